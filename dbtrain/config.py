@@ -1,0 +1,326 @@
+"""The configuration: typed, frozen, read from YAML with dotted overrides, unknown keys refused with a suggestion."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dbtrain.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and no key but the declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ViTConfig(Section):
+    """Vision transformer that denoises the label's code."""
+
+    arch: Literal["vit"] = "vit"
+    depth: Count = 6
+    dim: Count = 64
+    heads: Count = 4
+    patch: Count = 2
+    mlp_ratio: Positive = 4.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class DigitsConfig(Section):
+    """Scikit-learn's digits; needs nothing but the package."""
+
+    source: Literal["digits"] = "digits"
+    validation: Share = 0.1
+
+
+class FashionMnistConfig(Section):
+    """Fashion-MNIST from a folder of IDX files, Debian's package, or the hub, in this order."""
+
+    source: Literal["fashion_mnist"] = "fashion_mnist"
+    path: str | None = None
+    validation: Share = 0.1
+
+
+class IdxConfig(Section):
+    """A folder with the four IDX files of MNIST."""
+
+    source: Literal["idx"] = "idx"
+    path: str
+    classes: Count = 10
+    validation: Share = 0.1
+
+
+class HuggingFaceConfig(Section):
+    """A data set of the hub, or a local path that `datasets` reads."""
+
+    source: Literal["hf"] = "hf"
+    path: str
+    image: str = "image"
+    label: str = "label"
+    classes: Count
+    validation: Share = 0.1
+
+
+class CodebookConfig(Section):
+    """Target codes, made once, frozen, common to all blocks."""
+
+    source: Literal["random", "orthogonal"] = "orthogonal"
+    dim: Count = 64
+
+
+class NoiseConfig(Section):
+    """Noise range, its distribution and its split over the blocks."""
+
+    ranges: Literal["paper", "uniform", "explicit", "equal_information"] = "equal_information"
+    p_mean: float = -1.2
+    p_std: Positive = 1.2
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    sigma_data: Positive = 0.5
+    edges: tuple[float, ...] | None = None
+    """Falling levels, blocks + 1, for `explicit`."""
+    overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    weighting: Literal["none", "edm", "clamp", "mean"] = "none"
+    input_scaling: Literal["unit", "signal"] = "unit"
+
+    @model_validator(mode="after")
+    def _edges_are_for_explicit(self) -> "NoiseConfig":
+        if (self.edges is not None) != (self.ranges == "explicit"):
+            raise ValueError(f"noise.edges and noise.ranges=explicit go together (ranges={self.ranges})")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW, or Muon for the layers' matrices with AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: Positive = 1e-3
+    muon_lr: Positive = 0.02
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up, before a cosine to `final_lr`."""
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the last step as a share of the peak."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Greatest gradient norm; 0 for none."""
+
+
+class TrainingConfig(Section):
+    """How each block is trained."""
+
+    steps: Count = 600
+    batch_size: Count = 128
+    """Effective batch: over all workers of a block and all micro-batches."""
+    micro_batch: Count | None = None
+    """Samples a worker takes at once; by default its whole share of the batch."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """`optimizer`: its states to host memory (ZeRO 1 to 3); `all`: the parameters too (ZeRO 3)."""
+    compile: bool = False
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the averaged weights; 0 for none."""
+    checkpoint_every: Count = 200
+    keep: Annotated[int, Field(ge=2)] = 2
+    log_every: Count = 20
+    deterministic: bool = True
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> "TrainingConfig":
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError("training.offload needs training.zero_stage of 1 or more")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError("training.offload=all needs training.zero_stage=3")
+        return self
+
+
+class BlockResources(Section):
+    """What one block asks of the cluster; unset values are those of `cluster`."""
+
+    workers: Count | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    cpus_per_worker: Positive | None = None
+    micro_batch: Count | None = None
+    resources: dict[str, float] | None = None
+
+
+class ClusterConfig(Section):
+    """Where blocks run."""
+
+    address: str | None = None
+    """Ray cluster: `auto`, `host:port`, or none to start one on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Count = 1
+    """Workers of a block: more than one trains it data-parallel, sharded by training.zero_stage."""
+    gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """GPUs of a worker, when it uses GPUs; a fraction shares one."""
+    cpus_per_worker: Positive = 1.0
+    resources: dict[str, float] = {}
+    """Custom Ray resources that every worker asks for."""
+    blocks: dict[int, BlockResources] = {}
+    """Exceptions for single blocks."""
+    max_crashes: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a block after crashes without progress between them."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 100
+    backoff_s: Annotated[float, Field(ge=0)] = 1.0
+    """Pause before the first restart; doubles with every crash without progress, at most 60 s."""
+    start_timeout_s: Positive = 600.0
+    """Longest wait from placement to a block's first sign of life."""
+    hang_timeout_s: Positive = 600.0
+    """Longest silence of a running block before it is ended and restarted."""
+
+
+class EvaluationConfig(Section):
+    """How the merged model is read out."""
+
+    steps_per_block: Count = 1
+    readout: Literal["chain", "mean", "first"] = "mean"
+    """`chain`: the last evaluation; `mean`: the mean of the chain's predictions; `first`: block 0 alone."""
+    batch_size: Count = 512
+
+
+class TelemetryConfig(Section):
+    """Where metrics go besides the JSONL events."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    project: str = "dbtrain"
+
+
+ModelConfig = ViTConfig
+DataConfig = Annotated[DigitsConfig | FashionMnistConfig | IdxConfig | HuggingFaceConfig, Field(discriminator="source")]
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    out: str = "runs"
+    """Directory or URL below which the run gets its own directory, named `name`."""
+    seed: int = 0
+    method: Literal["diffusion_blocks", "end_to_end"] = "diffusion_blocks"
+    blocks: Count = 3
+    layers_per_block: tuple[Count, ...] | None = None
+    model: ModelConfig
+    data: DataConfig
+    codebook: CodebookConfig = CodebookConfig()
+    noise: NoiseConfig = NoiseConfig()
+    training: TrainingConfig = TrainingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _end_to_end_is_one_block(self) -> "Config":
+        if self.method == "end_to_end" and self.blocks != 1:
+            raise ValueError(f"method=end_to_end trains one block, not blocks={self.blocks}")
+        unknown = [b for b in self.cluster.blocks if not 0 <= b < self.blocks]
+        if unknown:
+            raise ValueError(f"cluster.blocks names block {unknown[0]}; the last is {self.blocks - 1}")
+        return self
+
+    @property
+    def run_url(self) -> str:
+        """Directory or URL of the run."""
+        return f"{self.out.rstrip('/')}/{self.name}"
+
+    def content_hash(self) -> str:
+        """Hash of everything that determines the weights; where and how observed a run is does not count."""
+        content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
+        training = content["training"]
+        for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
+            training.pop(key)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
+    """Read a YAML file and apply overrides such as ``model.depth=12``.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, an override is malformed, a key unknown or a value wrong.
+    """
+    try:
+        loaded = OmegaConf.create(base or {}) if path is None else OmegaConf.load(path)
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_checked(overrides)))
+        content = OmegaConf.to_container(merged, resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}; those that are shipped lie in configs/") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise
+    return parse_config(content, str(path or "the configuration"))
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise ConfigError(f"{override!r} is no override: write key=value, for instance model.depth=12")
+    return list(overrides)
+
+
+def parse_config(content: Any, where: str) -> Config:
+    """Validate a plain mapping.
+
+    Raises:
+        ConfigError: one line for all that is wrong.
+    """
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where} must be a mapping of keys to values, not {type(content).__name__}")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {place}; {hint}"
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    return f"{place}={given}: {message}" if place and not isinstance(given, dict) else message
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    section: Any = Config
+    for part in loc[:-1]:
+        candidates = _sections(section.model_fields[part].annotation) if part in section.model_fields else [section]
+        # the location of an error inside a union also names the member, by its discriminator
+        tag = loc[loc.index(part) + 1] if loc.index(part) + 1 < len(loc) - 1 else None
+        section = next((c for c in candidates if _tag(c) == tag), candidates[0]) if candidates else section
+    return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _tag(section: type[Section]) -> Any:
+    for key in ("arch", "source"):
+        if key in section.model_fields:
+            return section.model_fields[key].default
+    return None

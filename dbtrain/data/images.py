@@ -1,0 +1,117 @@
+"""Labelled images: scikit-learn's digits, IDX files (MNIST and its kin), and anything Hugging Face datasets reads."""
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbtrain.data.splits import DataSet, LabelledImages, hold_out
+from dbtrain.errors import DataError
+
+IDX_UINT8 = 0x08
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the files."""
+HUB_FASHION_MNIST = "zalando-datasets/fashion_mnist"
+
+
+def digits(validation: float, test: float = 0.2) -> DataSet:
+    """Scikit-learn's 1,797 handwritten digits, 8x8, in their published order; the last `test` share is the test set."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    whole = LabelledImages(images, torch.from_numpy(bunch.target).long(), 10, scale=16.0)
+    rest, test_split = hold_out(whole, test)
+    return _data_set(rest, test_split, validation)
+
+
+def fashion_mnist(path: str | None, validation: float) -> DataSet:
+    """Fashion-MNIST from a folder of IDX files, from Debian's package, or else from the Hugging Face hub."""
+    if path is None and not DEBIAN_FASHION_MNIST.is_dir():
+        return hugging_face(HUB_FASHION_MNIST, "image", "label", 10, validation)
+    return idx_folder(path or str(DEBIAN_FASHION_MNIST), 10, validation)
+
+
+def idx_folder(path: str, classes: int, validation: float) -> DataSet:
+    """A folder with the four files of MNIST, gzipped or not.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not fit its partner.
+    """
+    folder = Path(path)
+    splits = [
+        LabelledImages(
+            read_idx(_find(folder, f"{part}-images-idx3-ubyte"), 3)[:, None],
+            read_idx(_find(folder, f"{part}-labels-idx1-ubyte"), 1).long(),
+            classes,
+        )
+        for part in ("train", "t10k")
+    ]
+    return _data_set(splits[0], splits[1], validation)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"no {name} or {name}.gz in {folder}: give the folder of the IDX files as data.path")
+
+
+def read_idx(path: Path, dims: int) -> Tensor:
+    """Read an IDX file of unsigned bytes.
+
+    Raises:
+        DataError: the file is cut short, corrupt, or of another kind.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, count = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{count}I", data, 4)
+    except (OSError, EOFError, struct.error, ValueError) as error:
+        raise DataError(f"{path} is damaged or no IDX file ({error}): fetch it again") from error
+    except Exception as error:  # zlib.error derives from Exception directly
+        raise DataError(f"{path} is damaged ({error}): fetch it again") from error
+    if zero != 0 or kind != IDX_UINT8 or count != dims:
+        raise DataError(f"{path} is no IDX file of {dims}-dimensional unsigned bytes (its header is {data[:4].hex()})")
+    body = data[4 + 4 * count :]
+    if len(body) != int(np.prod(shape)):
+        raise DataError(f"{path} is cut short: its header says {shape}, it holds {len(body)} bytes; fetch it again")
+    return torch.from_numpy(np.frombuffer(body, np.uint8).reshape(shape).copy())
+
+
+def hugging_face(path: str, image: str, label: str, classes: int, validation: float) -> DataSet:
+    """A data set of the hub or a local folder that `datasets` reads, with splits ``train`` and ``test``.
+
+    Raises:
+        DataError: it cannot be loaded, or lacks a split or column.
+    """
+    import datasets
+
+    try:
+        loaded: Any = datasets.load_dataset(path)
+        parts = [_from_hugging_face(loaded[name], image, label, classes) for name in ("train", "test")]
+    except DataError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"data.path={path!r} cannot be read as a Hugging Face data set with splits train and test and columns "
+            f"{image!r} and {label!r}: {reason}"
+        ) from error
+    return _data_set(parts[0], parts[1], validation)
+
+
+def _from_hugging_face(split: Any, image: str, label: str, classes: int) -> LabelledImages:
+    arrays = np.stack([np.asarray(picture) for picture in split[image]])
+    channels_last = arrays[..., None] if arrays.ndim == 3 else arrays
+    images = torch.from_numpy(channels_last).permute(0, 3, 1, 2).contiguous()
+    return LabelledImages(images.to(torch.uint8), torch.tensor(split[label], dtype=torch.int64), classes)
+
+
+def _data_set(rest: LabelledImages, test: LabelledImages, validation: float) -> DataSet:
+    train, held_out = hold_out(rest, validation)
+    return DataSet(train, held_out, test, {"image": tuple(train.images.shape[1:]), "classes": train.classes})

@@ -1,0 +1,81 @@
+"""What a data set offers: named splits, each of which makes a batch from sample numbers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dbtrain.errors import DataError
+
+
+class Split(Protocol):
+    """A sequence of samples."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Named tensors of the samples (len(indices), ...) on `device`."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Train, validation and test splits, and the shape that a model needs to know."""
+
+    train: Split
+    validation: Split
+    test: Split
+    shape: dict[str, object]
+    """Arguments of the model that follow from the data, such as ``image=(1, 28, 28)`` and ``classes=10``."""
+
+
+class LabelledImages:
+    """Images kept as bytes, moved to a device once, and normalised when a batch is made.
+
+    Args:
+        images: (n, C, H, W) uint8.
+        labels: (n,) int64.
+        classes: number of classes.
+        scale: value that stands for white.
+
+    Raises:
+        DataError: counts differ, there is no image, or a label is out of range.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: int, scale: float = 255.0) -> None:
+        if len(images) != len(labels) or not len(images):
+            raise DataError(f"{len(images)} images and {len(labels)} labels: the counts must agree and not be zero")
+        wrong = (labels < 0) | (labels >= classes)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise DataError(
+                f"label {int(labels[at])} of sample {at} is out of range: {classes} classes are numbered from 0 to "
+                f"{classes - 1}; mend the data or set data.classes"
+            )
+        self.images, self.labels, self.classes, self.scale = images, labels, classes, scale
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """``image`` (n, C, H, W) float32 in [-1, 1] and ``label`` (n,)."""
+        if self.images.device != device:
+            self.images, self.labels = self.images.to(device), self.labels.to(device)
+        at = indices.to(device)
+        return {"image": self.images[at].float() * (2 / self.scale) - 1, "label": self.labels[at]}
+
+    def part(self, start: int, stop: int) -> "LabelledImages":
+        """The samples from `start` to `stop`."""
+        return LabelledImages(self.images[start:stop], self.labels[start:stop], self.classes, self.scale)
+
+
+def hold_out(whole: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
+    """Split off the last `share` of the samples for validation.
+
+    Raises:
+        DataError: nothing would be left on one side.
+    """
+    cut = len(whole) - round(len(whole) * share)
+    if not 0 < cut < len(whole):
+        raise DataError(f"data.validation={share} leaves {cut} of {len(whole)} samples for training")
+    return whole.part(0, cut), whole.part(cut, len(whole))

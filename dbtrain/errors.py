@@ -1,0 +1,45 @@
+"""Every error a user can cause or meet; the command line prints these as one line, and anything else as a bug."""
+
+
+class DbtrainError(Exception):
+    """Base of all expected errors: the message says what, the offending value and how to mend it."""
+
+    exit_code = 1
+
+
+class ConfigError(DbtrainError):
+    """The configuration is wrong: an unknown key, a value out of its range, two settings that exclude each other."""
+
+    exit_code = 2
+
+
+class DataError(DbtrainError):
+    """Data is missing, corrupt, or does not fit the model (a label out of range, another image size)."""
+
+
+class ShardError(DbtrainError):
+    """A shard, commit or manifest is missing, damaged, or belongs to another run, block or codebook."""
+
+
+class FencedError(DbtrainError):
+    """This attempt no longer owns its block: a newer attempt has started, so nothing may be committed."""
+
+
+class NonFiniteLossError(DbtrainError):
+    """The loss became NaN or infinite; the block keeps its last good checkpoint."""
+
+
+class PlacementError(DbtrainError):
+    """No node of the cluster can hold a block, or a GPU was demanded where there is none."""
+
+
+class RunLockedError(DbtrainError):
+    """Another coordinator works on the same run directory."""
+
+
+class IncompleteRunError(DbtrainError):
+    """Some blocks did not finish; the same command continues only those."""
+
+
+class WorkerError(DbtrainError):
+    """A worker reported an error that another attempt cannot mend."""

@@ -1,0 +1,145 @@
+"""Gaussian noise: EDM's preconditioning, weighting and steps, and no noise at all for the end-to-end baseline."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dbtrain.method.draws import Draws
+from dbtrain.method.interface import Example
+from dbtrain.method.levels import LevelDistribution
+
+NOISE_STREAM = 1
+"""Stream of the draws that makes the noise; the objective draws its levels from stream 0."""
+
+Weighting = Literal["none", "edm", "clamp", "mean"]
+InputScaling = Literal["unit", "signal"]
+
+
+def _expand(level: Tensor, like: Tensor) -> Tensor:
+    return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
+
+
+class GaussianNoise:
+    """z = y + sigma * eps, with EDM's coefficients (Karras et al. 2022, Table 1).
+
+    Args:
+        distribution: distribution of the training levels over the whole range.
+        sigma_data: standard deviation of one element of y.
+        weighting: `none`; `edm` (L2 losses only); `clamp` (edm, at most `clamp`); `mean` (edm, divided by its mean).
+        input_scaling: `unit` is c_in; `signal` is 1/(sigma^2 + sigma_data^2), which fades pure noise out of the input.
+        per_position: one sigma for each position of (N, L, D) instead of one a sample.
+        clamp: greatest weight under `clamp`.
+    """
+
+    def __init__(
+        self,
+        distribution: LevelDistribution,
+        sigma_data: float = 0.5,
+        weighting: Weighting = "none",
+        input_scaling: InputScaling = "unit",
+        per_position: bool = False,
+        clamp: float = 5.0,
+    ) -> None:
+        self.distribution = distribution
+        self.sigma_data = sigma_data
+        self.weighting = weighting
+        self.input_scaling = input_scaling
+        self.per_position = per_position
+        self.clamp = clamp
+
+    def level_shape(self, example: Example) -> tuple[int, ...]:
+        """() for one sigma a sample, (L,) for one a position."""
+        return (example.clean.shape[1],) if self.per_position else ()
+
+    def sample(self, share: Tensor) -> Tensor:
+        """Sigmas at these quantiles of the training distribution, by inversion; float32, same shape."""
+        return self.distribution.quantile(share.double()).float()
+
+    def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        """y + sigma * eps  # paper, eq. (1)."""
+        return clean + _expand(level, clean) * draws.normal(tuple(clean.shape[1:]), NOISE_STREAM)
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """c_in * z with c_in = 1/sqrt(sigma^2 + sigma_data^2)  # EDM, Table 1 (or its square under `signal`)."""
+        total = _expand(level, noisy) ** 2 + self.sigma_data**2
+        return noisy * (total.rsqrt() if self.input_scaling == "unit" else total.reciprocal())
+
+    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """D = c_skip * z + c_out * F  # EDM, eq. (7) and Table 1."""
+        sigma, sd = _expand(level, noisy), self.sigma_data
+        total = sigma**2 + sd**2
+        return (sd**2 / total) * noisy + (sigma * sd * total.rsqrt()) * output
+
+    def embed_level(self, level: Tensor) -> Tensor:
+        """c_noise = ln(sigma)/4  # EDM, Table 1."""
+        return level.log() / 4
+
+    def weight(self, level: Tensor) -> Tensor:
+        """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`."""
+        if self.weighting == "none":
+            return torch.ones_like(level)
+        weight = (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
+        if self.weighting == "clamp":
+            return weight.clamp(max=self.clamp)
+        return weight / weight.mean() if self.weighting == "mean" else weight
+
+    def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
+        """sigma_max * eps, (N, *shape)."""
+        return self.distribution.high * draws.normal(shape, NOISE_STREAM)
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+        """Euler step of dz/dsigma = (z - D)/sigma: z' = a z + (1 - a) D, a = sigma'/sigma.
+
+        # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
+        """
+        ratio = _expand(next_level / level, noisy)
+        return ratio * noisy + (1 - ratio) * denoised
+
+    def quantile(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below sigma."""
+        return self.distribution.cdf(level.double())
+
+
+class NoNoise:
+    """The network is shown an empty target: end-to-end training of the same layers, for the baseline."""
+
+    def level_shape(self, example: Example) -> tuple[int, ...]:
+        """One (unused) level a sample."""
+        return ()
+
+    def sample(self, share: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(share)
+
+    def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        """Zeros: nothing of the target is seen."""
+        return torch.zeros_like(clean)
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """Unchanged."""
+        return noisy
+
+    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The output itself."""
+        return output
+
+    def embed_level(self, level: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(level)
+
+    def weight(self, level: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(level)
+
+    def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
+        """Zeros (N, *shape)."""
+        return torch.zeros(len(draws.positions), *shape, device=draws.positions.device)
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+        """Unchanged: there is one step only."""
+        return noisy
+
+    def quantile(self, level: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(level)

@@ -1,0 +1,85 @@
+"""The plug: what an architecture and a noise process must offer. To add an architecture, write one `BlockModel`.
+
+A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, common to all blocks), ``stem.*``,
+``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split, shards and merge work on those names alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dbtrain.method.draws import Draws
+
+Batch = Mapping[str, Tensor]
+"""Named tensors of N samples, for instance ``image`` (N, C, H, W) and ``label`` (N,)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch in the terms of the method."""
+
+    clean: Tensor
+    """What is noised: (N, ..., D) codes, images or latents, or (N, L) token ids."""
+    context: Tensor
+    """What every block may see at any level, (N, ...)."""
+    target: Tensor
+    """What the loss compares with: class indices, token ids, or the clean image."""
+
+
+class NoiseProcess(Protocol):
+    """A family of corruptions ordered by a level: sigma for Gaussian noise, the masked share for masking."""
+
+    def level_shape(self, example: Example) -> tuple[int, ...]:
+        """Shape of the levels of one sample: () for one level a sample, (L,) for one a position."""
+
+    def sample(self, share: Tensor) -> Tensor:
+        """Levels at these quantiles of the training distribution, float32, same shape: the inverse of `quantile`."""
+
+    def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        """The noisy target at `level`; same leading shape as `clean`."""
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """`noisy` in the scale in which the network takes it."""
+
+    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The denoised estimate from the raw output of a network that predicts in its own scale."""
+
+    def embed_level(self, level: Tensor) -> Tensor:
+        """The number that the network is told of the level (c_noise), same shape."""
+
+    def weight(self, level: Tensor) -> Tensor:
+        """Loss weight, same shape as `level`."""
+
+    def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
+        """Pure noise (N, *shape), where generation starts."""
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+        """One step of the sampler from `level` down to `next_level`."""
+
+    def quantile(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below `level`, in [0, 1], float64."""
+
+
+class BlockModel(Protocol):
+    """An architecture. An instance holds all layers or only those of one block."""
+
+    num_layers: int
+    """Layers of the whole model."""
+    noise: NoiseProcess
+
+    def example(self, batch: Batch) -> Example:
+        """Read a batch in the terms of the method."""
+
+    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Stem, then only these layers; the hidden state that `readout` takes."""
+
+    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """Head: logits, or the denoised image."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Unweighted loss, in the shape of the levels: (N,) or (N, L)."""
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """The output back in the diffused space."""

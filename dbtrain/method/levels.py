@@ -1,0 +1,122 @@
+"""Distributions of the noise level: they say how often a level is trained, and so where equal shares lie."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dbtrain.errors import ConfigError
+
+
+class LevelDistribution(Protocol):
+    """A continuous distribution on [low, high]; tensors are float64."""
+
+    low: float
+    high: float
+
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share at or below `level`, 0 at `low` and 1 at `high`."""
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Inverse of `cdf`."""
+
+
+def _check_range(low: float, high: float) -> None:
+    if not (0 < low < high < math.inf):
+        raise ConfigError(f"sigma_min={low} and sigma_max={high} must be finite with 0 < sigma_min < sigma_max")
+
+
+class LogNormal:
+    """log sigma ~ N(p_mean, p_std^2), truncated to [sigma_min, sigma_max]  # EDM, Table 1; paper, section 3.2.
+
+    Raises:
+        ConfigError: the range is empty, p_std is not positive, or the range holds none of the mass.
+    """
+
+    def __init__(self, p_mean: float, p_std: float, sigma_min: float, sigma_max: float) -> None:
+        _check_range(sigma_min, sigma_max)
+        if p_std <= 0:
+            raise ConfigError(f"p_std={p_std} must be positive")
+        self.low, self.high, self.p_mean, self.p_std = sigma_min, sigma_max, p_mean, p_std
+        self.q_min, self.q_max = self._normal_cdf(torch.tensor([sigma_min, sigma_max], dtype=torch.float64)).tolist()
+        if self.q_max - self.q_min < 1e-6:
+            raise ConfigError(
+                f"[{sigma_min}, {sigma_max}] holds a share of {self.q_max - self.q_min:.1e} of "
+                f"N({p_mean}, {p_std}^2): move p_mean or widen the range"
+            )
+
+    def _normal_cdf(self, sigma: Tensor) -> Tensor:
+        return torch.special.ndtr((sigma.log() - self.p_mean) / self.p_std)
+
+    def cdf(self, level: Tensor) -> Tensor:
+        """Truncated normal distribution function of log sigma."""
+        return ((self._normal_cdf(level) - self.q_min) / (self.q_max - self.q_min)).clamp(0, 1)
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """exp(p_mean + p_std * Phi^-1(q))  # paper, section 3.2."""
+        normal = torch.special.ndtri(self.q_min + share * (self.q_max - self.q_min))
+        return (self.p_mean + self.p_std * normal).exp().clamp(self.low, self.high)
+
+
+class LogUniform:
+    """log sigma uniform on [log sigma_min, log sigma_max].
+
+    Raises:
+        ConfigError: the range is empty.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+        _check_range(sigma_min, sigma_max)
+        self.low, self.high = sigma_min, sigma_max
+
+    def cdf(self, level: Tensor) -> Tensor:
+        """Linear in log sigma."""
+        return ((level.log() - math.log(self.low)) / math.log(self.high / self.low)).clamp(0, 1)
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Geometric interpolation."""
+        return self.low * (share * math.log(self.high / self.low)).exp()
+
+
+class Tabulated:
+    """A measured distribution: its function at increasing levels, linear in log sigma between them.
+
+    Args:
+        levels: increasing sigmas, the first and last being the range.
+        shares: strictly increasing from 0 to 1, as many.
+
+    Raises:
+        ConfigError: the table is not of that form.
+    """
+
+    def __init__(self, levels: Sequence[float], shares: Sequence[float]) -> None:
+        rising = all(a < b for a, b in zip(levels, levels[1:], strict=False)) and all(
+            a < b for a, b in zip(shares, shares[1:], strict=False)
+        )
+        if len(levels) != len(shares) or len(levels) < 2 or not rising or shares[0] != 0 or shares[-1] != 1:
+            raise ConfigError(
+                f"a table of {len(levels)} levels and {len(shares)} shares must rise strictly, the shares from 0 to 1"
+            )
+        _check_range(levels[0], levels[-1])
+        self.low, self.high = levels[0], levels[-1]
+        self.levels, self.shares = tuple(levels), tuple(shares)
+        self._logs = torch.tensor(levels, dtype=torch.float64).log()
+        self._shares = torch.tensor(shares, dtype=torch.float64)
+
+    def cdf(self, level: Tensor) -> Tensor:
+        """Linear interpolation in log sigma."""
+        return _interpolate(level.double().log(), self._logs.to(level.device), self._shares.to(level.device))
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Inverse of the interpolation."""
+        logs = _interpolate(share.double(), self._shares.to(share.device), self._logs.to(share.device))
+        return logs.exp().clamp(self.low, self.high)
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    x = x.clamp(xs[0], xs[-1])
+    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + share * (ys[right] - ys[right - 1])

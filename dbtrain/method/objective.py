@@ -1,0 +1,51 @@
+"""The loss of one block: draw a level in its slice, corrupt the target, run its layers, compare."""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.method.draws import Draws
+from dbtrain.method.interface import Batch, BlockModel
+
+LEVEL_STREAM = 0
+
+Precision = Literal["fp32", "bf16"]
+
+
+class BlockObjective(nn.Module):
+    """A block and its slice as one module: batch in, mean weighted loss out  # paper, eq. (6).
+
+    Args:
+        model: holds the layers of this block only (or all of them, for the end-to-end baseline).
+        layers: numbers of those layers in the whole model.
+        low, high: the levels trained, overlap included.
+        precision: `bf16` runs the network under autocast; levels, noise and loss stay in float32.
+    """
+
+    def __init__(self, model: nn.Module, layers: range, low: float, high: float, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = layers
+        edges = torch.tensor([low, high], dtype=torch.float64)
+        self.q_low, self.q_high = cast(BlockModel, model).noise.quantile(edges).tolist()
+        self.precision = precision
+
+    def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
+        """Mean loss over the N samples, a float32 scalar.
+
+        Args:
+            batch: N samples.
+            key: int64 scalar, the seed of this (run, block, step).
+            positions: (N,) positions in the effective batch, from which each sample's noise is drawn.
+        """
+        model = cast(BlockModel, self.model)
+        draws = Draws(key, positions)
+        example = model.example(batch)
+        uniform = draws.uniform(model.noise.level_shape(example), LEVEL_STREAM)
+        level = model.noise.sample(self.q_low + uniform * (self.q_high - self.q_low))
+        noisy = model.noise.corrupt(example.clean, level, draws)
+        with torch.autocast(positions.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = model.readout(model.run(self.layers, noisy, level, example.context), noisy, level)
+        loss = model.loss(output.float(), example.target)
+        return (model.noise.weight(level) * loss).mean()

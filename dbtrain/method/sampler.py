@@ -1,0 +1,86 @@
+"""From noise to a prediction: Euler and Heun along falling levels, each level handed to the block that owns it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dbtrain.method.interface import NoiseProcess
+from dbtrain.method.levels import LevelDistribution
+from dbtrain.method.ranges import Ranges
+
+Solver = Literal["euler", "heun"]
+
+Denoise = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(block, noisy (N, ...), level (N,)) -> (raw output such as logits, denoised estimate like `noisy`)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a block along the chain."""
+
+    block: int
+    level: float
+    output: Tensor
+    """Raw output: logits or image."""
+    denoised: Tensor
+
+
+def schedule(ranges: Ranges, distribution: LevelDistribution | None, steps_per_block: int) -> list[float]:
+    """Falling levels: in each slice its upper edge first, then equal shares of the distribution.
+
+    Without a distribution a slice is cut geometrically. The lower end of the last slice is not in the list: after the
+    last evaluation the prediction is the denoised estimate itself.
+    """
+    levels: list[float] = []
+    for block in range(ranges.blocks):
+        low, high = ranges.of(block)
+        levels.append(high)
+        parts = torch.arange(1, steps_per_block, dtype=torch.float64) / steps_per_block
+        if distribution is None:
+            levels += (high * (low / high) ** parts).tolist()
+        else:
+            q_low, q_high = distribution.cdf(torch.tensor([low, high], dtype=torch.float64))
+            levels += distribution.quantile(q_high + parts * (q_low - q_high)).tolist()
+    return levels
+
+
+def karras_schedule(low: float, high: float, steps: int, rho: float = 7.0) -> list[float]:
+    """Falling levels evenly spaced in sigma^(1/rho)  # EDM, eq. (5)."""
+    share = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return ((high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho).tolist()
+
+
+def chain(
+    denoise: Denoise,
+    noise: NoiseProcess,
+    ranges: Ranges,
+    levels: Sequence[float],
+    start: Tensor,
+    solver: Solver = "euler",
+) -> Iterator[Evaluation]:
+    """Walk from `start` (N, ...) at ``levels[0]`` down the levels, yielding every evaluation.
+
+    The last denoised estimate is the sample. Heun corrects a step by the slope at its end, which belongs to the next
+    level's block; the last step is Euler, as in EDM, Algorithm 1.
+    """
+    noisy = start
+    for index, value in enumerate(levels):
+        level = torch.full((len(start),), value, dtype=torch.float32, device=start.device)
+        block = int(ranges.block_of(torch.tensor(value, dtype=torch.float64)))
+        output, denoised = denoise(block, noisy, level)
+        yield Evaluation(block, value, output, denoised)
+        if index + 1 == len(levels):
+            return
+        following = torch.full_like(level, levels[index + 1])
+        proposal = noise.step(noisy, denoised, level, following)
+        if solver == "heun":
+            next_block = int(ranges.block_of(torch.tensor(levels[index + 1], dtype=torch.float64)))
+            _, corrected = denoise(next_block, proposal, following)
+            # EDM, Algorithm 1, lines 7 and 8: the step with the mean of the slopes (z - D)/sigma at both ends
+            shape = level.shape + (1,) * (start.ndim - 1)
+            end_step = ((following - level) / following).reshape(shape) * (proposal - corrected)
+            proposal = noisy + 0.5 * ((proposal - noisy) + end_step)
+        noisy = proposal

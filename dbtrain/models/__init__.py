@@ -1,0 +1,1 @@
+"""Architectures behind the plug of `dbtrain.method.interface`, one a file."""

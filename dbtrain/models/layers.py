@@ -1,0 +1,110 @@
+"""Layers that several architectures share."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LevelEmbedding(nn.Module):
+    """The level as a conditioning vector: sinusoids of c_noise, then a two-layer network, always in float32.
+
+    bfloat16 has 8 bits of mantissa: it would round neighbouring levels to the same number.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 64, max_frequency: float = 100.0) -> None:
+        super().__init__()
+        self.register_buffer(
+            "frequencies", torch.logspace(0, math.log10(max_frequency), frequencies), persistent=False
+        )
+        self.network = nn.Sequential(nn.Linear(2 * frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """(...,) -> (..., dim), float32."""
+        with torch.autocast(c_noise.device.type, enabled=False):
+            angles = c_noise.float()[..., None] * self.get_buffer("frequencies")
+            embedded: Tensor = self.network(torch.cat([angles.cos(), angles.sin()], dim=-1))
+            return embedded
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over (N, T, dim).
+
+    Raises:
+        ValueError: dim is not a multiple of heads.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, dim) -> (N, T, dim)."""
+        n, t, dim = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, t, dim))
+        return out
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, ratio: float, dropout: float = 0.0) -> None:
+        hidden = int(dim * ratio)
+        super().__init__(
+            nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(hidden, dim)
+        )
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale (N, T, dim) by vectors (N, dim)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class AdaLNBlock(nn.Module):
+    """Transformer layer conditioned by adaLN-Zero  # Peebles & Xie 2023, section 3.2.
+
+    The modulation starts at zero, so that the layer starts as the identity.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False)
+        self.attention = SelfAttention(dim, heads, dropout)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False)
+        self.mlp = FeedForward(dim, mlp_ratio, dropout)
+        self.modulation = nn.Linear(dim, 6 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(N, T, dim) and a condition (N, dim) -> (N, T, dim)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(functional.silu(condition)).chunk(6, dim=-1)
+        x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class AdaLNHead(nn.Module):
+    """Conditioned normalisation and a linear readout, both starting at zero."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.linear = nn.Linear(dim, out)
+        for part in (self.modulation, self.linear):
+            nn.init.zeros_(part.weight)
+            nn.init.zeros_(part.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(N, T, dim) and (N, dim) -> (N, T, out)."""
+        shift, scale = self.modulation(functional.silu(condition)).chunk(2, dim=-1)
+        out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
+        return out

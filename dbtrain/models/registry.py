@@ -1,0 +1,40 @@
+"""Which architectures there are, and what each needs from outside itself."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from dbtrain.errors import ConfigError
+from dbtrain.models.vit import ViT
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table: how to build it and what it takes."""
+
+    build: Callable[..., nn.Module]
+    codes: str | None
+    """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
+    takes: tuple[str, ...]
+    """Entries of the data's shape that the model takes as arguments."""
+    noise: Literal["gaussian"]
+    end_to_end: Literal["no_noise", "same_noise"]
+    """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "vit": Architecture(ViT, codes="classes", takes=("image",), noise="gaussian", end_to_end="no_noise"),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Look an architecture up.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"model.arch={name!r} is none of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

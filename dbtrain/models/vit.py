@@ -1,0 +1,99 @@
+"""Vision transformer as a denoiser of the label's code, seeing the image's patches at every level."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dbtrain.errors import ConfigError
+from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding
+
+
+class ViTStem(nn.Module):
+    """Patches and the noisy code as tokens (N, 1 + T, dim), and the level as a condition (N, dim)."""
+
+    def __init__(self, image: tuple[int, int, int], patch: int, dim: int, code_dim: int) -> None:
+        super().__init__()
+        channels, height, width = image
+        self.patches = nn.Conv2d(channels, dim, patch, patch)
+        self.code = nn.Linear(code_dim, dim)
+        self.positions = nn.Parameter(torch.empty(1, 1 + (height // patch) * (width // patch), dim))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.level = LevelEmbedding(dim)
+
+    def forward(self, image: Tensor, code: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W), scaled codes (N, D), c_noise (N,)."""
+        patches = self.patches(image).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.code(code)[:, None], patches], dim=1) + self.positions
+        return tokens, self.level(c_noise)
+
+
+class ViT(nn.Module):
+    """Classifier: noised is the label's code, context the image, output the logits.
+
+    Args:
+        codebook: (classes, D) frozen unit-norm codes, common to all blocks.
+        noise: the noise process.
+        image: (channels, height, width).
+        layers: numbers of the layers that this instance holds; all of them by default.
+        depth: layers of the whole model.
+
+    Raises:
+        ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook: Tensor,
+        noise: NoiseProcess,
+        image: tuple[int, int, int],
+        depth: int,
+        dim: int,
+        heads: int,
+        patch: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        layers: range | None = None,
+    ) -> None:
+        super().__init__()
+        if image[1] % patch or image[2] % patch:
+            raise ConfigError(f"model.patch={patch} does not divide the {image[1]}x{image[2]} image")
+        if dim % heads:
+            raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+        self.num_layers = depth
+        self.noise = noise
+        self.image = image
+        # not persistent: the codebook is stored once for all blocks, never in a shard
+        self.register_buffer("codebook", codebook, persistent=False)
+        self.stem = ViTStem(image, patch, dim, codebook.shape[1])
+        held = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
+        self.head = AdaLNHead(dim, len(codebook))
+
+    def example(self, batch: Batch) -> Example:
+        """``image`` (N, C, H, W) and ``label`` (N,): the clean target is the label's code (N, D)."""
+        label = batch["label"]
+        return Example(clean=self.get_buffer("codebook")[label], context=batch["image"], target=label)
+
+    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """(N, 2, dim): the code's token after these layers, and the condition, which the head needs too."""
+        c_noise = self.noise.embed_level(level)
+        hidden, condition = self.stem(context, self.noise.scale_input(noisy, level), c_noise)
+        for i in layers:
+            hidden = self.layers[str(i)](hidden, condition)
+        return torch.cat([hidden[:, :1], condition[:, None].to(hidden.dtype)], dim=1)
+
+    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """Logits (N, classes), read from the code's token."""
+        logits: Tensor = self.head(hidden[:, :1], hidden[:, 1])[:, 0]
+        return logits
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy (N,), in nats."""
+        return functional.cross_entropy(output, target, reduction="none")
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """Expected code under the predicted distribution, (N, D)."""
+        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+

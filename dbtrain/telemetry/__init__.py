@@ -1,0 +1,1 @@
+"""What a run tells of itself. The JSONL events are the truth; consoles, trackers and reports replay them."""

@@ -1,0 +1,1 @@
+"""One block on its workers: DeepSpeed engine, optimizer and schedule, loop."""

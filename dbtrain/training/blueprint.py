@@ -1,0 +1,80 @@
+"""From a run's manifest to models: the one place where configuration turns into the plain values that the method takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.config import Config
+from dbtrain.data.splits import DataSet
+from dbtrain.data.registry import load
+from dbtrain.method.draws import derive_seed
+from dbtrain.method.gaussian import GaussianNoise, NoNoise
+from dbtrain.method.interface import NoiseProcess
+from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated
+from dbtrain.method.objective import BlockObjective
+from dbtrain.method.ranges import Ranges
+from dbtrain.method.split import LayerSplit
+from dbtrain.models.registry import architecture
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything that is settled before training, from which any worker builds its own block."""
+
+    config: Config
+    split: LayerSplit
+    ranges: Ranges
+    distribution: Mapping[str, Any]
+    """Kind and numbers of the level distribution, as stored in run.json; kind ``none`` for end-to-end."""
+    codebook: Tensor | None
+    shape: Mapping[str, Any]
+    """What the data tells the model: image shape, number of classes."""
+
+    def noise(self) -> NoiseProcess:
+        """The noise process over the whole range."""
+        if self.distribution["kind"] == "none":
+            return NoNoise()
+        noise = self.config.noise
+        return GaussianNoise(
+            make_distribution(self.distribution), noise.sigma_data, noise.weighting, noise.input_scaling
+        )
+
+    def model(self, block: int | None, device: str = "cpu") -> nn.Module:
+        """The model with only the layers of one block (or all), initialised as a function of (seed, block)."""
+        kind = architecture(self.config.model.arch)
+        arguments = self.config.model.model_dump(exclude={"arch"})
+        arguments |= {name: self.shape[name] for name in kind.takes}
+        if kind.codes:
+            arguments["codebook"] = self.codebook
+        layers = None if block is None else self.split.layers(block)
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(derive_seed(self.config.seed, "init", -1 if block is None else block))
+            return kind.build(noise=self.noise(), layers=layers, **arguments)
+
+    def objective(self, block: int, device: str = "cpu") -> BlockObjective:
+        """What a worker trains."""
+        low, high = self.ranges.widened(block, self.config.noise.overlap)
+        return BlockObjective(
+            self.model(block, device), self.split.layers(block), low, high, self.config.training.precision
+        )
+
+    def data(self) -> DataSet:
+        """Load the data set.
+
+        Raises:
+            DataError: it is missing, damaged or does not hold what it should.
+        """
+        section = self.config.data
+        return load(section.source, section.model_dump(exclude={"source"}))
+
+
+def make_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
+    """A level distribution from its description in run.json."""
+    if spec["kind"] == "lognormal":
+        return LogNormal(spec["p_mean"], spec["p_std"], spec["sigma_min"], spec["sigma_max"])
+    if spec["kind"] == "loguniform":
+        return LogUniform(spec["sigma_min"], spec["sigma_max"])
+    return Tabulated(spec["levels"], spec["shares"])

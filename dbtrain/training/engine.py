@@ -1,0 +1,172 @@
+"""DeepSpeed around one block. The only file that imports it.
+
+DeepSpeed gives ZeRO 0 to 3, offload, clipping and accumulation. What goes to disk are full float32 tensors by parameter
+name, so a block resumes under another ZeRO stage or on another number of workers.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+from torch import Tensor, nn
+
+from dbtrain.config import TrainingConfig
+from dbtrain.errors import ShardError
+from dbtrain.training.layout import layout_of
+from dbtrain.training.optimizer import adamw, parameter_groups
+
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+MUON_STATES = ("momentum_buffer",)
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: int, workers: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.optimizer.name == "muon":
+        zero |= {"reduce_scatter": False, "save_muon_momentum_buffer_in_memory": True}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": micro_batch * accumulation * workers,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, config.optimizer)
+    if config.optimizer.name == "adamw":
+        return adamw([{k: v for k, v in group.items() if k != "use_muon"} for group in groups])
+    return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs={"fused": True})
+
+
+class Engine:
+    """One block's module under DeepSpeed, on this worker.
+
+    Args:
+        module: returns a scalar loss; its parameter names are those on disk.
+        config: training section.
+        micro_batch, accumulation, workers: their product is the effective batch.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: TrainingConfig, micro_batch: int, accumulation: int, workers: int
+    ) -> None:
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=_optimizer(module, config),
+            config=_deepspeed_config(config, micro_batch, accumulation, workers),
+        )
+        self._layout = layout_of(self._engine, config.zero_stage)
+        base = self._engine.optimizer.optimizer if config.zero_stage else self._engine.optimizer
+        self._base: torch.optim.Optimizer = base
+        self._peaks = [float(group["lr"]) for group in base.param_groups]
+        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._make_states()
+        self._ema = self._pieces() if config.ema else {}
+        self._ema_decay = config.ema
+        if config.compile:
+            self._engine.compile()
+
+    def _make_states(self) -> None:
+        # DeepSpeed and PyTorch make them at the first step; a resumed block needs them before
+        for owner, group in self._layout.owners():
+            state = self._base.state[owner]
+            for name in MUON_STATES if group.get("use_muon") else ADAM_STATES:
+                if name not in state:
+                    state[name] = torch.zeros_like(owner, requires_grad=False)
+            if not group.get("use_muon"):
+                state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
+
+    def _pieces(self) -> dict[str, Tensor]:
+        pieces = ((n, self._layout.piece(p, None)) for n, p in self._parameters.items())
+        return {n: piece.detach().clone() for n, piece in pieces if piece is not None}
+
+    def accumulate(self, batch: Mapping[str, Tensor], key: Tensor, positions: Tensor) -> Tensor:
+        """Forward and backward of one micro-batch; its mean loss, detached. The last one of a step reduces gradients."""
+        loss: Tensor = self._engine(batch, key, positions)
+        self._engine.backward(loss)
+        self._engine.step()
+        return loss.detach()
+
+    def set_lr(self, scale: float) -> None:
+        """Set every group's learning rate to `scale` times its peak, before the step that uses it."""
+        for group, peak in zip(self._base.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * scale
+
+    @torch.no_grad()
+    def update_ema(self, step: int) -> None:
+        """Average the weights after `step` steps; the decay warms up, so that the start is soon forgotten."""
+        if not self._ema:
+            return
+        decay = min(self._ema_decay, (1 + step) / (10 + step))
+        current = [self._layout.piece(self._parameters[name], None) for name in self._ema]
+        torch._foreach_lerp_(list(self._ema.values()), [c for c in current if c is not None], 1 - decay)
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """Full float32 copies on the host: parts ``model``, ``ema`` and ``optim``, by parameter name; collective."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}}
+        if self._ema_decay:
+            parts["ema"] = {}
+        for name, parameter in self._parameters.items():
+            parts["model"][name] = self._full(parameter, self._layout.piece(parameter, None))
+            if self._ema_decay:
+                parts["ema"][name] = self._full(parameter, self._ema.get(name))
+            for state in self._states(parameter):
+                parts["optim"][f"{state}/{name}"] = self._full(parameter, self._layout.piece(parameter, state))
+        return parts
+
+    def _full(self, parameter: nn.Parameter, piece: Tensor | None) -> Tensor:
+        return self._layout.gather(parameter, piece).to("cpu", torch.float32, copy=True).contiguous()
+
+    @staticmethod
+    def _states(parameter: nn.Parameter) -> tuple[str, ...]:
+        return MUON_STATES if getattr(parameter, "use_muon", False) else ADAM_STATES
+
+    @torch.no_grad()
+    def restore(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Continue from a snapshot taken after `step` steps, under any ZeRO stage and number of workers.
+
+        Raises:
+            ShardError: a tensor is missing or has another shape.
+        """
+        for name, parameter in self._parameters.items():
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            value = _take(parts, "model", name, shape, parameter)
+            self._layout.scatter(parameter, value, self._layout.piece(parameter, None))
+            self._layout.assign(parameter, value)
+            if self._ema_decay:
+                average = _take(parts, "ema", name, shape, parameter)
+                self._layout.scatter(parameter, average, self._ema.get(name))
+            for state in self._states(parameter):
+                full = _take(parts, "optim", f"{state}/{name}", shape, parameter)
+                self._layout.scatter(parameter, full, self._layout.piece(parameter, state))
+        for owner, group in self._layout.owners():
+            if not group.get("use_muon"):
+                self._base.state[owner]["step"].fill_(step)
+
+
+def _take(
+    parts: Mapping[str, Mapping[str, Tensor]], part: str, name: str, shape: tuple[int, ...], like: Tensor
+) -> Tensor:
+    tensor = parts.get(part, {}).get(name)
+    if tensor is None or tuple(tensor.shape) != shape:
+        found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
+        raise ShardError(
+            f"the checkpoint's {part} has {found} for {name}, which needs shape {shape}: it was written by another "
+            "model or optimizer; use another run name, or the configuration it was written with"
+        )
+    return tensor.to(like.device)

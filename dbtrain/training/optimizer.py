@@ -1,0 +1,45 @@
+"""Optimizer and learning rate. The learning rate is a function of the step, so it needs no state."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from dbtrain.config import OptimizerConfig
+
+
+def lr_scale(step: int, steps: int, warmup: int, final: float) -> float:
+    """Linear warm-up from 1/warmup to 1, then a cosine to `final` at the last step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups with ``lr`` (peak), ``weight_decay`` and ``use_muon``; vectors and embeddings are not decayed.
+
+    Muon takes the matrices of the layers; stem, head and modulation (which starts at zero) stay with AdamW.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": []}
+    for name, parameter in module.named_parameters():
+        matrix = parameter.ndim >= 2
+        inner = ".layers." in f".{name}" and "modulation" not in name
+        parameter.use_muon = config.name == "muon" and matrix and inner  # type: ignore[attr-defined]
+        kind = "muon" if parameter.use_muon else "decay" if matrix else "plain"  # type: ignore[attr-defined]
+        groups[kind].append(parameter)
+    adam = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "use_muon": False}
+    # gram Newton-Schulz wants float16; the standard iteration runs in bfloat16 or float32 everywhere
+    muon = {"lr": config.muon_lr, "momentum": 0.95, "ns_method": "standard", "use_muon": True}
+    settings = {
+        "muon": {**muon, "weight_decay": config.weight_decay},
+        "decay": {**adam, "weight_decay": config.weight_decay},
+        "plain": {**adam, "weight_decay": 0.0},
+    }
+    return [{"params": params, **settings[kind]} for kind, params in groups.items() if params]
+
+
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """PyTorch's fused AdamW over groups of :func:`parameter_groups`; every hyperparameter comes from the groups."""
+    return torch.optim.AdamW(groups, fused=True)
