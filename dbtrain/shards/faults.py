@@ -57,7 +57,7 @@ def translate(err: Exception, doing: str, where: str) -> ShardError:
     if isinstance(err, ShardError):
         return err
     if isinstance(err, FileNotFoundError):
-        return MissingError(f"cannot {doing} {where}: it does not exist; check the path (or the bucket) and its spelling")
+        return MissingError(f"cannot {doing} {where}: it does not exist; check the path or the bucket")
     return ShardError(f"cannot {doing} {where}: {_reason(err)}")
 
 
@@ -77,7 +77,7 @@ def _reason(err: Exception) -> str:
     if is_transient(err):
         return (
             f"the storage does not answer ({type(err).__name__}: {one_line(err)}); "
-            "check the network and the endpoint (AWS_ENDPOINT_URL), then run the same command again"
+            "check the disk, the network and the endpoint (AWS_ENDPOINT_URL), then run the same command again"
         )
     return f"{type(err).__name__}: {one_line(err)}; check that the storage is healthy"
 

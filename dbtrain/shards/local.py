@@ -1,4 +1,4 @@
-"""Files of a local (or network-mounted) directory, written so that a kill or a power cut leaves the old or the new file."""
+"""Files of a local or mounted directory, written so that a kill or a power cut leaves the old or the new file."""
 
 import contextlib
 import errno
@@ -31,6 +31,7 @@ class LocalFiles:
         self.root = root
 
     def exists(self, name: str) -> bool:
+        """True for a file or directory."""
         path = self.root / name
         with _told("look at", path):
             try:
@@ -40,11 +41,13 @@ class LocalFiles:
         return True
 
     def read(self, name: str) -> bytes:
+        """Content of a file."""
         path = self.root / name
         with _told("read", path):
             return path.read_bytes()
 
     def size(self, name: str) -> int:
+        """Bytes of a file."""
         path = self.root / name
         with _told("look at", path):
             return path.stat().st_size
@@ -74,7 +77,7 @@ class LocalFiles:
     @contextlib.contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
         """A temporary file beside ``path`` with the data safely on disk; whatever is left of it is removed."""
-        make_dirs(path.parent)
+        ensure_dir(path.parent)
         temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
         try:
             _write_new(temporary, data)
@@ -84,9 +87,10 @@ class LocalFiles:
                 os.unlink(temporary)
 
     def append(self, name: str, data: bytes) -> None:
+        """Append with O_APPEND, so that lines of several processes do not cut each other."""
         path = self.root / name
         with _told("append to", path):
-            make_dirs(path.parent)
+            ensure_dir(path.parent)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 _write_all(fd, data)
@@ -110,6 +114,7 @@ class LocalFiles:
         return True
 
     def list(self, name: str) -> list[str]:
+        """Names directly below, in any order, temporaries included."""
         path = self.root / name if name else self.root
         with _told("list", path):
             try:
@@ -118,6 +123,7 @@ class LocalFiles:
                 return []
 
     def remove(self, name: str) -> None:
+        """Remove a file or a tree, if there is one."""
         path = self.root / name
         with _told("remove", path), contextlib.suppress(FileNotFoundError):
             if path.is_dir() and not path.is_symlink():
@@ -129,7 +135,7 @@ class LocalFiles:
         """Hard link, which costs no space and is safe because no file here is ever written in place; else a copy."""
         source, target = self.root / name, self.root / to
         with _told("link", source):
-            make_dirs(target.parent)
+            ensure_dir(target.parent)
             try:
                 os.link(source, target)
             except OSError as err:
@@ -138,7 +144,19 @@ class LocalFiles:
                 self.write(to, self.read(name))
             fsync_dir(target.parent)
 
+    def move(self, name: str, to: str) -> None:
+        """Rename a directory; one of that name steps aside first, since a rename cannot replace a full directory."""
+        source, target = self.root / name, self.root / to
+        aside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+        with _told("move", source):
+            if target.exists():
+                os.replace(target, aside)
+            os.replace(source, target)
+            fsync_dir(target.parent)
+            shutil.rmtree(aside, ignore_errors=True)
+
     def makedirs(self, name: str) -> None:
+        """Make a directory and those above it, durably."""
         path = self.root / name if name else self.root
         with _told("make the directory", path):
             make_dirs(path)
@@ -149,10 +167,16 @@ def make_dirs(path: Path) -> None:
 
     The parent is synced even when the directory exists: a killed process may have made it and not synced.
     """
-    if not path.parent.exists():
-        make_dirs(path.parent)
+    ensure_dir(path.parent)
     path.mkdir(exist_ok=True)
-    fsync_dir(path.parent)
+    with contextlib.suppress(PermissionError):  # a parent that one may pass but not read
+        fsync_dir(path.parent)
+
+
+def ensure_dir(path: Path) -> None:
+    """Like :func:`make_dirs`, but an existing directory costs nothing; for the many writes into one directory."""
+    if not path.is_dir():
+        make_dirs(path)
 
 
 def fsync_dir(path: Path) -> None:
@@ -183,7 +207,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _create_without_link(temporary: Path, path: Path) -> bool:
-    """Exclusive create where links do not exist: whoever gets the flock looks first, so two creators cannot both win."""
+    """Exclusive create where links do not exist: creators look under the flock, so two cannot both win."""
     with _flocked(path.parent / f".{path.name}.flock"):
         if path.exists():
             return False
@@ -194,7 +218,7 @@ def _create_without_link(temporary: Path, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _flocked(path: Path) -> Iterator[None]:
-    make_dirs(path.parent)
+    ensure_dir(path.parent)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -71,7 +71,7 @@ def unseal(data: bytes, version: int, where: str) -> dict[str, Any]:
         damaged(where, "its digest does not match its content (it was edited or a bit flipped)")
     found = body.pop("version", None)
     if found != version or isinstance(found, bool):
-        raise ShardError(f"{where} has format version {short(found)}, this dbtrain reads {version}: use another release")
+        raise ShardError(f"{where} has format version {short(found)}, this dbtrain reads {version}: use that release")
     return body
 
 
@@ -122,6 +122,10 @@ class Fields:
         if not isinstance(value, list):
             self.reject(name, "a list")
         return list(value)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._data.get(name) is not None
 
     def reject(self, name: str, wanted: str) -> NoReturn:
         """Raise the DamagedError of one field."""

@@ -1,0 +1,206 @@
+"""Checkpoints of one block: complete or absent, verified before use, and never the last good one removed."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dbtrain.errors import ShardError
+from dbtrain.shards.commit import COMMIT, Commit, FileRecord, check_values, dump_commit, step_name, step_number
+from dbtrain.shards.faults import DamagedError, MissingError, one_line
+from dbtrain.shards.format import ROLES, Identity, Role, encode
+from dbtrain.shards.parts import check_parts, decode_part, place, read_commit, read_part
+from dbtrain.shards.store import Store
+
+__all__ = ["Checkpoints", "Commit", "FileRecord", "Loaded"]
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory: ``parts[role][global name]``, CPU tensors exactly as committed."""
+
+    step: int
+    commit: Commit
+    parts: dict[str, dict[str, Tensor]]
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class Checkpoints:
+    """Checkpoints of one block in its directory, ``blocks/02``; ``keep`` >= 1 of them stay."""
+
+    def __init__(self, store: Store, identity: Identity, keep: int = 2) -> None:
+        if keep < 1:
+            raise ShardError(f"keep={keep} checkpoints of {store.url}: keep at least 1, better 2")
+        self._store = store
+        self._identity = identity
+        self._keep = keep
+        self._known_bad: set[int] = set()
+
+    def commit(
+        self,
+        step: int,
+        parts: Mapping[Role, Mapping[str, Tensor]],
+        *,
+        loss: float | None,
+        attempt: int,
+        fence: Callable[[], None],
+    ) -> Commit:
+        """Write a checkpoint; when this returns it survives a power cut, and when it does not the ones before remain.
+
+        Args:
+            parts: ``model`` and, if there are any, ``ema`` (same names and shapes) and ``optim``
+                (``<state>/<global name>``); tensors of any shape and device.
+            fence: raises FencedError when the attempt no longer owns the block; called before the first write and again
+                right before COMMIT.json.
+
+        Committing a step again is fine: equal content changes nothing (the first Commit is returned), other content
+        replaces it.
+
+        Raises:
+            FencedError: from ``fence``.
+            ShardError: disk full, storage out of reach, or parts that do not fit this block.
+        """
+        check_values(step, loss, attempt)
+        check_parts(parts)
+        fence()
+        folder = self._folder(step)
+        folder.makedirs()
+        # Why this is safe. The checkpoint is what COMMIT.json lists, and COMMIT.json is one atomic replace that comes
+        # after every shard is durable. No shard file is ever overwritten: a name that is taken by other content (left
+        # by a killed attempt, or by one that was cut off and is still writing) is avoided. So whatever an existing
+        # COMMIT.json lists stays true at every instant, on a disk and in an object store alike; renaming a whole
+        # directory would need a second protocol for S3 and cannot replace an existing directory in one step.
+        files = {}
+        for role in ROLES:
+            if role in parts:
+                name, record = place(folder, role, encode(parts[role], self._identity, step, role))
+                files[name] = record
+        fence()
+        commit = self._publish(Commit(step, loss, attempt, files, time.time()))
+        self._known_bad.discard(step)
+        # The checkpoint is safe by now. A failed clean-up must not look like a failed commit; the next cleans again.
+        with contextlib.suppress(ShardError):
+            self._clean(commit)
+        return commit
+
+    def steps(self) -> list[int]:
+        """Committed steps, ascending; a step counts when it has a COMMIT.json, verified or not."""
+        return [step for step in self._all_steps() if self._folder(step).exists(COMMIT)]
+
+    def newest(
+        self, report: Callable[[str], None] = _to_stderr, roles: Sequence[Role] | None = None
+    ) -> Loaded | None:
+        """The newest checkpoint whose every byte verifies, or None; ``report`` gets one line for each one skipped.
+
+        Args:
+            roles: load and verify only these (those that the checkpoint has); default all.
+
+        Raises:
+            ShardError: a checkpoint belongs to another run, block, config or codebook; or the storage cannot be
+                reached, which must not look like "no checkpoint" (the block would start again from nothing).
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self._open(step, roles)
+            except (DamagedError, MissingError) as err:
+                self._known_bad.add(step)
+                report(f"skipped checkpoint {step} of block {self._identity.block}: {one_line(err)}")
+        return None
+
+    def load(self, step: int, roles: Sequence[Role] = ("model",)) -> Loaded:
+        """One checkpoint, verified.
+
+        Raises:
+            ShardError: it is not committed, lacks a role, is damaged, or belongs elsewhere.
+        """
+        loaded = self._open(step, roles)
+        for role in roles:
+            if role not in loaded.parts:
+                raise ShardError(f"{self._folder(step).url} has no {role!r} part: it has {', '.join(loaded.parts)}")
+        return loaded
+
+    def verify(self, step: int) -> list[str]:
+        """Everything that is wrong with a checkpoint, one line each; [] if nothing is.
+
+        Raises:
+            ShardError: the storage cannot be reached.
+        """
+        folder, problems = self._folder(step), []
+        try:
+            commit = read_commit(folder, step)
+        except ShardError as err:
+            if isinstance(err, (DamagedError, MissingError)) or folder.exists(COMMIT):
+                return [one_line(err)]
+            raise
+        for name in commit.files:
+            data = None
+            try:
+                data = folder.read(name)
+                decode_part(data, commit, name, self._identity, folder.where(name))
+            except MissingError as err:
+                problems.append(one_line(err))
+            except ShardError as err:
+                if data is None:
+                    raise
+                problems.append(one_line(err))
+        return problems
+
+    def _open(self, step: int, roles: Sequence[Role] | None) -> Loaded:
+        folder = self._folder(step)
+        commit = read_commit(folder, step)
+        parts = {}
+        for role in ROLES if roles is None else roles:
+            name = commit.file_of(role)
+            if name is not None:
+                parts[str(role)] = read_part(folder, commit, name, self._identity)
+        return Loaded(step, commit, parts)
+
+    def _publish(self, commit: Commit) -> Commit:
+        folder = self._folder(commit.step)
+        with contextlib.suppress(MissingError, DamagedError):
+            before = read_commit(folder, commit.step)
+            if before.files == commit.files:
+                return before
+        folder.write(COMMIT, dump_commit(commit, folder.where(COMMIT)))
+        return commit
+
+    def _clean(self, commit: Commit) -> None:
+        """Remove what is not part of this checkpoint from its directory, and checkpoints that nobody needs."""
+        folder = self._folder(commit.step)
+        for name in folder.list(temporaries=True):
+            if name != COMMIT and name not in commit.files:
+                folder.remove(name)
+        # Steps above this one are left alone: damaged ones that the attempt passed over, or another attempt's.
+        below = [step for step in self._all_steps() if step < commit.step]
+        good = [step for step in below if self._looks_good(step)]
+        kept = good[max(0, len(good) - (self._keep - 1)) :]
+        oldest = min(kept, default=commit.step)
+        for step in below:
+            if step < oldest or not self._folder(step).exists(COMMIT):
+                self._drop(step)
+
+    def _looks_good(self, step: int) -> bool:
+        """Cheap test (sizes), so that a torn checkpoint does not count as one of those kept."""
+        folder = self._folder(step)
+        if step in self._known_bad:
+            return False
+        try:
+            return all(folder.size(name) == record["size"] for name, record in read_commit(folder, step).files.items())
+        except (DamagedError, MissingError):
+            return False
+
+    def _drop(self, step: int) -> None:
+        """COMMIT.json goes first: a removal that is cut off leaves an uncommitted directory, not a damaged one."""
+        self._folder(step).remove(COMMIT)
+        self._store.remove(step_name(step))
+
+    def _all_steps(self) -> list[int]:
+        return sorted(step for step in map(step_number, self._store.list()) if step is not None)
+
+    def _folder(self, step: int) -> Store:
+        return self._store.child(step_name(step))

@@ -1,0 +1,215 @@
+"""What is in a shard: the tensors of one block in one role, and whose they are."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dbtrain.errors import ShardError
+from dbtrain.method.split import local_name
+from dbtrain.shards.container import pack, sha256, tensor_hash, unpack
+from dbtrain.shards.faults import damaged, short
+from dbtrain.shards.sealed import Fields
+
+__all__ = [
+    "ROLES",
+    "Identity",
+    "Role",
+    "Shard",
+    "check_identity",
+    "decode",
+    "decode_codebook",
+    "encode",
+    "encode_codebook",
+    "sha256",
+    "tensor_hash",
+]
+
+Role = Literal["model", "ema", "optim"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose tensors these are. An instance is always valid.
+
+    Raises:
+        ShardError: a field is out of its range.
+    """
+
+    run: str
+    """Name of the run, not empty."""
+    block: int
+    """0 <= block < blocks; block 0 holds the first layers."""
+    blocks: int
+    layers: tuple[int, int]
+    """Half-open run of layer numbers in the whole model."""
+    sigma_range: tuple[str, str]
+    """Low and high end of the noise range as hex floats (``float.hex``), which lose no bit."""
+    config_hash: str
+    codebook_hash: str
+    """``tensor_hash`` of the codebook, '' when there is none."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            _invalid("run", self.run, "not empty")
+        if not 0 <= self.block < self.blocks:
+            _invalid("block", self.block, f"from 0 to blocks - 1 = {self.blocks - 1}")
+        if not (len(self.layers) == 2 and 0 <= self.layers[0] < self.layers[1]):
+            _invalid("layers", self.layers, "(first, last + 1) with 0 <= first <= last")
+        check_range(self.sigma_range)
+
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        """The noise range as floats, exactly."""
+        return float.fromhex(self.sigma_range[0]), float.fromhex(self.sigma_range[1])
+
+
+def check_range(sigma_range: tuple[str, str]) -> None:
+    """Raise ShardError unless this is (low, high) as finite hex floats with 0 <= low < high."""
+    try:
+        low, high = (float.fromhex(text) for text in sigma_range)
+    except (ValueError, TypeError, OverflowError):
+        _invalid("sigma_range", sigma_range, "two hex floats, as float.hex() writes them")
+    if not 0 <= low < high < float("inf"):
+        _invalid("sigma_range", sigma_range, "finite with 0 <= low < high")
+
+
+def _invalid(field: str, value: object, wanted: str) -> None:
+    raise ShardError(f"identity of a shard: {field}={short(value)} must be {wanted}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A decoded shard file; ``tensors`` are CPU tensors by global name (``<state>/<global name>`` for ``optim``)."""
+
+    tensors: dict[str, Tensor]
+    identity: Identity
+    step: int
+    role: Role
+
+
+def encode(tensors: Mapping[str, Tensor], identity: Identity, step: int, role: Role) -> bytes:
+    """A shard file: safetensors, equal bytes for equal tensors.
+
+    Args:
+        tensors: any shapes; global names of this block, prefixed by ``<state>/`` for the role ``optim``.
+        step: finished optimizer steps, >= 0.
+
+    Raises:
+        ShardError: a name that this block does not own, a negative step, a tensor that cannot be stored.
+    """
+    where = f"{role} shard of block {identity.block}"
+    if role not in ROLES or isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ShardError(f"{where}: step={step!r} must be an integer >= 0 and the role one of {', '.join(ROLES)}")
+    problem = misnamed(tensors, identity, role)
+    if problem:
+        raise ShardError(f"{where}: {problem}; name tensors by method.split.global_name")
+    return pack(tensors, {"kind": "shard", "step": step, "role": role, "identity": _as_fields(identity)}, where)
+
+
+def decode(data: bytes, *, where: str) -> Shard:
+    """Read a shard file; what comes back is exactly what was encoded. ``where`` names the file in messages.
+
+    Raises:
+        DamagedError (a ShardError): torn, flipped, hostile, a pickle, or not a shard of dbtrain.
+        ShardError: undamaged, but of another format version.
+    """
+    tensors, record = unpack(data, where)
+    found = Fields(record, where)
+    if found.text("kind") != "shard":
+        damaged(where, f"it holds a {short(record['kind'])}, not a shard")
+    role, step = found.text("role"), found.integer("step")
+    if role not in ROLES:
+        damaged(where, f"role={short(role)} is none of {', '.join(ROLES)}")
+    identity = _identity(found.mapping("identity"), where)
+    problem = misnamed(tensors, identity, role)
+    if problem:
+        damaged(where, problem)
+    return Shard(tensors, identity, step, next(known for known in ROLES if known == role))
+
+
+def misnamed(names: Iterable[str], identity: Identity, role: str) -> str | None:
+    """Why a tensor name does not belong into this shard, or None."""
+    for name in names:
+        state, slash, bare = name.partition("/")
+        if role == "optim" and not (state and slash):
+            return f"optimizer tensor {short(name)} is not named '<state>/<parameter>'"
+        if not _owns(identity, bare if role == "optim" else name):
+            first, end = identity.layers
+            return f"tensor {short(name)} is not of block {identity.block} (layers {first} to {end - 1})"
+    return None
+
+
+def _owns(identity: Identity, name: str) -> bool:
+    try:
+        group, *rest = local_name(identity.block, name).split(".")
+    except ValueError:
+        return False
+    if group != "layers":
+        return True
+    return bool(rest) and rest[0].isdecimal() and len(rest[0]) < 10 and int(rest[0]) in range(*identity.layers)
+
+
+def check_identity(found: Identity, expected: Identity, where: str) -> None:
+    """Raise ShardError naming every field that differs, with both values; None if they are equal."""
+    differing = [
+        f"{field.name} is {getattr(found, field.name)!r}, expected {getattr(expected, field.name)!r}"
+        for field in fields(Identity)
+        if getattr(found, field.name) != getattr(expected, field.name)
+    ]
+    if differing:
+        raise ShardError(f"{where} belongs elsewhere: {'; '.join(differing)}; use the run directory it came from")
+
+
+def _as_fields(identity: Identity) -> dict[str, Any]:
+    return {field.name: getattr(identity, field.name) for field in fields(Identity)}
+
+
+def _identity(data: dict[str, Any], where: str) -> Identity:
+    """Identity from the record of a file."""
+    found = Fields(data, where)
+    layers, sigmas = found.items("layers"), found.items("sigma_range")
+    if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
+        found.reject("layers", "two integers")
+    if len(sigmas) != 2 or not all(isinstance(sigma, str) for sigma in sigmas):
+        found.reject("sigma_range", "two hex floats")
+    try:
+        return Identity(
+            run=found.text("run"),
+            block=found.integer("block"),
+            blocks=found.integer("blocks", low=1),
+            layers=(layers[0], layers[1]),
+            sigma_range=(sigmas[0], sigmas[1]),
+            config_hash=found.text("config_hash"),
+            codebook_hash=found.text("codebook_hash"),
+        )
+    except ShardError as err:
+        damaged(where, str(err))
+
+
+def encode_codebook(codes: Tensor) -> bytes:
+    """File of the common target codes, (V, D) float32 and finite; ShardError for anything else."""
+    problem = _not_codes(codes)
+    if problem:
+        raise ShardError(f"codebook: {problem}; build it with one of the codebook sources")
+    return pack({"codes": codes}, {"kind": "codebook"}, "codebook")
+
+
+def decode_codebook(data: bytes, where: str) -> Tensor:
+    """Inverse of :func:`encode_codebook`: (V, D) float32; DamagedError if the file is not one."""
+    tensors, record = unpack(data, where)
+    if record.get("kind") != "codebook" or set(tensors) != {"codes"}:
+        damaged(where, f"it holds a {short(record.get('kind'))}, not a codebook")
+    problem = _not_codes(tensors["codes"])
+    if problem:
+        damaged(where, problem)
+    return tensors["codes"]
+
+
+def _not_codes(codes: Tensor) -> str | None:
+    if codes.dim() != 2 or codes.dtype != torch.float32 or 0 in codes.shape:
+        return f"shape {tuple(codes.shape)} and {codes.dtype} must be (V, D) and torch.float32"
+    return None if bool(torch.isfinite(codes).all()) else "it has codes that are NaN or infinite"
