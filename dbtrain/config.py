@@ -82,12 +82,14 @@ class CodebookConfig(Section):
 class NoiseConfig(Section):
     """Noise range, its distribution and its split over the blocks."""
 
-    ranges: Literal["paper", "uniform", "explicit", "equal_information"] = "equal_information"
+    ranges: Literal["calibrated", "equal_information", "paper", "uniform", "explicit"] = "calibrated"
+    """Where the range and its edges come from; `calibrated` and `equal_information` measure the data with a pilot."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
-    sigma_data: Positive = 0.5
+    sigma_data: Positive | None = None
+    """Standard deviation of one element of the clean target; by default that of a unit-norm code, 1/sqrt(dim)."""
     edges: tuple[float, ...] | None = None
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
@@ -190,6 +192,8 @@ class EvaluationConfig(Section):
     steps_per_block: Count = 1
     readout: Literal["chain", "mean", "first"] = "mean"
     """`chain`: the last evaluation; `mean`: the mean of the chain's predictions; `first`: block 0 alone."""
+    start: Literal["zero", "noise"] = "zero"
+    """Where the chain starts: noise, as in the paper, or its mean, which makes a classifier deterministic."""
     batch_size: Count = 512
 
 

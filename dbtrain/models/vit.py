@@ -17,8 +17,7 @@ class ViTStem(nn.Module):
         channels, height, width = image
         self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.code = nn.Linear(code_dim, dim)
-        self.positions = nn.Parameter(torch.empty(1, 1 + (height // patch) * (width // patch), dim))
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (height // patch) * (width // patch), dim))
         self.level = LevelEmbedding(dim)
 
     def forward(self, image: Tensor, code: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from dbtrain.shards.store import Store
 
 __all__ = ["Checkpoints", "Commit", "FileRecord", "Loaded"]
 
+
 @dataclass(frozen=True)
 class Loaded:
     """A checkpoint in memory: ``parts[role][global name]``, CPU tensors exactly as committed."""
@@ -92,9 +93,7 @@ class Checkpoints:
         """Committed steps, ascending; a step counts when it has a COMMIT.json, verified or not."""
         return [step for step in self._all_steps() if self._folder(step).exists(COMMIT)]
 
-    def newest(
-        self, report: Callable[[str], None] = _to_stderr, roles: Sequence[Role] | None = None
-    ) -> Loaded | None:
+    def newest(self, report: Callable[[str], None] = _to_stderr, roles: Sequence[Role] | None = None) -> Loaded | None:
         """The newest checkpoint whose every byte verifies, or None; ``report`` gets one line for each one skipped.
 
         Args:

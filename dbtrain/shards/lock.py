@@ -1,100 +1,102 @@
-"""One coordinator a run directory: a lock file with a heartbeat, taken over when its owner is dead."""
+"""One coordinator a run: a lock in the run directory that outlives neither its owner nor its owner's heartbeat."""
 
-import json
+import contextlib
 import os
 import secrets
 import socket
 import threading
 import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NoReturn
 
-from dbtrain.errors import DbtrainError, RunLockedError, ShardError
+from dbtrain.errors import RunLockedError, ShardError
+from dbtrain.shards.faults import DamagedError, MissingError
+from dbtrain.shards.sealed import Fields, seal, unseal
 from dbtrain.shards.store import Store
 
 LOCK = "LOCK.json"
+VERSION = 1
+TRIES = 5
+BEATS_PER_TTL = 3
+WATCH_SHARE = 0.5
+"""Share of the ttl for which a lock that looks dead by the wall clock is watched: longer than one heartbeat."""
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Content of LOCK.json."""
+
+    owner: str
+    host: str
+    machine: str
+    """Tells whether a process number means anything to the reader, see :func:`_machine`."""
+    pid: int
+    token: str
+    since: float
+    beat: float
+    """Time of the last heartbeat, seconds since the epoch by the owner's clock."""
+    ttl: float
+
+    def dump(self, where: str) -> bytes:
+        return seal(asdict(self), VERSION, where)
 
 
 class RunLock:
-    """Hold a run directory.
+    """Coordinator's lock on a run directory, local or remote; also a context manager.
 
     Args:
-        store: the run's directory.
-        owner: who, for messages (a command line, say).
-        ttl_s: a lock whose heartbeat is older than this may be taken over.
+        owner: who this is, in words, for the message that others get.
+        ttl_s: seconds without a heartbeat after which others may take the lock over; a heartbeat comes every third.
     """
 
-    def __init__(self, store: Store, owner: str, ttl_s: float = 30.0) -> None:
-        self.store = store
-        self.ttl_s = ttl_s
-        self._me = {
-            "owner": owner,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "token": secrets.token_hex(8),
-            "since": time.time(),
-        }
-        self._held = b""
+    def __init__(self, store: Store, owner: str, ttl_s: float = 30) -> None:
+        self._store, self._where = store, store.where(LOCK)
+        if not ttl_s > 0:
+            raise ShardError(f"ttl_s={ttl_s} of {self._where} must be a positive number of seconds")
+        now = time.time()
+        self._mine = _Holder(
+            owner, socket.gethostname(), _machine(), os.getpid(), secrets.token_hex(16), now, now, float(ttl_s)
+        )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lost: str | None = None
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Take the lock, or take it over from an owner that is dead, and start the heartbeat.
+
+        A lock whose heartbeat is old by the wall clock, from another machine, is first watched for half its ttl, because
+        clocks of different machines may differ.
 
         Raises:
-            RunLockedError: somebody alive holds it; the message says who.
+            RunLockedError: another coordinator holds it: who, since when, and how to mend it.
+            ShardError: the storage cannot be reached, or LOCK.json is damaged.
         """
-        self.store.makedirs()
-        content = self._content()
-        if not self.store.create(LOCK, content):
-            old = self.store.read(LOCK)
-            self._refuse_if_alive(old)
-            # of two that take over the same stale lock, the swap lets one through
-            if not self.store.swap(LOCK, old, content):
-                raise RunLockedError(f"{self.store.url} was just taken by another coordinator: leave it to that one")
-        self._held = content
-        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        if self._thread is not None:
+            raise RunLockedError(f"{self._where} is already held by this RunLock: acquire it once")
+        now = time.time()
+        self._mine = replace(self._mine, since=now, beat=now, token=secrets.token_hex(16))
+        self._take()
+        self._lost = None
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat_on, name="dbtrain-lock", daemon=True)
         self._thread.start()
 
-    def _content(self) -> bytes:
-        return json.dumps({**self._me, "beat": time.time()}).encode()
-
-    def _refuse_if_alive(self, content: bytes) -> None:
-        holder = _parse(content)
-        age = time.time() - float(holder.get("beat", 0))
-        here = holder.get("host") == self._me["host"]
-        dead = here and not _alive(int(holder.get("pid", 0)))
-        if age < self.ttl_s and not dead:
-            raise RunLockedError(
-                f"{self.store.url} is being worked on by {holder.get('owner')} (pid {holder.get('pid')} on "
-                f"{holder.get('host')}, last heard {age:.0f} s ago): wait for it or stop it; if it is gone, its lock "
-                f"ends by itself {self.ttl_s:.0f} s after its last sign of life"
-            )
-
-    def _beat(self) -> None:
-        while not self._stop.wait(self.ttl_s / 3):
-            content = self._content()
-            try:
-                if not self.store.swap(LOCK, self._held, content):
-                    return
-            except DbtrainError:
-                continue
-            self._held = content
-
-    def held(self) -> bool:
-        """Whether the lock on disk is still this one's; it is not after a pause longer than `ttl_s`."""
-        try:
-            return _parse(self.store.read(LOCK)).get("token") == self._me["token"]
-        except ShardError:
-            return False
+    def check(self) -> None:
+        """Return while the lock is held; RunLockedError once somebody else has taken it over."""
+        if self._thread is None or self._lost is not None:
+            raise RunLockedError(self._lost or f"{self._where} is not held: acquire it first")
 
     def release(self) -> None:
-        """Give the lock back if it is still held."""
+        """Stop the heartbeat and remove the lock if it is still ours; releasing twice is fine."""
+        if self._thread is None:
+            return
         self._stop.set()
-        if self._thread:
-            self._thread.join()
-        if self._held:
-            self.store.swap(LOCK, self._held, None)
+        self._thread.join()
+        self._thread = None
+        if self._lost is None:
+            self._store.swap(LOCK, self._mine.dump(self._where), None)
 
     def __enter__(self) -> "RunLock":
         self.acquire()
@@ -105,24 +107,100 @@ class RunLock:
     ) -> None:
         self.release()
 
+    def _take(self) -> None:
+        mine = self._mine.dump(self._where)
+        for _ in range(TRIES):
+            if self._store.create(LOCK, mine):
+                return
+            try:
+                seen = self._store.read(LOCK)
+            except MissingError:
+                continue  # released in between
+            if seen == mine:
+                return  # our own create, whose reply was lost
+            holder = self._parse(seen)
+            if not self._is_dead(holder, seen):
+                self._refuse(holder)
+            # The swap is for exactly the content that was judged dead: of two takers one finds it changed.
+            if self._store.swap(LOCK, seen, mine):
+                return
+        raise RunLockedError(f"{self._where} changes hands all the time: stop the other coordinators, then try again")
 
-def _parse(content: bytes) -> dict[str, Any]:
-    # a damaged lock is treated as one whose owner was never heard of
-    try:
-        holder = json.loads(content)
-        float(holder.get("beat", 0)), int(holder.get("pid", 0))
-    except (ValueError, TypeError, AttributeError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
+    def _is_dead(self, holder: _Holder, seen: bytes) -> bool:
+        if holder.machine == self._mine.machine:
+            if not _pid_alive(holder.pid):
+                return True
+            return time.time() - holder.beat > holder.ttl
+        # A clock that runs ahead makes a dead owner look young for ever, hence abs().
+        if abs(time.time() - holder.beat) <= holder.ttl:
+            return False
+        time.sleep(holder.ttl * WATCH_SHARE)
+        try:
+            return self._store.read(LOCK) == seen
+        except MissingError:
+            return True  # the swap will fail, and the next try creates it
+
+    def _refuse(self, holder: _Holder) -> NoReturn:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
+        raise RunLockedError(
+            f"{self._store.url} is in use by {holder.owner!r} on host {holder.host!r}, pid {holder.pid}, since {since}: "
+            f"wait for it or stop it; after a crash the lock falls free {holder.ttl:g} s after its last heartbeat"
+        )
+
+    def _parse(self, data: bytes) -> _Holder:
+        try:
+            found = Fields(unseal(data, VERSION, self._where), self._where)
+            holder = _Holder(
+                owner=found.text("owner"),
+                host=found.text("host"),
+                machine=found.text("machine"),
+                pid=found.integer("pid", low=1),
+                token=found.text("token"),
+                since=found.number("since"),
+                beat=found.number("beat"),
+                ttl=found.number("ttl"),
+            )
+        except DamagedError as err:
+            raise ShardError(f"{err}; delete it once no coordinator works on this run") from err
+        return holder
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(self._mine.ttl / BEATS_PER_TTL):
+            # Out of reach for a while is no loss: nobody can have taken the lock that nobody can reach.
+            with contextlib.suppress(ShardError):
+                if not self._beat():
+                    return
+
+    def _beat(self) -> bool:
+        """Renew the heartbeat; False when the lock is no longer ours."""
+        new = replace(self._mine, beat=time.time())
+        if not self._store.swap(LOCK, self._mine.dump(self._where), new.dump(self._where)):
+            self._lost = f"{self._where} was taken over by another coordinator: this one must stop"
+            return False
+        self._mine = new
+        return True
 
 
-def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
+def _machine() -> str:
+    """Same for two processes only if they see each other's process numbers: host, boot and process namespace.
+
+    Containers may share a host name, and a restarted one gives its coordinator the same process number again.
+    """
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    return "/".join(parts)
+
+
+def _pid_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        return True  # somebody else's process, but a process
     return True

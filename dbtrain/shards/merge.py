@@ -1,160 +1,211 @@
-"""Put the blocks together: a directory of links to the shards and an index of names. No tensor is copied or changed."""
+"""Put the blocks together into one model: a directory of their shards that copies nothing it need not."""
 
+import contextlib
+import json
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
-from dbtrain.errors import IncompleteRunError, ShardError
-from dbtrain.shards.checkpoint import Checkpoints, Loaded, shard_name, step_name
-from dbtrain.shards.faults import damaged
-from dbtrain.shards.format import decode, decode_codebook, sha256, tensor_hash
-from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.sealed import Fields, seal, unseal
+from dbtrain.errors import ShardError
+from dbtrain.shards.checkpoint import Checkpoints, Loaded
+from dbtrain.shards.commit import FileRecord, step_name
+from dbtrain.shards.container import sha256
+from dbtrain.shards.exchange import put_in_place
+from dbtrain.shards.faults import MissingError
+from dbtrain.shards.format import Role
+from dbtrain.shards.manifest import MANIFEST, plan_identity, read_manifest
+from dbtrain.shards.merged import (
+    CODEBOOK,
+    CONFIG,
+    INDEX,
+    VERSION,
+    checked_codebook,
+    load_block,
+    load_codebook,
+    read_config,
+    shard_name,
+)
+from dbtrain.shards.sealed import seal
 from dbtrain.shards.store import Store
 
-INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-CODEBOOK = "codebook.safetensors"
-MERGED_VERSION = 1
-
-Weights = Literal["ema", "model"]
+__all__ = ["MergeResult", "load_block", "load_codebook", "merge", "read_config"]
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What was merged."""
+    """What a merge made."""
 
     path: str
     blocks: list[tuple[int, int, float | None, str]]
-    """Of each block: number, step, loss at the commit, SHA-256 of its shard."""
+    """(block, step, loss, SHA-256 of its shard), in the order of the blocks."""
     tensors: int
     parameters: int
 
 
-def shard_file(block: int, blocks: int) -> str:
-    """File of a block in the merged directory, named as Hugging Face names shards."""
-    return f"model-{block + 1:05d}-of-{blocks:05d}.safetensors"
+@dataclass(frozen=True)
+class _Piece:
+    """One block's part of the merged model, verified."""
+
+    block: int
+    step: int
+    loss: float | None
+    role: Role
+    source: str
+    """Name of its shard in the run directory."""
+    file: str
+    """Name of its shard in the merged directory."""
+    record: FileRecord
+    sizes: dict[str, tuple[int, int]]
+    """Elements and bytes of each tensor, by global name."""
 
 
-def merge(run: Store, *, prefer: Weights = "ema", out: str = "merged") -> MergeResult:
-    """Merge the newest whole checkpoint of every block.
+def merge(
+    run: Store,
+    *,
+    prefer: Literal["ema", "model"] = "ema",
+    out: str = "merged",
+    report: Callable[[str], None] | None = None,
+) -> MergeResult:
+    """Merge each block's newest verified checkpoint into the directory ``out`` of the run.
+
+    On a disk the directory is built beside and exchanged for the old one in one step. In an object store, which has no
+    such step, config.json goes first and comes last, and without it there is no merged model.
 
     Args:
-        prefer: averaged weights, or the last ones; the last ones where there is no average.
-        out: directory below the run; one that is there is replaced.
+        prefer: which weights to take; ``model`` where a block has no ``ema``.
+        report: gets one line for each damaged checkpoint that is passed over; default: standard error.
 
     Raises:
-        IncompleteRunError: blocks have no checkpoint or are not finished; all of them are named.
-        ShardError: something does not match or is damaged.
+        ShardError: blocks without a checkpoint (all of them in one message), a shard that belongs elsewhere, a codebook
+            that is not the run's, a damaged run.json, or storage out of reach.
     """
     manifest = read_manifest(run)
-    check_codebook(run, manifest)
-    loaded = _newest(run, manifest, prefer)
-    staging = f"{out}.{secrets.token_hex(4)}.partial"
-    try:
-        result = _assemble(run, manifest, loaded, staging)
-        run.move(staging, out)
-    finally:
-        run.remove(staging)
-    return MergeResult(run.where(out), *result)
+    codebook = _read_codebook(run, manifest)
+    pieces = _collect(run, manifest, prefer, report)
+    index = _index(pieces)
+    config = _config(manifest, pieces, index, codebook)
+    if run.is_local:
+        # Not hidden, so that list() finds what a killed merge left behind.
+        building = f"{out}.building-{secrets.token_hex(8)}"
+        _remove_leftovers(run, out)
+        try:
+            _fill(run, building, pieces, index, codebook, config)
+            put_in_place(run, building, out)
+        finally:
+            with contextlib.suppress(ShardError):
+                run.remove(building)
+    else:
+        run.remove(f"{out}/{CONFIG}")
+        run.remove(out)
+        _fill(run, out, pieces, index, codebook, config)
+    return MergeResult(
+        path=run.child(out).url,
+        blocks=[(piece.block, piece.step, piece.loss, piece.record["sha256"]) for piece in pieces],
+        tensors=sum(len(piece.sizes) for piece in pieces),
+        parameters=sum(elements for piece in pieces for elements, _ in piece.sizes.values()),
+    )
 
 
-def check_codebook(run: Store, manifest: dict[str, Any]) -> Tensor | None:
-    """The codebook of a run, verified; None if it has none.
-
-    Raises:
-        ShardError: it is missing, damaged, or not the one in run.json.
-    """
-    expected = manifest["codebook_hash"]
+def _read_codebook(run: Store, manifest: Mapping[str, Any]) -> bytes | None:
+    """The codebook file, whose real hash must be the one in run.json."""
+    where, expected = run.where(CODEBOOK), manifest["codebook_hash"]
     if not expected:
+        if run.exists(CODEBOOK):
+            raise ShardError(f"{where} exists, but {MANIFEST} names no codebook: remove it, or use the run it is from")
         return None
-    codes = decode_codebook(run.read(CODEBOOK), run.where(CODEBOOK))
-    found = tensor_hash(codes)
-    if found != expected:
-        raise ShardError(
-            f"{run.where(CODEBOOK)} is not the codebook of this run: its hash is {found[:12]}, run.json says "
-            f"{expected[:12]}; restore the file that belongs to the run"
-        )
-    return codes
+    data = run.read(CODEBOOK)
+    checked_codebook(data, expected, where)
+    return data
 
 
-def _newest(run: Store, manifest: dict[str, Any], prefer: Weights) -> list[tuple[Loaded, Weights]]:
-    found, missing, skipped = [], [], []
-    total = manifest["config"]["training"]["steps"]
-    for block in range(len(manifest["plan"])):
-        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
-        loaded = checkpoints.newest(skipped.append, ("model", "ema"))
-        if loaded is None or loaded.step < total:
-            at = "has no checkpoint" if loaded is None else f"is at step {loaded.step} of {total}"
-            missing.append(f"block {block} {at}")
-            continue
-        found.append((loaded, prefer if prefer in loaded.parts else "model"))
+def _collect(
+    run: Store, manifest: Mapping[str, Any], prefer: Role, report: Callable[[str], None] | None
+) -> list[_Piece]:
+    """Every block's newest checkpoint, or one error that names all blocks that have none."""
+    pieces, missing = [], []
+    blocks = range(len(manifest["plan"]))
+    for block in blocks:
+        piece = _piece(run, manifest, block, prefer, report)
+        if piece is None:
+            missing.append(block)
+        else:
+            pieces.append(piece)
     if missing:
-        told = "".join(f" ({line})" for line in skipped)
-        raise IncompleteRunError(f"{'; '.join(missing)}: run dbtrain train again, it continues only these{told}")
-    return found  # type: ignore[return-value]
+        names = ", ".join(map(str, missing))
+        raise ShardError(
+            f"cannot merge {run.url}: {len(missing)} of {len(blocks)} blocks have no good checkpoint: {names}; "
+            "train those (the same train command continues only what is missing)"
+        )
+    return pieces
 
 
-def _assemble(
-    run: Store, manifest: dict[str, Any], loaded: list[tuple[Loaded, Weights]], staging: str
-) -> tuple[list[tuple[int, int, float | None, str]], int, int]:
-    weight_map: dict[str, str] = {}
-    rows, size, parameters = [], 0, 0
-    for block, (checkpoint, role) in enumerate(loaded):
-        name = shard_file(block, len(loaded))
-        source = f"blocks/{block:02d}/{step_name(checkpoint.step)}/{shard_name(role)}"
-        run.copy(source, f"{staging}/{name}")
-        for tensor_name, tensor in checkpoint.parts[role].items():
-            if tensor_name in weight_map:
-                raise ShardError(f"{tensor_name} is in block {block} and in {weight_map[tensor_name]}: mend the plan")
-            weight_map[tensor_name] = name
-            size, parameters = size + tensor.nbytes, parameters + tensor.numel()
-        digest = checkpoint.commit.files[shard_name(role)]["sha256"]
-        rows.append((block, checkpoint.step, checkpoint.commit.loss, digest))
-    if manifest["codebook_hash"]:
-        run.copy(CODEBOOK, f"{staging}/{CODEBOOK}")
-    run.write_json(f"{staging}/{INDEX}", {"metadata": {"total_size": size}, "weight_map": weight_map})
-    shards = [
-        {"block": b, "step": s, "sha256": d, "file": shard_file(b, len(loaded)), "weights": loaded[b][1]}
-        for b, s, _, d in rows
+def _piece(
+    run: Store, manifest: Mapping[str, Any], block: int, prefer: Role, report: Callable[[str], None] | None
+) -> _Piece | None:
+    folder = f"blocks/{block:02d}"
+    checkpoints = Checkpoints(run.child(folder), plan_identity(manifest, block))
+    roles: tuple[Role, ...] = ("ema", "model") if prefer == "ema" else ("model",)
+    loaded = checkpoints.newest(roles=roles) if report is None else checkpoints.newest(report, roles)
+    if loaded is None:
+        return None
+    role = next(role for role in roles if role in loaded.parts)
+    return _describe(loaded, role, block, len(manifest["plan"]), folder)
+
+
+def _describe(loaded: Loaded, role: Role, block: int, blocks: int, folder: str) -> _Piece:
+    commit, name = loaded.commit, loaded.commit.file_of(role)
+    assert name is not None, "a loaded role has a file"
+    return _Piece(
+        block=block,
+        step=commit.step,
+        loss=commit.loss,
+        role=role,
+        source=f"{folder}/{step_name(commit.step)}/{name}",
+        file=shard_name(block, blocks),
+        record=commit.files[name],
+        sizes={key: (t.numel(), t.numel() * t.element_size()) for key, t in sorted(loaded.parts[role].items())},
+    )
+
+
+def _index(pieces: list[_Piece]) -> bytes:
+    """The Hugging Face index; names of different blocks differ because each block's names were checked by ``decode``."""
+    sizes = [size for piece in pieces for _, size in piece.sizes.values()]
+    weight_map = {name: piece.file for piece in pieces for name in piece.sizes}
+    return (json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}, indent=1) + "\n").encode()
+
+
+def _config(manifest: Mapping[str, Any], pieces: list[_Piece], index: bytes, codebook: bytes | None) -> bytes:
+    """config.json: the run, and the hash of every file beside it."""
+    files = {piece.file: piece.record for piece in pieces}
+    for name, data in ((INDEX, index), (CODEBOOK, codebook)):
+        if data is not None:
+            files[name] = FileRecord(size=len(data), sha256=sha256(data))
+    blocks = [
+        {"block": p.block, "step": p.step, "loss": p.loss, "role": p.role, "file": p.file, "sha256": p.record["sha256"]}
+        for p in pieces
     ]
-    config = {**manifest, "shards": shards}
-    run.write(f"{staging}/{CONFIG}", seal(config, MERGED_VERSION, run.where(CONFIG)))
-    return rows, len(weight_map), parameters
+    return seal({**manifest, "blocks": blocks, "files": files}, VERSION, CONFIG)
 
 
-def read_config(merged: Store) -> dict[str, Any]:
-    """config.json of a merged model: the run's manifest and its ``shards``.
+def _fill(run: Store, target: str, pieces: list[_Piece], index: bytes, codebook: bytes | None, config: bytes) -> None:
+    """Write the merged directory, config.json last."""
+    for piece in pieces:
+        try:
+            run.copy(piece.source, f"{target}/{piece.file}")
+        except MissingError as err:
+            raise ShardError(
+                f"block {piece.block}: {run.where(piece.source)} vanished while merging, because its worker committed "
+                "a newer step and removed old ones: run the merge again"
+            ) from err
+    if codebook is not None:
+        run.write(f"{target}/{CODEBOOK}", codebook)
+    run.write(f"{target}/{INDEX}", index)
+    run.write(f"{target}/{CONFIG}", config)
 
-    Raises:
-        ShardError: it is missing or damaged.
-    """
-    if not merged.exists(CONFIG):
-        raise ShardError(f"{merged.url} is no merged model: it has no {CONFIG}; run dbtrain merge first")
-    where = merged.where(CONFIG)
-    body = unseal(merged.read(CONFIG), MERGED_VERSION, where)
-    Fields(body, where).items("shards")
-    return body
 
-
-def load_block(merged: Store, block: int) -> dict[str, Tensor]:
-    """Tensors of one block by their global names, verified.
-
-    Raises:
-        ShardError: the shard or the index is missing, damaged, or they do not agree.
-    """
-    config = read_config(merged)
-    if not 0 <= block < len(config["shards"]):
-        raise ShardError(f"{merged.url} has no block {block}: its blocks are 0 to {len(config['shards']) - 1}")
-    row = config["shards"][block]
-    name, where = row["file"], merged.where(row["file"])
-    data = merged.read(name)
-    if sha256(data) != row["sha256"]:
-        damaged(where, "its SHA-256 is not what config.json says")
-    tensors = decode(data, where=where).tensors
-    weight_map = Fields(merged.read_json(INDEX), merged.where(INDEX)).mapping("weight_map")
-    if {n for n, file in weight_map.items() if file == name} != set(tensors):
-        damaged(merged.where(INDEX), f"its names are not those in {name}")
-    return tensors
+def _remove_leftovers(run: Store, out: str) -> None:
+    """What killed merges left; a merge that runs at the same time fails with an error, and spoils nothing."""
+    for name in run.list():
+        if name.startswith(f"{out}.building-"):
+            run.remove(name)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbtrain.config import Config
-from dbtrain.data.splits import DataSet
+from dbtrain.config import Config, parse_config
 from dbtrain.data.registry import load
+from dbtrain.data.splits import DataSet
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.interface import NoiseProcess
@@ -38,8 +38,12 @@ class Blueprint:
         if self.distribution["kind"] == "none":
             return NoNoise()
         noise = self.config.noise
+        sigma_data = noise.sigma_data
+        if sigma_data is None:
+            # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
+            sigma_data = 0.5 if self.codebook is None else self.codebook.shape[1] ** -0.5
         return GaussianNoise(
-            make_distribution(self.distribution), noise.sigma_data, noise.weighting, noise.input_scaling
+            make_distribution(self.distribution), sigma_data, noise.weighting, noise.input_scaling
         )
 
     def model(self, block: int | None, device: str = "cpu") -> nn.Module:
@@ -78,3 +82,19 @@ def make_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
     if spec["kind"] == "loguniform":
         return LogUniform(spec["sigma_min"], spec["sigma_max"])
     return Tabulated(spec["levels"], spec["shares"])
+
+
+def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Blueprint:
+    """The blueprint of a run from its manifest."""
+    plan = manifest["plan"]
+    highs = [row["sigma_range"][1] for row in plan]
+    bounds = [row["layers"][0] for row in plan] + [plan[-1]["layers"][1]]
+    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["shape"].items()}
+    return Blueprint(
+        config=parse_config(manifest["config"], "run.json"),
+        split=LayerSplit(tuple(bounds)),
+        ranges=Ranges.from_hex([*highs, plan[-1]["sigma_range"][0]]),
+        distribution=manifest["noise"],
+        codebook=codebook,
+        shape=shape,
+    )

@@ -1,0 +1,1 @@
+"""Calibration of the noise range, layer sweeps and ablations."""

@@ -1,0 +1,191 @@
+"""The command line."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dbtrain import __version__
+from dbtrain.config import Config, load_config, parse_config
+from dbtrain.errors import DbtrainError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a deep residual network as isolated blocks (DiffusionBlocks), merge them, and evaluate the whole.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; those that are shipped lie in configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as model.depth=12 blocks=3.")]
+RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
+
+
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """A user's mistake ends in one line and a non-zero code; a bug shows its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except DbtrainError as error:
+            Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped; the same command continues from the last commits", highlight=False)
+            raise typer.Exit(130) from None
+        except typer.Exit:
+            raise
+        except Exception:
+            traceback.print_exc()
+            print("this is a bug in dbtrain; please report it with the lines above", file=sys.stderr)
+            raise typer.Exit(70) from None
+
+    return wrapped
+
+
+@app.command()
+@_reported
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
+    _train(load_config(config, overrides or []), Console())
+
+
+def _train(config: Config, console: Console) -> None:
+    from dbtrain.analysis.calibrate import calibrate
+    from dbtrain.coordinator.command import train as run_all
+    from dbtrain.telemetry.console import LiveView
+
+    with LiveView(console) as view:
+        run_all(config, view, calibrate)
+    _merge(config.run_url, console)
+
+
+@app.command()
+@_reported
+def resume(run: RunDirectory) -> None:
+    """Continue a run from its directory, with the configuration it was started with."""
+    from dbtrain.shards.manifest import read_manifest
+    from dbtrain.shards.store import Store
+
+    _train(parse_config(read_manifest(Store(run))["config"], f"{run}/run.json"), Console())
+
+
+@app.command()
+@_reported
+def plan(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Show blocks, layers, ranges, memory and placement. Trains nothing and needs no GPU."""
+    from dbtrain.coordinator.show_plan import show_plan
+
+    show_plan(load_config(config, overrides or []), Console())
+
+
+@app.command()
+@_reported
+def status(run: RunDirectory) -> None:
+    """Show what each block is doing, from the files of the run alone."""
+    from dbtrain.coordinator.status import status as read_status
+    from dbtrain.shards.store import Store
+    from dbtrain.telemetry.console import blocks_table, duration
+
+    console = Console()
+    blocks = read_status(Store(run))
+    console.print(blocks_table([b.row for b in blocks]))
+    for b in blocks:
+        since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"
+        error = f"; last error: {b.error}" if b.error else ""
+        console.print(
+            f"block {b.row.block}: {b.attempts} attempt(s), last commit at step {b.committed}{since}{error}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@app.command()
+@_reported
+def merge(run: RunDirectory) -> None:
+    """Put the blocks of a finished run together and verify the result bit for bit."""
+    _merge(run, Console())
+
+
+def _merge(run: str, console: Console) -> None:
+    from dbtrain.evaluation.verify import merge_and_verify
+    from dbtrain.shards.store import Store
+
+    result, samples = merge_and_verify(Store(run))
+    console.print(
+        f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "
+        "samples it equals the blocks bit for bit",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(name="eval")
+@_reported
+def evaluate(run: RunDirectory) -> None:
+    """Evaluate the merged model of a run on its test split."""
+    from dbtrain.evaluation.report import evaluate_run
+    from dbtrain.shards.store import Store
+
+    console = Console()
+    table = Table("readout", "accuracy %")
+    for name, value in evaluate_run(Store(run)).items():
+        table.add_row(name, f"{100 * value:.2f}")
+    console.print(table)
+
+
+@app.command()
+@_reported
+def baseline(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train the same network end to end, with the FLOPs that the blocks take together."""
+    from dbtrain.coordinator.baseline import end_to_end
+
+    _train(end_to_end(load_config(config, overrides or [])), Console())
+
+
+@app.command()
+@_reported
+def compare(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train, merge and evaluate the blocks, then the end-to-end baseline at equal FLOPs, and show both."""
+    from dbtrain.coordinator.baseline import end_to_end
+    from dbtrain.coordinator.status import status as read_status
+    from dbtrain.evaluation.report import comparison, evaluate_run
+    from dbtrain.shards.store import Store
+    from dbtrain.telemetry.console import blocks_table
+
+    console = Console()
+    isolated = load_config(config, overrides or [])
+    together = end_to_end(isolated)
+    _train(isolated, console)
+    _train(together, console)
+    runs = [Store(c.run_url) for c in (isolated, together)]
+    for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
+        console.print(blocks_table([b.row for b in read_status(run)], title))
+    console.print(comparison(evaluate_run(runs[0]), evaluate_run(runs[1]), isolated.evaluation.readout))
+
+
+@app.command()
+@_reported
+def inspect(path: Annotated[str, typer.Argument(help="A shard, or the directory of a run or merged model.")]) -> None:
+    """Show what a shard, a run or a merged model holds, and verify it."""
+    from dbtrain.evaluation.inspect import inspect_path
+
+    inspect_path(path, Console())
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,43 @@
+"""The end-to-end baseline: the same layers as one network, trained for the FLOPs that the blocks take together."""
+
+from dbtrain.config import Config
+from dbtrain.coordinator.memory import estimate
+from dbtrain.coordinator.settle import design, load_data
+from dbtrain.models.registry import architecture
+
+
+def end_to_end(config: Config) -> Config:
+    """Configuration of the baseline of a run.
+
+    Steps are the blocks' steps times the ratio of their FLOPs a sample (their private stems and heads included) to those
+    of the whole network, both counted by PyTorch on the same batch.
+    """
+    data = load_data(config)
+    uncalibrated = config.noise.model_copy(update={"ranges": "uniform", "edges": None})
+    counted = config.model_copy(update={"noise": uncalibrated})
+    whole = _whole(counted)
+    blocks = design(counted, data, _never)
+    batch = 2
+    per_step = sum(estimate(blocks, b, batch, 1).flops for b in range(blocks.split.blocks))
+    steps = round(config.training.steps * per_step / estimate(design(whole, data, _never), 0, batch, 1).flops)
+    training = config.training.model_copy(update={"steps": steps})
+    return _whole(config).model_copy(update={"training": training})
+
+
+def _whole(config: Config) -> Config:
+    kind = architecture(config.model.arch)
+    assert kind.end_to_end == "no_noise"
+    cluster = config.cluster.model_copy(update={"blocks": {}})
+    return config.model_copy(
+        update={
+            "name": f"{config.name}-end-to-end",
+            "method": "end_to_end",
+            "blocks": 1,
+            "layers_per_block": None,
+            "cluster": cluster,
+        }
+    )
+
+
+def _never(*_: object) -> dict[str, object]:
+    raise AssertionError("counting FLOPs needs no calibration")

@@ -1,0 +1,115 @@
+"""The train command: settle, lock, place, conduct, and answer signals."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from dbtrain.config import Config
+from dbtrain.coordinator.conduct import Conductor, Progress
+from dbtrain.coordinator.lifecycle import BlockState, Phase
+from dbtrain.coordinator.placement import choose_device, requests
+from dbtrain.coordinator.settle import Calibrate, settle
+from dbtrain.errors import IncompleteRunError
+from dbtrain.shards.lock import RunLock
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.console import LiveView, Row
+from dbtrain.telemetry.trackers import Trackers
+from dbtrain.training.blueprint import Blueprint
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockState]:
+    """Train all blocks of a run, or those that are not done; returns their last states.
+
+    Raises:
+        IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
+        DbtrainError: the run cannot start.
+    """
+    run = Store(config.run_url)
+    run.makedirs()
+    with RunLock(run, f"dbtrain train {config.name}"):
+        view.tell(f"run {run.url}")
+        blueprint = settle(config, run, calibrate)
+        from dbtrain.coordinator.ray import RayCluster  # Ray reads its settings when it is imported
+
+        cluster = RayCluster(config.cluster.address)
+        try:
+            states = _conduct(run, config, blueprint, cluster, view)
+        finally:
+            cluster.close()
+    _raise_if_incomplete(states)
+    return states
+
+
+def _conduct(run: Store, config: Config, blueprint: Blueprint, cluster: Any, view: LiveView) -> list[BlockState]:
+    nodes = cluster.nodes()
+    device = choose_device(config.cluster.device, nodes)
+    trackers = _trackers(config, run)
+
+    def show(states: list[BlockState], progress: list[Progress]) -> None:
+        view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
+
+    conductor = Conductor(run, config, cluster, requests(config, device), show, view.tell, trackers.log)
+    view.tell(
+        f"{len(nodes)} node(s), {device}; silence of {config.cluster.hang_timeout_s:g} s ends a worker; "
+        f"{config.cluster.max_crashes} crashes without progress and {config.cluster.max_preemptions} preemptions end a "
+        "block"
+    )
+    try:
+        with _stopping(conductor, view.tell):
+            return conductor.conduct()
+    finally:
+        trackers.close()
+
+
+def _trackers(config: Config, run: Store) -> Trackers:
+    directory = f"{run.url}/trackers" if run.is_local else f"{config.name}-trackers"
+    return Trackers(config.telemetry.trackers, config.telemetry.project, directory, config.model_dump(mode="json"))
+
+
+def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:
+    """A block's row in the table."""
+    layers = blueprint.split.layers(state.block)
+    return Row(
+        block=state.block,
+        layers=(layers.start, layers.stop),
+        levels=blueprint.ranges.of(state.block),
+        phase=state.phase.value,
+        step=max(progress.step, state.committed) if state.phase is Phase.DONE else progress.step,
+        steps=blueprint.config.training.steps,
+        loss=progress.loss,
+        rate=progress.rate,
+        seconds=progress.seconds,
+        memory=progress.memory,
+        restarts=state.restarts,
+    )
+
+
+@contextmanager
+def _stopping(conductor: Conductor, tell: Callable[[str], None]) -> Iterator[None]:
+    """The first signal asks the workers to commit and leave; the second ends everything now."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if conductor.stopping:
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        tell(f"{name}: the workers commit and leave; once more to end now")
+        conductor.stop(name)
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_if_incomplete(states: list[BlockState]) -> None:
+    missing = [s for s in states if s.phase is not Phase.DONE]
+    if missing:
+        told = "; ".join(f"block {s.block} {s.phase.value} at step {s.committed} ({s.error})" for s in missing)
+        done = len(states) - len(missing)
+        raise IncompleteRunError(f"{done} of {len(states)} blocks are done. {told}. The same command continues these.")

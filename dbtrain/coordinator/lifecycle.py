@@ -1,0 +1,118 @@
+"""What happens when a worker ends: pure decisions, from a block's state and how its attempt ended to its next state."""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+LONGEST_BACKOFF_S = 60.0
+
+ExitKind = Literal["done", "stopped", "preempted", "crashed", "failed"]
+
+
+class Phase(str, Enum):
+    """Where a block is."""
+
+    PENDING = "pending"
+    PLACED = "placed"
+    RUNNING = "running"
+    LOST = "lost"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+FINAL = frozenset({Phase.DONE, Phase.STOPPED, Phase.FAILED})
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an attempt ended."""
+
+    kind: ExitKind
+    reason: str
+    step: int
+    """Newest committed step."""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How often a block may come back."""
+
+    max_crashes: int
+    max_preemptions: int
+    backoff_s: float
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """A block, as the coordinator sees it."""
+
+    block: int
+    phase: Phase = Phase.PENDING
+    attempt: int = 0
+    """Of the newest attempt; 0 before the first."""
+    committed: int = 0
+    """Newest committed step known when the attempt started."""
+    crashes: int = 0
+    """Since the last progress."""
+    preemptions: int = 0
+    restarts: int = 0
+    not_before: float = 0.0
+    """Monotonic time before which it is not started again."""
+    error: str | None = None
+
+
+def placed(state: BlockState) -> BlockState:
+    """The block got its resources and its next attempt."""
+    return dataclasses.replace(state, phase=Phase.PLACED, attempt=state.attempt + 1)
+
+
+def running(state: BlockState) -> BlockState:
+    """Its workers have started to train."""
+    return dataclasses.replace(state, phase=Phase.RUNNING)
+
+
+def ended(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
+    """The next state after an attempt ended.
+
+    Crashes and preemptions have budgets of their own, because a spot instance that is taken back says nothing about the
+    program; a crash after new commits starts a new budget, because what made progress may do so again.
+    """
+    if exit_.kind == "done":
+        return dataclasses.replace(state, phase=Phase.DONE, committed=exit_.step, error=None)
+    state = dataclasses.replace(state, error=exit_.reason)
+    if exit_.kind == "stopped":
+        return dataclasses.replace(state, phase=Phase.STOPPED, committed=exit_.step)
+    if exit_.kind == "failed":
+        return dataclasses.replace(state, phase=Phase.FAILED, committed=exit_.step)
+    if exit_.kind == "preempted":
+        return _preempted(state, exit_, budgets, now)
+    return _crashed(state, exit_, budgets, now)
+
+
+def _preempted(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
+    count = state.preemptions + 1
+    phase = Phase.FAILED if count > budgets.max_preemptions else Phase.PENDING
+    return dataclasses.replace(
+        state,
+        phase=phase,
+        preemptions=count,
+        committed=exit_.step,
+        restarts=state.restarts + (phase is Phase.PENDING),
+        not_before=now,
+    )
+
+
+def _crashed(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
+    crashes = 1 if exit_.step > state.committed else state.crashes + 1
+    phase = Phase.FAILED if crashes > budgets.max_crashes else Phase.PENDING
+    pause = min(LONGEST_BACKOFF_S, budgets.backoff_s * 2 ** (crashes - 1)) if crashes > 1 else 0.0
+    return dataclasses.replace(
+        state,
+        phase=phase,
+        crashes=crashes,
+        committed=exit_.step,
+        restarts=state.restarts + (phase is Phase.PENDING),
+        not_before=now + pause,
+    )

@@ -1,0 +1,111 @@
+"""Which block goes where: a pure first-fit over nodes, used to admit blocks and to show the plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dbtrain.config import ClusterConfig, Config
+from dbtrain.errors import PlacementError
+
+EPSILON = 1e-6
+"""Fractions of a GPU are floats."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine: a name and what it has, as Ray counts it (``CPU``, ``GPU``, custom names)."""
+
+    name: str
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a block asks for."""
+
+    block: int
+    workers: int
+    resources: Mapping[str, float]
+    """Of each worker."""
+    micro_batch: int | None
+    device: str
+
+
+def requests(config: Config, device: str) -> list[Request]:
+    """What each block asks for: the section `cluster` and the block's exceptions."""
+    return [_request(config.cluster, config.training.micro_batch, block, device) for block in range(config.blocks)]
+
+
+def _request(cluster: ClusterConfig, micro_batch: int | None, block: int, device: str) -> Request:
+    own = cluster.blocks.get(block)
+
+    def pick(name: str) -> float:
+        value = getattr(own, name) if own else None
+        return float(getattr(cluster, name) if value is None else value)
+
+    resources = {"CPU": pick("cpus_per_worker"), **cluster.resources, **((own and own.resources) or {})}
+    if device == "cuda":
+        resources["GPU"] = pick("gpus_per_worker")
+    return Request(block, int(pick("workers")), resources, (own and own.micro_batch) or micro_batch, device)
+
+
+def choose_device(wanted: str, nodes: Sequence[Node]) -> str:
+    """``cuda`` or ``cpu``.
+
+    Raises:
+        PlacementError: a GPU is demanded and no node has one.
+    """
+    gpus = sum(node.resources.get("GPU", 0) for node in nodes)
+    if wanted == "cuda" and not gpus:
+        raise PlacementError(
+            f"cluster.device=cuda, but none of the {len(nodes)} nodes has a GPU: set cluster.device=cpu or auto, or "
+            "start Ray where its GPUs are visible"
+        )
+    return "cuda" if gpus and wanted != "cpu" else "cpu"
+
+
+def place(wanted: Sequence[Request], nodes: Sequence[Node]) -> dict[int, list[str] | None]:
+    """Nodes of each block's workers; None for a block that must wait for another to end.
+
+    Raises:
+        PlacementError: a block would not fit on the empty cluster.
+    """
+    for request in wanted:
+        if _fit(request, {node.name: dict(node.resources) for node in nodes}) is None:
+            raise PlacementError(_why(request, nodes))
+    free = {node.name: dict(node.resources) for node in nodes}
+    return {request.block: _fit(request, free) for request in wanted}
+
+
+def _fit(request: Request, free: dict[str, dict[str, float]]) -> list[str] | None:
+    taken: list[str] = []
+    for _ in range(request.workers):
+        name = next((n for n, have in free.items() if _holds(have, request.resources)), None)
+        if name is None:
+            for used in taken:
+                _change(free[used], request.resources, +1)
+            return None
+        _change(free[name], request.resources, -1)
+        taken.append(name)
+    return taken
+
+
+def _holds(have: Mapping[str, float], want: Mapping[str, float]) -> bool:
+    return all(have.get(name, 0) + EPSILON >= amount for name, amount in want.items())
+
+
+def _change(have: dict[str, float], want: Mapping[str, float], sign: int) -> None:
+    for name, amount in want.items():
+        have[name] = have.get(name, 0) + sign * amount
+
+
+def _why(request: Request, nodes: Sequence[Node]) -> str:
+    want = ", ".join(f"{amount:g} {name}" for name, amount in request.resources.items())
+    best = "; ".join(
+        f"{node.name} has " + ", ".join(f"{node.resources.get(name, 0):g} {name}" for name in request.resources)
+        for node in nodes
+    )
+    return (
+        f"block {request.block} wants {request.workers} worker(s) of {want} and fits on no empty cluster like this one "
+        f"({best or 'no nodes'}): ask for less (cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.workers) or "
+        "add nodes"
+    )

@@ -1,0 +1,157 @@
+"""Settle a run before anything trains: split, ranges, codebook, manifest. A run that exists is checked instead."""
+
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dbtrain import __version__
+from dbtrain.config import Config, parse_config
+from dbtrain.data.splits import DataSet
+from dbtrain.errors import ConfigError
+from dbtrain.method.codebook import make_codebook
+from dbtrain.method.ranges import Ranges, equal_shares, explicit
+from dbtrain.method.split import split_by_sizes, split_evenly
+from dbtrain.models.registry import architecture
+from dbtrain.shards.container import tensor_hash
+from dbtrain.shards.format import encode_codebook
+from dbtrain.shards.manifest import read_manifest, write_manifest
+from dbtrain.shards.merge import check_codebook
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint, make_distribution
+from dbtrain.training.blueprint import read_blueprint
+
+Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
+"""(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
+
+CODEBOOK = "codebook.safetensors"
+
+
+def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
+    """Decide everything that training needs; touches no store.
+
+    Raises:
+        ConfigError: blocks and layers, or ranges, do not fit.
+    """
+    kind = architecture(config.model.arch)
+    depth = config.model.depth
+    split = (
+        split_by_sizes(depth, config.layers_per_block) if config.layers_per_block else split_evenly(depth, config.blocks)
+    )
+    if split.blocks != config.blocks:
+        raise ConfigError(f"layers_per_block has {split.blocks} entries; blocks={config.blocks}")
+    codebook = None
+    if kind.codes:
+        classes = int(str(data.shape[kind.codes]))
+        codebook = make_codebook(config.codebook.source, classes, config.codebook.dim, config.seed)
+    if config.method == "end_to_end" and kind.end_to_end == "no_noise":
+        return Blueprint(config, split, Ranges((1.0, 0.0)), {"kind": "none"}, codebook, data.shape)
+    distribution = _distribution(config, data, codebook, calibrate)
+    return Blueprint(config, split, _ranges(config, distribution), distribution, codebook, data.shape)
+
+
+def _distribution(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
+    noise = config.noise
+    edges = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max}
+    if noise.ranges == "explicit" and noise.edges:
+        edges = {"sigma_min": noise.edges[-1], "sigma_max": noise.edges[0]}
+    if noise.ranges == "uniform" or noise.ranges == "explicit":
+        return {"kind": "loguniform", **edges}
+    if noise.ranges == "paper":
+        return {"kind": "lognormal", "p_mean": noise.p_mean, "p_std": noise.p_std, **edges}
+    assert codebook is not None
+    return calibrate(config, data, codebook)
+
+
+def _ranges(config: Config, distribution: Mapping[str, Any]) -> Ranges:
+    if config.noise.ranges == "explicit" and config.noise.edges:
+        return explicit(config.noise.edges, config.blocks)
+    return equal_shares(make_distribution(distribution), config.blocks)
+
+
+def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
+    """Write codebook.safetensors and run.json, or check those that are there.
+
+    Raises:
+        ConfigError: the directory belongs to a run of another configuration.
+        ShardError: its files are damaged or the storage fails.
+        DataError: the data cannot be read.
+    """
+    if run.exists("run.json"):
+        return _continue(config, run)
+    data = load_data(config)
+    blueprint = design(config, data, calibrate)
+    code_hash = ""
+    if blueprint.codebook is not None:
+        run.write(CODEBOOK, encode_codebook(blueprint.codebook))
+        code_hash = tensor_hash(blueprint.codebook)
+    write_manifest(run, _manifest(blueprint, code_hash))
+    return blueprint
+
+
+def _continue(config: Config, run: Store) -> Blueprint:
+    manifest = read_manifest(run)
+    if manifest["config_hash"] != config.content_hash():
+        raise ConfigError(
+            f"{run.url} is a run of another configuration ({_difference(manifest['config'], config)}): choose another "
+            "name (name=...), give the configuration it was started with, or remove the directory"
+        )
+    # what does not determine the weights may change from one start to the next
+    settled = read_blueprint(manifest, check_codebook(run, manifest))
+    return Blueprint(config, settled.split, settled.ranges, settled.distribution, settled.codebook, settled.shape)
+
+
+def _difference(stored: dict[str, Any], config: Config) -> str:
+    old = _flat(parse_config(stored, "run.json").model_dump(mode="json"))
+    new = _flat(config.model_dump(mode="json"))
+    changed = [f"{key}={old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new.get(key)]
+    return "; ".join(changed[:3]) or "its settings differ"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def load_data(config: Config) -> DataSet:
+    """The data set of a configuration; raises DataError."""
+    from dbtrain.data.registry import load
+
+    return load(config.data.source, config.data.model_dump(exclude={"source"}))
+
+
+def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
+    edges = blueprint.ranges.to_hex()
+    plan = [
+        {
+            "block": block,
+            "layers": [blueprint.split.bounds[block], blueprint.split.bounds[block + 1]],
+            "sigma_range": [edges[block + 1], edges[block]],
+        }
+        for block in range(blueprint.split.blocks)
+    ]
+    return {
+        "config": blueprint.config.model_dump(mode="json"),
+        "config_hash": blueprint.config.content_hash(),
+        "plan": plan,
+        "noise": dict(blueprint.distribution),
+        "shape": dict(blueprint.shape),
+        "codebook_hash": codebook_hash,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    names = ("deepspeed", "ray", "safetensors")
+    return {
+        "dbtrain": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: metadata.version(name) for name in names},
+    }

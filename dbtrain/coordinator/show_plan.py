@@ -1,0 +1,76 @@
+"""The plan command: what would run, where, and what it would take."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dbtrain.analysis.calibrate import calibrate
+from dbtrain.config import Config
+from dbtrain.coordinator.baseline import end_to_end
+from dbtrain.coordinator.memory import Memory, estimate
+from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
+from dbtrain.coordinator.settle import design, load_data
+from dbtrain.telemetry.console import size
+from dbtrain.training.blueprint import Blueprint
+from dbtrain.training.feed import cut_batch
+
+
+def show_plan(config: Config, console: Console) -> None:
+    """Print blocks, layers, ranges, estimated memory beside end-to-end, and placement.
+
+    Raises:
+        DbtrainError: the configuration, the data or the cluster do not fit.
+    """
+    data = load_data(config)
+    blueprint = design(config, data, calibrate)
+    nodes = _nodes(config)
+    wanted = requests(config, choose_device(config.cluster.device, nodes))
+    where = place(wanted, nodes)
+    whole_config = end_to_end(config)
+    whole = design(whole_config, data, calibrate)
+    table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
+    for name in ("block", "layers", "sigma", "parameters", "weights", "gradients", "optimizer", "EMA", "activations",
+                 "total", "FLOPs/step", "goes to"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for request in wanted:
+        at = where[request.block]
+        _row(table, str(request.block), blueprint, request, "waits" if at is None else ", ".join(at))
+    table.add_section()
+    _row(table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps")
+    console.print(table)
+    console.print("memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
+
+
+def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_: str) -> None:
+    shape = cut_batch(blueprint.config.training.batch_size, request.workers, request.micro_batch)
+    block = request.block
+    memory: Memory = estimate(blueprint, block, shape.micro_batch, request.workers)
+    layers, (low, high) = blueprint.split.layers(block), blueprint.ranges.of(block)
+    parts: Sequence[int] = (
+        memory.parameters, memory.gradients, memory.optimizer, memory.average, memory.activations, memory.total
+    )
+    table.add_row(
+        name,
+        f"{layers.start}-{layers.stop - 1}",
+        "-" if blueprint.distribution["kind"] == "none" else f"{low:.4g}-{high:.4g}",
+        f"{memory.count:,}",
+        *(size(part) for part in parts),
+        f"{memory.flops * shape.accumulation * shape.workers:.3g}",
+        place_,
+    )
+
+
+def _nodes(config: Config) -> list[Node]:
+    if config.cluster.address is None:
+        gpus = float(torch.cuda.device_count())
+        return [Node("this machine", {"CPU": float(os.cpu_count() or 1), **({"GPU": gpus} if gpus else {})})]
+    from dbtrain.coordinator.ray import RayCluster
+
+    cluster = RayCluster(config.cluster.address)
+    try:
+        return cluster.nodes()
+    finally:
+        cluster.close()

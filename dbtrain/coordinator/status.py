@@ -1,0 +1,77 @@
+"""What a run is doing, from its files alone."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dbtrain.coordinator.conduct import Progress
+from dbtrain.errors import ShardError
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.console import Row
+from dbtrain.telemetry.events import read_events
+
+
+@dataclass(frozen=True)
+class BlockStatus:
+    """One block of a run."""
+
+    row: Row
+    attempts: int
+    committed: int
+    since: float | None
+    """Seconds since the last change of its phase."""
+    error: str | None
+
+
+def status(run: Store) -> list[BlockStatus]:
+    """Every block of a run, running or not.
+
+    Raises:
+        ShardError: it is no run, or its manifest is damaged.
+    """
+    manifest = read_manifest(run)
+    return [_block(run, manifest, block) for block in range(len(manifest["plan"]))]
+
+
+def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
+    store = run.child("blocks", f"{block:02d}")
+    identity = plan_identity(manifest, block)
+    checkpoints = Checkpoints(store, identity)
+    attempts = sorted(int(name) for name in store.child("attempts").list() if name.isdigit())
+    progress = Progress()
+    for attempt in attempts:
+        for event in read_events(store.child("attempts", str(attempt))):
+            progress.take(event)
+    steps = checkpoints.steps()
+    committed = steps[-1] if steps else 0
+    total = int(manifest["config"]["training"]["steps"])
+    state = _state(store)
+    phase = "done" if committed >= total else str(state.get("phase", "pending"))
+    low, high = (float.fromhex(edge) for edge in identity.sigma_range)
+    row = Row(
+        block=block,
+        layers=identity.layers,
+        levels=(low, high),
+        phase=phase,
+        step=max(progress.step, committed),
+        steps=total,
+        loss=progress.loss,
+        rate=progress.rate,
+        seconds=progress.seconds,
+        memory=progress.memory,
+        restarts=max(0, len(attempts) - 1),
+    )
+    since = time.time() - float(state["since"]) if "since" in state else None
+    return BlockStatus(row, len(attempts), committed, since, state.get("error") if phase != "done" else None)
+
+
+def _state(store: Store) -> dict[str, Any]:
+    if not store.exists("state.json"):
+        return {}
+    try:
+        state = store.read_json("state.json")
+    except ShardError:
+        return {}
+    return state if isinstance(state, dict) else {}

@@ -1,0 +1,1 @@
+"""Merged model, sampler, metric."""

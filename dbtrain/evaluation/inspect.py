@@ -1,0 +1,61 @@
+"""The inspect command: what a file or directory holds, verified."""
+
+import posixpath
+
+from rich.console import Console
+from rich.table import Table
+
+from dbtrain.errors import ShardError
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.format import decode
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.merge import load_block, read_config
+from dbtrain.shards.store import Store
+
+
+def inspect_path(path: str, console: Console) -> None:
+    """Print a shard's header and tensors, a run's commits, or a merged model's shards.
+
+    Raises:
+        ShardError: it is none of these, or damaged.
+    """
+    if path.endswith(".safetensors"):
+        folder, name = posixpath.split(path)
+        _shard(Store(folder or "."), name, console)
+        return
+    store = Store(path)
+    if store.exists("run.json"):
+        _run(store, console)
+    elif store.exists("config.json"):
+        _merged(store, console)
+    else:
+        raise ShardError(f"{path} is no shard, run or merged model: give a .safetensors file, out/name or out/name/merged")
+
+
+def _shard(store: Store, name: str, console: Console) -> None:
+    shard = decode(store.read(name), where=store.where(name))
+    console.print(shard.identity, f"step {shard.step}, {shard.role}")
+    table = Table("tensor", "shape", "type")
+    for tensor_name, tensor in shard.tensors.items():
+        table.add_row(tensor_name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch."))
+    console.print(table)
+
+
+def _run(store: Store, console: Console) -> None:
+    manifest = read_manifest(store)
+    console.print(f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {manifest['versions']}")
+    table = Table("block", "step", "verified")
+    for block in range(len(manifest["plan"])):
+        checkpoints = Checkpoints(store.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
+        for step in checkpoints.steps():
+            table.add_row(str(block), str(step), "; ".join(checkpoints.verify(step)) or "whole")
+    console.print(table)
+
+
+def _merged(store: Store, console: Console) -> None:
+    config = read_config(store)
+    table = Table("block", "step", "weights", "tensors", "file")
+    for row in config["shards"]:
+        tensors = load_block(store, row["block"])
+        table.add_row(str(row["block"]), str(row["step"]), row["weights"], str(len(tensors)), row["file"])
+    console.print(table)

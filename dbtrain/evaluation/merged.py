@@ -1,0 +1,106 @@
+"""The merged model: every block with its own stem and head, run one after the other down the noise range."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.method.draws import Draws, derive_seed
+from dbtrain.method.interface import Batch, BlockModel
+from dbtrain.method.sampler import Evaluation, chain, schedule
+from dbtrain.method.split import local_name
+from dbtrain.shards.merge import check_codebook, load_block, read_config
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint, make_distribution
+from dbtrain.training.blueprint import read_blueprint
+
+
+LoadBlock = Callable[[int], dict[str, Tensor]]
+
+
+class MergedModel:
+    """All blocks in memory.
+
+    Args:
+        blueprint: of the run.
+        load: tensors of a block by their names in the whole model.
+        device: where the blocks are put.
+    """
+
+    def __init__(self, blueprint: Blueprint, load: LoadBlock, device: torch.device) -> None:
+        self.device = device
+        self.blueprint = blueprint
+        self.blocks = [load_model(blueprint, b, load(b)).to(device) for b in range(blueprint.split.blocks)]
+
+    @staticmethod
+    def read(merged: Store, device: torch.device) -> "MergedModel":
+        """Read a merged directory by its index, verified.
+
+        Raises:
+            ShardError: something is missing or damaged.
+        """
+        manifest = read_config(merged)
+        blueprint = read_blueprint(manifest, check_codebook(merged, manifest))
+        return MergedModel(blueprint, lambda block: load_block(merged, block), device)
+
+    def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:
+        """Every evaluation along the chain for a batch of N samples; `seed` determines the noise it starts from, if any."""
+        blueprint, noise = self.blueprint, self.blueprint.noise()
+        models = [cast(BlockModel, model) for model in self.blocks]
+        example = models[0].example(batch)
+        positions = torch.arange(len(example.clean), device=self.device)
+        key = torch.tensor(derive_seed(blueprint.config.seed, "evaluation", seed), device=self.device)
+        start = noise.prior(tuple(example.clean.shape[1:]), Draws(key, positions))
+        if blueprint.config.evaluation.start == "zero":
+            start = torch.zeros_like(start)
+        known = blueprint.distribution["kind"] != "none"
+        distribution = make_distribution(blueprint.distribution) if known else None
+        levels = schedule(blueprint.ranges, distribution, steps_per_block)
+
+        def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+            model = models[block]
+            hidden = model.run(blueprint.split.layers(block), noisy, level, example.context)
+            output = model.readout(hidden, noisy, level)
+            return output, model.denoised(output)
+
+        return list(chain(denoise, noise, blueprint.ranges, levels, start))
+
+
+def load_model(blueprint: Blueprint, block: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """One block's model with the tensors of its shard, which are named as in the whole model."""
+    model = blueprint.model(block)
+    model.load_state_dict({local_name(block, name): tensor for name, tensor in tensors.items()}, strict=True)
+    return model.eval()
+
+
+def verify(merged: MergedModel, load: LoadBlock, batch: Batch) -> list[str]:
+    """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
+
+    Args:
+        load: tensors of a block's own checkpoint.
+        batch: samples to run.
+
+    Returns:
+        One line for each block whose output differs.
+    """
+    apart = MergedModel(merged.blueprint, load, merged.device)
+    with torch.no_grad():
+        pairs = zip(merged.evaluations(batch, 0), apart.evaluations(batch, 0), strict=True)
+        return [
+            f"block {ours.block} at sigma {ours.level:g} differs from its checkpoint"
+            for ours, theirs in pairs
+            if not torch.equal(ours.output, theirs.output)
+        ]
+
+
+def readouts(evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Class probabilities (N, classes) by readout: ``chain``, ``mean``, ``first`` and ``after_<block>``."""
+    probabilities = [evaluation.output.float().softmax(dim=-1) for evaluation in evaluations]
+    named = {f"after_{e.block}": p for e, p in zip(evaluations, probabilities, strict=True)}
+    return {
+        "chain": probabilities[-1],
+        "mean": torch.stack(probabilities).mean(dim=0),
+        "first": probabilities[0],
+        **named,
+    }

@@ -1,0 +1,23 @@
+"""What a worker is told; plain values, so that it travels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the coordinator tells the workers of one attempt."""
+
+    run_url: str
+    block: int
+    attempt: int
+    token: str
+    """Of the fence: a newer attempt has another one."""
+    session: str
+    """Of the coordinator: a stop request names it."""
+    workers: int
+    micro_batch: int | None
+    device: Literal["cpu", "cuda"]
+    threads: int
+    """CPU threads of a worker; fixed, because the order of sums follows it."""
+    hang_timeout_s: float

@@ -1,0 +1,189 @@
+"""A worker's entry: build one block, resume it from its newest commit, train it, and say how it ended."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dbtrain.errors import DbtrainError, FencedError, ShardError
+from dbtrain.method.split import global_name, local_name
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.fence import check
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.merge import check_codebook
+from dbtrain.shards.store import Store
+from dbtrain.shards.writer import BackgroundWriter
+from dbtrain.telemetry.events import EventLog
+from dbtrain.training.assignment import Assignment
+from dbtrain.training.blueprint import read_blueprint
+from dbtrain.training.engine import Engine
+from dbtrain.training.faults import FaultPlan
+from dbtrain.training.feed import Feed, cut_batch
+from dbtrain.training.loop import train
+from dbtrain.training.watchdog import StopRequest, Watchdog
+
+MODEL_PREFIX = "model."
+"""Of the objective's parameter names, which wrap the model's."""
+
+
+class BlockWorker:
+    """One rank of one attempt of one block; observes the loop.
+
+    Args:
+        assignment: from the coordinator.
+        rank: within the block; rank 0 writes.
+        stop: set when the worker is asked to commit and leave.
+    """
+
+    def __init__(self, assignment: Assignment, rank: int, stop: StopRequest) -> None:
+        self.assignment = assignment
+        self.rank = rank
+        self.stop = stop
+        run = Store(assignment.run_url)
+        manifest = read_manifest(run)
+        self.blueprint = read_blueprint(manifest, check_codebook(run, manifest))
+        self.config = self.blueprint.config
+        self.store = run.child("blocks", f"{assignment.block:02d}")
+        self.identity = plan_identity(manifest, assignment.block)
+        self.checkpoints = Checkpoints(self.store, self.identity, self.config.training.keep)
+        self.log = EventLog(self.store.child("attempts", str(assignment.attempt)))
+        self.writer = BackgroundWriter()
+        self.faults = FaultPlan.from_environment(assignment.block, self.store)
+        self.watchdog = Watchdog(run, self.store, assignment, stop)
+        cuda = assignment.device == "cuda"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def run(self) -> str:
+        """Train to the end or until asked to stop; returns the outcome.
+
+        Raises:
+            DbtrainError: nothing that another attempt would mend.
+        """
+        self._emit("start", rank=self.rank, pid=os.getpid(), host=os.uname().nodename, device=str(self.device))
+        shape = cut_batch(self.config.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
+        objective = self.blueprint.objective(self.assignment.block).to(self.device)
+        data = self.blueprint.data()
+        engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
+        start = self._resume(engine)
+        feed = Feed(data.train, shape, self.config.seed, self.assignment.block, self.rank, self.device)
+        self._emit("ready", step=start)
+        self.watchdog.start()
+        try:
+            outcome = train(engine, feed, self.config.training, start, self, self.should_stop)
+        finally:
+            self.writer.close()
+            self.watchdog.close()
+        return outcome
+
+    def _resume(self, engine: Engine) -> int:
+        loaded = self.checkpoints.newest(lambda line: self._emit("skipped", reason=line))
+        if loaded is None:
+            return 0
+        engine.restore({role: _rename(part, self._local) for role, part in loaded.parts.items()}, loaded.step)
+        self._emit("resumed", step=loaded.step, loss=loaded.commit.loss)
+        return loaded.step
+
+    def _local(self, name: str) -> str:
+        return MODEL_PREFIX + local_name(self.assignment.block, name)
+
+    def _global(self, name: str) -> str:
+        return global_name(self.assignment.block, name.removeprefix(MODEL_PREFIX))
+
+    def before_step(self, step: int) -> None:
+        """Faults that a test has planned for this step."""
+        self.watchdog.touch()
+        self.faults.at_step(step)
+
+    def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
+        """One event a log interval."""
+        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _resident_peak()
+        self._emit("step", step=step, loss=loss, seconds=round(seconds, 4), steps=steps, memory=memory)
+
+    def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
+        """Hand a snapshot to the background writer; the event follows when it is durable."""
+        if self.rank:
+            return
+        named = {role: _rename(part, self._global) for role, part in parts.items()}
+
+        def write() -> None:
+            started = time.monotonic()
+            self.faults.in_commit(step)
+            self.checkpoints.commit(
+                step, named, loss=loss, attempt=self.assignment.attempt, fence=self._fence  # type: ignore[arg-type]
+            )
+            self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
+
+        waited = self.writer.submit(write)
+        if waited > 1:
+            self._emit("stall", step=step, seconds=round(waited, 3))
+
+    def _fence(self) -> None:
+        check(self.store, self.assignment.token)
+
+    def should_stop(self, step: int) -> bool:
+        """Whether to commit and leave after `step`; all ranks of the block decide alike."""
+        if self.assignment.workers == 1:
+            return self.stop.requested
+        if step % 8:
+            return False
+        flag = torch.tensor(float(self.stop.requested), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _emit(self, event: str, **fields: Any) -> None:
+        if self.rank == 0:
+            self.log.emit(event, **fields)
+
+    def end(self, outcome: str, **fields: Any) -> None:
+        """The attempt's last event."""
+        self._emit("end", outcome=outcome, reason=self.stop.reason, **fields)
+
+
+def _rename(part: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Rename the parameter in each key; optimizer states carry theirs as ``<state>/<name>``."""
+    renamed = {}
+    for key, tensor in part.items():
+        state, slash, name = key.rpartition("/")
+        renamed[f"{state}{slash}{rename(name)}"] = tensor
+    return renamed
+
+
+def _resident_peak() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def prepare_process(assignment: Assignment, deterministic: bool) -> None:
+    """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["DS_ACCELERATOR"] = assignment.device
+    torch.set_num_threads(assignment.threads)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if assignment.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
+    """Run one rank of an attempt and record how it ended.
+
+    Errors that another attempt would meet again are recorded as ``failed`` and not raised; all others are raised, so
+    that the coordinator sees a crash.
+    """
+    prepare_process(assignment, deterministic=True)
+    worker = BlockWorker(assignment, rank, stop)
+    try:
+        worker.end(worker.run())
+    except FencedError as error:
+        worker.end("fenced", error=str(error))
+    except DbtrainError as error:
+        worker.end("failed", error=str(error), retry=isinstance(error, ShardError))
+    except Exception as error:
+        worker.log.store.append("log.txt", traceback.format_exc().encode())
+        worker.end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        raise
