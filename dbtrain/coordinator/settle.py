@@ -19,15 +19,12 @@ from dbtrain.models.registry import architecture
 from dbtrain.shards.container import tensor_hash
 from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.manifest import read_manifest, write_manifest
-from dbtrain.shards.merge import check_codebook
+from dbtrain.shards.merged import CODEBOOK
 from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint, make_distribution
-from dbtrain.training.blueprint import read_blueprint
+from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint, read_codebook
 
 Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
 """(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
-
-CODEBOOK = "codebook.safetensors"
 
 
 def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
@@ -100,7 +97,7 @@ def _continue(config: Config, run: Store) -> Blueprint:
             "name (name=...), give the configuration it was started with, or remove the directory"
         )
     # what does not determine the weights may change from one start to the next
-    settled = read_blueprint(manifest, check_codebook(run, manifest))
+    settled = read_blueprint(manifest, read_codebook(run, manifest))
     return Blueprint(config, settled.split, settled.ranges, settled.distribution, settled.codebook, settled.shape)
 
 

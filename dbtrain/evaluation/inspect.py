@@ -9,7 +9,7 @@ from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import decode
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merge import load_block, read_config
+from dbtrain.shards.merged import load_block, read_config
 from dbtrain.shards.store import Store
 
 
@@ -55,7 +55,7 @@ def _run(store: Store, console: Console) -> None:
 def _merged(store: Store, console: Console) -> None:
     config = read_config(store)
     table = Table("block", "step", "weights", "tensors", "file")
-    for row in config["shards"]:
+    for row in config["blocks"]:
         tensors = load_block(store, row["block"])
-        table.add_row(str(row["block"]), str(row["step"]), row["weights"], str(len(tensors)), row["file"])
+        table.add_row(str(row["block"]), str(row["step"]), row["role"], str(len(tensors)), row["file"])
     console.print(table)

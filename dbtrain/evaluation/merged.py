@@ -10,10 +10,9 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel
 from dbtrain.method.sampler import Evaluation, chain, schedule
 from dbtrain.method.split import local_name
-from dbtrain.shards.merge import check_codebook, load_block, read_config
+from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint, make_distribution
-from dbtrain.training.blueprint import read_blueprint
+from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
 
 
 LoadBlock = Callable[[int], dict[str, Tensor]]
@@ -41,7 +40,7 @@ class MergedModel:
             ShardError: something is missing or damaged.
         """
         manifest = read_config(merged)
-        blueprint = read_blueprint(manifest, check_codebook(merged, manifest))
+        blueprint = read_blueprint(manifest, load_codebook(merged))
         return MergedModel(blueprint, lambda block: load_block(merged, block), device)
 
     def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:

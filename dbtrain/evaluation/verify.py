@@ -1,12 +1,15 @@
 """Merge a run and prove that the merged model is the blocks."""
 
+from typing import Any
+
 import torch
 
-from dbtrain.errors import ShardError
+from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged import MergedModel, verify
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merge import MergeResult, merge, read_config
+from dbtrain.shards.merge import MergeResult, merge
+from dbtrain.shards.merged import read_config
 from dbtrain.shards.store import Store
 
 SAMPLES = 32
@@ -22,14 +25,16 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
         IncompleteRunError: blocks are not finished.
         ShardError: something does not match.
     """
+    manifest = read_manifest(run)
+    _check_finished(run, manifest)
     result = merge(run)
     merged = run.child("merged")
-    shards, manifest = read_config(merged)["shards"], read_manifest(run)
+    shards = read_config(merged)["blocks"]
 
     def own(block: int) -> dict[str, torch.Tensor]:
         row = shards[block]
         checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
-        role = row["weights"]
+        role = row["role"]
         return checkpoints.load(row["step"], (role,)).parts[role]
 
     model = MergedModel.read(merged, torch.device("cpu"))
@@ -39,3 +44,14 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
     if wrong:
         raise ShardError(f"the merged model in {merged.url} is not its blocks: {'; '.join(wrong)}; merge again")
     return result, samples
+
+
+def _check_finished(run: Store, manifest: dict[str, Any]) -> None:
+    """Raise IncompleteRunError, naming each, if blocks have not reached their last step."""
+    total, behind = manifest["config"]["training"]["steps"], []
+    for block in range(len(manifest["plan"])):
+        steps = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block)).steps()
+        if not steps or steps[-1] < total:
+            behind.append(f"block {block} at step {steps[-1] if steps else 0} of {total}")
+    if behind:
+        raise IncompleteRunError(f"{run.url} is not finished: {', '.join(behind)}; run dbtrain train again first")

@@ -18,6 +18,8 @@ from dbtrain.method.objective import BlockObjective
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.split import LayerSplit
 from dbtrain.models.registry import architecture
+from dbtrain.shards.merged import CODEBOOK, checked_codebook
+from dbtrain.shards.store import Store
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,14 @@ def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Bluepri
         codebook=codebook,
         shape=shape,
     )
+
+
+def read_codebook(run: Store, manifest: Mapping[str, Any]) -> Tensor | None:
+    """The codebook of a run directory, or None if the run has none.
+
+    Raises:
+        ShardError: it is missing, damaged, or not the one that run.json names.
+    """
+    if not manifest["codebook_hash"]:
+        return None
+    return checked_codebook(run.read(CODEBOOK), manifest["codebook_hash"], run.where(CODEBOOK))

@@ -15,12 +15,11 @@ from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merge import check_codebook
 from dbtrain.shards.store import Store
 from dbtrain.shards.writer import BackgroundWriter
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
-from dbtrain.training.blueprint import read_blueprint
+from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.engine import Engine
 from dbtrain.training.faults import FaultPlan
 from dbtrain.training.feed import Feed, cut_batch
@@ -46,7 +45,7 @@ class BlockWorker:
         self.stop = stop
         run = Store(assignment.run_url)
         manifest = read_manifest(run)
-        self.blueprint = read_blueprint(manifest, check_codebook(run, manifest))
+        self.blueprint = read_blueprint(manifest, read_codebook(run, manifest))
         self.config = self.blueprint.config
         self.store = run.child("blocks", f"{assignment.block:02d}")
         self.identity = plan_identity(manifest, assignment.block)
