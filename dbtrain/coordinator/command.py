@@ -10,6 +10,7 @@ from dbtrain.config import Config
 from dbtrain.coordinator.conduct import Conductor, Progress
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
+from dbtrain.coordinator.ray_settings import connect
 from dbtrain.coordinator.settle import Calibrate, settle
 from dbtrain.errors import IncompleteRunError
 from dbtrain.shards.lock import RunLock
@@ -33,9 +34,7 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
     with RunLock(run, f"dbtrain train {config.name}"):
         view.tell(f"run {run.url}")
         blueprint = settle(config, run, calibrate)
-        from dbtrain.coordinator.ray import RayCluster  # Ray reads its settings when it is imported
-
-        cluster = RayCluster(config.cluster.address)
+        cluster = connect(config.cluster.address)
         try:
             states = _conduct(run, config, blueprint, cluster, view)
         finally:

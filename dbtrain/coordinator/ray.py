@@ -3,37 +3,19 @@
 import dataclasses
 import logging
 import os
-import secrets
 import tempfile
 import threading
 from typing import Any
 
-SETTINGS = {
-    # without these a node that was cut off trains on for three minutes after its replacement has started
-    "RAY_grpc_client_keepalive_time_ms": "5000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-for _name, _value in SETTINGS.items():
-    os.environ.setdefault(_name, _value)  # Ray reads them when it is imported
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
-import ray  # noqa: E402
-import ray.train  # noqa: E402
-from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
-from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
-
-from dbtrain.coordinator.placement import Node, Request  # noqa: E402
-from dbtrain.errors import PlacementError  # noqa: E402
-from dbtrain.training.assignment import Assignment  # noqa: E402
-
-START_TIMEOUT_S = 60.0
+from dbtrain.coordinator.placement import Node, Request
+from dbtrain.coordinator.ray_settings import SETTINGS
+from dbtrain.errors import PlacementError
+from dbtrain.training.assignment import Assignment
 
 
 class Attempt:
@@ -96,7 +78,6 @@ class RayCluster:
         }
         try:
             if address is None:
-                _own_token()
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
             else:
                 ray.init(address=address, **common)
@@ -135,13 +116,6 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster; what still runs for this driver ends."""
         ray.shutdown()
-
-
-def _own_token() -> None:
-    # a cluster of one's own is closed to other users of the machine
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 
 
 def _loop(config: dict[str, Any]) -> None:

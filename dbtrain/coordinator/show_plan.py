@@ -12,6 +12,7 @@ from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.memory import Memory, estimate
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
+from dbtrain.coordinator.ray_settings import connect
 from dbtrain.coordinator.settle import design, load_data
 from dbtrain.telemetry.console import size
 from dbtrain.training.blueprint import Blueprint
@@ -32,9 +33,9 @@ def show_plan(config: Config, console: Console) -> None:
     whole_config = end_to_end(config)
     whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
-    for name in ("block", "layers", "sigma", "parameters", "weights", "gradients", "optimizer", "EMA", "activations",
-                 "total", "FLOPs/step", "goes to"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("block", "layers", "sigma", "params", "weights", "grads", "optim", "EMA", "activ.", "total", "FLOPs/step")
+    for name in (*columns, "goes to"):
+        table.add_column(name, justify="right", overflow="fold")
     for request in wanted:
         at = where[request.block]
         _row(table, str(request.block), blueprint, request, "waits" if at is None else ", ".join(at))
@@ -56,7 +57,7 @@ def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_
         name,
         f"{layers.start}-{layers.stop - 1}",
         "-" if blueprint.distribution["kind"] == "none" else f"{low:.4g}-{high:.4g}",
-        f"{memory.count:,}",
+        _count(memory.count),
         *(size(part) for part in parts),
         f"{memory.flops * shape.accumulation * shape.workers:.3g}",
         place_,
@@ -67,10 +68,12 @@ def _nodes(config: Config) -> list[Node]:
     if config.cluster.address is None:
         gpus = float(torch.cuda.device_count())
         return [Node("this machine", {"CPU": float(os.cpu_count() or 1), **({"GPU": gpus} if gpus else {})})]
-    from dbtrain.coordinator.ray import RayCluster
-
-    cluster = RayCluster(config.cluster.address)
+    cluster = connect(config.cluster.address)
     try:
         return cluster.nodes()
     finally:
         cluster.close()
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"

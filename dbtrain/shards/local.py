@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dbtrain.shards.exchange import exchange
 from dbtrain.shards.faults import translate
 
 NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -145,13 +146,19 @@ class LocalFiles:
             fsync_dir(target.parent)
 
     def move(self, name: str, to: str) -> None:
-        """Rename a directory; one of that name steps aside first, since a rename cannot replace a full directory."""
+        """Rename a directory; one of that name is exchanged for it, since a rename cannot replace a full directory.
+
+        Where the two cannot be exchanged the old one steps aside first: for an instant there is none, never half a one.
+        """
         source, target = self.root / name, self.root / to
         aside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
         with _told("move", source):
-            if target.exists():
-                os.replace(target, aside)
-            os.replace(source, target)
+            if target.exists() and exchange(source, target):
+                os.replace(source, aside)
+            else:
+                if target.exists():
+                    os.replace(target, aside)
+                os.replace(source, target)
             fsync_dir(target.parent)
             shutil.rmtree(aside, ignore_errors=True)
 

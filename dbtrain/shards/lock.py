@@ -66,8 +66,8 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock, or take it over from an owner that is dead, and start the heartbeat.
 
-        A lock whose heartbeat is old by the wall clock, from another machine, is first watched for half its ttl, because
-        clocks of different machines may differ.
+        A lock whose heartbeat is old by the wall clock, from another machine, is first watched for half its ttl,
+        because clocks of different machines may differ.
 
         Raises:
             RunLockedError: another coordinator holds it: who, since when, and how to mend it.
@@ -187,12 +187,10 @@ def _machine() -> str:
     Containers may share a host name, and a restarted one gives its coordinator the same process number again.
     """
     parts = [socket.gethostname()]
-    for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        lambda: os.readlink("/proc/self/ns/pid"),
-    ):
-        with contextlib.suppress(OSError):
-            parts.append(read())
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return "/".join(parts)
 
 

@@ -11,7 +11,6 @@ from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
 from dbtrain.shards.commit import FileRecord, step_name
 from dbtrain.shards.container import sha256
-from dbtrain.shards.exchange import put_in_place
 from dbtrain.shards.faults import MissingError
 from dbtrain.shards.format import Role
 from dbtrain.shards.manifest import MANIFEST, plan_identity, read_manifest
@@ -91,7 +90,7 @@ def merge(
         _remove_leftovers(run, out)
         try:
             _fill(run, building, pieces, index, codebook, config)
-            put_in_place(run, building, out)
+            run.move(building, out)
         finally:
             with contextlib.suppress(ShardError):
                 run.remove(building)
@@ -169,7 +168,7 @@ def _describe(loaded: Loaded, role: Role, block: int, blocks: int, folder: str) 
 
 
 def _index(pieces: list[_Piece]) -> bytes:
-    """The Hugging Face index; names of different blocks differ because each block's names were checked by ``decode``."""
+    """The Hugging Face index; no name comes twice, because ``decode`` lets a block have only its own names."""
     sizes = [size for piece in pieces for _, size in piece.sizes.values()]
     weight_map = {name: piece.file for piece in pieces for name in piece.sizes}
     return (json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}, indent=1) + "\n").encode()

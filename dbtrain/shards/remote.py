@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 from dbtrain.shards.faults import MissingError, is_transient, translate
 

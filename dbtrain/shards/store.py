@@ -159,8 +159,14 @@ class Store:
         return self._files.size(self._at(name))
 
     def move(self, name: str, to: str) -> None:
-        """Rename a directory, replacing what has that name; one rename locally, object by object elsewhere."""
-        self._files.move(name, to)
+        """Rename a directory of a local store, replacing what has that name, in one step where the disk can.
+
+        Raises:
+            ShardError: the store is not local (an object store cannot rename), or the disk refused.
+        """
+        if not isinstance(self._files, LocalFiles):
+            raise ShardError(f"cannot rename {self.where(name)}: an object store has no rename; write in place")
+        self._files.move(self._at(name), self._at(to))
 
     @contextlib.contextmanager
     def open_local(self, name: str) -> Iterator[Path]:

@@ -49,10 +49,10 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes as people write them."""
+    """Bytes in GiB (G) or MiB (M)."""
     if count is None:
         return "-"
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**30:.2f}G" if count >= 2**30 else f"{count / 2**20:.1f}M"
 
 
 def blocks_table(rows: Sequence[Row], title: str | None = None) -> Table:
