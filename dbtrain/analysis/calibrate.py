@@ -1,8 +1,8 @@
 """Choose the noise range from data: measure how much a noisy code decides of what the context leaves open.
 
-A block must read its context; where the noisy code decides, a block learns to copy it, and the chain at inference carries
-a guess and not the truth. So the range ends where the code decides a small share (5 %) of what the context leaves open,
-and begins where it decides next to nothing (0.1 %). docs/benchmarks.md has the figures behind both shares.
+A block must read its context; where the noisy code decides, a block learns to copy it, and the chain at inference
+carries a guess and not the truth. So the range ends where the code decides a small share (5 %) of what the context
+leaves open, and begins where it decides next to nothing (0.1 %). docs/benchmarks.md has the figures behind both shares.
 """
 
 import math
@@ -91,7 +91,7 @@ def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.
             output, target = _output(model, batch)
             loss = functional.cross_entropy(output.flatten(0, -2), target.flatten())
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     return model.eval()
 
@@ -144,9 +144,7 @@ def decided(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed: int) 
     agreement = codebook[target] @ codebook.T - 0.5 * (codebook**2).sum(dim=-1)
     disturbance = noise @ codebook.T
     prior = probabilities.clamp_min(1e-300).log()
-    left = [
-        entropy((prior + agreement / s**2 + disturbance / s).softmax(dim=-1)).mean() for s in levels.tolist()
-    ]
+    left = [entropy((prior + agreement / s**2 + disturbance / s).softmax(dim=-1)).mean() for s in levels.tolist()]
     return 1 - torch.stack(left) / entropy(probabilities).mean()
 
 
@@ -160,8 +158,8 @@ def level_at(levels: Tensor, shares: Tensor, share: float) -> float:
     above = int((falling >= share).sum())
     if not 0 < above < len(levels):
         raise ConfigError(
-            f"calibration: no level between {GRID[0]} and {GRID[1]} decides a share of {share}; the pilot finds nothing "
-            "left to decide: choose noise.ranges=uniform with noise.sigma_min and noise.sigma_max"
+            f"calibration: no level between {GRID[0]} and {GRID[1]} decides a share of {share}; the pilot finds "
+            "nothing left to decide: choose noise.ranges=uniform with noise.sigma_min and noise.sigma_max"
         )
     high, low = float(falling[above - 1]), float(falling[above])
     part = (high - share) / (high - low)

@@ -9,8 +9,8 @@ from dbtrain.models.registry import architecture
 def end_to_end(config: Config) -> Config:
     """Configuration of the baseline of a run.
 
-    Steps are the blocks' steps times the ratio of their FLOPs a sample (their private stems and heads included) to those
-    of the whole network, both counted by PyTorch on the same batch.
+    Steps are the blocks' steps times the ratio of their FLOPs a sample (their private stems and heads included) to
+    those of the whole network, both counted by PyTorch on the same batch.
     """
     data = load_data(config)
     uncalibrated = config.noise.model_copy(update={"ranges": "uniform", "edges": None})

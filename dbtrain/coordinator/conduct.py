@@ -17,8 +17,8 @@ from dbtrain.shards.fence import claim
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EventTail
-from dbtrain.training.watchdog import STOP
 from dbtrain.training.assignment import Assignment
+from dbtrain.training.watchdog import STOP
 
 POLL_S = 0.25
 

@@ -1,4 +1,4 @@
-"""How much memory a worker will take, estimated without a GPU: parameters on the meta device, activations on fake ones."""
+"""Memory of a worker, estimated without a GPU: parameters on the meta device, activations on fake tensors."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes in all."""
         return self.parameters + self.gradients + self.optimizer + self.average + self.activations
 
 

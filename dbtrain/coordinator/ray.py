@@ -90,9 +90,7 @@ class RayCluster:
     def nodes(self) -> list[Node]:
         """The nodes that are alive, with all they have."""
         alive = [node for node in ray.nodes() if node["Alive"]]
-        return [
-            Node(f"{node['NodeManagerHostname']}#{node['NodeID'][:4]}", dict(node["Resources"])) for node in alive
-        ]
+        return [Node(f"{node['NodeManagerHostname']}#{node['NodeID'][:4]}", dict(node["Resources"])) for node in alive]
 
     def start(self, assignment: Assignment, request: Request, name: str) -> Attempt:
         """Start an attempt; it waits for its resources if others hold them."""

@@ -35,9 +35,8 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     """
     kind = architecture(config.model.arch)
     depth = config.model.depth
-    split = (
-        split_by_sizes(depth, config.layers_per_block) if config.layers_per_block else split_evenly(depth, config.blocks)
-    )
+    sizes = config.layers_per_block
+    split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)
     if split.blocks != config.blocks:
         raise ConfigError(f"layers_per_block has {split.blocks} entries; blocks={config.blocks}")
     codebook = None

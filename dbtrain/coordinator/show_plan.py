@@ -33,14 +33,28 @@ def show_plan(config: Config, console: Console) -> None:
     whole_config = end_to_end(config)
     whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
-    columns = ("block", "layers", "sigma", "params", "weights", "grads", "optim", "EMA", "activ.", "total", "FLOPs/step")
+    columns = (
+        "block",
+        "layers",
+        "sigma",
+        "params",
+        "weights",
+        "grads",
+        "optim",
+        "EMA",
+        "activ.",
+        "total",
+        "FLOPs/step",
+    )
     for name in (*columns, "goes to"):
         table.add_column(name, justify="right", overflow="fold")
     for request in wanted:
         at = where[request.block]
         _row(table, str(request.block), blueprint, request, "waits" if at is None else ", ".join(at))
     table.add_section()
-    _row(table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps")
+    _row(
+        table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
+    )
     console.print(table)
     console.print("memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
@@ -51,7 +65,12 @@ def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_
     memory: Memory = estimate(blueprint, block, shape.micro_batch, request.workers)
     layers, (low, high) = blueprint.split.layers(block), blueprint.ranges.of(block)
     parts: Sequence[int] = (
-        memory.parameters, memory.gradients, memory.optimizer, memory.average, memory.activations, memory.total
+        memory.parameters,
+        memory.gradients,
+        memory.optimizer,
+        memory.average,
+        memory.activations,
+        memory.total,
     )
     table.add_row(
         name,

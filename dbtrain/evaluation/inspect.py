@@ -29,7 +29,9 @@ def inspect_path(path: str, console: Console) -> None:
     elif store.exists("config.json"):
         _merged(store, console)
     else:
-        raise ShardError(f"{path} is no shard, run or merged model: give a .safetensors file, out/name or out/name/merged")
+        raise ShardError(
+            f"{path} is no shard, run or merged model: give a .safetensors file, out/name or the directory of a run"
+        )
 
 
 def _shard(store: Store, name: str, console: Console) -> None:
@@ -37,7 +39,9 @@ def _shard(store: Store, name: str, console: Console) -> None:
     console.print(shard.identity, f"step {shard.step}, {shard.role}")
     table = Table("tensor", "shape", "type")
     for tensor_name, tensor in shard.tensors.items():
-        table.add_row(tensor_name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch."))
+        table.add_row(
+            tensor_name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch.")
+        )
     console.print(table)
 
 

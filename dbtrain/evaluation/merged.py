@@ -14,7 +14,6 @@ from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
 
-
 LoadBlock = Callable[[int], dict[str, Tensor]]
 
 
@@ -44,7 +43,7 @@ class MergedModel:
         return MergedModel(blueprint, lambda block: load_block(merged, block), device)
 
     def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:
-        """Every evaluation along the chain for a batch of N samples; `seed` determines the noise it starts from, if any."""
+        """Every evaluation along the chain for a batch of N samples; `seed` makes the noise it starts from, if any."""
         blueprint, noise = self.blueprint, self.blueprint.noise()
         models = [cast(BlockModel, model) for model in self.blocks]
         example = models[0].example(batch)

@@ -1,7 +1,7 @@
 """The plug: what an architecture and a noise process must offer. To add an architecture, write one `BlockModel`.
 
 A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, common to all blocks), ``stem.*``,
-``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split, shards and merge work on those names alone.
+``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split and merge know only names.
 """
 
 from collections.abc import Mapping

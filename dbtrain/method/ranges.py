@@ -34,6 +34,7 @@ class Ranges:
 
     @property
     def blocks(self) -> int:
+        """Number of slices."""
         return len(self.edges) - 1
 
     def of(self, block: int) -> tuple[float, float]:

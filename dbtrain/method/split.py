@@ -21,6 +21,7 @@ class LayerSplit:
 
     @property
     def blocks(self) -> int:
+        """Number of blocks."""
         return len(self.bounds) - 1
 
     def layers(self, block: int) -> range:

@@ -15,9 +15,7 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, dim: int, frequencies: int = 64, max_frequency: float = 100.0) -> None:
         super().__init__()
-        self.register_buffer(
-            "frequencies", torch.logspace(0, math.log10(max_frequency), frequencies), persistent=False
-        )
+        self.register_buffer("frequencies", torch.logspace(0, math.log10(max_frequency), frequencies), persistent=False)
         self.network = nn.Sequential(nn.Linear(2 * frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, c_noise: Tensor) -> Tensor:

@@ -95,4 +95,3 @@ class ViT(nn.Module):
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, D)."""
         return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
-

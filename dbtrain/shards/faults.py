@@ -89,4 +89,6 @@ def damaged(where: str, what: str) -> NoReturn:
 
 def is_finite_number(value: object) -> bool:
     """True for an int or float (no bool) that is neither NaN nor infinite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))

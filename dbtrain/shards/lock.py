@@ -20,6 +20,8 @@ LOCK = "LOCK.json"
 VERSION = 1
 TRIES = 5
 BEATS_PER_TTL = 3
+TIME_LIMIT_S = 1e11
+"""Largest time in a lock that is believed: the year 5138."""
 WATCH_SHARE = 0.5
 """Share of the ttl for which a lock that looks dead by the wall clock is watched: longer than one heartbeat."""
 
@@ -143,7 +145,7 @@ class RunLock:
     def _refuse(self, holder: _Holder) -> NoReturn:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
         raise RunLockedError(
-            f"{self._store.url} is in use by {holder.owner!r} on host {holder.host!r}, pid {holder.pid}, since {since}: "
+            f"{self._store.url} is used by {holder.owner!r} on host {holder.host!r}, pid {holder.pid}, since {since}; "
             f"wait for it or stop it; after a crash the lock falls free {holder.ttl:g} s after its last heartbeat"
         )
 
@@ -160,6 +162,8 @@ class RunLock:
                 beat=found.number("beat"),
                 ttl=found.number("ttl"),
             )
+            if not 0 < holder.ttl <= TIME_LIMIT_S or not 0 <= holder.since <= TIME_LIMIT_S:
+                found.reject("ttl", f"positive, and since={holder.since} a time")
         except DamagedError as err:
             raise ShardError(f"{err}; delete it once no coordinator works on this run") from err
         return holder

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.faults import damaged, one_line, short
+from dbtrain.shards.faults import damaged, is_finite_number, one_line, short
+
+NUMBER_LIMIT = 1e300
+"""JSON integers have no limit, floats have."""
 
 
 def canonical(value: Any, where: str) -> str:
@@ -105,8 +108,8 @@ class Fields:
     def number(self, name: str) -> float:
         """A finite number."""
         value = self._get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self.reject(name, "a number")
+        if not is_finite_number(value) or abs(value) > NUMBER_LIMIT:
+            self.reject(name, "a finite number")
         return float(value)
 
     def mapping(self, name: str) -> dict[str, Any]:

@@ -110,7 +110,8 @@ class LiveView:
                 loss = "-" if row.loss is None else f"{row.loss:.4f}"
                 rate = "-" if row.rate is None else f"{row.rate:.1f}"
                 self.console.print(
-                    f"block {row.block}: step {row.step}/{row.steps} loss {loss} {rate} steps/s ETA {duration(row.eta)}",
+                    f"block {row.block}: step {row.step}/{row.steps} loss {loss} {rate} steps/s ETA "
+                    f"{duration(row.eta)}",
                     highlight=False,
                 )
 

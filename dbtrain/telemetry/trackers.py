@@ -34,7 +34,7 @@ class Trackers:
             if hasattr(tracker, "start"):
                 tracker.start()
         except Exception as error:
-            raise ConfigError(f"telemetry.trackers: {name} does not start ({error}): install and configure it") from None
+            raise ConfigError(f"telemetry.trackers: {name} does not start ({error}): install or configure it") from None
         return tracker
 
     def log(self, block: int, event: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From a run's manifest to models: the one place where configuration turns into the plain values that the method takes."""
+"""From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,9 +44,7 @@ class Blueprint:
         if sigma_data is None:
             # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
             sigma_data = 0.5 if self.codebook is None else self.codebook.shape[1] ** -0.5
-        return GaussianNoise(
-            make_distribution(self.distribution), sigma_data, noise.weighting, noise.input_scaling
-        )
+        return GaussianNoise(make_distribution(self.distribution), sigma_data, noise.weighting, noise.input_scaling)
 
     def model(self, block: int | None, device: str = "cpu") -> nn.Module:
         """The model with only the layers of one block (or all), initialised as a function of (seed, block)."""

@@ -95,7 +95,7 @@ class Engine:
         return {n: piece.detach().clone() for n, piece in pieces if piece is not None}
 
     def accumulate(self, batch: Mapping[str, Tensor], key: Tensor, positions: Tensor) -> Tensor:
-        """Forward and backward of one micro-batch; its mean loss, detached. The last one of a step reduces gradients."""
+        """Forward and backward of one micro-batch; its mean loss, detached. The last one of a step also updates."""
         loss: Tensor = self._engine(batch, key, positions)
         self._engine.backward(loss)
         self._engine.step()

@@ -4,6 +4,7 @@ Each fault fires once: before it does, it leaves a marker in the block's directo
 """
 
 import json
+import math
 import os
 import signal
 import time
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from dbtrain.errors import ConfigError
 from dbtrain.shards.store import Store
 
 VARIABLE = "DBTRAIN_FAULTS"
-KINDS = ("kill", "term", "raise", "hang", "kill_in_commit", "memory")
+KINDS = ("kill", "term", "raise", "hang", "slow", "kill_in_commit", "memory", "nan")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,13 @@ class FaultPlan:
     def at_step(self, step: int) -> None:
         """Fire what is planned for this step."""
         for fault in self._due(step):
-            if fault["kind"] != "kill_in_commit" and self._first_time(fault):
+            if fault["kind"] not in ("kill_in_commit", "nan") and self._first_time(fault):
                 _fire(fault["kind"])
+
+    def loss(self, step: int, loss: Tensor) -> Tensor:
+        """The loss, or NaN if that is planned for this step."""
+        planned = any(fault["kind"] == "nan" and self._first_time(fault) for fault in self._due(step))
+        return loss * math.nan if planned else loss
 
     def in_commit(self, step: int) -> None:
         """Fire a kill planned for the commit of this step, after a pause that lets some of its files be written."""
@@ -67,6 +75,7 @@ def _fire(kind: str) -> None:
         raise RuntimeError("injected fault")
     if kind == "memory":
         raise MemoryError("injected fault: out of memory")
-    if kind == "hang":
-        time.sleep(86_400)
+    if kind in ("hang", "slow"):
+        time.sleep(86_400 if kind == "hang" else 3)
+        return
     os.kill(os.getpid(), signal.SIGTERM if kind == "term" else signal.SIGKILL)

@@ -22,6 +22,7 @@ class BatchShape:
 
     @property
     def batch_size(self) -> int:
+        """Samples of a step."""
         return self.workers * self.accumulation * self.micro_batch
 
 
@@ -54,9 +55,7 @@ class Feed:
         device: where batches go.
     """
 
-    def __init__(
-        self, split: Split, shape: BatchShape, seed: int, block: int, rank: int, device: torch.device
-    ) -> None:
+    def __init__(self, split: Split, shape: BatchShape, seed: int, block: int, rank: int, device: torch.device) -> None:
         self.split = split
         self.shape = shape
         self.seed = seed

@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps a parameter's float32 value and optimizer state under each ZeRO stage, and back to full tensors.
+"""Where DeepSpeed keeps a float32 parameter and its optimizer states under each ZeRO stage, and full tensors of them.
 
-DeepSpeed's own ``safe_get_full_optimizer_state`` links the states of the first parameter group only when the others have
-not stepped yet (0.19.8, ZeRO 1 and 2), so the pieces are looked up here; every stage then gathers the same way.
+DeepSpeed's own ``safe_get_full_optimizer_state`` links the states of the first parameter group only when the others
+have not stepped yet (0.19.8, ZeRO 1 and 2), so the pieces are looked up here; every stage then gathers the same way.
 """
 
 from typing import Any, Protocol

@@ -26,6 +26,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
+        """Whether somebody asked."""
         return self.reason is not None
 
     def request(self, reason: str) -> None:

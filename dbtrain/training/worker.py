@@ -14,6 +14,7 @@ from dbtrain.errors import DbtrainError, FencedError, ShardError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
+from dbtrain.shards.format import ROLES
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.shards.writer import BackgroundWriter
@@ -98,6 +99,10 @@ class BlockWorker:
         self.watchdog.touch()
         self.faults.at_step(step)
 
+    def see_loss(self, step: int, loss: Tensor) -> Tensor:
+        """The loss, unless a test has planned another."""
+        return self.faults.loss(step, loss)
+
     def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
         """One event a log interval."""
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _resident_peak()
@@ -107,13 +112,17 @@ class BlockWorker:
         """Hand a snapshot to the background writer; the event follows when it is durable."""
         if self.rank:
             return
-        named = {role: _rename(part, self._global) for role, part in parts.items()}
+        named = {role: _rename(parts[role], self._global) for role in ROLES if role in parts}
 
         def write() -> None:
             started = time.monotonic()
             self.faults.in_commit(step)
             self.checkpoints.commit(
-                step, named, loss=loss, attempt=self.assignment.attempt, fence=self._fence  # type: ignore[arg-type]
+                step,
+                named,
+                loss=loss,
+                attempt=self.assignment.attempt,
+                fence=self._fence,
             )
             self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 

@@ -1,0 +1,28 @@
+# Two commands: `make demo` and `make test`. Both make .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-unit lint clean
+
+$(READY): pyproject.toml requirements.txt scripts/install.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/install.sh
+	touch $(READY)
+
+demo: $(READY)  ## train three blocks, merge, evaluate, compare
+	rm -rf runs/vit-digits runs/vit-digits-end-to-end
+	$(BIN)/dbtrain compare configs/vit_digits.yaml
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+test-unit: $(READY)
+	$(BIN)/pytest
+
+test: $(READY) lint  ## all tests: unit, then real clusters and faults
+	$(BIN)/pytest
+	$(BIN)/pytest -m "cluster or fault"
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,105 @@
+"""Fixtures that several rooms' tests share: a small configuration, and runs of the real command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "model.depth=3",
+    "model.dim=16",
+    "model.heads=2",
+    "model.patch=4",
+    "codebook.dim=16",
+    "noise.ranges=uniform",
+    "noise.sigma_min=0.5",
+    "noise.sigma_max=20",
+    "training.steps=60",
+    "training.batch_size=16",
+    "training.checkpoint_every=10",
+    "training.log_every=5",
+    "cluster.backoff_s=0.1",
+]
+
+
+class Command:
+    """A `dbtrain` command in its own process group, which can be watched and killed."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], faults: Sequence[dict[str, Any]] = ()) -> None:
+        environment = {**os.environ, "DBTRAIN_FAULTS": json.dumps(list(faults)), "NO_COLOR": "1", "COLUMNS": "200"}
+        environment.pop("RAY_ADDRESS", None)
+        self.folder = folder
+        self.log = folder / f"command-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dbtrain", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, timeout: float = 240) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"the command took more than {timeout} s:\n{self.output()}")
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait(30)
+
+
+@pytest.fixture
+def dbtrain(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Start a command in a temporary folder; whatever is left of it is killed at the end."""
+    started: list[Command] = []
+
+    def start(*arguments: str, faults: Sequence[dict[str, Any]] = ()) -> Command:
+        command = Command(tmp_path, arguments, faults)
+        started.append(command)
+        return command
+
+    yield start
+    for command in started:
+        command.kill()
+
+
+def events(run: Path, block: int) -> list[dict[str, Any]]:
+    """All events of a block, of all attempts in their order."""
+    attempts = sorted((run / "blocks" / f"{block:02d}" / "attempts").glob("*"), key=lambda path: int(path.name))
+    lines = [line for a in attempts if (a / "events.jsonl").exists() for line in (a / "events.jsonl").open()]
+    return [json.loads(line) for line in lines]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not happen within {seconds} s")
+        time.sleep(0.05)
+
+
+def shards(run: Path, step: int) -> dict[str, bytes]:
+    """Content of every shard of a step, by block and file."""
+    return {
+        f"{path.parent.parent.name}/{path.name}": path.read_bytes()
+        for path in sorted(run.glob(f"blocks/*/step_{step:08d}/*.safetensors"))
+    }
