@@ -119,6 +119,13 @@ class OptimizerConfig(Section):
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Greatest gradient norm; 0 for none."""
 
+    @model_validator(mode="after")
+    def _muon_is_not_clipped(self) -> "OptimizerConfig":
+        # DeepSpeed clips Muon's orthogonalised update together with AdamW's gradients under ZeRO, and not without it
+        if self.name == "muon" and self.clip:
+            raise ValueError(f"optimizer.name=muon needs optimizer.clip=0, not {self.clip}: its updates have unit norm")
+        return self
+
 
 class TrainingConfig(Section):
     """How each block is trained."""

@@ -12,7 +12,7 @@ from dbtrain.errors import ShardError
 from dbtrain.shards.commit import COMMIT, Commit, FileRecord, check_values, dump_commit, step_name, step_number
 from dbtrain.shards.faults import DamagedError, MissingError, one_line
 from dbtrain.shards.format import ROLES, Identity, Role, encode
-from dbtrain.shards.parts import check_parts, decode_part, place, read_commit, read_part
+from dbtrain.shards.parts import check_commit, check_parts, decode_part, place, read_commit, read_part
 from dbtrain.shards.store import Store
 
 __all__ = ["Checkpoints", "Commit", "FileRecord", "Loaded"]
@@ -131,11 +131,13 @@ class Checkpoints:
         """
         folder, problems = self._folder(step), []
         try:
-            commit = read_commit(folder, step)
+            record = folder.read(COMMIT)
+        except MissingError as err:
+            return [one_line(err)]
+        try:
+            commit = check_commit(record, folder, step)
         except ShardError as err:
-            if isinstance(err, (DamagedError, MissingError)) or folder.exists(COMMIT):
-                return [one_line(err)]
-            raise
+            return [one_line(err)]
         for name in commit.files:
             data = None
             try:

@@ -18,7 +18,12 @@ NAME_DIGITS = 16
 
 def read_commit(folder: Store, step: int) -> Commit:
     """COMMIT.json of a step's directory; MissingError or DamagedError."""
-    commit = parse_commit(folder.read(COMMIT), folder.where(COMMIT))
+    return check_commit(folder.read(COMMIT), folder, step)
+
+
+def check_commit(record: bytes, folder: Store, step: int) -> Commit:
+    """The content of COMMIT.json in a step's directory; DamagedError if it is damaged or of another step."""
+    commit = parse_commit(record, folder.where(COMMIT))
     if commit.step != step:
         damaged(folder.where(COMMIT), f"it is of step {commit.step}")
     return commit

@@ -14,6 +14,10 @@ from dbtrain.shards.faults import MissingError, is_transient, translate
 RETRY_DELAYS_S = (0.2, 1.0)
 """Pauses between the tries of one operation: three tries in all."""
 
+PUT_LIMIT_S = 60.0
+SLOWEST_BYTES_S = 1_000_000
+"""An upload may take ``PUT_LIMIT_S`` and a second for each so many bytes; what is slower counts as hung."""
+
 S3_PROTOCOLS = ("s3", "s3a")
 
 CONFLICT_CODES = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
@@ -92,7 +96,7 @@ class RemoteFiles:
     def write(self, name: str, data: bytes) -> None:
         """One put; a large object is uploaded in parts and appears when the last one has arrived."""
         path = self._path(name)
-        self._try("write", path, lambda: self.fs.pipe_file(path, data))
+        self._try("write", path, lambda: self._put(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Conditional put (If-None-Match: *). A driver without one looks first, which is best effort."""
@@ -101,7 +105,7 @@ class RemoteFiles:
         def put() -> bool:
             again = next(tries) > 0
             try:
-                self.fs.pipe_file(path, data, mode="create")
+                self._put(path, data, mode="create")
             except FileExistsError:
                 # On a second try the object may be our own: the first reply can have been lost after the put.
                 return again and bool(self.fs.cat_file(path) == data)
@@ -138,11 +142,16 @@ class RemoteFiles:
 
         return self._try("replace", path, act)
 
+    def _put(self, path: str, data: bytes, **condition: str) -> None:
+        """Put with a deadline: a server that never says "100 Continue" is waited for by s3fs without any timeout."""
+        limit = {"timeout": PUT_LIMIT_S + len(data) / SLOWEST_BYTES_S} if self.fs.async_impl else {}
+        self.fs.pipe_file(path, data, **condition, **limit)
+
     def _put_if(self, path: str, data: bytes, etag: str | None) -> bool:
         """Put unless the object changed since ``etag``; unconditional where the driver knows no etag."""
         is_s3 = etag is not None and self.fs.protocol == S3_PROTOCOLS
         try:
-            self.fs.pipe_file(path, data, **({"IfMatch": etag} if is_s3 else {}))
+            self._put(path, data, **({"IfMatch": etag} if is_s3 else {}))
         except OSError as err:
             answer = getattr(err.__cause__, "response", None) or {}
             if answer.get("Error", {}).get("Code") in CONFLICT_CODES:

@@ -105,7 +105,8 @@ def test_a_second_coordinator_is_refused(dbtrain: Callable[..., Command], tmp_pa
     wait_for(lambda: (run / "LOCK.json").exists(), 60, "the lock")
     second = dbtrain("train", CONFIG, "name=run", *BLOCKS, *TINY)
     assert second.wait() == 1
-    assert "is in use by" in second.output()
+    assert "dbtrain train run" in second.output()
+    assert "wait for it or stop it" in second.output()
     assert "Traceback" not in second.output()
     assert first.wait() == 0, first.output()
 
