@@ -14,6 +14,7 @@ from rich.table import Table
 from dbtrain import __version__
 from dbtrain.config import Config, load_config, parse_config
 from dbtrain.errors import DbtrainError
+from dbtrain.telemetry.console import make_console
 
 app = typer.Typer(
     add_completion=False,
@@ -54,7 +55,7 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
 @_reported
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
-    _train(load_config(config, overrides or []), Console())
+    _train(load_config(config, overrides or []), make_console())
 
 
 def _train(config: Config, console: Console) -> None:
@@ -74,7 +75,7 @@ def resume(run: RunDirectory) -> None:
     from dbtrain.shards.manifest import read_manifest
     from dbtrain.shards.store import Store
 
-    _train(parse_config(read_manifest(Store(run))["config"], f"{run}/run.json"), Console())
+    _train(parse_config(read_manifest(Store(run))["config"], f"{run}/run.json"), make_console())
 
 
 @app.command()
@@ -83,7 +84,7 @@ def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Show blocks, layers, ranges, memory and placement. Trains nothing and needs no GPU."""
     from dbtrain.coordinator.show_plan import show_plan
 
-    show_plan(load_config(config, overrides or []), Console())
+    show_plan(load_config(config, overrides or []), make_console())
 
 
 @app.command()
@@ -94,7 +95,7 @@ def status(run: RunDirectory) -> None:
     from dbtrain.shards.store import Store
     from dbtrain.telemetry.console import blocks_table, duration
 
-    console = Console()
+    console = make_console()
     blocks = read_status(Store(run))
     console.print(blocks_table([b.row for b in blocks]))
     for b in blocks:
@@ -111,7 +112,7 @@ def status(run: RunDirectory) -> None:
 @_reported
 def merge(run: RunDirectory) -> None:
     """Put the blocks of a finished run together and verify the result bit for bit."""
-    _merge(run, Console())
+    _merge(run, make_console())
 
 
 def _merge(run: str, console: Console) -> None:
@@ -134,7 +135,7 @@ def evaluate(run: RunDirectory) -> None:
     from dbtrain.evaluation.report import evaluate_run
     from dbtrain.shards.store import Store
 
-    console = Console()
+    console = make_console()
     table = Table("readout", "accuracy %")
     for name, value in evaluate_run(Store(run)).items():
         table.add_row(name, f"{100 * value:.2f}")
@@ -147,7 +148,7 @@ def baseline(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train the same network end to end, with the FLOPs that the blocks take together."""
     from dbtrain.coordinator.baseline import end_to_end
 
-    _train(end_to_end(load_config(config, overrides or [])), Console())
+    _train(end_to_end(load_config(config, overrides or [])), make_console())
 
 
 @app.command()
@@ -160,7 +161,7 @@ def compare(config: ConfigFile, overrides: Overrides = None) -> None:
     from dbtrain.shards.store import Store
     from dbtrain.telemetry.console import blocks_table
 
-    console = Console()
+    console = make_console()
     isolated = load_config(config, overrides or [])
     together = end_to_end(isolated)
     _train(isolated, console)
@@ -177,7 +178,7 @@ def inspect(path: Annotated[str, typer.Argument(help="A shard, or the directory 
     """Show what a shard, a run or a merged model holds, and verify it."""
     from dbtrain.evaluation.inspect import inspect_path
 
-    inspect_path(path, Console())
+    inspect_path(path, make_console())
 
 
 @app.command()

@@ -39,6 +39,12 @@ class Row:
         return (self.steps - self.step) / self.rate if self.rate and self.phase == "running" else None
 
 
+def make_console() -> Console:
+    """A console; where there is no terminal it is wide enough for the tables, whatever the width is said to be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as people write them."""
     if seconds is None:

@@ -19,7 +19,7 @@ def correlation(a, b):
 
 @pytest.mark.parametrize("name", ["uniform", "normal"])
 def test_the_same_arguments_give_the_same_bits(name):
-    one, two = getattr(draws(), name)((3, 5), 2), getattr(draws(), name)((3, 5), 2)
+    one, two = getattr(draws(), name)((3, 5), 1), getattr(draws(), name)((3, 5), 1)
     assert torch.equal(one, two) and one.dtype == torch.float32 and one.shape == (64, 3, 5)
     assert getattr(draws(), name)((), 0).shape == (64,)
 
@@ -43,10 +43,10 @@ def test_a_sample_keeps_its_noise_however_the_batch_is_cut(sizes):
 
 
 def test_streams_keys_positions_and_elements_all_differ():
-    pools = [draws(key).uniform((32,), stream) for key in (0, 1, derive_seed(0, 1)) for stream in (0, 1, 2)]
+    pools = [draws(key).uniform((32,), stream) for key in (0, 1, derive_seed(0, 1)) for stream in (0, 1)]
     together = torch.cat([pool.flatten() for pool in pools])
-    # 18,432 draws of 2^24 or 2^23 values: some 20 collide by chance, a repeated row or stream would be 32 at once
-    assert len(together) - len(together.unique()) < 60
+    # 12,288 draws of 2^24 values: some 5 collide by chance, a repeated row or stream would be 32 at once
+    assert len(together) - len(together.unique()) < 25
     for i, one in enumerate(pools):
         assert not any(torch.equal(one, other) for other in pools[:i])
 
@@ -81,7 +81,7 @@ def test_neighbours_are_not_correlated():
     z = draws(count=COUNT).normal((2,), 1)
     assert correlation(z[:-1, 0], z[1:, 0]) < bound
     assert correlation(z[:, 0], z[:, 1]) < bound
-    assert correlation(z[:, 0], draws(count=COUNT).normal((2,), 2)[:, 0]) < bound
+    assert correlation(z[:, 0], draws(count=COUNT).normal((2,), 0)[:, 0]) < bound
     assert correlation(z[:, 0], draws(12, count=COUNT).normal((2,), 1)[:, 0]) < bound
     # the level and the noise of a sample are drawn from streams 0 and 1
     assert correlation(z[:, 0], draws(count=COUNT).uniform((), 0)) < bound

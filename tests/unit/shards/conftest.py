@@ -103,7 +103,7 @@ class Trouble:
 
     def __init__(self, target):
         self.target, self.seen = target, 0
-        self.fail = self.hang = self.lose = 0
+        self.fail = self.hang = self.lose = self.mute = 0
 
     def relay(self, handler):
         self.seen += 1
@@ -111,6 +111,7 @@ class Trouble:
         if self.hang > 0:
             self.hang -= 1
             time.sleep(1.5)
+            handler.close_connection = True
             return None
         if self.fail > 0:
             self.fail -= 1
@@ -134,6 +135,16 @@ def s3_servers():
     trouble = Trouble(moto.get_host_and_port())
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_expect_100(self):
+            if trouble.mute > 0:  # says nothing to "Expect: 100-continue"
+                trouble.mute -= 1
+                time.sleep(1.5)
+                self.close_connection = True
+                return False
+            return super().handle_expect_100()
+
         def relay(self):
             trouble.relay(self)
 
@@ -166,7 +177,7 @@ def s3(s3_servers, monkeypatch, request):
     import s3fs
 
     trouble, endpoint = s3_servers
-    trouble.fail = trouble.hang = trouble.lose = 0
+    trouble.fail = trouble.hang = trouble.lose = trouble.mute = 0
     for key, value in {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
@@ -176,6 +187,7 @@ def s3(s3_servers, monkeypatch, request):
         monkeypatch.setenv(key, value)
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 0.7}})
     monkeypatch.setattr(remote, "RETRY_DELAYS_S", (0.01, 0.02))
+    monkeypatch.setattr(remote, "PUT_LIMIT_S", 0.9)
     s3fs.S3FileSystem.clear_instance_cache()
     fs = fsspec.filesystem("s3")
     if not fs.exists("bucket"):

@@ -118,6 +118,7 @@ def test_a_rival_that_still_writes_cannot_spoil_a_commit(store, make):
         if len(calls) == 2:
             with pytest.raises(FencedError):
                 rival.commit(10, make.parts(9), loss=None, attempt=1, fence=refuse_second())
+
     make.commit(ours, 10, make.parts(1), fence=fence, attempt=2)
     assert make.same(ours.newest().parts, make.parts(1))
     with pytest.raises(FencedError):
@@ -266,8 +267,12 @@ def test_parts_that_do_not_fit(store, make):
     extra = {**good["optim"], "exp_avg/layers.2.other": torch.zeros(1)}
     short = dict(list(good["ema"].items())[1:])
     for bad, match in (
-        ({}, "model"), ({"ema": good["ema"]}, "model"), ({**good, "x": {}}, "only"), ({**good, "ema": short}, "differ"),
-        ({**good, "optim": extra}, "no model parameter"), ({"model": {"layers.9.w": torch.zeros(1)}}, "not of block 1"),
+        ({}, "model"),
+        ({"ema": good["ema"]}, "model"),
+        ({**good, "x": {}}, "only"),
+        ({**good, "ema": short}, "differ"),
+        ({**good, "optim": extra}, "no model parameter"),
+        ({"model": {"layers.9.w": torch.zeros(1)}}, "not of block 1"),
     ):
         with pytest.raises(ShardError, match=match):
             make.commit(checkpoints, 10, bad)

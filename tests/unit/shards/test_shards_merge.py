@@ -32,8 +32,12 @@ def test_merge_and_load(store, make):
     result, merged = merge(store), store.child("merged")
     assert result.path == merged.url and result.tensors == 12 and result.parameters == 144
     assert [(b, s, loss) for b, s, loss, _ in result.blocks] == [(0, 5, 0.5), (1, 5, 0.5), (2, 5, 0.5)]
-    assert merged.list() == ["codebook.safetensors", "config.json", *(
-        f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)), "model.safetensors.index.json"]
+    assert merged.list() == [
+        "codebook.safetensors",
+        "config.json",
+        *(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)),
+        "model.safetensors.index.json",
+    ]
     for block in range(3):
         assert make.same(load_block(merged, block), written[block]["ema"])
     assert torch.equal(load_codebook(merged), codes)
@@ -243,15 +247,29 @@ def edit(path, value):
 
 @pytest.mark.parametrize(
     ("path", "value", "match"),
-    [(("config",), KeyError, "config is missing"), (("config",), [], "config"), (("versions",), 1, "versions"),
-     (("noise",), None, "noise"), (("plan",), [], "plan"), (("plan",), {}, "plan"), (("codebook_hash",), "abc", "hash"),
-     (("plan", 0, "block"), 1, "block"), (("plan", 0, "layers"), [1, 2], "begins at layer 1"),
-     (("plan", 1, "layers"), [3, 4], "do not meet"), (("plan", 1, "layers"), [2, 2], "layers"),
-     (("plan", 1, "layers"), ["2", "4"], "layers"), (("plan", 1, "layers"), [True, 4], "layers"),
-     (("plan", 1, "sigma_range"), [(0.4).hex(), (2.0).hex()], "do not meet"),
-     (("plan", 1, "sigma_range"), [0.3, 2.0], "sigma_range"), (("plan", 1, "sigma_range"), ["x", "y"], "sigma_range"),
-     (("plan", 2, "sigma_range"), [(0.3).hex(), (0.1).hex()], "sigma_range"), (("plan", 1), None, "object"),
-     (("noise", "x"), float("nan"), "JSON"), (("noise", "x"), {1}, "JSON"), (("version",), 1, "reserved")],
+    [
+        (("config",), KeyError, "config is missing"),
+        (("config",), [], "config"),
+        (("versions",), 1, "versions"),
+        (("noise",), None, "noise"),
+        (("plan",), [], "plan"),
+        (("plan",), {}, "plan"),
+        (("codebook_hash",), "abc", "hash"),
+        (("plan", 0, "block"), 1, "block"),
+        (("plan", 0, "layers"), [1, 2], "begins at layer 1"),
+        (("plan", 1, "layers"), [3, 4], "do not meet"),
+        (("plan", 1, "layers"), [2, 2], "layers"),
+        (("plan", 1, "layers"), ["2", "4"], "layers"),
+        (("plan", 1, "layers"), [True, 4], "layers"),
+        (("plan", 1, "sigma_range"), [(0.4).hex(), (2.0).hex()], "do not meet"),
+        (("plan", 1, "sigma_range"), [0.3, 2.0], "sigma_range"),
+        (("plan", 1, "sigma_range"), ["x", "y"], "sigma_range"),
+        (("plan", 2, "sigma_range"), [(0.3).hex(), (0.1).hex()], "sigma_range"),
+        (("plan", 1), None, "object"),
+        (("noise", "x"), float("nan"), "JSON"),
+        (("noise", "x"), {1}, "JSON"),
+        (("version",), 1, "reserved"),
+    ],
 )
 def test_wrong_manifests_are_refused(store, make, path, value, match):
     manifest = make.manifest()

@@ -21,8 +21,16 @@ def offences(source):
             yield ast.unparse(node)
 
 
-@pytest.mark.parametrize("source", ["import pickle", "from pickle import loads", "import torch\ntorch.load('x')",
-                                    "from torch import load", "import cloudpickle.x as y"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "from torch import load",
+        "import cloudpickle.x as y",
+    ],
+)
 def test_the_search_finds_them(source):
     assert list(offences(source))
 

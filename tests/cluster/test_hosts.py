@@ -1,0 +1,168 @@
+"""Several hosts with networks of their own: no block talks to another, and a host that goes away costs only its block."""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbtrain.coordinator.ray_settings import SETTINGS
+from tests.cluster.hosts import GCS_PORT, Network, Program, missing
+from tests.conftest import ROOT, TINY, Command, events, shards, wait_for
+
+CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
+STEPS = 60
+HEAD, WORKERS, SPARE = "head", ("ada", "bob", "cyd"), "dan"
+RUN_S = 120.0
+
+pytestmark = pytest.mark.cluster
+
+SEND = """
+import socket, sys, time
+end = time.monotonic() + 10
+while True:
+    try:
+        connection = socket.create_connection((sys.argv[1], 7000), 2)
+        break
+    except ConnectionRefusedError:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+connection.sendall(bytes(int(sys.argv[2])))
+"""
+RECEIVE = """
+import socket
+server = socket.create_server(("", 7000))
+server.settimeout(20)
+connection = server.accept()[0]
+while connection.recv(1 << 16):
+    pass
+"""
+
+
+class Cluster:
+    """A head without CPUs and three workers with one each, and a spare host where Ray does not run yet."""
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        self.network = network
+        self.folder = folder
+        self._ray([(HEAD, 0)])
+        self._ray([(name, 1) for name in WORKERS])
+
+    def _ray(self, cpus: list[tuple[str, int]]) -> None:
+        for program in [self.start_ray(name, number) for name, number in cpus]:
+            assert program.wait(60) == 0, program.output()
+
+    def start_ray(self, name: str, cpus: int) -> Program:
+        return self.network.start_ray(name, cpus, HEAD, self.folder / f"ray-{name}.log")
+
+    def train(self, out: str, *arguments: str, faults: str = "[]") -> Program:
+        """Start the command on the head."""
+        address = f"cluster.address={self.network.addresses[HEAD]}:{GCS_PORT}"
+        command = [sys.executable, "-m", "dbtrain", "train", CONFIG, "name=run", f"out={self.folder / out}", "blocks=3"]
+        return self.network.start(
+            HEAD,
+            [*command, *TINY, "cluster.device=cpu", "cluster.cpus_per_worker=1", address, *arguments],
+            self.folder / f"{out}.log",
+            DBTRAIN_FAULTS=faults,
+            NO_COLOR="1",
+            COLUMNS="200",
+        )
+
+    def send(self, sender: str, receiver: str, size: int) -> bool:
+        """Send bytes by TCP; whether they arrived."""
+        python, log = sys.executable, self.folder / "tcp.log"
+        server = self.network.start(receiver, [python, "-c", RECEIVE], log)
+        target = self.network.addresses[receiver]
+        client = self.network.start(sender, [python, "-c", SEND, target, str(size)], log)
+        arrived = client.wait(30) == 0
+        if not arrived:
+            server.kill()
+        return server.wait(30) == 0 and arrived
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    reason = missing()
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    with Network([HEAD, *WORKERS, SPARE], {**SETTINGS, "OMP_NUM_THREADS": "1"}) as network:
+        yield Cluster(network, tmp_path_factory.mktemp("hosts"))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Shards of the same run on this machine alone."""
+    folder = tmp_path_factory.mktemp("local")
+    command = Command(
+        folder, ["train", CONFIG, "name=run", "out=runs", "blocks=3", "cluster.cpus_per_worker=0.5", *TINY]
+    )
+    try:
+        assert command.wait(RUN_S) == 0, command.output()
+    finally:
+        command.kill()
+    return shards(folder / "runs/run", STEPS)
+
+
+def between_workers(traffic: Counter[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """Bytes of each pair of workers, also of those that sent none."""
+    return {pair: traffic[pair] for pair in permutations([*WORKERS, SPARE], 2)}
+
+
+def hosts_of(run: Path) -> dict[int, str]:
+    """Where each block's newest attempt started."""
+    return {
+        block: [event["host"] for event in events(run, block) if event["event"] == "start"][-1] for block in range(3)
+    }
+
+
+def commits(run: Path, block: int) -> dict[int, dict[str, Any]]:
+    return {
+        int(path.parent.name.removeprefix("step_")): json.loads(path.read_text())
+        for path in sorted(run.glob(f"blocks/{block:02d}/step_*/COMMIT.json"))
+    }
+
+
+def test_blocks_on_three_hosts_send_each_other_no_byte(cluster: Cluster, local: dict[str, bytes]) -> None:
+    network = cluster.network
+    before = network.traffic.read()
+    assert cluster.send("ada", "bob", 1_000_000)
+    sent = network.traffic.read() - before
+    assert 1_000_000 < sent["ada", "bob"] < 1_200_000  # the counter counts, and no byte twice
+    assert sent["ada", "cyd"] == 0
+
+    before = network.traffic.read()
+    command = cluster.train("open")
+    assert command.wait(RUN_S) == 0, command.output()
+    while_training = network.traffic.read() - before
+
+    run = cluster.folder / "open" / "run"
+    assert sorted(hosts_of(run).values()) == sorted(WORKERS)
+    assert (run / "merged" / "model.safetensors.index.json").exists()
+    print(dict(while_training))
+    assert all(while_training[name, HEAD] > 1000 for name in WORKERS)
+    assert set(between_workers(while_training).values()) == {0}
+    assert shards(run, STEPS) == local
+
+
+def test_workers_that_cannot_reach_each_other_train_the_same_bits(cluster: Cluster, local: dict[str, bytes]) -> None:
+    network = cluster.network
+    network.isolate([*WORKERS, SPARE], True)
+    try:
+        assert not cluster.send("ada", "bob", 1000)
+        assert cluster.send("ada", HEAD, 1000)
+        command = cluster.train("isolated")
+        assert command.wait(RUN_S) == 0, command.output()
+    finally:
+        network.isolate([*WORKERS, SPARE], False)
+    run = cluster.folder / "isolated" / "run"
+    assert sorted(hosts_of(run).values()) == sorted(WORKERS)
+    assert len(local) == 9
+    assert shards(run, STEPS) == local

@@ -1,0 +1,207 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dbtrain.config import load_config, parse_config
+from dbtrain.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SMALL = {"name": "one", "model": {"arch": "vit"}, "data": {"source": "digits"}}
+
+
+def config(*overrides, **content):
+    return load_config(None, overrides, base={**SMALL, **content})
+
+
+def refused(*overrides, **content):
+    with pytest.raises(ConfigError) as caught:
+        config(*overrides, **content)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_there_are_shipped_configurations():
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_and_says_how_to_run_it(path):
+    loaded = load_config(path)
+    assert loaded.blocks <= loaded.model.depth
+    assert path.read_text().startswith("#")
+
+
+def test_defaults():
+    small = config()
+    assert (small.blocks, small.method, small.seed, small.noise.ranges) == (3, "diffusion_blocks", 0, "calibrated")
+    assert (small.training.steps, small.training.batch_size, small.training.keep) == (600, 128, 2)
+    assert (small.noise.p_mean, small.noise.p_std, small.noise.sigma_min, small.noise.sigma_max) == (
+        -1.2,
+        1.2,
+        0.002,
+        80,
+    )
+    assert small.noise.weighting == "none" and small.noise.overlap == 0.05
+    assert small.run_url == "runs/one" and config("out=s3://bucket/x/").run_url == "s3://bucket/x/one"
+
+
+def test_a_file_and_the_overrides_after_it(tmp_path):
+    path = write(tmp_path, "name: a\nseed: 3\nmodel: {arch: vit, depth: 4}\ndata: {source: digits}\n")
+    loaded = load_config(path, ["model.depth=12", "seed=7", "seed=8"])
+    assert (loaded.name, loaded.model.depth, loaded.seed, loaded.model.dim) == ("a", 12, 8, 64)
+    assert load_config(path).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("training.optimizer.lr=3e-4", lambda c: c.training.optimizer.lr, 3e-4),
+        ("training.compile=true", lambda c: c.training.compile, True),
+        ("training.micro_batch=null", lambda c: c.training.micro_batch, None),
+        ("layers_per_block=[1,2,3]", lambda c: c.layers_per_block, (1, 2, 3)),
+        ("training.optimizer.betas=[0.8,0.9]", lambda c: c.training.optimizer.betas, (0.8, 0.9)),
+        ("cluster.blocks.1.workers=2", lambda c: c.cluster.blocks[1].workers, 2),
+        ("cluster.resources.fast_disk=1", lambda c: c.cluster.resources, {"fast_disk": 1.0}),
+        ("telemetry.trackers=[tensorboard]", lambda c: c.telemetry.trackers, ("tensorboard",)),
+        ("cluster.address=head:6379", lambda c: c.cluster.address, "head:6379"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_overrides_take_the_type_of_their_key(override, read, value):
+    got = read(config(override))
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainin.steps=4", ["unknown key trainin", "did you mean training?"]),
+        ("training.step=4", ["unknown key training.step", "did you mean steps?"]),
+        ("training.optimizer.warmupp=4", ["training.optimizer.warmupp", "did you mean warmup?"]),
+        ("model.dept=3", ["model.dept", "did you mean depth?"]),
+        ("data.validaton=0.2", ["validaton", "did you mean validation?"]),
+        ("cluster.blocks.1.wrkers=2", ["cluster.blocks.1.wrkers", "did you mean workers?"]),
+        ("noise.zzzzz=2", ["noise.zzzzz", "known here: ", "sigma_min"]),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
+    message = refused(override)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.depth=2.5", ["model.depth=2.5", "integer"]),
+        ("model.depth=many", ["model.depth=many", "integer"]),
+        ("blocks=0", ["blocks=0", "greater than or equal to 1"]),
+        ("data.validation=1", ["data.digits.validation=1", "less than 1"]),
+        ("training.precision=fp8", ["training.precision=fp8", "'fp32' or 'bf16'"]),
+        ("training.keep=1", ["training.keep=1"]),
+        ("noise.sigma_max=nan", ["noise.sigma_max=nan"]),
+        ("data.source=imagenet", ["imagenet", "digits"]),
+        ("name=../elsewhere", ["name=../elsewhere"]),
+        ("name=", ["name"]),
+        ("seed=${nothing}", ["nothing"]),
+        ("training.offload=all", ["training.offload needs training.zero_stage"]),
+        ("method=end_to_end", ["method=end_to_end trains one block, not blocks=3"]),
+        ("cluster.blocks.3.workers=1", ["cluster.blocks names block 3; the last is 2"]),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(override, words):
+    message = refused(override)
+    assert all(word in message for word in words), message
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    message = refused("model.depth=0", "sed=1", "training.steps=x")
+    assert all(word in message for word in ("model.depth=0", "unknown key sed", "training.steps=x"))
+
+
+@pytest.mark.parametrize("override", ["depth", "--depth=3", "-x", ""])
+def test_what_is_no_override_is_refused(override):
+    assert "key=value" in refused(override)
+
+
+def test_edges_and_the_explicit_policy_go_together():
+    loaded = config("noise.ranges=explicit", "noise.edges=[5,1,0.5,0.1]")
+    assert loaded.noise.edges == (5.0, 1.0, 0.5, 0.1)
+    assert "go together" in refused("noise.ranges=explicit")
+    assert "go together" in refused("noise.edges=[5,1,0.5,0.1]")
+
+
+def test_the_configuration_is_immutable():
+    loaded = config()
+    for section, key in ((loaded, "seed"), (loaded.training, "steps"), (loaded.training.optimizer, "lr")):
+        with pytest.raises(ValidationError):
+            setattr(section, key, 1)
+
+
+def test_a_missing_file_names_where_the_shipped_ones_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"no configuration file .*absent.yaml.*configs/"):
+        load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [1,\n", "name:\ta\n\tb: 1\n", "name: a\nname: b\n"])
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match="is no YAML") as caught:
+        load_config(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_says_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="name is missing; model is missing; data is missing"):
+        load_config(write(tmp_path, ""))
+
+
+def test_a_stored_configuration_reads_back_equal():
+    loaded = config("noise.ranges=explicit", "noise.edges=[5,1,0.5,0.1]", "cluster.blocks.1.workers=2")
+    again = parse_config(loaded.model_dump(mode="json"), "run.json")
+    assert again == loaded and again.content_hash() == loaded.content_hash()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "out=elsewhere",
+        "cluster.workers=2",
+        "cluster.address=auto",
+        "telemetry.trackers=[wandb]",
+        "evaluation.readout=chain",
+        "training.zero_stage=2",
+        "training.micro_batch=4",
+        "training.checkpoint_every=7",
+        "training.log_every=7",
+    ],
+)
+def test_where_a_run_runs_does_not_change_its_hash(override):
+    assert config(override).content_hash() == config().content_hash()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "blocks=2",
+        "model.depth=8",
+        "model.dropout=0.1",
+        "data.validation=0.2",
+        "codebook.dim=32",
+        "noise.overlap=0.1",
+        "training.steps=601",
+        "training.batch_size=64",
+        "training.optimizer.lr=0.1",
+        "training.precision=bf16",
+        "training.ema=0.9",
+    ],
+)
+def test_what_determines_the_weights_changes_the_hash(override):
+    assert config(override).content_hash() != config().content_hash()

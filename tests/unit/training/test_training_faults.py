@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from dbtrain.errors import ConfigError
+from dbtrain.shards.store import Store
+from dbtrain.training.faults import VARIABLE, FaultPlan
+
+
+def plan(tmp_path, monkeypatch, text, block=1):
+    monkeypatch.setenv(VARIABLE, text if isinstance(text, str) else json.dumps(text))
+    return FaultPlan.from_environment(block, Store(tmp_path))
+
+
+def test_without_the_variable_nothing_happens(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    faults = FaultPlan.from_environment(0, Store(tmp_path))
+    for step in range(100):
+        faults.at_step(step)
+        faults.in_commit(step)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_fires_at_its_step_in_its_block_and_only_once(tmp_path, monkeypatch):
+    text = [{"block": 1, "step": 3, "kind": "raise"}, {"block": 0, "step": 2, "kind": "raise"}]
+    faults = plan(tmp_path, monkeypatch, text)
+    for step in (0, 1, 2):
+        faults.at_step(step)
+    with pytest.raises(RuntimeError, match="injected"):
+        faults.at_step(3)
+    plan(tmp_path, monkeypatch, text).at_step(3)  # the next attempt passes
+    assert len(list((tmp_path / "faults").iterdir())) == 1
+
+
+def test_a_fault_of_memory_is_a_memory_error(tmp_path, monkeypatch):
+    with pytest.raises(MemoryError):
+        plan(tmp_path, monkeypatch, [{"block": 1, "step": 0, "kind": "memory"}]).at_step(0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "5",
+        '{"block": 1}',
+        "[3]",
+        '["kill"]',
+        '[{"step": 3, "kind": "kill"}]',
+        '[{"block": 1, "kind": "kill"}]',
+    ],
+)
+def test_a_malformed_plan_is_refused(tmp_path, monkeypatch, text):
+    with pytest.raises(ConfigError, match="is no list of faults"):
+        plan(tmp_path, monkeypatch, text)
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="unknown fault 'explode'.*kill.*hang"):
+        plan(tmp_path, monkeypatch, [{"block": 1, "step": 3, "kind": "explode"}])

@@ -1,0 +1,140 @@
+import importlib
+import math
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from dbtrain.config import TrainingConfig
+from dbtrain.errors import NonFiniteLossError
+from dbtrain.training.optimizer import lr_scale
+
+ENGINE, LOOP = "dbtrain.training.engine", "dbtrain.training.loop"
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The loop without DeepSpeed, which takes seconds to import and which the loop only names as a type."""
+    bare = ENGINE not in sys.modules
+    if bare:
+        sys.modules[ENGINE] = ModuleType(ENGINE)
+        sys.modules[ENGINE].Engine = object
+    yield importlib.import_module(LOOP).train
+    if bare:
+        del sys.modules[ENGINE], sys.modules[LOOP]
+
+
+class Run:
+    """Engine, feed and observer in one; micro-batch m of step s is the pair (s, m)."""
+
+    def __init__(self, micro=1, losses=None, stop_after=None):
+        self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after
+        self.trained, self.commits, self.reports, self.rates, self.averaged, self.begun = [], [], [], [], [], []
+
+    def micro_batches(self, step):
+        return iter([(step, m) for m in range(self.micro)])
+
+    def accumulate(self, step, micro):
+        self.trained.append((step, micro))
+        return torch.tensor(self.losses.get((step, micro), 1.0 + step))
+
+    def set_lr(self, scale):
+        self.rates.append(scale)
+
+    def update_ema(self, step):
+        self.averaged.append(step)
+
+    def snapshot(self):
+        return {"model": {"steps": torch.tensor(len({step for step, _ in self.trained}))}}
+
+    def before_step(self, step):
+        self.begun.append(step)
+
+    def progress(self, step, loss, seconds, steps):
+        self.reports.append((step, loss, steps))
+
+    def commit(self, step, parts, loss):
+        self.commits.append((step, int(parts["model"]["steps"]), loss))
+
+    def should_stop(self, step):
+        return self.stop_after is not None and step >= self.stop_after
+
+    def go(self, train, start=0, **settings):
+        config = TrainingConfig(**{"steps": 10, "checkpoint_every": 4, "log_every": 3, **settings})
+        return train(self, self, config, start, self, self.should_stop)
+
+    @property
+    def committed(self):
+        return [step for step, _, _ in self.commits]
+
+
+def test_every_step_is_trained_once_and_commits_fall_on_their_steps_and_on_the_last(train):
+    run = Run(micro=3)
+    assert run.go(train) == "done"
+    assert run.trained == [(step, m) for step in range(10) for m in range(3)]
+    assert run.begun == list(range(10)) and run.averaged == list(range(1, 11))
+    # the snapshot of a commit is the state after as many steps as its number says
+    assert [(step, steps) for step, steps, _ in run.commits] == [(4, 4), (8, 8), (10, 10)]
+
+
+def test_reports_have_the_mean_loss_of_every_step_since_the_last(train):
+    run = Run()
+    run.go(train)
+    assert run.reports == [(3, 2.0, 3), (4, 4.0, 1), (6, 5.5, 2), (8, 7.5, 2), (9, 9.0, 1), (10, 10.0, 1)]
+    assert sum(steps for _, _, steps in run.reports) == 10
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(train):
+    run = Run(micro=2, losses={(0, 0): 1.0, (0, 1): 4.0})
+    run.go(train, steps=1)
+    assert run.reports == [(1, 2.5, 1)] and run.commits == [(1, 1, 2.5)]
+
+
+def test_a_resumed_block_trains_what_is_left_with_the_rates_of_those_steps(train):
+    run, whole = Run(), Run()
+    whole.go(train)
+    assert run.go(train, start=8) == "done"
+    assert run.trained == [(8, 0), (9, 0)] and run.committed == [10]
+    assert run.rates == whole.rates[8:]
+
+
+def test_a_block_that_is_at_its_end_trains_nothing(train):
+    run = Run()
+    assert run.go(train, start=10) == "done"
+    assert not run.trained and not run.commits
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 9])
+def test_a_stop_request_commits_that_step_and_leaves(train, after):
+    run = Run(stop_after=after)
+    assert run.go(train) == "stopped"
+    assert run.begun == list(range(after)) and run.committed[-1] == after
+    assert sorted(set(run.committed)) == run.committed  # none twice
+
+
+def test_a_stop_request_at_the_last_step_is_no_reason_not_to_be_done(train):
+    run = Run(stop_after=10)
+    assert run.go(train) == "done" and run.committed == [4, 8, 10]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", range(12))
+def test_a_loss_that_is_not_finite_names_its_step_and_nothing_after_it_is_committed(train, bad, value):
+    run = Run(micro=2, losses={(bad, 1): value} | {(step, 0): math.nan for step in range(bad + 1, 12)})
+    with pytest.raises(NonFiniteLossError, match=rf"the loss of step {bad + 1} is {value};"):
+        run.go(train, steps=12, checkpoint_every=5, log_every=7)
+    assert run.committed == [step for step in (5, 10) if step <= bad]
+
+
+def test_the_rate_warms_up_to_its_peak_and_falls_to_the_end():
+    rates = [lr_scale(step, 100, 10, 0.1) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_the_rate_without_warm_up_begins_at_its_peak_and_can_stay_there():
+    assert lr_scale(0, 10, 0, 0.0) == 1
+    assert [lr_scale(step, 10, 0, 1.0) for step in range(10)] == [1.0] * 10
+    assert [lr_scale(step, 3, 5, 0.0) for step in range(3)] == pytest.approx([0.2, 0.4, 0.6])
