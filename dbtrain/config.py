@@ -146,7 +146,6 @@ class TrainingConfig(Section):
     checkpoint_every: Count = 200
     keep: Annotated[int, Field(ge=2)] = 2
     log_every: Count = 20
-    deterministic: bool = True
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> "TrainingConfig":
@@ -187,8 +186,6 @@ class ClusterConfig(Section):
     max_preemptions: Annotated[int, Field(ge=0)] = 100
     backoff_s: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first restart; doubles with every crash without progress, at most 60 s."""
-    start_timeout_s: Positive = 600.0
-    """Longest wait from placement to a block's first sign of life."""
     hang_timeout_s: Positive = 600.0
     """Longest silence of a running block before it is ended and restarted."""
 

@@ -47,9 +47,10 @@ def is_transient(err: BaseException) -> bool:
         return False
     if isinstance(err, (TimeoutError, ConnectionError, asyncio.TimeoutError)):
         return True
-    if isinstance(err, OSError):
-        return err.errno in TRANSIENT_ERRNOS
-    return any(base.__name__ in TRANSIENT_NAMES for base in type(err).__mro__)
+    # Names first: botocore's read timeout is also an OSError, one without a number.
+    if any(base.__name__ in TRANSIENT_NAMES for base in type(err).__mro__):
+        return True
+    return isinstance(err, OSError) and err.errno in TRANSIENT_ERRNOS
 
 
 def translate(err: Exception, doing: str, where: str) -> ShardError:

@@ -71,7 +71,8 @@ class BlockWorker:
         engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
         feed = Feed(data.train, shape, self.config.seed, self.assignment.block, self.rank, self.device)
-        self._emit("ready", step=start)
+        held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
+        self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size())
         self.watchdog.start()
         try:
             outcome = train(engine, feed, self.config.training, start, self, self.should_stop)
@@ -167,12 +168,12 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def prepare_process(assignment: Assignment, deterministic: bool) -> None:
+def prepare_process(assignment: Assignment) -> None:
     """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ["DS_ACCELERATOR"] = assignment.device
     torch.set_num_threads(assignment.threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -183,7 +184,7 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     Errors that another attempt would meet again are recorded as ``failed`` and not raised; all others are raised, so
     that the coordinator sees a crash.
     """
-    prepare_process(assignment, deterministic=True)
+    prepare_process(assignment)
     worker = BlockWorker(assignment, rank, stop)
     try:
         worker.end(worker.run())

@@ -3,9 +3,8 @@
 import json
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from dbtrain.coordinator.ray_settings import SETTINGS
 from tests.cluster.hosts import GCS_PORT, Network, Program, missing
-from tests.conftest import ROOT, TINY, Command, events, shards, wait_for
+from tests.conftest import ROOT, TINY, Command, events, shards
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 STEPS = 60

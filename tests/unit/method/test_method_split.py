@@ -18,7 +18,7 @@ def test_even_splits_hold_every_layer_once_and_differ_by_one_at_most(case):
 
 def test_sizes_are_taken_as_they_are():
     split = split_by_sizes(6, [1, 3, 2])
-    assert [split.layers(b) for b in range(3)] == [range(0, 1), range(1, 4), range(4, 6)]
+    assert [split.layers(b) for b in range(3)] == [range(1), range(1, 4), range(4, 6)]
 
 
 @pytest.mark.parametrize("blocks", [0, -1, 7])

@@ -1,6 +1,8 @@
 import json
+import math
 
 import pytest
+import torch
 
 from dbtrain.errors import ConfigError
 from dbtrain.shards.store import Store
@@ -35,6 +37,12 @@ def test_a_fault_fires_at_its_step_in_its_block_and_only_once(tmp_path, monkeypa
 def test_a_fault_of_memory_is_a_memory_error(tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         plan(tmp_path, monkeypatch, [{"block": 1, "step": 0, "kind": "memory"}]).at_step(0)
+
+
+def test_a_loss_is_damaged_once_and_left_alone_otherwise(tmp_path, monkeypatch):
+    faults = plan(tmp_path, monkeypatch, [{"block": 1, "step": 2, "kind": "nan"}])
+    losses = [float(faults.loss(step, torch.tensor(1.5))) for step in (1, 2, 2, 3)]
+    assert losses == [1.5, pytest.approx(math.nan, nan_ok=True), 1.5, 1.5]
 
 
 @pytest.mark.parametrize(

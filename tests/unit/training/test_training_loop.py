@@ -51,6 +51,9 @@ class Run:
     def before_step(self, step):
         self.begun.append(step)
 
+    def see_loss(self, step, loss):
+        return loss
+
     def progress(self, step, loss, seconds, steps):
         self.reports.append((step, loss, steps))
 

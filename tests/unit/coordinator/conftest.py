@@ -1,0 +1,45 @@
+"""Small settled runs, shared by the tests of the coordinator."""
+
+import pytest
+
+from dbtrain.config import load_config
+from dbtrain.coordinator.settle import load_data, settle
+from dbtrain.shards.store import Store
+
+SMALL = {
+    "name": "toy",
+    "model": {"arch": "vit", "depth": 6, "dim": 16, "heads": 2, "patch": 4},
+    "data": {"source": "digits"},
+    "codebook": {"dim": 16},
+    "noise": {"ranges": "uniform", "sigma_min": 0.1, "sigma_max": 10.0},
+    "training": {"steps": 4, "batch_size": 8, "ema": 0.0},
+    "cluster": {"backoff_s": 0.0},
+}
+
+
+def never(*_):
+    raise AssertionError("nothing here needs a calibration")
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    return lambda *overrides: load_config(None, [f"out={tmp_path}", *overrides], base=SMALL)
+
+
+@pytest.fixture
+def make_run(make_config):
+    """(config, store) of a run that is settled."""
+
+    def make(*overrides):
+        config = make_config(*overrides)
+        run = Store(config.run_url)
+        run.makedirs()
+        settle(config, run, never)
+        return config, run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data(load_config(None, base=SMALL))

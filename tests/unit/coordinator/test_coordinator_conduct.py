@@ -1,0 +1,288 @@
+import pytest
+import torch
+
+from dbtrain.coordinator import conduct
+from dbtrain.coordinator.conduct import Conductor
+from dbtrain.coordinator.lifecycle import Phase
+from dbtrain.coordinator.placement import Node, requests
+from dbtrain.coordinator.status import status
+from dbtrain.errors import FencedError, PlacementError
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.fence import check
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.events import EventLog
+from dbtrain.training.watchdog import STOP
+
+STEPS = 4
+
+
+class Attempt:
+    """A worker that plays its part at once and is over after some polls, or when it is asked to stop."""
+
+    def __init__(self, cluster, assignment, part):
+        self.cluster, self.assignment = cluster, assignment
+        self.run = Store(assignment.run_url)
+        self.store = self.run.child("blocks", f"{assignment.block:02d}")
+        self.log = EventLog(self.store.child("attempts", str(assignment.attempt)))
+        self.error, self.polls, self.waits = None, 3, False
+        self.log.emit("start")
+        part(self)
+
+    def train(self, *steps):
+        self.log.emit("ready", step=steps[0] - 1)
+        for step in steps:
+            self.log.emit("step", step=step, loss=1.0 / step, seconds=0.5, steps=1, memory=2**20)
+
+    def commit(self, step):
+        block, manifest = self.assignment.block, read_manifest(self.run)
+        checkpoints = Checkpoints(self.store, plan_identity(manifest, block))
+        parts = {"model": {f"blocks.{block}.stem.w": torch.full((2,), float(step))}}
+        fence = lambda: check(self.store, self.assignment.token)  # noqa: E731
+        checkpoints.commit(step, parts, loss=0.5, attempt=self.assignment.attempt, fence=fence)
+
+    def end(self, outcome, **fields):
+        self.log.emit("end", outcome=outcome, reason=fields.pop("reason", None), **fields)
+
+    @property
+    def over(self):
+        self.polls -= 1
+        if self.waits and self.run.exists(STOP):
+            request = self.run.read_json(STOP)
+            assert request["session"] == self.assignment.session
+            self.commit(2)
+            self.end("stopped", reason=request["reason"])
+            self.waits, self.polls = False, 0
+        if self.waits or self.polls > 0:
+            return False
+        self.cluster.live.discard(self.assignment.block)
+        return True
+
+
+class Cluster:
+    """Nodes, and for each block the parts that its attempts play, the last one for all that follow."""
+
+    def __init__(self, parts, cpus=8):
+        self.parts, self.machines = parts, [Node("a", {"CPU": cpus})]
+        self.started, self.live, self.most = [], set(), 0
+
+    def nodes(self):
+        return self.machines
+
+    def start(self, assignment, request, name):
+        block = assignment.block
+        assert block not in self.live and request.block == block
+        self.started.append(assignment)
+        self.live.add(block)
+        self.most = max(self.most, len(self.live))
+        parts = self.parts.get(block, [finish])
+        before = sum(a.block == block for a in self.started) - 1
+        return Attempt(self, assignment, parts[min(before, len(parts) - 1)])
+
+    def attempts(self, block):
+        return [a.attempt for a in self.started if a.block == block]
+
+
+def finish(attempt):
+    attempt.train(*range(1, STEPS + 1))
+    attempt.commit(STEPS)
+    attempt.end("done")
+
+
+def crash(attempt):
+    attempt.error = "RuntimeError: CUDA error: an illegal memory access"
+
+
+def crash_after(step):
+    def part(attempt):
+        attempt.train(*range(1, step + 1))
+        attempt.commit(step)
+        crash(attempt)
+
+    return part
+
+
+def lose_node(attempt):
+    attempt.error = "RayActorError: the node on which the worker ran died"
+
+
+def preempt(attempt):
+    attempt.train(1)
+    attempt.commit(1)
+    attempt.end("stopped", reason="SIGTERM")
+
+
+def fail(attempt):
+    attempt.train(1)
+    attempt.end("failed", error="the loss of step 1 is nan", retry=False)
+
+
+def wait(attempt):
+    attempt.train(1)
+    attempt.waits = True
+
+
+@pytest.fixture
+def bring(make_run, monkeypatch):
+    """Conduct a run on a fake cluster: (conductor, cluster, lines told)."""
+    monkeypatch.setattr(conduct, "POLL_S", 0.002)
+    runs = {}
+
+    def go(parts, *overrides, cpus=8, act=lambda conductor: None):
+        config, run = runs.get(overrides) or make_run(*overrides)
+        runs[overrides] = config, run
+        told, cluster = [], Cluster(parts, cpus)
+        shown = lambda states, progress: act(conductor)  # noqa: E731
+        conductor = Conductor(run, config, cluster, requests(config, "cpu"), shown, told.append)
+        conductor.conduct()
+        return conductor, cluster, told
+
+    return go
+
+
+def phases(conductor):
+    return [state.phase for state in conductor.states]
+
+
+def test_blocks_with_room_run_side_by_side_to_their_end(bring):
+    conductor, cluster, told = bring({})
+    assert phases(conductor) == [Phase.DONE] * 3 and cluster.most == 3
+    assert [state.committed for state in conductor.states] == [STEPS] * 3
+    assert [cluster.attempts(b) for b in range(3)] == [[1]] * 3
+    assert len({a.token for a in cluster.started}) == 3 and len({a.session for a in cluster.started}) == 1
+    assert "block 1: done at step 4" in told
+
+
+@pytest.mark.parametrize(("cpus", "most"), [(1, 1), (2, 2)])
+def test_blocks_queue_when_there_is_room_for_fewer(bring, cpus, most):
+    conductor, cluster, _ = bring({}, cpus=cpus)
+    assert phases(conductor) == [Phase.DONE] * 3
+    assert cluster.most == most and [a.block for a in cluster.started] == [0, 1, 2]
+
+
+def test_a_run_that_can_never_be_placed_is_refused_before_anything_starts(bring):
+    with pytest.raises(PlacementError, match="block 2 wants 1 worker"):
+        bring({}, "cluster.blocks.2.cpus_per_worker=16")
+
+
+def test_a_crashed_block_comes_back_under_the_next_number_and_hurts_no_other(bring):
+    conductor, cluster, told = bring({1: [crash, crash_after(2), finish]})
+    assert phases(conductor) == [Phase.DONE] * 3
+    assert [cluster.attempts(b) for b in range(3)] == [[1], [1, 2, 3], [1]]
+    state = conductor.states[1]
+    assert (state.restarts, state.preemptions, state.error) == (2, 0, None)
+    tokens = [a.token for a in cluster.started if a.block == 1]
+    assert len(set(tokens)) == 3
+    assert any("block 1: crashed, committed step 2; comes back" in line and "CUDA error" in line for line in told)
+
+
+def test_a_replaced_attempt_can_commit_no_more(bring, make_run):
+    cut_off = []
+
+    def cut(attempt):
+        cut_off.append(attempt)
+        crash(attempt)
+
+    bring({0: [cut, finish]})
+    with pytest.raises(FencedError, match="attempt 2"):
+        cut_off[0].commit(3)
+
+
+def test_a_block_whose_crashes_make_no_progress_fails_and_the_others_finish(bring):
+    conductor, cluster, _ = bring({1: [crash]}, "cluster.max_crashes=2")
+    assert phases(conductor) == [Phase.DONE, Phase.FAILED, Phase.DONE]
+    assert cluster.attempts(1) == [1, 2, 3]
+    assert "CUDA error" in conductor.states[1].error
+
+
+def test_crashes_that_make_progress_do_not_spend_the_budget(bring):
+    conductor, cluster, _ = bring(
+        {1: [crash_after(1), crash_after(2), crash_after(3), finish]}, "cluster.max_crashes=1"
+    )
+    assert phases(conductor) == [Phase.DONE] * 3 and cluster.attempts(1) == [1, 2, 3, 4]
+
+
+def test_an_error_that_another_attempt_would_meet_again_is_not_tried_again(bring):
+    conductor, cluster, told = bring({0: [fail]}, cpus=1)
+    assert phases(conductor) == [Phase.FAILED, Phase.DONE, Phase.DONE]
+    assert cluster.attempts(0) == [1] and "loss of step 1 is nan" in conductor.states[0].error
+    assert any("block 0: failed" in line and "FAILED" in line for line in told)
+
+
+def test_a_storage_error_is_tried_again(bring):
+    def storage(attempt):
+        attempt.end("failed", error="disk full", retry=True)
+
+    conductor, cluster, _ = bring({2: [storage, finish]})
+    assert phases(conductor) == [Phase.DONE] * 3 and cluster.attempts(2) == [1, 2]
+    assert conductor.states[2].crashes == 1
+
+
+@pytest.mark.parametrize("part", [preempt, lose_node])
+def test_preemptions_are_counted_apart_from_crashes(bring, part):
+    conductor, cluster, _ = bring({1: [part, part, part, finish]}, "cluster.max_crashes=0")
+    assert phases(conductor) == [Phase.DONE] * 3 and cluster.attempts(1) == [1, 2, 3, 4]
+    assert (conductor.states[1].preemptions, conductor.states[1].crashes) == (3, 0)
+
+
+def test_more_preemptions_than_the_budget_fail_the_block(bring):
+    conductor, cluster, _ = bring({1: [preempt]}, "cluster.max_preemptions=2")
+    assert phases(conductor) == [Phase.DONE, Phase.FAILED, Phase.DONE] and cluster.attempts(1) == [1, 2, 3]
+
+
+def test_a_stop_lets_workers_commit_and_starts_nothing_more(bring):
+    def stop_when_running(conductor):
+        if conductor.states[0].phase is Phase.RUNNING and not conductor.stopping:
+            conductor.stop("SIGTERM")
+
+    conductor, cluster, _ = bring({0: [wait], 1: [wait]}, cpus=2, act=stop_when_running)
+    assert phases(conductor) == [Phase.STOPPED] * 3
+    assert [state.committed for state in conductor.states] == [2, 2, 0]
+    assert [a.block for a in cluster.started] == [0, 1]
+    assert conductor.states[0].error == "SIGTERM" and "before it started" in conductor.states[2].error
+
+
+def test_a_block_that_crashes_during_a_stop_is_not_started_again(bring):
+    def stop_at_once(conductor):
+        if conductor.running and not conductor.stopping:
+            conductor.stop("SIGINT")
+
+    conductor, cluster, _ = bring({0: [crash], 1: [wait], 2: [wait]}, act=stop_at_once)
+    assert phases(conductor) == [Phase.STOPPED] * 3 and cluster.attempts(0) == [1]
+
+
+def test_the_same_command_continues_only_what_is_missing(bring):
+    first, _, _ = bring({1: [fail]})
+    assert phases(first) == [Phase.DONE, Phase.FAILED, Phase.DONE]
+    second, cluster, _ = bring({})
+    assert phases(second) == [Phase.DONE] * 3
+    assert [(a.block, a.attempt) for a in cluster.started] == [(1, 2)]
+    third, cluster, _ = bring({})
+    assert phases(third) == [Phase.DONE] * 3 and not cluster.started
+
+
+def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
+    conductor, _, _ = bring({})
+    shard = conductor.stores[2].path / "step_00000004" / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    again, cluster, _ = bring({})
+    assert [(a.block, a.attempt) for a in cluster.started] == [(2, 2)] and phases(again) == [Phase.DONE] * 3
+
+
+def test_progress_follows_the_events(bring):
+    conductor, _, _ = bring({1: [crash_after(2), finish]})
+    progress = conductor.progress[1]
+    assert (progress.step, progress.loss, progress.rate, progress.memory) == (4, 0.25, 2.0, 2**20)
+    assert progress.seconds == pytest.approx(3.0)  # two steps, then four, of half a second
+
+
+def test_status_reads_the_same_from_the_files_alone(bring):
+    conductor, _, _ = bring({0: [crash_after(2), finish], 1: [fail]})
+    zero, one, two = status(conductor.run_store)
+    assert [block.row.phase for block in (zero, one, two)] == ["done", "failed", "done"]
+    assert [block.committed for block in (zero, one, two)] == [4, 0, 4]
+    assert (zero.attempts, zero.row.restarts, zero.error) == (2, 1, None)
+    assert "loss of step 1" in one.error and one.since >= 0
+    assert (two.row.layers, two.row.levels) == ((4, 6), pytest.approx((0.1, 10 ** (-1 / 3))))

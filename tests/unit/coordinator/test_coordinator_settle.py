@@ -1,0 +1,156 @@
+import pytest
+import torch
+
+from dbtrain.coordinator.settle import design, settle
+from dbtrain.errors import ConfigError, ShardError
+from dbtrain.method.codebook import make_codebook
+from dbtrain.method.levels import LogNormal
+from dbtrain.method.ranges import equal_shares
+from dbtrain.method.split import split_evenly
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import make_distribution, read_blueprint, read_codebook
+
+
+def never(*_):
+    raise AssertionError("nothing here needs a calibration")
+
+
+def test_uniform_ranges_have_equal_log_width(make_config, digits):
+    blueprint = design(make_config(), digits, never)
+    assert blueprint.ranges.edges == pytest.approx((10.0, 10 ** (1 / 3), 10 ** (-1 / 3), 0.1))
+    assert blueprint.split == split_evenly(6, 3)
+
+
+def test_paper_ranges_are_those_of_the_paper(make_config, digits):
+    config = make_config("noise.ranges=paper", "noise.sigma_min=0.002", "noise.sigma_max=80")
+    blueprint = design(config, digits, never)
+    assert [round(edge, 4) for edge in blueprint.ranges.edges] == [80.0, 0.505, 0.1796, 0.002]
+    assert blueprint.ranges == equal_shares(LogNormal(-1.2, 1.2, 0.002, 80.0), 3)
+
+
+def test_explicit_ranges_are_taken_as_given_and_set_the_full_range(make_config, digits):
+    config = make_config("noise.ranges=explicit", "noise.edges=[7,2,0.5,0.25]")
+    blueprint = design(config, digits, never)
+    assert blueprint.ranges.edges == (7.0, 2.0, 0.5, 0.25)
+    distribution = make_distribution(blueprint.distribution)
+    assert (distribution.low, distribution.high) == (0.25, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["blocks=7"], "blocks=7 cannot share 6 layers"),
+        (["layers_per_block=[3,3]"], "layers_per_block has 2 entries; blocks=3"),
+        (["layers_per_block=[1,2,2]"], "add up to model.depth=6"),
+        (["noise.ranges=explicit", "noise.edges=[7,1]"], "noise.edges has 2 values; blocks=3 needs 4"),
+        (["noise.ranges=explicit", "noise.edges=[1,2,3,4]"], "do not tile"),
+        (["noise.sigma_min=20"], "sigma_min=20"),
+        (["codebook.dim=9"], "no room for 10 orthogonal codes"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(make_config, tmp_path, overrides, message):
+    run = Store(tmp_path / "toy")
+    with pytest.raises(ConfigError, match=message):
+        settle(make_config(*overrides), run, never)
+    assert not run.exists("run.json") and not run.exists("codebook.safetensors")
+
+
+def test_a_calibrated_range_is_the_one_that_was_measured(make_config, digits):
+    seen = []
+
+    def measured(config, data, codebook):
+        seen.append(codebook)
+        return {"kind": "table", "levels": [0.5, 1.0, 8.0], "shares": [0.0, 0.5, 1.0]}
+
+    blueprint = design(make_config("blocks=2", "noise.ranges=calibrated"), digits, measured)
+    assert blueprint.ranges.edges == pytest.approx((8.0, 1.0, 0.5))
+    assert torch.equal(seen[0], make_codebook("orthogonal", 10, 16, 0))
+
+
+def test_end_to_end_is_one_block_without_noise(make_config, digits):
+    blueprint = design(make_config("method=end_to_end", "blocks=1"), digits, never)
+    assert blueprint.distribution == {"kind": "none"} and blueprint.split.layers(0) == range(6)
+
+
+def test_the_manifest_says_what_every_worker_needs_exactly(make_run, digits):
+    config, run = make_run()
+    manifest = read_manifest(run)
+    settled, designed = read_blueprint(manifest, read_codebook(run, manifest)), design(config, digits, never)
+    assert settled.ranges == designed.ranges and settled.split == designed.split
+    assert settled.config == config and settled.shape == designed.shape
+    assert torch.equal(settled.codebook, designed.codebook)
+    for block in range(3):
+        identity = plan_identity(manifest, block)
+        assert identity.layers == (2 * block, 2 * block + 2)
+        assert tuple(map(float.fromhex, identity.sigma_range)) == designed.ranges.of(block)
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_every_worker_builds_the_same_block_and_leaves_the_generator_alone(make_run):
+    _, run = make_run()
+    manifest = read_manifest(run)
+
+    def weights(block):
+        model = read_blueprint(manifest, read_codebook(run, manifest)).model(block)
+        return torch.cat([p.flatten() for _, p in sorted(model.named_parameters())])
+
+    torch.manual_seed(1)
+    first, state = weights(1), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(first, weights(1))
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(first, weights(2))
+
+
+def test_settling_again_changes_nothing_and_calibrates_nothing(make_run):
+    config, run = make_run()
+    before = {name: run.read(name) for name in run.list()}
+    blueprint = settle(config, run, never)
+    assert {name: run.read(name) for name in run.list()} == before
+    assert blueprint.ranges.to_hex()[1] == read_manifest(run)["plan"][0]["sigma_range"][0]
+
+
+def test_where_a_run_continues_may_change(make_run, make_config):
+    _, run = make_run()
+    moved = make_config("cluster.cpus_per_worker=0.5", "training.micro_batch=4", "training.zero_stage=1")
+    assert settle(moved, run, never).config == moved
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=7", "seed=0 there, 7 here"),
+        ("training.optimizer.lr=0.5", "training.optimizer.lr=0.001 there, 0.5 here"),
+        ("model.depth=7", "model.depth=6 there, 7 here"),
+    ],
+)
+def test_a_run_of_another_configuration_is_refused_with_what_differs(make_run, make_config, override, words):
+    _, run = make_run()
+    before = run.read("run.json")
+    with pytest.raises(ConfigError) as caught:
+        settle(make_config(override), run, never)
+    assert words in str(caught.value) and run.url in str(caught.value)
+    assert run.read("run.json") == before
+
+
+def test_a_codebook_that_was_tampered_with_is_refused(make_run):
+    config, run = make_run()
+    data = bytearray(run.read("codebook.safetensors"))
+    data[-1] ^= 1
+    run.write("codebook.safetensors", bytes(data))
+    with pytest.raises(ShardError, match="codebook"):
+        settle(config, run, never)
+
+
+def test_the_codebook_of_another_run_and_a_missing_one_are_refused(make_run):
+    config, run = make_run()
+    _, other = make_run("name=other", "seed=1")
+    run.write("codebook.safetensors", other.read("codebook.safetensors"))
+    with pytest.raises(ShardError, match="codebook"):
+        settle(config, run, never)
+    run.remove("codebook.safetensors")
+    with pytest.raises(ShardError, match="codebook"):
+        settle(config, run, never)

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from dbtrain.coordinator.conduct import Progress
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.events import EVENTS, EventLog, EventTail, read_events
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "attempts" / "1")
+
+
+def test_events_are_json_lines_that_come_back_in_order(store):
+    log = EventLog(store, clock=iter([10.0, 11.23456]).__next__)
+    log.emit("start", rank=0, host="größe\n")
+    log.emit("step", step=1, loss=0.5)
+    lines = store.read_text(EVENTS).splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["start", "step"]
+    assert read_events(store) == [
+        {"t": 10.0, "event": "start", "rank": 0, "host": "größe\n"},
+        {"t": 11.235, "event": "step", "step": 1, "loss": 0.5},
+    ]
+
+
+def test_a_tail_gives_every_event_once_as_they_come(store):
+    log, tail = EventLog(store), EventTail(store)
+    assert tail.read() == []
+    log.emit("start")
+    assert [event["event"] for event in tail.read()] == ["start"]
+    assert tail.read() == []
+    log.emit("step", step=1)
+    log.emit("step", step=2)
+    assert [event["step"] for event in tail.read()] == [1, 2]
+
+
+def test_a_torn_last_line_waits_until_it_is_whole(store):
+    log, tail = EventLog(store), EventTail(store)
+    log.emit("start")
+    store.append(EVENTS, b'{"t": 1, "event": "st')
+    assert [event["event"] for event in tail.read()] == ["start"]
+    assert tail.read() == []
+    store.append(EVENTS, b'ep", "step": 7}\n')
+    assert [event["step"] for event in tail.read()] == [7]
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0\0", b"[1, 2]", b'{"t": 1}', b'{"event": "x"}', b"", b"\xff\xfe"])
+def test_a_line_that_is_no_event_is_passed_over(store, line):
+    log = EventLog(store)
+    log.emit("start")
+    store.append(EVENTS, line + b"\n")
+    log.emit("end")
+    assert [event["event"] for event in read_events(store)] == ["start", "end"]
+
+
+def test_progress_is_that_of_the_newest_attempt_and_time_adds_up():
+    progress = Progress()
+    step = {"event": "step", "seconds": 2.0, "steps": 10, "memory": 5}
+    for event in (
+        {"event": "start"},
+        {"event": "ready", "step": 0},
+        {**step, "step": 10, "loss": 2.0},
+        {"event": "skipped", "reason": "damaged"},
+        {"event": "resumed", "step": 5, "loss": 2.5},
+    ):
+        progress.take(event)
+    assert (progress.step, progress.loss, progress.rate, progress.seconds) == (5, 2.5, 5.0, 2.0)
+    progress.take({**step, "step": 15, "loss": 1.5, "seconds": 0.0})
+    assert (progress.step, progress.loss, progress.rate, progress.memory) == (15, 1.5, None, 5)
+    assert progress.skipped == ["damaged"] and progress.end is None
+    progress.take({"event": "end", "outcome": "done"})
+    assert progress.end["outcome"] == "done"
