@@ -8,9 +8,9 @@ from typing import Any
 
 from dbtrain.config import Config
 from dbtrain.coordinator.conduct import Conductor, Progress
+from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
-from dbtrain.coordinator.ray_settings import connect
 from dbtrain.coordinator.settle import Calibrate, settle
 from dbtrain.errors import IncompleteRunError
 from dbtrain.shards.lock import RunLock

@@ -93,26 +93,17 @@ def ended(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> Block
 
 def _preempted(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
     count = state.preemptions + 1
-    phase = Phase.FAILED if count > budgets.max_preemptions else Phase.PENDING
-    return dataclasses.replace(
-        state,
-        phase=phase,
-        preemptions=count,
-        committed=exit_.step,
-        restarts=state.restarts + (phase is Phase.PENDING),
-        not_before=now,
-    )
+    state = dataclasses.replace(state, preemptions=count)
+    return _back(state, exit_, spent=count > budgets.max_preemptions, not_before=now)
 
 
 def _crashed(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
-    crashes = 1 if exit_.step > state.committed else state.crashes + 1
-    phase = Phase.FAILED if crashes > budgets.max_crashes else Phase.PENDING
-    pause = min(LONGEST_BACKOFF_S, budgets.backoff_s * 2 ** (crashes - 1)) if crashes > 1 else 0.0
-    return dataclasses.replace(
-        state,
-        phase=phase,
-        crashes=crashes,
-        committed=exit_.step,
-        restarts=state.restarts + (phase is Phase.PENDING),
-        not_before=now + pause,
-    )
+    count = 1 if exit_.step > state.committed else state.crashes + 1
+    pause = min(LONGEST_BACKOFF_S, budgets.backoff_s * 2 ** (count - 2)) if count > 1 else 0.0
+    state = dataclasses.replace(state, crashes=count)
+    return _back(state, exit_, spent=count > budgets.max_crashes, not_before=now + pause)
+
+
+def _back(state: BlockState, exit_: Exit, spent: bool, not_before: float) -> BlockState:
+    phase, restarts = (Phase.FAILED, state.restarts) if spent else (Phase.PENDING, state.restarts + 1)
+    return dataclasses.replace(state, phase=phase, restarts=restarts, committed=exit_.step, not_before=not_before)

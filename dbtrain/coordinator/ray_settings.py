@@ -2,10 +2,6 @@
 
 import os
 import secrets
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dbtrain.coordinator.ray import RayCluster
 
 SETTINGS = {
     # without these three a node that was cut off trains on for minutes after its replacement has started
@@ -29,15 +25,3 @@ def prepare(address: str | None) -> None:
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def connect(address: str | None) -> "RayCluster":
-    """Connect to the cluster at `address`, or start one.
-
-    Raises:
-        PlacementError: there is none.
-    """
-    prepare(address)
-    from dbtrain.coordinator.ray import RayCluster
-
-    return RayCluster(address)

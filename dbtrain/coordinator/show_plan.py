@@ -10,9 +10,9 @@ from rich.table import Table
 from dbtrain.analysis.calibrate import calibrate
 from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
+from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.memory import Memory, estimate
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
-from dbtrain.coordinator.ray_settings import connect
 from dbtrain.coordinator.settle import design, load_data
 from dbtrain.telemetry.console import size
 from dbtrain.training.blueprint import Blueprint

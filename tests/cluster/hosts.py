@@ -1,8 +1,8 @@
 """Several hosts on one machine: each has its own network, processes, name and memory; a private bridge joins them.
 
 All namespaces are anonymous and live as long as their first process, and each of these reads a pipe that this process
-holds. So when this process ends, however it ends, the pipes close, the first processes leave, and the kernel ends
-everything in their namespaces and removes links, addresses and mounts. No file, no interface and no name is made outside.
+holds. So when this process ends, however it ends, the pipes close, the first processes leave, and the kernel ends all
+others in their namespaces and removes links, addresses and mounts. No file, interface or name is made outside.
 """
 
 import json
@@ -26,7 +26,9 @@ GCS_PORT = 6379
 BOOT_S = 20.0
 COMMAND_S = 60.0
 
-# What is local to a host is a tmpfs at the same path on each. SIGCHLD is ignored so that the kernel reaps orphans.
+# What is local to a host is a tmpfs at the same path on each. It begins with a copy of what DeepSpeed compiled before,
+# which takes minutes; a copy, because a process that is killed there leaves a lock for which all others wait for ever.
+# SIGCHLD is ignored so that the kernel reaps orphans.
 INIT = """
 echo "$0" > /proc/sys/kernel/hostname
 mount -t tmpfs -o size=512m tmpfs /dev/shm
@@ -35,6 +37,11 @@ mkdir /run/tmp /run/ray
 printf '%b' "$1" > /run/hosts
 mount --bind /run/hosts /etc/hosts
 for switch in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e "$switch" ] || echo 1 > "$switch"; done
+if [ -d "$2" ]; then
+    mkdir /run/.cache
+    cp -a "$2" /run/.cache/
+    find /run/.cache -name lock -delete
+fi
 ip link set lo up
 echo up
 exec env --ignore-signal=CHLD cat
@@ -120,7 +127,7 @@ class Host:
         self.name = name
         self._box = subprocess.Popen(
             ["unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork", "--kill-child", "--mount-proc"]
-            + ["sh", "-ec", INIT, name, hosts],
+            + ["sh", "-ec", INIT, name, hosts, str(Path.home() / ".cache" / "torch_extensions")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -205,8 +212,8 @@ class Traffic:
         self._counter.wait(COMMAND_S)
 
 
-# A line on its input asks for the counts. A frame is counted when it comes in from a host's port, so also when the bridge
-# then drops it; its copies on the bridge and on the way out are not.
+# A line on its input asks for the counts. A frame is counted when it comes in from a host's port, so also when the
+# bridge then drops it; its copies on the bridge and on the way out are not.
 COUNT = """
 import collections, json, os, select, socket, struct
 frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))

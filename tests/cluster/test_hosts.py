@@ -1,8 +1,9 @@
-"""Several hosts with networks of their own: no block talks to another, and a host that goes away costs only its block."""
+"""Hosts with networks of their own: no block talks to another, and a host that goes away costs only its block."""
 
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import permutations
@@ -13,12 +14,14 @@ import pytest
 
 from dbtrain.coordinator.ray_settings import SETTINGS
 from tests.cluster.hosts import GCS_PORT, Network, Program, missing
-from tests.conftest import ROOT, TINY, Command, events, shards
+from tests.conftest import ROOT, TINY, Command, events, shards, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 STEPS = 60
 HEAD, WORKERS, SPARE = "head", ("ada", "bob", "cyd"), "dan"
-RUN_S = 120.0
+RUN_S = 180.0
+SLOW_STEPS = 12
+"""Of three seconds each: the blocks train on while a host's loss is found out, which takes Ray about 20 s."""
 
 pytestmark = pytest.mark.cluster
 
@@ -86,18 +89,16 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def requirements() -> None:
     reason = missing()
     if reason and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
-    with Network([HEAD, *WORKERS, SPARE], {**SETTINGS, "OMP_NUM_THREADS": "1"}) as network:
-        yield Cluster(network, tmp_path_factory.mktemp("hosts"))
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def local(requirements: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Shards of the same run on this machine alone."""
     folder = tmp_path_factory.mktemp("local")
     command = Command(
@@ -110,6 +111,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return shards(folder / "runs/run", STEPS)
 
 
+@pytest.fixture(scope="module")
+def cluster(local: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """After the local run, because that compiles what the hosts then only copy."""
+    with Network([HEAD, *WORKERS, SPARE], {**SETTINGS, "PYTHONPATH": str(ROOT)}) as network:
+        yield Cluster(network, tmp_path_factory.mktemp("hosts"))
+
+
 def between_workers(traffic: Counter[tuple[str, str]]) -> dict[tuple[str, str], int]:
     """Bytes of each pair of workers, also of those that sent none."""
     return {pair: traffic[pair] for pair in permutations([*WORKERS, SPARE], 2)}
@@ -120,6 +128,11 @@ def hosts_of(run: Path) -> dict[int, str]:
     return {
         block: [event["host"] for event in events(run, block) if event["event"] == "start"][-1] for block in range(3)
     }
+
+
+def attempt_events(run: Path, block: int, attempt: int) -> list[dict[str, Any]]:
+    lines = (run / "blocks" / f"{block:02d}" / "attempts" / str(attempt) / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def commits(run: Path, block: int) -> dict[int, dict[str, Any]]:
@@ -164,4 +177,49 @@ def test_workers_that_cannot_reach_each_other_train_the_same_bits(cluster: Clust
     run = cluster.folder / "isolated" / "run"
     assert sorted(hosts_of(run).values()) == sorted(WORKERS)
     assert len(local) == 9
+    assert shards(run, STEPS) == local
+
+
+def test_a_host_cut_off_and_one_without_power(cluster: Cluster, local: dict[str, bytes]) -> None:
+    """Both blocks come back on the spare host; the third notices nothing; the one cut off commits nothing any more."""
+    network = cluster.network
+    slow = [{"block": block, "step": step, "kind": "slow"} for block in range(3) for step in range(21, 21 + SLOW_STEPS)]
+    command = cluster.train("faults", faults=json.dumps(slow))
+    run = cluster.folder / "faults" / "run"
+    wait_for(
+        lambda: command.over or all(20 in commits(run, block) for block in range(3)), RUN_S, "step 20 of all blocks"
+    )
+    assert not command.over, command.output()
+    spare = cluster.start_ray(SPARE, 2)
+    placed = hosts_of(run)
+    cut, dark, well = range(3)
+    first = {block: events(run, block)[0]["pid"] for block in range(3)}
+    assert first[cut] in network.hosts[placed[cut]].processes()
+    assert spare.wait(60) == 0, spare.output()
+
+    network.plug(placed[cut], False)
+    network.hosts[placed[dark]].power_off()
+    fault = time.time()
+    assert command.wait(RUN_S) == 0, command.output()
+    assert hosts_of(run) == {cut: SPARE, dark: SPARE, well: placed[well]}
+    for block in (cut, dark):
+        ready = [event["t"] for event in events(run, block) if event["event"] == "ready"]
+        print(f"block {block}: {ready[-1] - fault:.1f} s from the fault to its next step")
+
+    network.plug(placed[cut], True)
+    wait_for(lambda: first[cut] not in network.hosts[placed[cut]].processes(), 60, "the end of the worker cut off")
+    for block in (cut, dark):
+        old, new = (attempt_events(run, block, attempt) for attempt in (1, 2))
+        start = new[0]["t"]
+        resumed = next(event["step"] for event in new if event["event"] == "resumed")
+        assert resumed >= 20
+        assert all(event["t"] < start for event in old if event["event"] == "commit")
+        for step, commit in commits(run, block).items():
+            assert commit["attempt"] == (1 if step <= resumed else 2)
+            assert commit["attempt"] == 2 or commit["time"] < start
+        assert [event["step"] for event in new if event["event"] == "commit"] == list(
+            range(resumed + 10, STEPS + 1, 10)
+        )
+    assert {event["event"] for event in events(run, well)} == {"start", "ready", "step", "commit", "end"}
+    assert [event["step"] for event in events(run, well) if event["event"] == "step"] == list(range(5, STEPS + 1, 5))
     assert shards(run, STEPS) == local

@@ -35,7 +35,7 @@ def run_child(*arguments):
 def test_kill_at_every_operation_of_a_commit(tmp_path, scenario):
     told = run_child("commit", scenario, tmp_path)
     assert told["wrong"] == []
-    assert told["kills"] >= (15 if scenario == "same-content" else 40) and told["finished"] == 1
+    assert told["kills"] >= (4 if scenario == "same-content" else 40) and told["finished"] == 1
     assert told["old"] > 0
     if scenario != "same-content":
         assert told["new"] > 0

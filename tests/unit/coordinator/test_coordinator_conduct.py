@@ -15,6 +15,7 @@ from dbtrain.telemetry.events import EventLog
 from dbtrain.training.watchdog import STOP
 
 STEPS = 4
+pytestmark = pytest.mark.timeout(120)
 
 
 class Attempt:
@@ -176,7 +177,7 @@ def test_a_crashed_block_comes_back_under_the_next_number_and_hurts_no_other(bri
     assert any("block 1: crashed, committed step 2; comes back" in line and "CUDA error" in line for line in told)
 
 
-def test_a_replaced_attempt_can_commit_no_more(bring, make_run):
+def test_a_replaced_attempt_can_commit_no_more(bring):
     cut_off = []
 
     def cut(attempt):

@@ -26,7 +26,7 @@ def test_fractions_of_a_gpu_add_up():
     thirds = [ask(b, CPU=1, GPU=1 / 3) for b in range(4)]
     assert place(thirds, [node("a", CPU=8, GPU=1)]) == {0: ["a"], 1: ["a"], 2: ["a"], 3: None}
     tenths = [ask(b, GPU=0.1) for b in range(11)]
-    assert [at for at in place(tenths, [node("a", GPU=1)]).values()].count(None) == 1
+    assert list(place(tenths, [node("a", GPU=1)]).values()).count(None) == 1
 
 
 def test_workers_of_a_block_may_lie_on_several_nodes_and_start_all_or_none():

@@ -137,7 +137,6 @@ def s3_servers():
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
-        wbufsize = -1
 
         def handle_expect_100(self):
             if trouble.mute > 0:  # says nothing to "Expect: 100-continue"

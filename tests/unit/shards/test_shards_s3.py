@@ -89,7 +89,7 @@ def test_lock_and_fence(s3):
         claim(store, 1, "a")
 
 
-@pytest.mark.parametrize("kind", ["fail", "hang", "mute"])
+@pytest.mark.parametrize("kind", ["fail", pytest.param("hang", marks=pytest.mark.fault), pytest.param("mute", marks=pytest.mark.fault)])
 def test_two_bad_replies_are_survived(s3, make, kind):
     store, trouble = s3
     checkpoints = Checkpoints(store, make.identity())
@@ -101,7 +101,7 @@ def test_two_bad_replies_are_survived(s3, make, kind):
     assert make.same(checkpoints.newest().parts, make.parts(1)) and getattr(trouble, kind) == 0
 
 
-@pytest.mark.parametrize("kind", ["fail", "hang"])
+@pytest.mark.parametrize("kind", ["fail", pytest.param("hang", marks=pytest.mark.fault)])
 def test_a_storage_that_stays_away_is_told_soon_and_is_no_absence(s3, make, kind):
     store, trouble = s3
     checkpoints = Checkpoints(store, make.identity())
@@ -142,6 +142,7 @@ def test_lost_replies(s3, make):
     assert trouble.lose == 2 or store.child("step_00000010").exists("COMMIT.json")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("failures", range(3, 40, 4))
 def test_an_outage_at_any_request_of_a_commit(s3, make, failures):
     """Requests from the n-th on fail: the old checkpoint or the new one is there afterwards, whole."""

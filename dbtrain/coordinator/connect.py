@@ -1,0 +1,20 @@
+"""Connect to a cluster with the settings in place, which Ray reads when it is imported."""
+
+from typing import TYPE_CHECKING
+
+from dbtrain.coordinator.ray_settings import prepare
+
+if TYPE_CHECKING:
+    from dbtrain.coordinator.ray import RayCluster
+
+
+def connect(address: str | None) -> "RayCluster":
+    """Connect to the cluster at `address`, or start one of this machine's own.
+
+    Raises:
+        PlacementError: there is none.
+    """
+    prepare(address)
+    from dbtrain.coordinator.ray import RayCluster
+
+    return RayCluster(address)
