@@ -185,7 +185,7 @@ class ClusterConfig(Section):
     """Restarts of a block after crashes without progress between them."""
     max_preemptions: Annotated[int, Field(ge=0)] = 100
     backoff_s: Annotated[float, Field(ge=0)] = 1.0
-    """Pause before the first restart; doubles with every crash without progress, at most 60 s."""
+    """Pause before the second restart without progress; doubles with each further one, at most 60 s."""
     hang_timeout_s: Positive = 600.0
     """Longest silence of a running block before it is ended and restarted."""
 
@@ -245,13 +245,17 @@ class Config(Section):
         """Directory or URL of the run."""
         return f"{self.out.rstrip('/')}/{self.name}"
 
-    def content_hash(self) -> str:
-        """Hash of everything that determines the weights; where and how observed a run is does not count."""
+    def content(self) -> dict[str, Any]:
+        """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
         training = content["training"]
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return content
+
+    def content_hash(self) -> str:
+        """Hash of :meth:`content`, 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
@@ -266,6 +270,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
         content = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; those that are shipped lie in configs/") from None
+    except (OSError, UnicodeDecodeError, TypeError) as error:
+        raise ConfigError(f"{path} is no file of keys and values in YAML: {' '.join(str(error).split())}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     except Exception as error:

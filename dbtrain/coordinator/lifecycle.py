@@ -99,7 +99,8 @@ def _preempted(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> 
 
 def _crashed(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
     count = 1 if exit_.step > state.committed else state.crashes + 1
-    pause = min(LONGEST_BACKOFF_S, budgets.backoff_s * 2 ** (count - 2)) if count > 1 else 0.0
+    # the first restart is at once; the exponent is bounded, as a float's is
+    pause = min(LONGEST_BACKOFF_S, budgets.backoff_s * 2 ** min(count - 2, 60)) if count > 1 else 0.0
     state = dataclasses.replace(state, crashes=count)
     return _back(state, exit_, spent=count > budgets.max_crashes, not_before=now + pause)
 

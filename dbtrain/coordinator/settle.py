@@ -46,7 +46,9 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     if config.method == "end_to_end" and kind.end_to_end == "no_noise":
         return Blueprint(config, split, Ranges((1.0, 0.0)), {"kind": "none"}, codebook, data.shape)
     distribution = _distribution(config, data, codebook, calibrate)
-    return Blueprint(config, split, _ranges(config, distribution), distribution, codebook, data.shape)
+    ranges = _ranges(config, distribution)
+    make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
+    return Blueprint(config, split, ranges, distribution, codebook, data.shape)
 
 
 def _distribution(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
@@ -101,8 +103,7 @@ def _continue(config: Config, run: Store) -> Blueprint:
 
 
 def _difference(stored: dict[str, Any], config: Config) -> str:
-    old = _flat(parse_config(stored, "run.json").model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
+    old, new = _flat(parse_config(stored, "run.json").content()), _flat(config.content())
     changed = [f"{key}={old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new.get(key)]
     return "; ".join(changed[:3]) or "its settings differ"
 

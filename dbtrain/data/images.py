@@ -1,6 +1,7 @@
 """Labelled images: scikit-learn's digits, IDX files (MNIST and its kin), and anything Hugging Face datasets reads."""
 
 import gzip
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
     if zero != 0 or kind != IDX_UINT8 or count != dims:
         raise DataError(f"{path} is no IDX file of {dims}-dimensional unsigned bytes (its header is {data[:4].hex()})")
     body = data[4 + 4 * count :]
-    if len(body) != int(np.prod(shape)):
+    if len(body) != math.prod(shape):
         raise DataError(f"{path} is cut short: its header says {shape}, it holds {len(body)} bytes; fetch it again")
     return torch.from_numpy(np.frombuffer(body, np.uint8).reshape(shape).copy())
 
@@ -89,13 +90,15 @@ def hugging_face(path: str, image: str, label: str, classes: int, validation: fl
     Raises:
         DataError: it cannot be loaded, or lacks a split or column.
     """
-    import datasets
-
     try:
+        import datasets
+
         loaded: Any = datasets.load_dataset(path)
         parts = [_from_hugging_face(loaded[name], image, label, classes) for name in ("train", "test")]
     except DataError:
         raise
+    except ImportError as error:
+        raise DataError(f"data.source=hf needs the extra packages of dbtrain[hub] ({error}): install them") from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

@@ -33,6 +33,11 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
+def _signed(value: int) -> int:
+    """A Python integer modulo 2^64, as int64 holds it."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 class Draws:
     """Uniforms and normals for the samples of one step.
 
@@ -48,7 +53,7 @@ class Draws:
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
         """(N, *shape) float32 in (0, 1); different streams are independent."""
         count = math.prod(shape)
-        sample = _mix(self.key + (self.positions + 1) * _GOLDEN + stream * _MIX_2)
+        sample = _mix(self.key + (self.positions + 1) * _GOLDEN + _signed(stream * _MIX_2))
         element = torch.arange(1, count + 1, device=self.positions.device) * _GOLDEN
         bits = _shift_right(_mix(sample[:, None] + element[None, :]), 41)
         # 23 bits and a half fit a float32's 24 bits exactly; with one bit more the largest rounds to 1, whose quantile

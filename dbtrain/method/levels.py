@@ -77,7 +77,7 @@ class LogUniform:
 
     def quantile(self, share: Tensor) -> Tensor:
         """Geometric interpolation."""
-        return self.low * (share * math.log(self.high / self.low)).exp()
+        return (self.low * (share * math.log(self.high / self.low)).exp()).clamp(self.low, self.high)
 
 
 class Tabulated:

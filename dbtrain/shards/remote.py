@@ -149,9 +149,9 @@ class RemoteFiles:
 
     def _put_if(self, path: str, data: bytes, etag: str | None) -> bool:
         """Put unless the object changed since ``etag``; unconditional where the driver knows no etag."""
-        is_s3 = etag is not None and self.fs.protocol == S3_PROTOCOLS
+        condition = {"IfMatch": etag} if etag is not None and self.fs.protocol == S3_PROTOCOLS else {}
         try:
-            self._put(path, data, **({"IfMatch": etag} if is_s3 else {}))
+            self._put(path, data, **condition)
         except OSError as err:
             answer = getattr(err.__cause__, "response", None) or {}
             if answer.get("Error", {}).get("Code") in CONFLICT_CODES:

@@ -38,10 +38,12 @@ class FaultPlan:
         text = os.environ.get(VARIABLE, "[]")
         try:
             faults = json.loads(text)
-            mine = tuple(f for f in faults if f["block"] == block and isinstance(f["step"], int))
+            if not all(isinstance(f["step"], int) and isinstance(f["kind"], str) for f in faults):
+                raise TypeError("a step must be an integer and a kind a text")
+            mine = tuple(f for f in faults if f["block"] == block)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{VARIABLE}={text!r} is no list of faults with block, step and kind ({error})") from None
-        unknown = [f["kind"] for f in mine if f.get("kind") not in KINDS]
+        unknown = [f["kind"] for f in mine if f["kind"] not in KINDS]
         if unknown:
             raise ConfigError(f"{VARIABLE} names the unknown fault {unknown[0]!r}: choose of {', '.join(KINDS)}")
         return FaultPlan(mine, store)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dbtrain.errors import DbtrainError, FencedError, ShardError
+from dbtrain.errors import DbtrainError, FencedError, NonFiniteLossError, ShardError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
@@ -101,8 +101,12 @@ class BlockWorker:
         self.faults.at_step(step)
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
-        """The loss, unless a test has planned another."""
-        return self.faults.loss(step, loss)
+        """The mean over the block's workers: all of them must see the same, or one would go on where another stops."""
+        loss = self.faults.loss(step, loss)
+        if self.assignment.workers > 1:
+            dist.all_reduce(loss)
+            loss /= self.assignment.workers
+        return loss
 
     def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
         """One event a log interval."""
@@ -118,6 +122,7 @@ class BlockWorker:
         def write() -> None:
             started = time.monotonic()
             self.faults.in_commit(step)
+            _refuse_non_finite(named["model"], step)
             self.checkpoints.commit(
                 step,
                 named,
@@ -151,6 +156,16 @@ class BlockWorker:
     def end(self, outcome: str, **fields: Any) -> None:
         """The attempt's last event."""
         self._emit("end", outcome=outcome, reason=self.stop.reason, **fields)
+
+
+def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:
+    # a loss can be finite and its gradient not; such weights must not push a good checkpoint out
+    wrong = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if wrong:
+        raise NonFiniteLossError(
+            f"{wrong} is not finite after step {step}, though the loss was; this block stops and keeps its last good "
+            "checkpoint: lower training.optimizer.lr or set training.optimizer.clip"
+        )
 
 
 def _rename(part: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -251,7 +251,7 @@ class Network:
         self.addresses = {name: f"{SUBNET}.{number}" for number, name in enumerate(names, 1)}
         self.hosts: dict[str, Host] = {}
         self.environment = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+            "PATH": os.environ.get("PATH", os.defpath),  # another ninja would compile everything again
             "HOME": "/run",
             "TMPDIR": "/run/tmp",
             "LANG": "C.UTF-8",
@@ -320,7 +320,14 @@ class Network:
         )
         return self.start(
             name,
-            ["ray", "start", *role, f"--node-ip-address={self.addresses[name]}", f"--num-cpus={cpus}", "--num-gpus=0"]
+            [
+                str(Path(sys.executable).parent / "ray"),
+                "start",
+                *role,
+                f"--node-ip-address={self.addresses[name]}",
+                f"--num-cpus={cpus}",
+                "--num-gpus=0",
+            ]
             + ["--object-store-memory=100000000", "--temp-dir=/run/ray", "--disable-usage-stats"],
             log,
         )

@@ -135,6 +135,10 @@ def attempt_events(run: Path, block: int, attempt: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def committed(lines: list[dict[str, Any]]) -> list[int]:
+    return [event["step"] for event in lines if event["event"] == "commit"]
+
+
 def commits(run: Path, block: int) -> dict[int, dict[str, Any]]:
     return {
         int(path.parent.name.removeprefix("step_")): json.loads(path.read_text())
@@ -187,7 +191,7 @@ def test_a_host_cut_off_and_one_without_power(cluster: Cluster, local: dict[str,
     command = cluster.train("faults", faults=json.dumps(slow))
     run = cluster.folder / "faults" / "run"
     wait_for(
-        lambda: command.over or all(20 in commits(run, block) for block in range(3)), RUN_S, "step 20 of all blocks"
+        lambda: command.over or all(20 in committed(events(run, block)) for block in range(3)), RUN_S, "step 20 of all"
     )
     assert not command.over, command.output()
     spare = cluster.start_ray(SPARE, 2)

@@ -39,7 +39,8 @@ def test_the_main_job_and_a_block_alone(dbtrain: Callable[..., Command], tmp_pat
 
 def test_a_finished_run_is_not_trained_again(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
     arguments = ["train", CONFIG, "name=run", "blocks=1", *TINY, "training.steps=10"]
-    assert dbtrain(*arguments).wait() == 0
+    assert dbtrain(*arguments, "telemetry.trackers=[tensorboard]").wait() == 0
+    assert list((tmp_path / "runs/run/trackers").rglob("events.out.tfevents.*"))
     again = dbtrain(*arguments)
     assert again.wait() == 0
     assert "placed" not in again.output()

@@ -88,7 +88,7 @@ def test_ctrl_c_commits_and_the_same_command_continues(
     arguments = ["train", CONFIG, "name=run", *BLOCKS, *TINY]
     command = dbtrain(*arguments, faults=[{"block": 0, "step": 20, "kind": "slow"}])
     wait_for(lambda: any(e["event"] == "step" for e in events(run, 0)), 120, "a step of block 0")
-    os.kill(command.process.pid, signal.SIGINT)
+    os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does: to the command and all that it started
     assert command.wait() == 1, command.output()
     assert "The same command continues" in command.output()
     assert "Traceback" not in command.output()

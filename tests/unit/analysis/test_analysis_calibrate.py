@@ -111,7 +111,9 @@ def test_calibration_is_a_function_of_configuration_and_data(toy):
     assert shares[at[0]] <= 0.05 <= shares[at[0] - 1] and shares[at[1]] <= 0.001 <= shares[at[1] - 1]
 
 
-def test_the_pilot_is_calibrated_on_what_was_held_out(toy):
+def test_the_pilot_is_calibrated_on_what_was_held_out(toy, monkeypatch):
+    monkeypatch.setattr(room, "PILOT_LR", 1e-2)  # so that few steps teach it something
+    monkeypatch.setattr(room, "PILOT_STEPS", 80)
     data = load_data(toy())
     probabilities = room.pilot(toy(), data, make_codebook("orthogonal", 10, 16, 0))
     labels = data.validation.batch(torch.arange(len(data.validation)), torch.device("cpu"))["label"]

@@ -16,3 +16,9 @@ def test_the_largest_and_smallest_uniform_have_a_finite_quantile(monkeypatch) ->
 def test_every_uniform_is_exact() -> None:
     uniform = Draws(torch.tensor(3), torch.arange(64)).uniform((1024,), 0).double()
     assert torch.equal((uniform * 2**23) % 1, torch.full_like(uniform, 0.5))
+
+
+def test_any_stream_can_be_drawn() -> None:
+    draws = Draws(torch.tensor(3), torch.arange(4))
+    rows = [draws.uniform((8,), stream) for stream in (0, 1, 2, 3, 10**6)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(rows) for b in rows[:i])

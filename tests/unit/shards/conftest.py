@@ -123,7 +123,7 @@ class Trouble:
         if self.lose > 0 and handler.command == "PUT":
             self.lose -= 1
             return handler.answer(500, {}, b"<Error><Code>InternalError</Code><Message>lost</Message></Error>")
-        handler.answer(reply.status, dict(reply.getheaders()), data)
+        return handler.answer(reply.status, dict(reply.getheaders()), data)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +141,7 @@ def s3_servers():
         def handle_expect_100(self):
             if trouble.mute > 0:  # says nothing to "Expect: 100-continue"
                 trouble.mute -= 1
-                time.sleep(1.5)
+                time.sleep(20)
                 self.close_connection = True
                 return False
             return super().handle_expect_100()

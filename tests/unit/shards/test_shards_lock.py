@@ -208,6 +208,22 @@ def test_of_many_claims_the_highest_wins(tmp_path):
         check(store, "t5")
 
 
+def test_a_slow_claim_does_not_undo_a_newer_one(store, monkeypatch):
+    claim(store, 1, "t1")
+    real = Store.read
+
+    def slow_read(self, name):
+        seen = real(self, name)
+        monkeypatch.setattr(Store, "read", real)
+        claim(store, 3, "t3")  # comes between the reading and the writing of attempt 2
+        return seen
+
+    monkeypatch.setattr(Store, "read", slow_read)
+    with pytest.raises(FencedError, match="attempt 3"):
+        claim(store, 2, "t2")
+    check(store, "t3")
+
+
 def test_a_cut_off_attempt_cannot_commit(store, make):
     from dbtrain.shards.checkpoint import Checkpoints
 

@@ -7,9 +7,10 @@ import torch
 from dbtrain.errors import ShardError
 from dbtrain.shards import merge as merge_module
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.format import encode_codebook
+from dbtrain.shards.format import encode_codebook, sha256
 from dbtrain.shards.manifest import plan_identity, read_manifest, write_manifest
 from dbtrain.shards.merge import load_block, load_codebook, merge, read_config
+from dbtrain.shards.sealed import seal
 from dbtrain.shards.store import Store
 
 
@@ -206,6 +207,21 @@ def test_every_damage_of_a_merged_model_is_noticed(store, make):
         merged.write(name, good)
     merged.remove("model-00002-of-00003.safetensors")
     with pytest.raises(ShardError, match="00002.*does not exist"):
+        load_block(merged, 1)
+
+
+def test_an_index_that_hides_a_tensor_is_noticed_even_when_resealed(store, make):
+    make.run(store)
+    merge(store)
+    merged, name = store.child("merged"), "model.safetensors.index.json"
+    index, config = merged.read_json(name), read_config(merged)
+    del index["weight_map"]["layers.2.qkv.weight"]
+    merged.write_json(name, index)
+    data = merged.read(name)
+    config["files"][name] = {"size": len(data), "sha256": sha256(data)}
+    merged.write("config.json", seal(config, 1, "w"))
+    assert load_block(merged, 0)
+    with pytest.raises(ShardError, match="differ in 1 tensors.*layers.2.qkv"):
         load_block(merged, 1)
 
 
