@@ -186,9 +186,11 @@ def s3(s3_servers, monkeypatch, request):
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 0.7}})
+    # Short only where the server is silent on purpose: a busy machine must not fail the others.
+    silent = "hang" in request.node.name or "mute" in request.node.name
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 0.7 if silent else 20}})
     monkeypatch.setattr(remote, "RETRY_DELAYS_S", (0.01, 0.02))
-    monkeypatch.setattr(remote, "PUT_LIMIT_S", 0.9)
+    monkeypatch.setattr(remote, "PUT_LIMIT_S", 0.9 if silent else 30)
     s3fs.S3FileSystem.clear_instance_cache()
     fs = fsspec.filesystem("s3")
     if not fs.exists("bucket"):
