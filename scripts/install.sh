@@ -16,7 +16,3 @@ pip=("$VENV/bin/python" -m pip --disable-pip-version-check -q)
 # DeepSpeed's setup imports torch, so it is built against the one just installed
 DS_BUILD_OPS=0 "${pip[@]}" install --no-build-isolation -r requirements.txt
 "${pip[@]}" install --no-build-isolation --no-deps -e .
-# on a CPU DeepSpeed compiles an operator at its first use, for about a minute: do it now and not in every first worker
-"$VENV/bin/python" -c 'import torch, sys; sys.exit(torch.cuda.is_available())' &&
-  DS_ACCELERATOR=cpu "$VENV/bin/python" -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()' >/dev/null
-true

@@ -22,6 +22,8 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 MUON_STATES = ("momentum_buffer",)
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# on a CPU DeepSpeed compiles a shared-memory all-reduce, for a minute on every new host; gloo does without it
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: int, workers: int) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class BlockWorker:
         assignment: from the coordinator.
         rank: within the block; rank 0 writes.
         stop: set when the worker is asked to commit and leave.
+        log: of the attempt.
     """
 
-    def __init__(self, assignment: Assignment, rank: int, stop: StopRequest) -> None:
+    def __init__(self, assignment: Assignment, rank: int, stop: StopRequest, log: EventLog) -> None:
         self.assignment = assignment
         self.rank = rank
         self.stop = stop
@@ -51,7 +52,7 @@ class BlockWorker:
         self.store = run.child("blocks", f"{assignment.block:02d}")
         self.identity = plan_identity(manifest, assignment.block)
         self.checkpoints = Checkpoints(self.store, self.identity, self.config.training.keep)
-        self.log = EventLog(self.store.child("attempts", str(assignment.attempt)))
+        self.log = log
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
         self.watchdog = Watchdog(run, self.store, assignment, stop)
@@ -65,6 +66,15 @@ class BlockWorker:
             DbtrainError: nothing that another attempt would mend.
         """
         self._emit("start", rank=self.rank, pid=os.getpid(), host=os.uname().nodename, device=str(self.device))
+        # before anything that may compile or wait for others: a start that hangs ends as well
+        self.watchdog.start()
+        try:
+            return self._train()
+        finally:
+            self.writer.close()
+            self.watchdog.close()
+
+    def _train(self) -> str:
         shape = cut_batch(self.config.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
         objective = self.blueprint.objective(self.assignment.block).to(self.device)
         data = self.blueprint.data()
@@ -73,13 +83,7 @@ class BlockWorker:
         feed = Feed(data.train, shape, self.config.seed, self.assignment.block, self.rank, self.device)
         held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
         self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size())
-        self.watchdog.start()
-        try:
-            outcome = train(engine, feed, self.config.training, start, self, self.should_stop)
-        finally:
-            self.writer.close()
-            self.watchdog.close()
-        return outcome
+        return train(engine, feed, self.config.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
         loaded = self.checkpoints.newest(lambda line: self._emit("skipped", reason=line))
@@ -153,10 +157,6 @@ class BlockWorker:
         if self.rank == 0:
             self.log.emit(event, **fields)
 
-    def end(self, outcome: str, **fields: Any) -> None:
-        """The attempt's last event."""
-        self._emit("end", outcome=outcome, reason=self.stop.reason, **fields)
-
 
 def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:
     # a loss can be finite and its gradient not; such weights must not push a good checkpoint out
@@ -199,15 +199,21 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     Errors that another attempt would meet again are recorded as ``failed`` and not raised; all others are raised, so
     that the coordinator sees a crash.
     """
+    block = Store(assignment.run_url).child("blocks", f"{assignment.block:02d}")
+    log = EventLog(block.child("attempts", str(assignment.attempt)))
+
+    def end(outcome: str, **fields: Any) -> None:
+        if rank == 0:
+            log.emit("end", outcome=outcome, reason=stop.reason, **fields)
+
     prepare_process(assignment)
-    worker = BlockWorker(assignment, rank, stop)
     try:
-        worker.end(worker.run())
+        end(BlockWorker(assignment, rank, stop, log).run())
     except FencedError as error:
-        worker.end("fenced", error=str(error))
+        end("fenced", error=str(error))
     except DbtrainError as error:
-        worker.end("failed", error=str(error), retry=isinstance(error, ShardError))
+        end("failed", error=str(error), retry=isinstance(error, ShardError))
     except Exception as error:
-        worker.log.store.append("log.txt", traceback.format_exc().encode())
-        worker.end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        log.store.append("log.txt", traceback.format_exc().encode())
+        end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         raise
