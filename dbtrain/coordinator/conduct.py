@@ -51,6 +51,8 @@ class Progress:
     seconds: float = 0.0
     """Spent training, over all attempts that this command saw."""
     end: dict[str, Any] | None = None
+    warned: str | None = None
+    """The signal that told its workers to leave, in this attempt."""
     skipped: list[str] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> None:
@@ -65,6 +67,8 @@ class Progress:
             self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]
         if kind == "skipped":
             self.skipped.append(event["reason"])
+        if kind in ("start", "stopping"):
+            self.warned = event.get("reason")
         if kind == "end":
             self.end = event
 
@@ -226,6 +230,8 @@ class Conductor:
         step, end = self._committed(block), self.progress[block].end
         if step >= self.config.training.steps:
             return Exit("done", "", step)
+        if end is None and self.progress[block].warned:
+            return Exit("stopped" if self.stopping else "preempted", str(self.progress[block].warned), step)
         if end is None:
             gone = error is not None and "node" in error and "died" in error
             return Exit("preempted" if gone else "crashed", error or "the workers ended without a word", step)

@@ -53,6 +53,7 @@ class BlockWorker:
         self.identity = plan_identity(manifest, assignment.block)
         self.checkpoints = Checkpoints(self.store, self.identity, self.config.training.keep)
         self.log = log
+        self._told_stopping = False
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
         self.watchdog = Watchdog(run, self.store, assignment, stop)
@@ -145,6 +146,10 @@ class BlockWorker:
 
     def should_stop(self, step: int) -> bool:
         """Whether to commit and leave after `step`; all ranks of the block decide alike."""
+        if self.stop.requested and not self._told_stopping:
+            # said before the commit: after a warning the process may be gone before it can say how it ended
+            self._told_stopping = True
+            self._emit("stopping", step=step, reason=self.stop.reason)
         if self.assignment.workers == 1:
             return self.stop.requested
         if step % 8:
