@@ -87,6 +87,11 @@ class RayCluster:
                 "start --head, check RAY_AUTH_TOKEN, or leave cluster.address empty for one of this machine's own"
             ) from error
 
+    @property
+    def address(self) -> str:
+        """Where another command of this machine reaches the same cluster."""
+        return str(ray.get_runtime_context().gcs_address)
+
     def nodes(self) -> list[Node]:
         """The nodes that are alive, with all they have."""
         alive = [node for node in ray.nodes() if node["Alive"]]
@@ -117,7 +122,8 @@ class RayCluster:
 
 
 def _loop(config: dict[str, Any]) -> None:
-    from dbtrain.coordinator.signals import PROCESS_STOP
+    from dbtrain.coordinator.signals import PROCESS_STOP, take_over
     from dbtrain.training.worker import work
 
+    take_over()
     work(Assignment(**config), ray.train.get_context().get_world_rank(), PROCESS_STOP)

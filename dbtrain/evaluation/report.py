@@ -8,8 +8,12 @@ from dbtrain.evaluation.merged import MergedModel
 from dbtrain.shards.store import Store
 
 
-def evaluate_run(run: Store) -> dict[str, float]:
-    """Test accuracy of a run's merged model by readout; also written to ``evaluation.json``.
+def evaluate_run(run: Store, split: str = "test") -> dict[str, float]:
+    """Accuracy of a run's merged model by readout; also written to ``evaluation-<split>.json``.
+
+    Args:
+        run: directory of the run.
+        split: `test` or `validation`.
 
     Raises:
         ShardError: the run is not merged, or its files are damaged.
@@ -17,8 +21,10 @@ def evaluate_run(run: Store) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.read(run.child("merged"), device)
     section = model.blueprint.config.evaluation
-    scores = accuracy(model, model.blueprint.data().test, section.batch_size, section.steps_per_block)
-    run.write_json("evaluation.json", {"metric": "accuracy", "split": "test", "scores": scores})
+    data = model.blueprint.data()
+    samples = {"test": data.test, "validation": data.validation}[split]
+    scores = accuracy(model, samples, section.batch_size, section.steps_per_block)
+    run.write_json(f"evaluation-{split}.json", {"metric": "accuracy", "split": split, "scores": scores})
     return scores
 
 

@@ -54,9 +54,10 @@ class Blueprint:
         if kind.codes:
             arguments["codebook"] = self.codebook
         layers = None if block is None else self.split.layers(block)
+        noise = self.noise()  # its numbers are read, so it is made outside the device's context
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", -1 if block is None else block))
-            return kind.build(noise=self.noise(), layers=layers, **arguments)
+            return kind.build(noise=noise, layers=layers, **arguments)
 
     def objective(self, block: int, device: str = "cpu") -> BlockObjective:
         """What a worker trains."""

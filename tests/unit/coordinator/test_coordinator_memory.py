@@ -93,3 +93,8 @@ def test_the_baseline_gets_the_flops_of_the_blocks_and_all_layers(make_config, d
     blocks = design(config.model_copy(update={"noise": make_config().noise}), digits, never)
     spent = sum(estimate(blocks, block, 4, 1).flops for block in range(3))
     assert baseline.training.steps * whole == pytest.approx(100 * spent, rel=0.01)
+
+
+@pytest.mark.parametrize("ranges", ["uniform", "paper"])
+def test_every_policy_can_be_estimated(plan, ranges):
+    assert estimate(plan(f"noise.ranges={ranges}"), 0, 4, 1).flops > 0

@@ -1,0 +1,167 @@
+"""The ablate command: block counts x ranges x seeds on one cluster, beside end-to-end at equal FLOPs."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dbtrain.config import load_config
+from dbtrain.coordinator.baseline import end_to_end
+from dbtrain.coordinator.connect import connect
+from dbtrain.coordinator.memory import estimate
+from dbtrain.coordinator.status import status
+from dbtrain.errors import IncompleteRunError
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import read_blueprint, read_codebook
+
+END_TO_END = "end-to-end"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of the grid."""
+
+    command: str
+    """`train` or `baseline`."""
+    blocks: int
+    ranges: str
+    """Policy of the noise range, or `end-to-end`."""
+    seed: int
+    overrides: tuple[str, ...]
+    run: str
+    """Directory or URL of the run."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a finished run of the grid gave."""
+
+    variant: Variant
+    scores: dict[str, float]
+    """By readout, of the split that was asked for."""
+    memory: int
+    """Greatest peak of a worker, bytes."""
+    seconds: float
+    """Spent training, summed over the blocks."""
+    flops: float
+    """Of training, all blocks."""
+
+
+def grid(
+    path: str, overrides: Sequence[str], blocks: Sequence[int], ranges: Sequence[str], seeds: Sequence[int]
+) -> list[Variant]:
+    """Every run of the grid, the end-to-end baselines first.
+
+    Raises:
+        ConfigError: one of them is no valid configuration.
+    """
+    base = load_config(path, overrides)
+    variants = []
+    for seed in seeds:
+        settings = (*overrides, f"seed={seed}", f"name={base.name}-s{seed}")
+        run = end_to_end(load_config(path, settings)).run_url
+        variants.append(Variant("baseline", 1, END_TO_END, seed, settings, run))
+    for count, policy, seed in itertools.product(blocks, ranges, seeds):
+        name = f"{base.name}-b{count}-{policy}-s{seed}"
+        settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={name}")
+        variants.append(Variant("train", count, policy, seed, settings, load_config(path, settings).run_url))
+    return variants
+
+
+def run_grid(
+    path: str, variants: Sequence[Variant], split: str, parallel: int, tell: Callable[[str], None]
+) -> list[Measured]:
+    """Run the variants, several at a time, on one cluster; those that are done already are only evaluated.
+
+    Raises:
+        IncompleteRunError: one failed; the others have run to their ends. The same command continues.
+    """
+    address = load_config(path, variants[0].overrides).cluster.address
+    cluster = connect(address)
+    try:
+        with ThreadPoolExecutor(parallel) as pool:
+            tasks = [pool.submit(_run, path, v, split, cluster.address, tell) for v in variants]
+        errors = [str(task.exception()) for task in tasks if task.exception()]
+    finally:
+        cluster.close()
+    if errors:
+        raise IncompleteRunError(f"{len(errors)} of {len(variants)} runs failed: {'; '.join(errors)}")
+    return [task.result() for task in tasks]
+
+
+def _run(path: str, variant: Variant, split: str, address: str, tell: Callable[[str], None]) -> Measured:
+    _command(variant, [variant.command, path, *variant.overrides, f"cluster.address={address}"])
+    _command(variant, ["eval", variant.run, "--split", split])
+    measured = measure(variant, split)
+    tell(f"{variant.run}: {', '.join(f'{name} {100 * s:.2f}' for name, s in measured.scores.items())}")
+    return measured
+
+
+def _command(variant: Variant, arguments: list[str]) -> None:
+    environment = {**os.environ, "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "dbtrain", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = " ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
+        raise IncompleteRunError(f"{variant.run} ended with code {done.returncode} in `{arguments[0]}`: {last[-600:]}")
+
+
+def measure(variant: Variant, split: str) -> Measured:
+    """Read a finished run's figures from its files.
+
+    Raises:
+        ShardError: they are missing or damaged.
+    """
+    run = Store(variant.run)
+    rows = [block.row for block in status(run)]
+    return Measured(
+        variant=variant,
+        scores=run.read_json(evaluation_file(split))["scores"],
+        memory=max(row.memory or 0 for row in rows),
+        seconds=sum(row.seconds for row in rows),
+        flops=_flops(run),
+    )
+
+
+def evaluation_file(split: str) -> str:
+    """Name of the file in which `dbtrain eval` leaves its result."""
+    return f"evaluation-{split}.json"
+
+
+def _flops(run: Store) -> float:
+    manifest = read_manifest(run)
+    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+    batch = 2
+    samples = blueprint.config.training.steps * blueprint.config.training.batch_size
+    return sum(estimate(blueprint, b, batch, 1).flops for b in range(blueprint.split.blocks)) / batch * samples
+
+
+def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One row for each (blocks, ranges): mean and standard deviation over the seeds of every readout, and the costs."""
+    rows = []
+    for blocks, ranges in dict.fromkeys((m.variant.blocks, m.variant.ranges) for m in measured):
+        group = [m for m in measured if (m.variant.blocks, m.variant.ranges) == (blocks, ranges)]
+        scores = {}
+        for readout in group[0].scores:
+            values = torch.tensor([m.scores[readout] for m in group], dtype=torch.float64)
+            spread = float(values.std()) if len(values) > 1 else None
+            scores[readout] = {"mean": float(values.mean()), "std": spread}
+        rows.append(
+            {
+                "blocks": blocks,
+                "ranges": ranges,
+                "seeds": [m.variant.seed for m in group],
+                "scores": scores,
+                "memory": max(m.memory for m in group),
+                "seconds": sum(m.seconds for m in group) / len(group),
+                "flops": sum(m.flops for m in group) / len(group),
+            }
+        )
+    return rows
