@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,7 +26,6 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; those that are shipped lie in configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as model.depth=12 blocks=3.")]
-SplitName = Annotated[Literal["test", "validation"], typer.Option(help="Which samples.")]
 RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
 
 
@@ -132,15 +131,15 @@ def _merge(run: str, console: Console) -> None:
 
 @app.command(name="eval")
 @_reported
-def evaluate(run: RunDirectory, split: SplitName = "test") -> None:
+def evaluate(run: RunDirectory) -> None:
     """Evaluate the merged model of a run."""
     from dbtrain.evaluation.report import evaluate_run
     from dbtrain.shards.store import Store
 
-    console = make_console()
-    table = Table("readout", "accuracy %")
-    for name, value in evaluate_run(Store(run), split).items():
-        table.add_row(name, f"{100 * value:.2f}")
+    console, table = make_console(), Table("readout", "validation accuracy %", "test accuracy %")
+    scores = evaluate_run(Store(run))
+    for readout, value in scores["test"].items():
+        table.add_row(readout, f"{100 * scores['validation'][readout]:.2f}", f"{100 * value:.2f}")
     console.print(table)
 
 
@@ -171,7 +170,8 @@ def compare(config: ConfigFile, overrides: Overrides = None) -> None:
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
         console.print(blocks_table([b.row for b in read_status(run)], title))
-    console.print(comparison(evaluate_run(runs[0]), evaluate_run(runs[1]), isolated.evaluation.readout))
+    ours, theirs = (evaluate_run(run)["test"] for run in runs)
+    console.print(comparison(ours, theirs, isolated.evaluation.readout))
 
 
 @app.command()
@@ -183,20 +183,22 @@ def ablate(
     ranges: Annotated[str, typer.Option(help="Policies of the noise range, with commas.")] = "calibrated,paper",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
-    split: SplitName = "test",
 ) -> None:
     """Train a grid of block counts, noise ranges and seeds beside end-to-end; one table and one plot."""
     from dbtrain.coordinator.ablate import grid, run_grid, summary
     from dbtrain.evaluation.figures import ablation_plot, ablation_table
 
-    console, base = make_console(), load_config(config, overrides or [])
-    variants = grid(str(config), overrides or [], _integers(blocks), ranges.split(","), _integers(seeds))
-    rows = summary(run_grid(str(config), variants, split, parallel, lambda line: console.print(line, highlight=False)))
+    console, counts = make_console(), _integers(blocks)
+    base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
+    variants = grid(str(config), overrides or [], counts, ranges.split(","), _integers(seeds))
+    rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)
-    (folder / f"{split}.json").write_text(json.dumps(rows, indent=2))
-    ablation_plot(rows, "accuracy", base.evaluation.readout, folder / f"{split}.png")
-    console.print(ablation_table(rows, "accuracy", split), f"table and plot in {folder}/")
+    (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
+    ablation_plot(rows, "accuracy", base.evaluation.readout, folder / "ablation.png")
+    for split in ("validation", "test"):
+        console.print(ablation_table(rows, "accuracy", split))
+    console.print(f"table and plot in {folder}/")
 
 
 def _integers(text: str) -> list[int]:

@@ -44,8 +44,8 @@ class Measured:
     """What a finished run of the grid gave."""
 
     variant: Variant
-    scores: dict[str, float]
-    """By readout, of the split that was asked for."""
+    scores: dict[str, dict[str, float]]
+    """By split and readout."""
     memory: int
     """Greatest peak of a worker, bytes."""
     seconds: float
@@ -57,15 +57,15 @@ class Measured:
 def grid(
     path: str, overrides: Sequence[str], blocks: Sequence[int], ranges: Sequence[str], seeds: Sequence[int]
 ) -> list[Variant]:
-    """Every run of the grid, the end-to-end baselines first.
+    """Every run of the grid, the end-to-end baselines first, with the FLOPs of the first block count.
 
     Raises:
         ConfigError: one of them is no valid configuration.
     """
-    base = load_config(path, overrides)
+    base = load_config(path, (*overrides, f"blocks={blocks[0]}"))
     variants = []
     for seed in seeds:
-        settings = (*overrides, f"seed={seed}", f"name={base.name}-s{seed}")
+        settings = (*overrides, f"blocks={blocks[0]}", f"seed={seed}", f"name={base.name}-s{seed}")
         run = end_to_end(load_config(path, settings)).run_url
         variants.append(Variant("baseline", 1, END_TO_END, seed, settings, run))
     for count, policy, seed in itertools.product(blocks, ranges, seeds):
@@ -75,9 +75,7 @@ def grid(
     return variants
 
 
-def run_grid(
-    path: str, variants: Sequence[Variant], split: str, parallel: int, tell: Callable[[str], None]
-) -> list[Measured]:
+def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callable[[str], None]) -> list[Measured]:
     """Run the variants, several at a time, on one cluster; those that are done already are only evaluated.
 
     Raises:
@@ -87,7 +85,7 @@ def run_grid(
     cluster = connect(address)
     try:
         with ThreadPoolExecutor(parallel) as pool:
-            tasks = [pool.submit(_run, path, v, split, cluster.address, tell) for v in variants]
+            tasks = [pool.submit(_run, path, v, cluster.address, tell) for v in variants]
         errors = [str(task.exception()) for task in tasks if task.exception()]
     finally:
         cluster.close()
@@ -96,11 +94,11 @@ def run_grid(
     return [task.result() for task in tasks]
 
 
-def _run(path: str, variant: Variant, split: str, address: str, tell: Callable[[str], None]) -> Measured:
+def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None]) -> Measured:
     _command(variant, [variant.command, path, *variant.overrides, f"cluster.address={address}"])
-    _command(variant, ["eval", variant.run, "--split", split])
-    measured = measure(variant, split)
-    tell(f"{variant.run}: {', '.join(f'{name} {100 * s:.2f}' for name, s in measured.scores.items())}")
+    _command(variant, ["eval", variant.run])
+    measured = measure(variant)
+    tell(f"{variant.run}: {', '.join(f'{name} {100 * s:.2f}' for name, s in measured.scores['test'].items())}")
     return measured
 
 
@@ -113,7 +111,7 @@ def _command(variant: Variant, arguments: list[str]) -> None:
         raise IncompleteRunError(f"{variant.run} ended with code {done.returncode} in `{arguments[0]}`: {last[-600:]}")
 
 
-def measure(variant: Variant, split: str) -> Measured:
+def measure(variant: Variant) -> Measured:
     """Read a finished run's figures from its files.
 
     Raises:
@@ -123,16 +121,11 @@ def measure(variant: Variant, split: str) -> Measured:
     rows = [block.row for block in status(run)]
     return Measured(
         variant=variant,
-        scores=run.read_json(evaluation_file(split))["scores"],
+        scores=run.read_json("evaluation.json")["scores"],
         memory=max(row.memory or 0 for row in rows),
         seconds=sum(row.seconds for row in rows),
         flops=_flops(run),
     )
-
-
-def evaluation_file(split: str) -> str:
-    """Name of the file in which `dbtrain eval` leaves its result."""
-    return f"evaluation-{split}.json"
 
 
 def _flops(run: Store) -> float:
@@ -144,15 +137,14 @@ def _flops(run: Store) -> float:
 
 
 def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One row for each (blocks, ranges): mean and standard deviation over the seeds of every readout, and the costs."""
+    """One row for each (blocks, ranges): each readout's mean and deviation over the seeds by split, and the costs."""
     rows = []
     for blocks, ranges in dict.fromkeys((m.variant.blocks, m.variant.ranges) for m in measured):
         group = [m for m in measured if (m.variant.blocks, m.variant.ranges) == (blocks, ranges)]
-        scores = {}
-        for readout in group[0].scores:
-            values = torch.tensor([m.scores[readout] for m in group], dtype=torch.float64)
-            spread = float(values.std()) if len(values) > 1 else None
-            scores[readout] = {"mean": float(values.mean()), "std": spread}
+        scores = {
+            split: {readout: _spread([m.scores[split][readout] for m in group]) for readout in readouts}
+            for split, readouts in group[0].scores.items()
+        }
         rows.append(
             {
                 "blocks": blocks,
@@ -165,3 +157,8 @@ def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(tensor.mean()), "std": float(tensor.std()) if len(values) > 1 else None}

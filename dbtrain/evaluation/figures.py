@@ -17,7 +17,7 @@ def ablation_table(rows: Sequence[Mapping[str, Any]], metric: str, split: str) -
     for name in ("blocks", "ranges", "seeds", *READOUTS, "peak mem", "train time", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        scores = [_score(row["scores"].get(readout)) for readout in READOUTS]
+        scores = [_score(row["scores"][split].get(readout)) for readout in READOUTS]
         cost = (size(row["memory"]), duration(row["seconds"]), f"{row['flops']:.3g}")
         table.add_row(str(row["blocks"]), row["ranges"], str(len(row["seeds"])), *scores, *cost)
     return table
@@ -38,11 +38,11 @@ def ablation_plot(rows: Sequence[Mapping[str, Any]], metric: str, readout: str, 
     quality, memory = figure.subplots(1, 2)
     for policy in dict.fromkeys(row["ranges"] for row in rows):
         own = sorted((row for row in rows if row["ranges"] == policy), key=lambda row: row["blocks"])
-        counts, scores = [row["blocks"] for row in own], [row["scores"][readout] for row in own]
+        counts, scores = [row["blocks"] for row in own], [row["scores"]["test"][readout] for row in own]
         errors = [100 * (score["std"] or 0.0) for score in scores]
         quality.errorbar(counts, [100 * s["mean"] for s in scores], errors, marker="o", capsize=3, label=policy)
         memory.plot(counts, [row["memory"] / 2**30 for row in own], marker="o", label=policy)
-    quality.set(xlabel="blocks", ylabel=f"{metric} %, readout {readout}")
+    quality.set(xlabel="blocks", ylabel=f"{metric} % on test, readout {readout}")
     memory.set(xlabel="blocks", ylabel="peak memory of a worker, GiB", ylim=(0, None))
     quality.legend()
     figure.savefig(file, dpi=150)

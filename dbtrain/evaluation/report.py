@@ -8,23 +8,20 @@ from dbtrain.evaluation.merged import MergedModel
 from dbtrain.shards.store import Store
 
 
-def evaluate_run(run: Store, split: str = "test") -> dict[str, float]:
-    """Accuracy of a run's merged model by readout; also written to ``evaluation-<split>.json``.
-
-    Args:
-        run: directory of the run.
-        split: `test` or `validation`.
+def evaluate_run(run: Store) -> dict[str, dict[str, float]]:
+    """Accuracy of a run's merged model by split (``validation``, ``test``) and readout; also in ``evaluation.json``.
 
     Raises:
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.read(run.child("merged"), device)
-    section = model.blueprint.config.evaluation
-    data = model.blueprint.data()
-    samples = {"test": data.test, "validation": data.validation}[split]
-    scores = accuracy(model, samples, section.batch_size, section.steps_per_block)
-    run.write_json(f"evaluation-{split}.json", {"metric": "accuracy", "split": split, "scores": scores})
+    section, data = model.blueprint.config.evaluation, model.blueprint.data()
+    scores = {
+        name: accuracy(model, split, section.batch_size, section.steps_per_block)
+        for name, split in (("validation", data.validation), ("test", data.test))
+    }
+    run.write_json("evaluation.json", {"metric": "accuracy", "scores": scores})
     return scores
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, BlockModel
+from dbtrain.method.interface import Batch, BlockModel, Example
 
 LEVEL_STREAM = 0
 
@@ -40,12 +40,17 @@ class BlockObjective(nn.Module):
             positions: (N,) positions in the effective batch, from which each sample's noise is drawn.
         """
         model = cast(BlockModel, self.model)
-        draws = Draws(key, positions)
-        example = model.example(batch)
-        uniform = draws.uniform(model.noise.level_shape(example), LEVEL_STREAM)
-        level = model.noise.sample(self.q_low + uniform * (self.q_high - self.q_low))
-        noisy = model.noise.corrupt(example.clean, level, draws)
+        example, noisy, level = self._noisy(batch, Draws(key, positions))
         with torch.autocast(positions.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = model.readout(model.run(self.layers, noisy, level, example.context), noisy, level)
         loss = model.loss(output.float(), example.target)
         return (model.noise.weight(level) * loss).mean()
+
+    # torch.compile stays out: noise is then the same with and without it, and Triton refuses the 64-bit constants
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
+        model = cast(BlockModel, self.model)
+        example = model.example(batch)
+        uniform = draws.uniform(model.noise.level_shape(example), LEVEL_STREAM)
+        level = model.noise.sample(self.q_low + uniform * (self.q_high - self.q_low))
+        return example, model.noise.corrupt(example.clean, level, draws), level

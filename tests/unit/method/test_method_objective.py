@@ -81,3 +81,18 @@ def test_bf16_leaves_levels_noise_and_loss_in_float32():
     objective = BlockObjective(model, range(2), 0.1, 10.0, "bf16")
     loss = objective({"y": torch.zeros(4, 8)}, torch.tensor(0), torch.arange(4))
     assert (loss.dtype, model.level.dtype, model.noisy.dtype) == (torch.float32,) * 3
+
+
+def test_compiled_it_gives_the_same_loss_and_gradient():
+    losses, gradients = [], []
+    for compiled in (False, True):
+        model = Spy()
+        objective = BlockObjective(model, range(2, 4), 0.1796, 0.505, "fp32")
+        if compiled:
+            objective.compile(backend="aot_eager")
+        loss = objective({"y": torch.ones(4, 8)}, torch.tensor(3), torch.arange(4))
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.gain.grad)
+    assert torch.allclose(*losses)
+    assert torch.allclose(*gradients)
