@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from dbtrain import __version__
 from dbtrain.config import Config, load_config, parse_config
@@ -133,14 +132,10 @@ def _merge(run: str, console: Console) -> None:
 @_reported
 def evaluate(run: RunDirectory) -> None:
     """Evaluate the merged model of a run."""
-    from dbtrain.evaluation.report import evaluate_run
+    from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    console, table = make_console(), Table("readout", "validation accuracy %", "test accuracy %")
-    scores = evaluate_run(Store(run))
-    for readout, value in scores["test"].items():
-        table.add_row(readout, f"{100 * scores['validation'][readout]:.2f}", f"{100 * value:.2f}")
-    console.print(table)
+    make_console().print(scores_table(*evaluate_run(Store(run))))
 
 
 @app.command()
@@ -170,8 +165,8 @@ def compare(config: ConfigFile, overrides: Overrides = None) -> None:
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
         console.print(blocks_table([b.row for b in read_status(run)], title))
-    ours, theirs = (evaluate_run(run)["test"] for run in runs)
-    console.print(comparison(ours, theirs, isolated.evaluation.readout))
+    (metric, ours), (_, theirs) = (evaluate_run(run) for run in runs)
+    console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
 
 
 @app.command()
@@ -187,6 +182,8 @@ def ablate(
     """Train a grid of block counts, noise ranges and seeds beside end-to-end; one table and one plot."""
     from dbtrain.coordinator.ablate import grid, run_grid, summary
     from dbtrain.evaluation.figures import ablation_plot, ablation_table
+    from dbtrain.evaluation.metrics import METRICS
+    from dbtrain.models.registry import architecture
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
@@ -195,9 +192,10 @@ def ablate(
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
-    ablation_plot(rows, "accuracy", base.evaluation.readout, folder / "ablation.png")
+    metric = METRICS[architecture(base.model.arch).metric]
+    ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
     for split in ("validation", "test"):
-        console.print(ablation_table(rows, "accuracy", split))
+        console.print(ablation_table(rows, metric, split))
     console.print(f"table and plot in {folder}/")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dbtrain.data.blank import blank
 from dbtrain.training.blueprint import Blueprint
 
 FLOAT_BYTES = 4
@@ -76,13 +77,8 @@ def _activations(blueprint: Blueprint, block: int, micro_batch: int) -> tuple[in
                 kept[storage._cdata] = storage.nbytes()
             return tensor
 
-        inputs = (_fake_batch(blueprint, micro_batch), torch.tensor(0), torch.arange(micro_batch))
+        inputs = (blank(blueprint.shape, micro_batch), torch.tensor(0), torch.arange(micro_batch))
         counter = FlopCounterMode(display=False)
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             torch.func.functional_call(objective, state, inputs).backward()
     return sum(kept.values()), counter.get_total_flops()
-
-
-def _fake_batch(blueprint: Blueprint, micro_batch: int) -> dict[str, Tensor]:
-    image = torch.zeros(micro_batch, *blueprint.shape["image"])
-    return {"image": image, "label": torch.zeros(micro_batch, dtype=torch.int64)}

@@ -3,11 +3,12 @@
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
+from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import Split
 from dbtrain.evaluation.merged import MergedModel, readouts
 
 
-def accuracy(model: MergedModel, split: Split, batch_size: int, steps_per_block: int = 1) -> dict[str, float]:
+def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Share of samples classified rightly, by readout: ``chain``, ``mean``, ``first``, ``after_<block>``.
 
     The starting noise of each batch follows from the run's seed, so the result can be repeated.
@@ -15,10 +16,10 @@ def accuracy(model: MergedModel, split: Split, batch_size: int, steps_per_block:
     classes = int(str(model.blueprint.shape["classes"]))
     metrics: dict[str, MulticlassAccuracy] = {}
     with torch.no_grad():
-        for number, start in enumerate(range(0, len(split), batch_size)):
-            indices = torch.arange(start, min(start + batch_size, len(split)))
+        for number, start in enumerate(range(0, len(split), section.batch_size)):
+            indices = torch.arange(start, min(start + section.batch_size, len(split)))
             batch = split.batch(indices, model.device)
-            for name, probabilities in readouts(model.evaluations(batch, number, steps_per_block)).items():
+            for name, probabilities in readouts(model.evaluations(batch, number, section.steps_per_block)).items():
                 if name not in metrics:
                     metrics[name] = MulticlassAccuracy(classes, average="micro").to(model.device)
                 metrics[name].update(probabilities, batch["label"])

@@ -6,31 +6,31 @@ from typing import Any
 
 from rich.table import Table
 
+from dbtrain.evaluation.metrics import Metric
 from dbtrain.telemetry.console import duration, size
 
-READOUTS = ("mean", "chain", "first")
 
-
-def ablation_table(rows: Sequence[Mapping[str, Any]], metric: str, split: str) -> Table:
-    """One line for each block count and range policy; scores in percent, mean and standard deviation over seeds."""
-    table = Table(title=f"{metric} % on {split}, mean ± std over the seeds", title_justify="left")
-    for name in ("blocks", "ranges", "seeds", *READOUTS, "peak mem", "train time", "FLOPs"):
+def ablation_table(rows: Sequence[Mapping[str, Any]], metric: Metric, split: str) -> Table:
+    """One line for each block count and range policy; mean and standard deviation over the seeds."""
+    readouts = [name for name in rows[0]["scores"][split] if not name.startswith("after_")]
+    table = Table(title=f"{metric.label} on {split}, mean ± std over the seeds", title_justify="left")
+    for name in ("blocks", "ranges", "seeds", *readouts, "peak mem", "train time", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        scores = [_score(row["scores"][split].get(readout)) for readout in READOUTS]
+        scores = [_score(metric, row["scores"][split].get(readout)) for readout in readouts]
         cost = (size(row["memory"]), duration(row["seconds"]), f"{row['flops']:.3g}")
         table.add_row(str(row["blocks"]), row["ranges"], str(len(row["seeds"])), *scores, *cost)
     return table
 
 
-def _score(score: Mapping[str, Any] | None) -> str:
+def _score(metric: Metric, score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "-"
-    spread = "" if score["std"] is None else f" ± {100 * score['std']:.2f}"
-    return f"{100 * score['mean']:.2f}{spread}"
+    spread = "" if score["std"] is None else f" ± {metric.write(score['std'])}"
+    return metric.write(score["mean"]) + spread
 
 
-def ablation_plot(rows: Sequence[Mapping[str, Any]], metric: str, readout: str, file: Path) -> None:
+def ablation_plot(rows: Sequence[Mapping[str, Any]], metric: Metric, readout: str, file: Path) -> None:
     """Quality against block count, a line for each policy, end-to-end as a level; and memory beside it (PNG)."""
     from matplotlib.figure import Figure
 
@@ -38,11 +38,18 @@ def ablation_plot(rows: Sequence[Mapping[str, Any]], metric: str, readout: str, 
     quality, memory = figure.subplots(1, 2)
     for policy in dict.fromkeys(row["ranges"] for row in rows):
         own = sorted((row for row in rows if row["ranges"] == policy), key=lambda row: row["blocks"])
-        counts, scores = [row["blocks"] for row in own], [row["scores"]["test"][readout] for row in own]
-        errors = [100 * (score["std"] or 0.0) for score in scores]
-        quality.errorbar(counts, [100 * s["mean"] for s in scores], errors, marker="o", capsize=3, label=policy)
+        counts, scores = [row["blocks"] for row in own], [_readout(row["scores"]["test"], readout) for row in own]
+        factor = 100 if metric.percent else 1
+        errors = [factor * (score["std"] or 0.0) for score in scores]
+        quality.errorbar(counts, [factor * s["mean"] for s in scores], errors, marker="o", capsize=3, label=policy)
         memory.plot(counts, [row["memory"] / 2**30 for row in own], marker="o", label=policy)
-    quality.set(xlabel="blocks", ylabel=f"{metric} % on test, readout {readout}")
+    quality.set(xlabel="blocks", ylabel=f"test {metric.label}, readout {readout}")
     memory.set(xlabel="blocks", ylabel="peak memory of a worker, GiB", ylim=(0, None))
     quality.legend()
     figure.savefig(file, dpi=150)
+
+
+def _readout(scores: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The named readout, or the only kind that this metric has."""
+    found: Mapping[str, Any] = scores[name] if name in scores else next(iter(scores.values()))
+    return found

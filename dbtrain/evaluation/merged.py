@@ -62,7 +62,7 @@ class MergedModel:
             output = model.readout(hidden, noisy, level)
             return output, model.denoised(output)
 
-        return list(chain(denoise, noise, blueprint.ranges, levels, start))
+        return list(chain(denoise, noise, blueprint.ranges, levels, start, level_shape=noise.level_shape(example)))
 
 
 def load_model(blueprint: Blueprint, block: int, tensors: dict[str, Tensor]) -> nn.Module:

@@ -14,7 +14,7 @@ from dbtrain.method.ranges import Ranges
 Solver = Literal["euler", "heun"]
 
 Denoise = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(block, noisy (N, ...), level (N,)) -> (raw output such as logits, denoised estimate like `noisy`)."""
+"""(block, noisy (N, ...), level (N, *level_shape)) -> (raw output such as logits, denoised estimate like `noisy`)."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,16 @@ def chain(
     levels: Sequence[float],
     start: Tensor,
     solver: Solver = "euler",
+    level_shape: tuple[int, ...] = (),
 ) -> Iterator[Evaluation]:
     """Walk from `start` (N, ...) at ``levels[0]`` down the levels, yielding every evaluation.
 
-    The last denoised estimate is the sample. Heun corrects a step by the slope at its end, which belongs to the next
-    level's block; the last step is Euler, as in EDM, Algorithm 1.
+    Levels have the shape (N, *level_shape). The last denoised estimate is the sample. Heun corrects a step by the slope
+    at its end, which belongs to the next level's block; the last step is Euler, as in EDM, Algorithm 1.
     """
     noisy = start
     for index, value in enumerate(levels):
-        level = torch.full((len(start),), value, dtype=torch.float32, device=start.device)
+        level = torch.full((len(start), *level_shape), value, dtype=torch.float32, device=start.device)
         block = int(ranges.block_of(torch.tensor(value, dtype=torch.float64)))
         output, denoised = denoise(block, noisy, level)
         yield Evaluation(block, value, output, denoised)
@@ -80,7 +81,7 @@ def chain(
             next_block = int(ranges.block_of(torch.tensor(levels[index + 1], dtype=torch.float64)))
             _, corrected = denoise(next_block, proposal, following)
             # EDM, Algorithm 1, lines 7 and 8: the step with the mean of the slopes (z - D)/sigma at both ends
-            shape = level.shape + (1,) * (start.ndim - 1)
+            shape = level.shape + (1,) * (start.ndim - level.ndim)
             end_step = ((following - level) / following).reshape(shape) * (proposal - corrected)
             proposal = noisy + 0.5 * ((proposal - noisy) + end_step)
         noisy = proposal

@@ -22,10 +22,14 @@ class Architecture:
     noise: Literal["gaussian"]
     end_to_end: Literal["no_noise", "same_noise"]
     """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
+    metric: str
+    """By which a merged model is evaluated: an entry of evaluation/metrics.py."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "vit": Architecture(ViT, codes="classes", takes=("image",), noise="gaussian", end_to_end="no_noise"),
+    "vit": Architecture(
+        ViT, codes="classes", takes=("image",), noise="gaussian", end_to_end="no_noise", metric="accuracy"
+    ),
 }
 
 

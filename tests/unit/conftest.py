@@ -6,7 +6,7 @@ settings.register_profile("steady", deadline=None, derandomize=True, max_example
 settings.load_profile("steady")
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Many small operations on a machine that others use too."""
     before = torch.get_num_threads()
