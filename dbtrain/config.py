@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=1)]
 class ViTConfig(Section):
     """Vision transformer that denoises the label's code."""
 
+    noise_defaults: ClassVar[dict[str, Any]] = {}
+
     arch: Literal["vit"] = "vit"
     depth: Count = 6
     dim: Count = 64
@@ -35,6 +37,22 @@ class ViTConfig(Section):
     patch: Count = 2
     mlp_ratio: Positive = 4.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class DiTConfig(Section):
+    """Diffusion transformer that denoises an image or latent, given its class."""
+
+    noise_defaults: ClassVar[dict[str, Any]] = {"ranges": "paper", "weighting": "edm"}
+    """What `noise` is where the user says nothing: an L2 loss takes EDM's weight, and has no code to measure."""
+
+    arch: Literal["dit"] = "dit"
+    depth: Count = 6
+    dim: Count = 64
+    heads: Count = 4
+    patch: Count = 2
+    mlp_ratio: Positive = 4.0
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the labels hidden in training, for classifier-free guidance."""
 
 
 class DigitsConfig(Section):
@@ -83,13 +101,15 @@ class NoiseConfig(Section):
     """Noise range, its distribution and its split over the blocks."""
 
     ranges: Literal["calibrated", "equal_information", "paper", "uniform", "explicit"] = "calibrated"
-    """Where the range and its edges come from; `calibrated` and `equal_information` measure the data with a pilot."""
+    """Where the range and its edges come from; `calibrated` and `equal_information` measure the data with a pilot.
+    Architectures without a codebook take `paper` by default, see `noise_defaults`."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     sigma_data: Positive | None = None
-    """Standard deviation of one element of the clean target; by default that of a unit-norm code, 1/sqrt(dim)."""
+    """Standard deviation of one element of the clean target; by default that of a unit-norm code, 1/sqrt(dim), or 0.5
+    for images and latents."""
     edges: tuple[float, ...] | None = None
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
@@ -208,7 +228,7 @@ class TelemetryConfig(Section):
     project: str = "dbtrain"
 
 
-ModelConfig = ViTConfig
+ModelConfig = Annotated[ViTConfig | DiTConfig, Field(discriminator="arch")]
 DataConfig = Annotated[DigitsConfig | FashionMnistConfig | IdxConfig | HuggingFaceConfig, Field(discriminator="source")]
 
 
@@ -230,6 +250,13 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _noise_of_the_architecture(self) -> "Config":
+        silent = {k: v for k, v in self.model.noise_defaults.items() if k not in self.noise.model_fields_set}
+        # sections are frozen for everyone else
+        object.__setattr__(self, "noise", self.noise.model_copy(update=silent))
+        return self
 
     @model_validator(mode="after")
     def _end_to_end_is_one_block(self) -> "Config":
@@ -304,7 +331,7 @@ def parse_config(content: Any, where: str) -> Config:
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place = ".".join(str(part) for part in _without_tag(error["loc"]))
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
@@ -315,6 +342,13 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     return f"{place}={given}: {message}" if place and not isinstance(given, dict) else message
+
+
+def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys as a user writes them: pydantic also names the member of a union, by its discriminator."""
+    field = Config.model_fields.get(str(loc[0])) if loc else None
+    tagged = field is not None and len(_sections(field.annotation)) > 1
+    return (loc[0], *loc[2:]) if tagged else loc
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:

@@ -3,7 +3,6 @@
 from dbtrain.config import Config
 from dbtrain.coordinator.memory import estimate
 from dbtrain.coordinator.settle import design, load_data
-from dbtrain.models.registry import architecture
 
 
 def end_to_end(config: Config) -> Config:
@@ -25,8 +24,10 @@ def end_to_end(config: Config) -> Config:
 
 
 def _whole(config: Config) -> Config:
-    kind = architecture(config.model.arch)
-    assert kind.end_to_end == "no_noise"
+    noise = config.noise
+    if noise.edges:
+        # the same range in one slice; an architecture that is shown no noise ignores it
+        noise = noise.model_copy(update={"edges": (noise.edges[0], noise.edges[-1])})
     cluster = config.cluster.model_copy(update={"blocks": {}})
     return config.model_copy(
         update={
@@ -34,6 +35,7 @@ def _whole(config: Config) -> Config:
             "method": "end_to_end",
             "blocks": 1,
             "layers_per_block": None,
+            "noise": noise,
             "cluster": cluster,
         }
     )

@@ -60,7 +60,11 @@ def _distribution(config: Config, data: DataSet, codebook: Tensor | None, calibr
         return {"kind": "loguniform", **edges}
     if noise.ranges == "paper":
         return {"kind": "lognormal", "p_mean": noise.p_mean, "p_std": noise.p_std, **edges}
-    assert codebook is not None
+    if codebook is None:
+        raise ConfigError(
+            f"noise.ranges={noise.ranges} measures a codebook, and model.arch={config.model.arch} has none: choose "
+            "noise.ranges=paper, uniform or explicit"
+        )
     return calibrate(config, data, codebook)
 
 

@@ -69,8 +69,12 @@ class BlockModel(Protocol):
     """Layers of the whole model."""
     noise: NoiseProcess
 
-    def example(self, batch: Batch) -> Example:
-        """Read a batch in the terms of the method."""
+    def example(self, batch: Batch, draws: Draws | None = None) -> Example:
+        """Read a batch in the terms of the method.
+
+        `draws` are those of a training step, for what is dropped from the context at random (from a stream of its own);
+        None when nothing may be dropped.
+        """
 
     def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Stem, then only these layers; the hidden state that `readout` takes."""

@@ -50,7 +50,7 @@ class BlockObjective(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
         model = cast(BlockModel, self.model)
-        example = model.example(batch)
+        example = model.example(batch, draws)
         uniform = draws.uniform(model.noise.level_shape(example), LEVEL_STREAM)
         level = model.noise.sample(self.q_low + uniform * (self.q_high - self.q_low))
         return example, model.noise.corrupt(example.clean, level, draws), level

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from dbtrain.errors import ConfigError
+from dbtrain.models.dit import DiT
 from dbtrain.models.vit import ViT
 
 
@@ -24,11 +25,22 @@ class Architecture:
     """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
     metric: str
     """By which a merged model is evaluated: an entry of evaluation/metrics.py."""
+    samples: str | None = None
+    """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "vit": Architecture(
         ViT, codes="classes", takes=("image",), noise="gaussian", end_to_end="no_noise", metric="accuracy"
+    ),
+    "dit": Architecture(
+        DiT,
+        codes=None,
+        takes=("image", "classes"),
+        noise="gaussian",
+        end_to_end="same_noise",
+        metric="frechet_classifier",
+        samples="image",
     ),
 }
 

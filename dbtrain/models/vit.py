@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example, NoiseProcess
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding
 
@@ -70,7 +71,7 @@ class ViT(nn.Module):
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
         self.head = AdaLNHead(dim, len(codebook))
 
-    def example(self, batch: Batch) -> Example:
+    def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,): the clean target is the label's code (N, D)."""
         label = batch["label"]
         return Example(clean=self.get_buffer("codebook")[label], context=batch["image"], target=label)

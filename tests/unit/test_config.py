@@ -103,7 +103,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ("model.depth=2.5", ["model.depth=2.5", "integer"]),
         ("model.depth=many", ["model.depth=many", "integer"]),
         ("blocks=0", ["blocks=0", "greater than or equal to 1"]),
-        ("data.validation=1", ["data.digits.validation=1", "less than 1"]),
+        ("data.validation=1", ["data.validation=1", "less than 1"]),
         ("training.precision=fp8", ["training.precision=fp8", "'fp32' or 'bf16'"]),
         ("training.keep=1", ["training.keep=1"]),
         ("noise.sigma_max=nan", ["noise.sigma_max=nan"]),

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from dbtrain.config import parse_config
+from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.settle import design, settle
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.codebook import make_codebook
@@ -154,3 +156,39 @@ def test_the_codebook_of_another_run_and_a_missing_one_are_refused(make_run):
     run.remove("codebook.safetensors")
     with pytest.raises(ShardError, match="codebook"):
         settle(config, run, never)
+
+
+DIT = ["model.arch=dit", "model.patch=2", "noise.sigma_min=0.002", "noise.sigma_max=80"]
+
+
+def without_ranges(make_config, *overrides):
+    """The small configuration as a DiT that says nothing of policy and weight."""
+    content = make_config(*DIT, *overrides).model_dump(mode="json")
+    content["noise"] = {"sigma_min": 0.002, "sigma_max": 80.0}
+    return parse_config(content, "test")
+
+
+def test_a_dit_takes_the_papers_ranges_and_weight_unless_told_otherwise(make_config, digits):
+    blueprint = design(without_ranges(make_config), digits, never)
+    assert [round(edge, 4) for edge in blueprint.ranges.edges] == [80.0, 0.505, 0.1796, 0.002]
+    noise = blueprint.noise()
+    assert (noise.weighting, noise.sigma_data, blueprint.codebook) == ("edm", 0.5, None)
+    assert design(make_config(*DIT), digits, never).distribution["kind"] == "loguniform"
+    assert make_config(*DIT, "noise.weighting=none").noise.weighting == "none"
+
+
+@pytest.mark.parametrize("policy", ["calibrated", "equal_information"])
+def test_what_measures_a_codebook_is_refused_without_one(make_config, digits, policy):
+    with pytest.raises(ConfigError, match=rf"noise.ranges={policy} measures a codebook, and model.arch=dit has none"):
+        design(make_config(*DIT, f"noise.ranges={policy}"), digits, never)
+
+
+@pytest.mark.parametrize("policy", [["noise.ranges=paper"], ["noise.ranges=explicit", "noise.edges=[9,2,1,0.5]"]])
+def test_end_to_end_of_a_dit_denoises_the_same_range_with_one_block_for_the_same_flops(make_config, digits, policy):
+    config = make_config(*DIT, *policy, "training.steps=1000")
+    whole_config = end_to_end(config)
+    blocks, whole = design(config, digits, never), design(whole_config, digits, never)
+    assert whole.ranges.edges == (blocks.ranges.edges[0], blocks.ranges.edges[-1])
+    assert whole.distribution == blocks.distribution and whole_config.blocks == 1
+    # three private stems and heads against one
+    assert 1000 < whole_config.training.steps < 2000

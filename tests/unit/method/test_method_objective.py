@@ -21,7 +21,8 @@ class Spy(nn.Module):
         self.noise = GaussianNoise(PAPER, 0.5, weighting)
         self.gain = nn.Parameter(torch.ones(1))
 
-    def example(self, batch):
+    def example(self, batch, draws=None):
+        self.draws = draws
         return Example(batch["y"], batch["y"], batch["y"])
 
     def run(self, layers, noisy, level, context):

@@ -1,0 +1,115 @@
+"""Diffusion transformer (Peebles & Xie 2023): denoises an image or latent, conditioned on level and class."""
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws
+from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding
+
+LABEL_STREAM = 2
+"""Stream of the draws that drops labels; 0 makes the levels and 1 the noise."""
+
+
+class DiTStem(nn.Module):
+    """Patches as tokens (N, T, dim); level and class as one condition (N, dim)."""
+
+    def __init__(self, image: tuple[int, int, int], patch: int, dim: int, classes: int) -> None:
+        super().__init__()
+        channels, height, width = image
+        self.patches = nn.Conv2d(channels, dim, patch, patch)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (height // patch) * (width // patch), dim))
+        self.level = LevelEmbedding(dim)
+        # one more than there are classes: the last stands for no class
+        self.classes = nn.Embedding(classes + 1, dim)
+        nn.init.normal_(self.classes.weight, std=0.02)
+
+    def forward(self, image: Tensor, c_noise: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled noisy images (N, C, H, W), c_noise (N,), labels (N,)."""
+        tokens = self.patches(image).flatten(2).transpose(1, 2) + self.positions
+        return tokens, self.level(c_noise) + self.classes(label)
+
+
+class DiT(nn.Module):
+    """Image model: noised is the image itself, context the class, output the denoised image.
+
+    Args:
+        noise: the noise process, whose preconditioning wraps the network.
+        image: (channels, height, width) of an image or latent.
+        classes: number of classes.
+        label_dropout: share of the training labels that are hidden, for classifier-free guidance.
+        layers: numbers of the layers that this instance holds; all of them by default.
+        depth: layers of the whole model.
+
+    Raises:
+        ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        noise: NoiseProcess,
+        image: tuple[int, int, int],
+        classes: int,
+        depth: int,
+        dim: int,
+        heads: int,
+        patch: int,
+        mlp_ratio: float = 4.0,
+        label_dropout: float = 0.1,
+        layers: range | None = None,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image
+        if height % patch or width % patch:
+            raise ConfigError(f"model.patch={patch} does not divide the {height}x{width} image")
+        if dim % heads:
+            raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+        self.num_layers = depth
+        self.noise = noise
+        self.image = image
+        self.patch = patch
+        self.no_class = classes
+        self.label_dropout = label_dropout
+        self.stem = DiTStem(image, patch, dim, classes)
+        held = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in held})
+        self.head = AdaLNHead(dim, channels * patch * patch)
+
+    def example(self, batch: Batch, draws: Draws | None = None) -> Example:
+        """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""
+        label = batch["label"]
+        if draws is not None and self.label_dropout:
+            hidden = draws.uniform((), LABEL_STREAM) < self.label_dropout
+            label = torch.where(hidden, self.no_class, label)
+        return Example(clean=batch["image"], context=label, target=batch["image"])
+
+    def unconditional(self, context: Tensor) -> Tensor:
+        """The context that tells no class, (N,)."""
+        return torch.full_like(context, self.no_class)
+
+    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """(N, T + 1, dim): the patches after these layers, and the condition, which the head needs too."""
+        c_noise = self.noise.embed_level(level)
+        hidden, condition = self.stem(self.noise.scale_input(noisy, level), c_noise, context)
+        for i in layers:
+            hidden = self.layers[str(i)](hidden, condition)
+        return torch.cat([hidden, condition[:, None].to(hidden.dtype)], dim=1)
+
+    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """Denoised images (N, C, H, W), float32: c_skip * z + c_out * F  # EDM, eq. (7)."""
+        channels, height, width = self.image
+        rows, columns, size = height // self.patch, width // self.patch, self.patch
+        patches = self.head(hidden[:, :-1], hidden[:, -1]).float()
+        patches = patches.reshape(-1, rows, columns, channels, size, size)
+        image = patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
+        return self.noise.combine(image, noisy, level)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Squared error (N,), mean over the elements of an image."""
+        return (output - target).square().flatten(1).mean(dim=1)
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """The output itself."""
+        return output
