@@ -5,7 +5,7 @@ name, so a block resumes under another ZeRO stage or on another number of worker
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -38,7 +38,8 @@ def _deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: in
         "train_batch_size": micro_batch * accumulation * workers,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.clip,
+        # without ZeRO we clip ourselves: DeepSpeed's loop over the parameters waits for the GPU in every step
+        "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
@@ -71,11 +72,16 @@ class Engine:
             optimizer=_optimizer(module, config),
             config=_deepspeed_config(config, micro_batch, accumulation, workers),
         )
+        if config.zero_stage == 0 and workers == 1:
+            # DeepSpeed would copy all gradients to a bucket and back for an all-reduce among one
+            self._engine.enable_backward_allreduce = False
         self._layout = layout_of(self._engine, config.zero_stage)
         base = self._engine.optimizer.optimizer if config.zero_stage else self._engine.optimizer
         self._base: torch.optim.Optimizer = base
         self._peaks = [float(group["lr"]) for group in base.param_groups]
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if config.optimizer.clip and config.zero_stage == 0:
+            base.register_step_pre_hook(self._clip(config.optimizer.clip))
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
         self._ema_decay = config.ema
@@ -91,6 +97,12 @@ class Engine:
                     state[name] = torch.zeros_like(owner, requires_grad=False)
             if not group.get("use_muon"):
                 state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
+
+    def _clip(self, norm: float) -> Callable[..., None]:
+        def clip(*_: Any) -> None:
+            torch.nn.utils.clip_grad_norm_(self._parameters.values(), norm, foreach=True)
+
+        return clip
 
     def _pieces(self) -> dict[str, Tensor]:
         pieces = ((n, self._layout.piece(p, None)) for n, p in self._parameters.items())
