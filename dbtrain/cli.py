@@ -25,6 +25,10 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; those that are shipped lie in configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as model.depth=12 blocks=3.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster: auto, host:port or ray://host:port; by default one on this machine alone."),
+]
 RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
 
 
@@ -53,9 +57,15 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
 
 @app.command()
 @_reported
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
-    _train(load_config(config, overrides or []), make_console())
+    _train(_at(load_config(config, overrides or []), address), make_console())
+
+
+def _at(config: Config, address: str | None) -> Config:
+    if address is None:
+        return config
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
 
 
 def _train(config: Config, console: Console) -> None:
@@ -70,12 +80,12 @@ def _train(config: Config, console: Console) -> None:
 
 @app.command()
 @_reported
-def resume(run: RunDirectory) -> None:
+def resume(run: RunDirectory, address: Address = None) -> None:
     """Continue a run from its directory, with the configuration it was started with."""
     from dbtrain.shards.manifest import read_manifest
     from dbtrain.shards.store import Store
 
-    _train(parse_config(read_manifest(Store(run))["config"], f"{run}/run.json"), make_console())
+    _train(_at(parse_config(read_manifest(Store(run))["config"], f"{run}/run.json"), address), make_console())
 
 
 @app.command()
@@ -140,16 +150,16 @@ def evaluate(run: RunDirectory) -> None:
 
 @app.command()
 @_reported
-def baseline(config: ConfigFile, overrides: Overrides = None) -> None:
+def baseline(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train the same network end to end, with the FLOPs that the blocks take together."""
     from dbtrain.coordinator.baseline import end_to_end
 
-    _train(end_to_end(load_config(config, overrides or [])), make_console())
+    _train(end_to_end(_at(load_config(config, overrides or []), address)), make_console())
 
 
 @app.command()
 @_reported
-def compare(config: ConfigFile, overrides: Overrides = None) -> None:
+def compare(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train, merge and evaluate the blocks, then the end-to-end baseline at equal FLOPs, and show both."""
     from dbtrain.coordinator.baseline import end_to_end
     from dbtrain.coordinator.status import status as read_status
@@ -158,7 +168,7 @@ def compare(config: ConfigFile, overrides: Overrides = None) -> None:
     from dbtrain.telemetry.console import blocks_table
 
     console = make_console()
-    isolated = load_config(config, overrides or [])
+    isolated = _at(load_config(config, overrides or []), address)
     together = end_to_end(isolated)
     _train(isolated, console)
     _train(together, console)
@@ -204,6 +214,20 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{text!r} is no list of whole numbers with commas, such as 1,2,3") from None
+
+
+@app.command()
+@_reported
+def doctor(
+    address: Address = None,
+    storage: Annotated[str, typer.Option(help="Directory or URL where runs shall lie (out=).")] = "runs",
+    nodes: Annotated[int | None, typer.Option(help="Nodes that the cluster must have.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs that each node must give.")] = None,
+) -> None:
+    """Look whether this machine or a cluster would carry a run; say what would not work, and how to mend it."""
+    from dbtrain.coordinator.doctor import doctor as examine
+
+    examine(address, storage, nodes, gpus, make_console())
 
 
 @app.command()

@@ -190,7 +190,7 @@ class ClusterConfig(Section):
     """Where blocks run."""
 
     address: str | None = None
-    """Ray cluster: `auto`, `host:port`, or none to start one on this machine."""
+    """Ray cluster: `auto`, `host:port`, `ray://host:port`, or none to start one on this machine alone."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Count = 1
     """Workers of a block: more than one trains it data-parallel, sharded by training.zero_stage."""

@@ -33,6 +33,14 @@ class PlacementError(DbtrainError):
     """No node of the cluster can hold a block, or a GPU was demanded where there is none."""
 
 
+class VersionError(DbtrainError):
+    """Machines of one run have different versions of what decides the numbers, or lack a package."""
+
+
+class PreflightError(DbtrainError):
+    """The machine or the cluster would not carry a run; the table above says what and how to mend it."""
+
+
 class RunLockedError(DbtrainError):
     """Another coordinator works on the same run directory."""
 

@@ -11,7 +11,9 @@ from dbtrain.coordinator.conduct import Conductor, Progress
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
+from dbtrain.coordinator.preflight import check_versions
 from dbtrain.coordinator.settle import Calibrate, settle
+from dbtrain.coordinator.shipping import refuse_lost_output
 from dbtrain.errors import IncompleteRunError
 from dbtrain.shards.lock import RunLock
 from dbtrain.shards.store import Store
@@ -29,6 +31,7 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
         DbtrainError: the run cannot start.
     """
+    refuse_lost_output(config.out)
     run = Store(config.run_url)
     run.makedirs()
     with RunLock(run, f"dbtrain train {config.name}"):
@@ -36,6 +39,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         blueprint = settle(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:
+            if config.cluster.address is not None:
+                check_versions(cluster)
             states = _conduct(run, config, blueprint, cluster, view)
         finally:
             cluster.close()

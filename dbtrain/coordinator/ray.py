@@ -5,17 +5,23 @@ import logging
 import os
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbtrain.coordinator.placement import Node, Request
-from dbtrain.coordinator.ray_settings import SETTINGS
-from dbtrain.errors import PlacementError
+from dbtrain.coordinator.shipping import runtime_env
+from dbtrain.errors import PlacementError, VersionError
 from dbtrain.training.assignment import Assignment
+
+NODE_ANSWERS_S = 90.0
+"""For a node to start a process and answer; the first one there also fetches this package."""
 
 
 class Attempt:
@@ -64,15 +70,12 @@ class RayCluster:
 
     Raises:
         PlacementError: there is no cluster at the address.
+        VersionError: it has another version of Ray or Python than this process.
     """
 
     def __init__(self, address: str | None, cpus: float | None = None) -> None:
-        passed = {k: v for k, v in os.environ.items() if k.startswith("DBTRAIN_") or k in SETTINGS}
         common: dict[str, Any] = {
-            "runtime_env": {
-                "env_vars": passed,
-                "worker_process_setup_hook": "dbtrain.coordinator.signals.install",
-            },
+            "runtime_env": runtime_env(address),
             "log_to_driver": False,
             "logging_level": logging.WARNING,
         }
@@ -82,6 +85,8 @@ class RayCluster:
             else:
                 ray.init(address=address, **common)
         except Exception as error:
+            if "ersion mismatch" in str(error):
+                raise VersionError(f"{' '.join(str(error).split())}: use the cluster's Ray and Python here") from error
             raise PlacementError(
                 f"no Ray cluster answers at cluster.address={address!r} ({_reason(error)[:200]}): start one with ray "
                 "start --head, check RAY_AUTH_TOKEN, or leave cluster.address empty for one of this machine's own"
@@ -94,8 +99,24 @@ class RayCluster:
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive, with all they have."""
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        return [Node(f"{node['NodeManagerHostname']}#{node['NodeID'][:4]}", dict(node["Resources"])) for node in alive]
+        return [Node(_name(node), dict(node["Resources"])) for node in _alive()]
+
+    def addresses(self) -> dict[str, tuple[str, int, float]]:
+        """Address and port of each node that is alive, and its GPUs as Ray counts them; by the name in `nodes`."""
+        return {
+            _name(node): (node["NodeManagerAddress"], node["NodeManagerPort"], node["Resources"].get("GPU", 0.0))
+            for node in _alive()
+        }
+
+    def on_every_node(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Call an importable function on each node at once; its value by the node's name, or the exception."""
+        task = ray.remote(num_cpus=0, max_retries=0)(function)
+        calls = {}
+        for node in _alive():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            calls[_name(node)] = task.options(scheduling_strategy=there).remote(*arguments)
+        until = time.monotonic() + NODE_ANSWERS_S
+        return {name: _value(call, until - time.monotonic()) for name, call in calls.items()}
 
     def start(self, assignment: Assignment, request: Request, name: str) -> Attempt:
         """Start an attempt; it waits for its resources if others hold them."""
@@ -119,6 +140,21 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster; what still runs for this driver ends."""
         ray.shutdown()
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']}#{node['NodeID'][:4]}"
+
+
+def _value(call: Any, seconds: float) -> Any:
+    try:
+        return ray.get(call, timeout=max(1.0, seconds))
+    except Exception as error:
+        return error
 
 
 def _loop(config: dict[str, Any]) -> None:

@@ -17,11 +17,21 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's switch for "this machine only": its address becomes 127.0.0.1, where otherwise a dozen ports are opened to all.
+An address given to `ray.init` does not do it, because Ray replaces 127.0.0.1 by one that others can reach."""
+
 
 def prepare(address: str | None) -> None:
-    """Set what is not set. A cluster of this command's own is closed to other users of the machine by a token."""
+    """Set what is not set.
+
+    A cluster of this command's own is closed to other users of the machine by a token, and to other machines because it
+    listens on the loopback address only.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if address is None:
+        os.environ.update(LOOPBACK)
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

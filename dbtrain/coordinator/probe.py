@@ -1,0 +1,125 @@
+"""What one machine says of itself. Runs on every node of a cluster, so it needs nothing but the standard library.
+
+Functions return plain values: they cross the network, and a node may lack what is asked for.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DECISIVE = ("ray", "torch", "deepspeed", "safetensors", "pydantic", "fsspec")
+"""Packages whose versions must be equal on all machines of a run, besides Python's."""
+
+NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+ANSWER_S = 20.0
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the decisive packages; ``missing`` for one that is not installed.
+
+    Without Python's patch level and without the part after a plus: a head with CPU wheels goes with GPU workers.
+    """
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in DECISIVE:
+        try:
+            found[name] = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def facts() -> dict[str, Any]:
+    """Versions, processor, memory, GPUs, compiler and shared memory of this machine; sizes in bytes."""
+    shared = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
+    temporary = shutil.disk_usage(tempfile.gettempdir())
+    return {
+        "host": socket.gethostname(),
+        "versions": versions(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus(),
+        "compiler": shutil.which("g++") or shutil.which("c++"),
+        "shared_memory": shared.free if shared else 0,
+        "temporary": {"path": tempfile.gettempdir(), "free": temporary.free},
+        "prefix": sys.prefix,
+    }
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, memory in bytes and driver of each NVIDIA GPU, as the driver's own tool says; none without the tool."""
+    try:
+        done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=ANSWER_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
+    return [{"name": n, "memory": int(m) * 2**20, "driver": d} for n, m, d in rows if m.isdigit()]
+
+
+def clock() -> float:
+    """Seconds since the epoch by this machine's clock."""
+    return time.time()
+
+
+def write_mark(url: str, name: str, content: str) -> str | None:
+    """Write a file into the storage; what went wrong, or None."""
+    from dbtrain.errors import ShardError
+    from dbtrain.shards.store import Store
+
+    try:
+        store = Store(url)
+        store.makedirs()
+        store.write(name, content.encode())
+    except ShardError as error:
+        return str(error)
+    return None
+
+
+def read_mark(url: str, name: str) -> dict[str, str]:
+    """The content of a file of the storage, or the error."""
+    from dbtrain.errors import ShardError
+    from dbtrain.shards.store import Store
+
+    try:
+        return {"content": Store(url).read(name).decode(errors="replace")}
+    except ShardError as error:
+        return {"error": str(error)}
+
+
+def echo_mark(url: str, name: str) -> dict[str, str]:
+    """Read a file and write it again under this machine's own name; that name, or the error."""
+    read = read_mark(url, name)
+    if "error" in read:
+        return read
+    own = f"{name}-{socket.gethostname()}-{os.getpid()}"
+    problem = write_mark(url, own, read["content"])
+    return {"error": problem} if problem else {"name": own}
+
+
+def remove_marks(url: str, prefix: str) -> None:
+    """Remove what the two above wrote."""
+    from dbtrain.shards.store import Store
+
+    store = Store(url)
+    for name in store.list(temporaries=True):
+        if name.startswith(prefix):
+            store.remove(name)
+
+
+def reach_all(addresses: Mapping[str, tuple[str, int]], seconds: float) -> dict[str, str]:
+    """Connect to each; what went wrong, by name, of those that failed."""
+    failed = {}
+    for name, (address, port) in addresses.items():
+        try:
+            socket.create_connection((address, port), seconds).close()
+        except OSError as error:
+            failed[name] = str(error)
+    return failed
