@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from dbtrain.coordinator import probe
 from dbtrain.errors import VersionError
+from dbtrain.shards.store import Store
 
 CLOCK_WARN_S, CLOCK_BAD_S = 2.0, 10.0
 """A run's lock is believed dead 30 s after its last heartbeat; clocks that differ by a third of it mislead."""
@@ -147,6 +148,7 @@ def machine_findings(fact: Mapping[str, Any], prefix: str = "") -> list[Finding]
 
 def _shared_storage(cluster: Nodes, storage: str) -> list[Finding]:
     """Written here, read everywhere; and written by every node, read here."""
+    storage = Store(storage).url  # absolute: a node has another working directory
     mark, content = f".preflight-{secrets.token_hex(6)}", secrets.token_hex(16)
     mend = "give a shared file system's path or a URL with --storage (and out=) that every node may write"
     problem = probe.write_mark(storage, mark, content)

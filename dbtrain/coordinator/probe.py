@@ -104,13 +104,13 @@ def echo_mark(url: str, name: str) -> dict[str, str]:
     return {"error": problem} if problem else {"name": own}
 
 
-def remove_marks(url: str, prefix: str) -> None:
-    """Remove what the two above wrote."""
+def remove_marks(url: str, mark: str) -> None:
+    """Remove all files with a mark in their names, the store's own lock files among them."""
     from dbtrain.shards.store import Store
 
     store = Store(url)
     for name in store.list(temporaries=True):
-        if name.startswith(prefix):
+        if mark in name:
             store.remove(name)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import ray
 import ray.train
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbtrain.coordinator.placement import Node, Request
@@ -127,7 +129,7 @@ class RayCluster:
             scaling_config=ScalingConfig(
                 num_workers=request.workers, use_gpu="GPU" in resources, resources_per_worker=resources
             ),
-            torch_config=TorchConfig(backend="nccl" if request.device == "cuda" else "gloo"),
+            torch_config=_GroupConfig(backend="nccl" if request.device == "cuda" else "gloo"),
             run_config=RunConfig(
                 name=name,
                 # nothing of ours is kept there: our own commits are the truth
@@ -140,6 +142,31 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster; what still runs for this driver ends."""
         ray.shutdown()
+
+
+class _Group(_TorchBackend):  # type: ignore[misc]
+    """Process group of a block's workers; one worker alone gets a store in its own memory.
+
+    PyTorch's TCP store listens on all addresses, without authentication, whatever address it is given.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Called by Ray Train when the workers of an attempt are there."""
+        if len(worker_group) > 1:
+            super().on_start(worker_group, backend_config)
+            return
+        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(_join_alone, backend_config.backend)
+
+
+class _GroupConfig(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_Group]:
+        return _Group
+
+
+def _join_alone(backend: str) -> None:
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 
 def _alive() -> list[dict[str, Any]]:

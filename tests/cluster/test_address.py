@@ -1,0 +1,179 @@
+"""A cluster that somebody else has started, whose nodes have no dbtrain; and what an own cluster shows to others."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dbtrain.coordinator.ray_settings import LOOPBACK, SETTINGS
+from tests.conftest import ROOT, TINY, Command, events, wait_for
+
+CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
+SHORT = [CONFIG, *TINY, "blocks=1", "training.steps=20", "cluster.cpus_per_worker=0.5"]
+
+pytestmark = pytest.mark.cluster
+
+
+def free_ports(count: int) -> list[int]:
+    """Above those from which Ray gives ports to workers."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
+
+
+class SomeCluster:
+    """A head on the loopback address, with dashboard and Ray Client, in a Python without dbtrain."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gcs, self.dashboard, self.client = free_ports(3)
+        self.environment = {
+            **os.environ, **SETTINGS, **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }  # fmt: skip
+        self.environment.pop("PYTHONPATH", None)
+        self.python = self._bare_python(folder / "bare")
+        command = [self.python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+        options = [
+            f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={self.client}",
+            "--dashboard-host=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        with (folder / "head.log").open("wb") as log:
+            self.head = subprocess.Popen(
+                [*command, *options], env=self.environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_for(lambda: self._listens(self.dashboard) and self._listens(self.client), 60, "the head's start")
+
+    @staticmethod
+    def _bare_python(folder: Path) -> str:
+        """This environment's packages, less those installed by a path file, which dbtrain is."""
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        path = folder / "lib" / version / "site-packages" / "all.pth"
+        path.write_text(sysconfig.get_paths()["purelib"])
+        python = str(folder / "bin" / "python")
+        assert subprocess.run([python, "-c", "import ray"], cwd="/", env={}).returncode == 0
+        if subprocess.run([python, "-c", "import dbtrain"], cwd="/", env={}, capture_output=True).returncode == 0:
+            pytest.fail("dbtrain is installed for good here: the test needs pip install -e")
+        return python
+
+    @staticmethod
+    def _listens(port: int) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        for process in [*psutil.Process(self.head.pid).children(recursive=True), self.head]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.head.wait(20)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SomeCluster]:
+    made = SomeCluster(tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.close()
+
+
+def run(cluster: SomeCluster, folder: Path, arguments: list[str], **variables: str) -> subprocess.Popen[str]:
+    environment = {**cluster.environment, "NO_COLOR": "1", "COLUMNS": "200", **variables}
+    environment.setdefault("PYTHONPATH", str(ROOT))
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_client_and_submitted_job_train_where_dbtrain_is_not_installed(cluster: SomeCluster, tmp_path: Path) -> None:
+    """Both at once; the code travels with them, and what they write is read here."""
+    out = f"out={tmp_path}/runs"
+    client = run(
+        cluster, tmp_path,
+        ["-m", "dbtrain", "train", *SHORT, out, "name=client", "--address", f"ray://127.0.0.1:{cluster.client}"],
+    )  # fmt: skip
+    submit = ["job", "submit", f"--address=http://127.0.0.1:{cluster.dashboard}", f"--working-dir={ROOT}"]
+    excludes = {"excludes": ["tests", "docs", ".venv", "runs", ".mypy_cache", ".ruff_cache"]}
+    job = run(
+        cluster, tmp_path,
+        ["-m", "ray.scripts.scripts", *submit, "--runtime-env-json", json.dumps(excludes), "--"]
+        + [cluster.python, "-m", "dbtrain", "train", *SHORT, out, "name=job", "--address", "auto"],
+    )  # fmt: skip
+    lost = run(
+        cluster, tmp_path,
+        ["-m", "ray.scripts.scripts", *submit, "--runtime-env-json", json.dumps(excludes), "--"]
+        + [cluster.python, "-m", "dbtrain", "train", *SHORT, "name=lost", "--address", "auto"],
+    )  # fmt: skip
+    output = {name: p.communicate(timeout=240)[0] for name, p in (("client", client), ("job", job), ("lost", lost))}
+    for name, process in (("client", client), ("job", job)):
+        assert process.returncode == 0, output[name]
+        assert (tmp_path / "runs" / name / "merged" / "model.safetensors.index.json").exists()
+        assert cluster.environment["RAY_AUTH_TOKEN"] not in output[name]
+    assert lost.returncode != 0
+    assert "a submitted job runs in a copy of its working directory" in " ".join(output["lost"].split())
+
+
+def test_other_versions_and_other_plans_are_refused_by_name(cluster: SomeCluster, tmp_path: Path) -> None:
+    old = tmp_path / "old" / "torch-2.5.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.5.0\n")
+    address = ["--address", f"127.0.0.1:{cluster.gcs}"]
+    command = ["-m", "dbtrain", "train", *SHORT, "out=runs", "name=run", *address]
+    torch = run(cluster, tmp_path, command, PYTHONPATH=f"{old.parent}:{ROOT}")
+    older = "import ray; ray.__version__ = '2.59.0'; from dbtrain.cli import main; main()"
+    ray = run(cluster, tmp_path, ["-c", older, *command[2:], "name=other"])
+    doctor = run(cluster, tmp_path, ["-m", "dbtrain", "doctor", "--storage", "runs", "--nodes", "2", *address])
+    output = {n: " ".join(p.communicate(timeout=120)[0].split()) for n, p in (("t", torch), ("r", ray), ("d", doctor))}
+    assert (torch.returncode, ray.returncode, doctor.returncode) == (1, 1, 1), output
+    assert "not 2.5.0: install the same versions everywhere" in output["t"]
+    assert "Ray: 2.60.0" in output["r"] and "Ray: 2.59.0" in output["r"]
+    assert "1 thing(s) would not work: nodes" in output["d"] and "planned 2" in output["d"]
+    assert not any("Traceback" in text for text in output.values()), output
+
+
+def listening(pid: int) -> dict[int, set[str]]:
+    """Addresses on which a process and all its descendants listen; Ray's daemons are found by their session."""
+    session = os.getsid(pid)
+    found: dict[int, set[str]] = {}
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session or pid in [p.pid for p in process.parents()]:
+                sockets = process.net_connections("tcp")
+                found[process.pid] = {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+        except (psutil.Error, ProcessLookupError):
+            continue
+    return found
+
+
+def test_an_own_cluster_is_for_this_machine_and_keeps_its_token(
+    dbtrain: Callable[..., Command], tmp_path: Path
+) -> None:
+    command = dbtrain("train", *SHORT, "training.steps=600", "name=run", "out=runs")
+    run_ = tmp_path / "runs" / "run"
+    wait_for(lambda: any(e["event"] == "step" for e in events(run_, 0)), 120, "the first step")
+    worker = next(e["pid"] for e in events(run_, 0) if e["event"] == "start")
+    addresses = listening(command.process.pid)
+    assert worker in addresses
+    all_ = set().union(*addresses.values())
+    assert all_ and all(ip.removeprefix("::ffff:").startswith("127.") for ip in all_), addresses
+    token = psutil.Process(worker).environ()["RAY_AUTH_TOKEN"]
+    session = next(a for a in psutil.Process(worker).parent().cmdline() if "session_dir=" in a).split("=", 1)[1]
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait(60) == 1
+    time.sleep(1)
+    files = [*tmp_path.rglob("*"), *Path(session, "logs").rglob("*")]
+    read = [path for path in files if path.is_file()]
+    assert len(token) == 64 and len(read) > 20
+    assert not [path for path in read if token.encode() in path.read_bytes()]

@@ -1,0 +1,162 @@
+"""What preflight and doctor say of machines and clusters that would not work."""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dbtrain.coordinator import probe
+from dbtrain.coordinator.connect import connect
+from dbtrain.coordinator.doctor import doctor, examine_machine
+from dbtrain.coordinator.preflight import Finding, check_versions, examine_cluster
+from dbtrain.coordinator.shipping import JOB, refuse_lost_output, runtime_env
+from dbtrain.errors import ConfigError, PlacementError, PreflightError, VersionError
+
+
+class Nodes:
+    """Two nodes in this process; `changes` says what the second one answers instead."""
+
+    def __init__(self, port: int, gpus: float = 0, **changes: Any) -> None:
+        self.port, self.gpus, self.changes = port, gpus, changes
+
+    def addresses(self) -> dict[str, tuple[str, int, float]]:
+        return {"one": ("127.0.0.1", self.port, self.gpus), "two": ("127.0.0.1", self.port, 0)}
+
+    def on_every_node(self, function: Any, *arguments: Any) -> dict[str, Any]:
+        answer = {name: function(*arguments) for name in ("one", "two")}
+        if function.__name__ in self.changes:
+            changed = self.changes[function.__name__]
+            answer["two"] = changed(answer["two"]) if callable(changed) else changed
+        return answer
+
+
+@pytest.fixture
+def port() -> Any:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def found(cluster: Nodes, folder: Path, nodes: int | None = None, gpus: int | None = None) -> dict[str, Finding]:
+    """What is not fine."""
+    return {f.what: f for f in examine_cluster(cluster, str(folder), nodes, gpus) if f.level != "ok"}
+
+
+def test_a_sound_cluster(port: int, tmp_path: Path) -> None:
+    assert found(Nodes(port), tmp_path, nodes=2, gpus=0) == {}
+    assert list(tmp_path.iterdir()) == []  # nothing of the examination stays
+
+
+def other_versions(fact: dict[str, Any]) -> dict[str, Any]:
+    return {**fact, "versions": {**fact["versions"], "torch": "2.11.0", "deepspeed": "missing"}}
+
+
+def test_another_version_is_refused_by_name(port: int, tmp_path: Path) -> None:
+    cluster = Nodes(port, facts=other_versions)
+    here = probe.versions()
+    expected = f"two has torch 2.11.0, not {here['torch']}, deepspeed missing, not {here['deepspeed']}"
+    assert found(cluster, tmp_path)["versions"].detail == expected
+    with pytest.raises(VersionError, match="two has torch 2.11.0"):
+        check_versions(cluster)
+    with pytest.raises(VersionError, match="two does not answer .broken"):
+        check_versions(Nodes(port, facts=RuntimeError("broken")))
+
+
+def test_plans_that_do_not_hold(port: int, tmp_path: Path) -> None:
+    findings = found(Nodes(port), tmp_path, nodes=3, gpus=1)
+    assert "planned 3" in findings["nodes"].detail
+    assert "planned 1" in findings["GPUs"].detail
+    assert "nvidia-smi does not see them" in found(Nodes(port, gpus=8), tmp_path)["GPUs"].mend
+
+
+def test_storage_that_is_not_shared(port: int, tmp_path: Path) -> None:
+    """The second node's folder of that name is its own: it reads nothing, or writes where nobody sees it."""
+    unseen = Nodes(port, read_mark={"error": "no such file"})
+    assert found(unseen, tmp_path)["storage"].detail == "two: no such file"
+    elsewhere = Nodes(port, echo_mark={"name": ".preflight-elsewhere"})
+    assert "does not see" in found(elsewhere, tmp_path)["storage"].detail
+    stale = Nodes(port, read_mark={"content": "of yesterday"})
+    assert "reads something else" in found(stale, tmp_path)["storage"].detail
+
+
+def test_clocks_and_ports(port: int, tmp_path: Path) -> None:
+    assert found(Nodes(port, clock=time.time() - 60), tmp_path)["clocks"].level == "bad"
+    assert found(Nodes(port, clock=time.time() + 5), tmp_path)["clocks"].level == "warn"
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        findings = found(Nodes(bound.getsockname()[1]), tmp_path)
+    assert (findings["ports"].level, "refused" in findings["ports"].detail) == ("warn", True)
+
+
+def test_a_node_that_lacks_things(port: int, tmp_path: Path) -> None:
+    poor = {"compiler": None, "shared_memory": 2**20, "temporary": {"path": "/small", "free": 2**20}}
+    findings = found(Nodes(port, facts=lambda fact: {**fact, **poor}), tmp_path)
+    assert {what: finding.level for what, finding in findings.items()} == {
+        "compiler": "warn",
+        "shared memory": "bad",
+        "temporary files": "bad",
+    }
+
+
+def test_doctor_on_this_machine(tmp_path: Path) -> None:
+    console = Console(record=True, width=200)
+    doctor(None, str(tmp_path / "runs"), None, None, console)
+    assert "a run would work here" in console.export_text()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_doctor_refuses_a_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match=r"1 thing\(s\) would not work: storage"):
+        doctor(None, str(tmp_path / "file" / "runs"), None, None, Console(quiet=True))
+
+
+def test_doctor_names_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "DECISIVE", ("torch", "no-such-package"))
+    wrong = [f for f in examine_machine(str(tmp_path)) if f.level == "bad"]
+    assert [(f.what, f.mend) for f in wrong] == [("versions", "pip install no-such-package")]
+
+
+def test_an_address_where_nothing_listens(port: int) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(PlacementError, match="nothing answers at cluster.address=127.0.0.1:"):
+            connect(f"127.0.0.1:{bound.getsockname()[1]}")
+    for address in ("somewhere", "ray://head", ":6379", "head:port"):
+        with pytest.raises(ConfigError, match="write auto, host:port"):
+            connect(address)
+
+
+def test_code_goes_to_a_cluster_and_not_to_an_own_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "py_modules" not in runtime_env(None)
+    assert [Path(p).name for p in runtime_env("auto")["py_modules"]] == ["dbtrain"]
+    monkeypatch.setenv("DBTRAIN_FAULTS", "[]")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert runtime_env("auto")["env_vars"] == {"DBTRAIN_FAULTS": "[]", **_set_by_ray_settings()}
+
+
+def _set_by_ray_settings() -> dict[str, str]:
+    import os
+
+    from dbtrain.coordinator.ray_settings import SETTINGS
+
+    return {name: os.environ[name] for name in SETTINGS if name in os.environ}
+
+
+def test_what_a_submitted_job_has_fixed_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses a key that both set."""
+    monkeypatch.setenv("DBTRAIN_FAULTS", "[]")
+    monkeypatch.setenv(JOB, '{"runtime_env": {"py_modules": ["x"], "env_vars": {"DBTRAIN_FAULTS": "y"}}}')
+    assert "py_modules" not in runtime_env("auto")
+    assert "DBTRAIN_FAULTS" not in runtime_env("auto")["env_vars"]
+
+
+def test_runs_are_not_left_in_a_folder_that_ray_removes(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_lost_output("runs")
+    monkeypatch.setenv(JOB, '{"runtime_env": {"working_dir": "gcs://x.zip"}}')
+    refuse_lost_output("/shared/runs")
+    refuse_lost_output("s3://bucket/runs")
+    with pytest.raises(ConfigError, match="out=/shared/runs"):
+        refuse_lost_output("runs")
