@@ -90,6 +90,49 @@ class HuggingFaceConfig(Section):
     validation: Share = 0.1
 
 
+class TextSection(Section):
+    """What every source of text takes; three contiguous parts of it are the splits."""
+
+    tokenizer: str = "letters"
+    """`letters` (27), `bytes` (256), or the path of a Hugging Face tokenizer."""
+    length: Count = 256
+    """Tokens of a sample."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    cache: str | None = None
+    """Folder of the packed tokens; by default that of the user's cache."""
+
+
+class TextConfig(TextSection):
+    """Text files: one, or all .txt and .txt.gz files of a folder."""
+
+    source: Literal["text"] = "text"
+    path: str
+
+
+class GcideConfig(TextSection):
+    """The dictionary of Debian's package dict-gcide."""
+
+    source: Literal["gcide"] = "gcide"
+    path: str | None = None
+
+
+class PythonTopicsConfig(TextSection):
+    """The language reference that comes with Python; needs nothing but Python."""
+
+    source: Literal["python_topics"] = "python_topics"
+
+
+class HuggingFaceTextConfig(TextSection):
+    """A text column of a data set of the hub, or of a local path that `datasets` reads."""
+
+    source: Literal["hf_text"] = "hf_text"
+    path: str
+    name: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+
 class CodebookConfig(Section):
     """Target codes, made once, frozen, common to all blocks."""
 
@@ -229,7 +272,17 @@ class TelemetryConfig(Section):
 
 
 ModelConfig = Annotated[ViTConfig | DiTConfig, Field(discriminator="arch")]
-DataConfig = Annotated[DigitsConfig | FashionMnistConfig | IdxConfig | HuggingFaceConfig, Field(discriminator="source")]
+DataConfig = Annotated[
+    DigitsConfig
+    | FashionMnistConfig
+    | IdxConfig
+    | HuggingFaceConfig
+    | TextConfig
+    | GcideConfig
+    | PythonTopicsConfig
+    | HuggingFaceTextConfig,
+    Field(discriminator="source"),
+]
 
 
 class Config(Section):
@@ -275,6 +328,7 @@ class Config(Section):
     def content(self) -> dict[str, Any]:
         """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
+        content["data"].pop("cache", None)
         training = content["training"]
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)

@@ -5,12 +5,17 @@ from typing import Any
 
 from dbtrain.data.images import digits, fashion_mnist, hugging_face, idx_folder
 from dbtrain.data.splits import DataSet
+from dbtrain.data.text import gcide, hugging_face_text, python_topics, text_files
 
 SOURCES: Mapping[str, Callable[..., DataSet]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "idx": idx_folder,
     "hf": hugging_face,
+    "text": text_files,
+    "gcide": gcide,
+    "python_topics": python_topics,
+    "hf_text": hugging_face_text,
 }
 
 
