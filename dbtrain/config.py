@@ -55,6 +55,20 @@ class DiTConfig(Section):
     """Share of the labels hidden in training, for classifier-free guidance."""
 
 
+class MaskedLMConfig(Section):
+    """Masked diffusion language model."""
+
+    noise_defaults: ClassVar[dict[str, Any]] = {"ranges": "alpha", "overlap": 0.0}
+    """The ELBO splits exactly at the edges of the blocks."""
+
+    arch: Literal["masked_lm"] = "masked_lm"
+    depth: Count = 6
+    dim: Count = 128
+    heads: Count = 4
+    mlp_ratio: Positive = 4.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class DigitsConfig(Section):
     """Scikit-learn's digits; needs nothing but the package."""
 
@@ -143,9 +157,10 @@ class CodebookConfig(Section):
 class NoiseConfig(Section):
     """Noise range, its distribution and its split over the blocks."""
 
-    ranges: Literal["calibrated", "equal_information", "paper", "uniform", "explicit"] = "calibrated"
+    ranges: Literal["calibrated", "equal_information", "paper", "uniform", "explicit", "alpha"] = "calibrated"
     """Where the range and its edges come from; `calibrated` and `equal_information` measure the data with a pilot.
-    Architectures without a codebook take `paper` by default, see `noise_defaults`."""
+    Architectures without a codebook take another by default, see `noise_defaults`. For masking: `alpha`, equal
+    decrements of alpha, or `explicit` masked shares from 1 down to 0."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002
@@ -271,7 +286,7 @@ class TelemetryConfig(Section):
     project: str = "dbtrain"
 
 
-ModelConfig = Annotated[ViTConfig | DiTConfig, Field(discriminator="arch")]
+ModelConfig = Annotated[ViTConfig | DiTConfig | MaskedLMConfig, Field(discriminator="arch")]
 DataConfig = Annotated[
     DigitsConfig
     | FashionMnistConfig

@@ -12,8 +12,10 @@ def end_to_end(config: Config) -> Config:
     those of the whole network, both counted by PyTorch on the same batch.
     """
     data = load_data(config)
-    uncalibrated = config.noise.model_copy(update={"ranges": "uniform", "edges": None})
-    counted = config.model_copy(update={"noise": uncalibrated})
+    counted = config
+    if config.noise.ranges in ("calibrated", "equal_information"):
+        # what a pilot would measure changes no FLOPs
+        counted = config.model_copy(update={"noise": config.noise.model_copy(update={"ranges": "uniform"})})
     whole = _whole(counted)
     blocks = design(counted, data, _never)
     batch = 2

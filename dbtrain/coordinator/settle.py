@@ -34,6 +34,12 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
         ConfigError: blocks and layers, or ranges, do not fit.
     """
     kind = architecture(config.model.arch)
+    unknown = [name for name in (kind.codes, *kind.takes) if name and name not in data.shape]
+    if unknown:
+        raise ConfigError(
+            f"model.arch={config.model.arch} needs data with {' and '.join(unknown)}, and data.source="
+            f"{config.data.source} has {', '.join(data.shape)}: choose another data.source"
+        )
     depth = config.model.depth
     sizes = config.layers_per_block
     split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)
@@ -45,14 +51,32 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
         codebook = make_codebook(config.codebook.source, classes, config.codebook.dim, config.seed)
     if config.method == "end_to_end" and kind.end_to_end == "no_noise":
         return Blueprint(config, split, Ranges((1.0, 0.0)), {"kind": "none"}, codebook, data.shape)
-    distribution = _distribution(config, data, codebook, calibrate)
+    distribution = DISTRIBUTIONS[kind.noise](config, data, codebook, calibrate)
     ranges = _ranges(config, distribution)
     make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)
 
 
-def _distribution(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
+def _masked_share(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
     noise = config.noise
+    if noise.ranges not in ("alpha", "explicit"):
+        raise ConfigError(
+            f"noise.ranges={noise.ranges} is for Gaussian noise, and {config.model.arch} masks tokens: set "
+            "noise.ranges=alpha for equal decrements of alpha, or explicit with noise.edges from 1 down to 0"
+        )
+    if noise.edges and (noise.edges[0] != 1 or noise.edges[-1] != 0):
+        raise ConfigError(f"noise.edges={list(noise.edges)} are masked shares: they must fall from 1 to 0")
+    if noise.weighting != "none":
+        raise ConfigError(f"noise.weighting={noise.weighting} is for Gaussian noise; the masked ELBO has its own: none")
+    return {"kind": "uniform"}
+
+
+def _sigma(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
+    noise = config.noise
+    if noise.ranges == "alpha":
+        raise ConfigError(
+            f"noise.ranges=alpha is for masking, and {config.model.arch} has Gaussian noise: try calibrated"
+        )
     edges = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max}
     if noise.ranges == "explicit" and noise.edges:
         edges = {"sigma_min": noise.edges[-1], "sigma_max": noise.edges[0]}
@@ -66,6 +90,13 @@ def _distribution(config: Config, data: DataSet, codebook: Tensor | None, calibr
             "noise.ranges=paper, uniform or explicit"
         )
     return calibrate(config, data, codebook)
+
+
+DISTRIBUTIONS: Mapping[str, Callable[[Config, DataSet, Tensor | None, Calibrate], Mapping[str, Any]]] = {
+    "gaussian": _sigma,
+    "masking": _masked_share,
+}
+"""How the level distribution is settled, by the noise in an architecture's row."""
 
 
 def _ranges(config: Config, distribution: Mapping[str, Any]) -> Ranges:

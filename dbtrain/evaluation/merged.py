@@ -1,6 +1,6 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -44,14 +44,22 @@ class MergedModel:
 
     def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:
         """Every evaluation along the chain for a batch of N samples; `seed` makes the noise it starts from, if any."""
+        return list(self.walk(batch, seed, steps_per_block))
+
+    def draws(self, seed: int, count: int) -> Draws:
+        """The randomness of a walk over `count` samples."""
+        key = derive_seed(self.blueprint.config.seed, "evaluation", seed)
+        return Draws(torch.tensor(key, device=self.device), torch.arange(count, device=self.device))
+
+    def walk(self, batch: Batch, seed: int, steps_per_block: int = 1) -> Iterator[Evaluation]:
+        """The evaluations one by one, so that long walks need not be kept."""
         blueprint, noise = self.blueprint, self.blueprint.noise()
         models = [cast(BlockModel, model) for model in self.blocks]
         example = models[0].example(batch)
-        positions = torch.arange(len(example.clean), device=self.device)
-        key = torch.tensor(derive_seed(blueprint.config.seed, "evaluation", seed), device=self.device)
-        start = noise.prior(tuple(example.clean.shape[1:]), Draws(key, positions))
+        draws = self.draws(seed, len(example.clean))
+        start = noise.prior(tuple(example.clean.shape[1:]), draws)
         if blueprint.config.evaluation.start == "zero":
-            start = torch.zeros_like(start)
+            start = noise.centre(start)
         known = blueprint.distribution["kind"] != "none"
         distribution = make_distribution(blueprint.distribution) if known else None
         levels = schedule(blueprint.ranges, distribution, steps_per_block)
@@ -62,7 +70,8 @@ class MergedModel:
             output = model.readout(hidden, noisy, level)
             return output, model.denoised(output)
 
-        return list(chain(denoise, noise, blueprint.ranges, levels, start, level_shape=noise.level_shape(example)))
+        shape = noise.level_shape(example)
+        return chain(denoise, noise, blueprint.ranges, levels, start, level_shape=shape, draws=draws)
 
 
 def load_model(blueprint: Blueprint, block: int, tensors: dict[str, Tensor]) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Literal
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import Split
 from dbtrain.evaluation.accuracy import accuracy
+from dbtrain.evaluation.elbo import elbo_bits
 from dbtrain.evaluation.merged import MergedModel
 
 
@@ -27,4 +28,7 @@ class Metric:
         return f"{100 * score:.2f}" if self.percent else f"{score:.4f}"
 
 
-METRICS: Mapping[str, Metric] = {"accuracy": Metric("accuracy %", "higher", accuracy, percent=True)}
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("accuracy %", "higher", accuracy, percent=True),
+    "elbo_bits": Metric("bits a token (ELBO)", "lower", elbo_bits),
+}

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
@@ -63,3 +64,17 @@ class Draws:
     def normal(self, shape: tuple[int, ...], stream: int) -> Tensor:
         """(N, *shape) float32 standard normal, by the inverse distribution function (so within 5.3 of zero)."""
         return math.sqrt(2.0) * torch.erfinv(2.0 * self.uniform(shape, stream) - 1.0)
+
+    def spread(self, stream: int) -> Tensor:
+        """(N,) float32 in (0, 1) that cover it evenly: one uniform start, then steps of the golden ratio by position.
+
+        Each is uniform by itself; a mean over neighbouring positions varies far less than with independent draws.
+        """
+        start = Draws(self.key, torch.zeros_like(self.positions[:1])).uniform((), stream).double()
+        spread = torch.frac(start + self.positions.double() * GOLDEN_RATIO)
+        # not 0 or 1 after rounding to float32
+        return spread.clamp(2.0**-24, 1 - 2.0**-24).float()
+
+    def fork(self, number: int) -> "Draws":
+        """Independent draws for the same positions, for the `number`-th of several steps."""
+        return Draws(_mix(self.key + _signed((number + 1) * _MIX_1)), self.positions)

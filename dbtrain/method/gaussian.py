@@ -88,7 +88,11 @@ class GaussianNoise:
         """sigma_max * eps, (N, *shape)."""
         return self.distribution.high * draws.normal(shape, NOISE_STREAM)
 
-    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+    def centre(self, prior: Tensor) -> Tensor:
+        """Zeros, the mean of the noise."""
+        return torch.zeros_like(prior)
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """Euler step of dz/dsigma = (z - D)/sigma: z' = a z + (1 - a) D, a = sigma'/sigma.
 
         # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
@@ -136,7 +140,11 @@ class NoNoise:
         """Zeros (N, *shape)."""
         return torch.zeros(len(draws.positions), *shape, device=draws.positions.device)
 
-    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+    def centre(self, prior: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(prior)
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """Unchanged: there is one step only."""
         return noisy
 

@@ -55,8 +55,11 @@ class NoiseProcess(Protocol):
     def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
         """Pure noise (N, *shape), where generation starts."""
 
-    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
-        """One step of the sampler from `level` down to `next_level`."""
+    def centre(self, prior: Tensor) -> Tensor:
+        """The middle of what `prior` draws from, a start without chance."""
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
+        """One step of the sampler from `level` down to `next_level`; down to 0 it gives the sample itself."""
 
     def quantile(self, level: Tensor) -> Tensor:
         """Share of the training levels at or below `level`, in [0, 1], float64."""
@@ -86,4 +89,4 @@ class BlockModel(Protocol):
         """Unweighted loss, in the shape of the levels: (N,) or (N, L)."""
 
     def denoised(self, output: Tensor) -> Tensor:
-        """The output back in the diffused space."""
+        """The output in the diffused space: codes or images like `clean`; of token ids, (N, L, V) probabilities."""

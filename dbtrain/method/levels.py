@@ -80,6 +80,20 @@ class LogUniform:
         return (self.low * (share * math.log(self.high / self.low)).exp()).clamp(self.low, self.high)
 
 
+class Uniform:
+    """Uniform on [0, 1]: masked shares under the linear schedule, where equal shares are equal decrements of alpha."""
+
+    low, high = 0.0, 1.0
+
+    def cdf(self, level: Tensor) -> Tensor:
+        """The level itself."""
+        return level.clamp(0, 1)
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """The share itself."""
+        return share.clamp(0, 1)
+
+
 class Tabulated:
     """A measured distribution: its function at increasing levels, linear in log sigma between them.
 

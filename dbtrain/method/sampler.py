@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dbtrain.method.draws import Draws
 from dbtrain.method.interface import NoiseProcess
 from dbtrain.method.levels import LevelDistribution
 from dbtrain.method.ranges import Ranges
@@ -26,6 +27,8 @@ class Evaluation:
     output: Tensor
     """Raw output: logits or image."""
     denoised: Tensor
+    noisy: Tensor
+    """What the block was given."""
 
 
 def schedule(ranges: Ranges, distribution: LevelDistribution | None, steps_per_block: int) -> list[float]:
@@ -61,22 +64,27 @@ def chain(
     start: Tensor,
     solver: Solver = "euler",
     level_shape: tuple[int, ...] = (),
+    draws: Draws | None = None,
 ) -> Iterator[Evaluation]:
     """Walk from `start` (N, ...) at ``levels[0]`` down the levels, yielding every evaluation.
 
-    Levels have the shape (N, *level_shape). The last denoised estimate is the sample. Heun corrects a step by the slope
-    at its end, which belongs to the next level's block; the last step is Euler, as in EDM, Algorithm 1.
+    Levels have the shape (N, *level_shape). The last denoised estimate is the sample; of token ids it is their
+    distribution, from which a step to level 0 draws. `draws` are the steps', by default those of seed 0. Heun corrects
+    a step by the slope at its end, which belongs to the next level's block; the last step is Euler, as in EDM,
+    Algorithm 1.
     """
     noisy = start
+    if draws is None:
+        draws = Draws(torch.tensor(0, device=start.device), torch.arange(len(start), device=start.device))
     for index, value in enumerate(levels):
         level = torch.full((len(start), *level_shape), value, dtype=torch.float32, device=start.device)
         block = int(ranges.block_of(torch.tensor(value, dtype=torch.float64)))
         output, denoised = denoise(block, noisy, level)
-        yield Evaluation(block, value, output, denoised)
+        yield Evaluation(block, value, output, denoised, noisy)
         if index + 1 == len(levels):
             return
         following = torch.full_like(level, levels[index + 1])
-        proposal = noise.step(noisy, denoised, level, following)
+        proposal = noise.step(noisy, denoised, level, following, draws.fork(index))
         if solver == "heun":
             next_block = int(ranges.block_of(torch.tensor(levels[index + 1], dtype=torch.float64)))
             _, corrected = denoise(next_block, proposal, following)

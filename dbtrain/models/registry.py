@@ -8,6 +8,7 @@ from torch import nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.models.dit import DiT
+from dbtrain.models.masked_lm import MaskedLM
 from dbtrain.models.vit import ViT
 
 
@@ -20,7 +21,7 @@ class Architecture:
     """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
     takes: tuple[str, ...]
     """Entries of the data's shape that the model takes as arguments."""
-    noise: Literal["gaussian"]
+    noise: Literal["gaussian", "masking"]
     end_to_end: Literal["no_noise", "same_noise"]
     """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
     metric: str
@@ -41,6 +42,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         end_to_end="same_noise",
         metric="frechet_classifier",
         samples="image",
+    ),
+    "masked_lm": Architecture(
+        MaskedLM,
+        codes=None,
+        takes=("vocabulary", "length"),
+        noise="masking",
+        end_to_end="same_noise",
+        metric="elbo_bits",
     ),
 }
 

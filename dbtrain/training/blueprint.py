@@ -1,6 +1,6 @@
 """From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from dbtrain.data.splits import DataSet
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.interface import NoiseProcess
-from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated
+from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated, Uniform
+from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.split import LayerSplit
@@ -39,12 +40,7 @@ class Blueprint:
         """The noise process over the whole range."""
         if self.distribution["kind"] == "none":
             return NoNoise()
-        noise = self.config.noise
-        sigma_data = noise.sigma_data
-        if sigma_data is None:
-            # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
-            sigma_data = 0.5 if self.codebook is None else self.codebook.shape[1] ** -0.5
-        return GaussianNoise(make_distribution(self.distribution), sigma_data, noise.weighting, noise.input_scaling)
+        return NOISES[architecture(self.config.model.arch).noise](self)
 
     def model(self, block: int | None, device: str = "cpu") -> nn.Module:
         """The model with only the layers of one block (or all), initialised as a function of (seed, block)."""
@@ -76,12 +72,31 @@ class Blueprint:
         return load(section.source, section.model_dump(exclude={"source"}))
 
 
+def _gaussian(blueprint: Blueprint) -> NoiseProcess:
+    noise, codebook = blueprint.config.noise, blueprint.codebook
+    sigma_data = noise.sigma_data
+    if sigma_data is None:
+        # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
+        sigma_data = 0.5 if codebook is None else codebook.shape[1] ** -0.5
+    return GaussianNoise(make_distribution(blueprint.distribution), sigma_data, noise.weighting, noise.input_scaling)
+
+
+def _masking(blueprint: Blueprint) -> NoiseProcess:
+    return MaskingNoise(make_distribution(blueprint.distribution), mask=blueprint.shape["vocabulary"])
+
+
+NOISES: Mapping[str, Callable[[Blueprint], NoiseProcess]] = {"gaussian": _gaussian, "masking": _masking}
+"""By the name in an architecture's row."""
+
+
 def make_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
     """A level distribution from its description in run.json."""
     if spec["kind"] == "lognormal":
         return LogNormal(spec["p_mean"], spec["p_std"], spec["sigma_min"], spec["sigma_max"])
     if spec["kind"] == "loguniform":
         return LogUniform(spec["sigma_min"], spec["sigma_max"])
+    if spec["kind"] == "uniform":
+        return Uniform()
     return Tabulated(spec["levels"], spec["shares"])
 
 

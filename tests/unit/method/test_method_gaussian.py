@@ -74,13 +74,13 @@ def test_weights():
 
 def test_a_perfect_denoiser_keeps_the_same_noise_at_the_lower_level():
     y, eps, s, lower = values(0, 5, 3), values(1, 5, 3), LEVELS, LEVELS * 0.3
-    got = noise().step(y + s[:, None] * eps, y, s, lower)
+    got = noise().step(y + s[:, None] * eps, y, s, lower, draws())
     assert torch.allclose(got, y + lower[:, None] * eps, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_to_no_noise_lands_on_the_estimate():
     z, d = values(0, 5, 3), values(1, 5, 3)
-    assert torch.equal(noise().step(z, d, LEVELS, torch.zeros(5)), d)
+    assert torch.equal(noise().step(z, d, LEVELS, torch.zeros(5), draws()), d)
 
 
 def test_corruption_adds_noise_of_the_level_and_is_repeatable():

@@ -1,0 +1,84 @@
+"""Masking: tokens are hidden instead of blurred (MD4, Shi et al. 2024; MDLM, Sahoo et al. 2024), linear schedule."""
+
+import torch
+from torch import Tensor
+
+from dbtrain.method.draws import Draws
+from dbtrain.method.gaussian import NOISE_STREAM
+from dbtrain.method.interface import Example
+from dbtrain.method.levels import LevelDistribution
+
+TOKEN_STREAM = 2
+"""Stream of the draws that picks the tokens which a step reveals."""
+
+
+class MaskingNoise:
+    """Each token is replaced by the mask with probability t = 1 - alpha, independently  # MD4, section 2.
+
+    The level is t, the expected masked share: 1 hides all, 0 nothing. `denoised` is, for each position, a distribution
+    over the tokens, and a step draws from it.
+
+    Args:
+        distribution: of the training levels; uniform, so that equal shares are equal decrements of alpha.
+        mask: id of the mask, the first after the vocabulary.
+    """
+
+    def __init__(self, distribution: LevelDistribution, mask: int) -> None:
+        self.distribution = distribution
+        self.mask = mask
+
+    def level_shape(self, example: Example) -> tuple[int, ...]:
+        """One level a sample."""
+        return ()
+
+    def sample(self, share: Tensor) -> Tensor:
+        """Masked shares at these quantiles of the training distribution; float32, same shape."""
+        return self.distribution.quantile(share.double()).float()
+
+    def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        """(N, L) token ids with the mask in about a share `level` of the places."""
+        hidden = draws.uniform(tuple(clean.shape[1:]), NOISE_STREAM) < level[:, None]
+        return clean.masked_fill(hidden, self.mask)
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """The ids themselves."""
+        return noisy
+
+    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The output itself: it is a prediction of the clean tokens already."""
+        return output
+
+    def embed_level(self, level: Tensor) -> Tensor:
+        """The masked share."""
+        return level
+
+    def weight(self, level: Tensor) -> Tensor:
+        """-alpha'/(1 - alpha) = 1/t, with which the masked tokens' cross-entropy is the ELBO  # MD4, eq. (4)."""
+        return level.reciprocal()
+
+    def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
+        """(N, *shape) masks."""
+        return torch.full((len(draws.positions), *shape), self.mask, device=draws.positions.device)
+
+    def centre(self, prior: Tensor) -> Tensor:
+        """The masks themselves: nothing about them is random."""
+        return prior
+
+    def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
+        """Ancestral step from t to s: a mask is revealed with probability (t - s)/t  # MDLM, eq. (6).
+
+        Args:
+            noisy: (N, L) token ids.
+            denoised: (N, L, V) probabilities.
+            level, next_level: (N,) t and s; s = 0 reveals all that is left.
+        """
+        reveal = draws.uniform(tuple(noisy.shape[1:]), NOISE_STREAM) < (1 - next_level / level)[:, None]
+        picks = draws.uniform(tuple(noisy.shape[1:]), TOKEN_STREAM)[..., None]
+        # inverse distribution function; scaled by the last sum, which rounding may leave below 1
+        sums = denoised.double().cumsum(dim=-1)
+        tokens = (sums <= picks * sums[..., -1:]).sum(dim=-1)
+        return torch.where((noisy == self.mask) & reveal, tokens, noisy)
+
+    def quantile(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below t."""
+        return self.distribution.cdf(level.double())

@@ -1,0 +1,82 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dbtrain.evaluation.elbo import block_nats, elbo_bits
+from dbtrain.method.interface import Example
+from dbtrain.method.levels import Uniform
+from dbtrain.method.masking import MaskingNoise
+from dbtrain.method.ranges import equal_shares
+from dbtrain.method.split import split_evenly
+
+MASK = 4
+
+
+class Twins:
+    """Knows all about texts of pairs of equal tokens: a masked one is told by its twin, or is one of four alike."""
+
+    def example(self, batch, draws=None):
+        return Example(batch["tokens"], batch["tokens"][:, :0], batch["tokens"])
+
+    def run(self, layers, noisy, level, context):
+        return noisy
+
+    def readout(self, hidden, noisy, level):
+        seen = noisy.view(len(noisy), -1, 2).min(dim=2).values.repeat_interleave(2, dim=1)
+        told = torch.nn.functional.one_hot(seen.clamp(max=3), 4).float().log()
+        return torch.where((seen == MASK)[..., None], torch.zeros(4), told)
+
+    def loss(self, output, target):
+        return torch.nn.functional.cross_entropy(output.transpose(1, 2), target, reduction="none").mean(1)
+
+
+class Texts:
+    def __init__(self, pairs=1):
+        self.pairs = pairs
+
+    def __len__(self):
+        return 3000
+
+    def batch(self, indices, device):
+        return {"tokens": (indices % 4)[:, None].expand(-1, 2 * self.pairs)}
+
+
+def merged(blocks):
+    blueprint = SimpleNamespace(
+        split=split_evenly(6, blocks),
+        ranges=equal_shares(Uniform(), blocks),
+        noise=lambda: MaskingNoise(Uniform(), MASK),
+        config=SimpleNamespace(seed=0),
+    )
+    return SimpleNamespace(blueprint=blueprint, blocks=[Twins()] * blocks, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_the_bits_of_texts_whose_entropy_is_known(blocks):
+    section = SimpleNamespace(batch_size=1000, steps_per_block=2)
+    bits = elbo_bits(merged(blocks), Texts(), section)
+    # two bits for two tokens; by hand, the integral of 2t over the slice, times that
+    assert bits["total"] == pytest.approx(1, abs=0.02)
+    expected = [(1 - b / blocks) ** 2 - (1 - (b + 1) / blocks) ** 2 for b in range(blocks)]
+    assert [bits[f"block_{b}"] for b in range(blocks)] == pytest.approx(expected, abs=0.02)
+    assert bits["total"] == pytest.approx(sum(bits[f"block_{b}"] for b in range(blocks)))
+    # the batch is a matter of memory only
+    assert elbo_bits(merged(blocks), Texts(), SimpleNamespace(batch_size=700, steps_per_block=2)) == pytest.approx(bits)
+
+
+def test_levels_spread_evenly_vary_far_less_than_independent_ones():
+    indices, pairs = torch.arange(400), 64
+    totals = []
+    for seed in range(20):
+        model = merged(1)
+        model.blueprint.config.seed = seed
+        totals.append(float(block_nats(model, 0, Texts(pairs).batch(indices, None), indices, 1).mean()))
+    evenly = torch.tensor(totals)
+    generator = torch.Generator().manual_seed(0)
+    t = torch.rand(20, 400, 1, generator=generator)
+    both = torch.rand(20, 400, pairs, generator=generator) < t**2
+    independent = (both / t * math.log(4)).mean(dim=(1, 2))
+    assert float(evenly.mean()) == pytest.approx(math.log(2), rel=0.02)
+    assert float(evenly.std()) < 0.6 * float(independent.std())
