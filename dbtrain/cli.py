@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -140,12 +140,36 @@ def _merge(run: str, console: Console) -> None:
 
 @app.command(name="eval")
 @_reported
-def evaluate(run: RunDirectory) -> None:
-    """Evaluate the merged model of a run."""
+def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
+    """Evaluate the merged model of a run; overrides are of the section evaluation."""
     from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    make_console().print(scores_table(*evaluate_run(Store(run))))
+    make_console().print(scores_table(*evaluate_run(Store(run), overrides or [])))
+
+
+@app.command()
+@_reported
+def sample(
+    run: RunDirectory,
+    out: Annotated[Path, typer.Option(help="A .png for a grid of pictures, or a .npy for the samples.")] = Path(
+        "samples.png"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
+    solver: Annotated[Literal["euler", "heun"], typer.Option(help="Heun evaluates twice a step.")] = "heun",
+    spacing: Annotated[
+        Literal["karras", "slices"], typer.Option(help="Steps over the whole range, or the same number in every slice.")
+    ] = "karras",
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+) -> None:
+    """Draw samples from the merged model of a run, with one block at a time in memory."""
+    from dbtrain.evaluation.pictures import sample_run
+    from dbtrain.shards.store import Store
+
+    sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
+    make_console().print(f"{count} samples of {run} in {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -192,7 +216,7 @@ def ablate(
     """Train a grid of block counts, noise ranges and seeds beside end-to-end; one table and one plot."""
     from dbtrain.coordinator.ablate import grid, run_grid, summary
     from dbtrain.evaluation.figures import ablation_plot, ablation_table
-    from dbtrain.evaluation.metrics import METRICS
+    from dbtrain.evaluation.metrics import metric_of
     from dbtrain.models.registry import architecture
 
     console, counts = make_console(), _integers(blocks)
@@ -202,7 +226,7 @@ def ablate(
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
-    metric = METRICS[architecture(base.model.arch).metric]
+    _, metric = metric_of(base)
     ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
     for split in ("validation", "test"):
         console.print(ablation_table(rows, metric, split))

@@ -147,6 +147,21 @@ class HuggingFaceTextConfig(TextSection):
     column: str = "text"
 
 
+class LatentsConfig(Section):
+    """Latents with classes, from tensor files that some encoder wrote; never a pickle."""
+
+    source: Literal["latents"] = "latents"
+    path: str
+    """A safetensors file with `latent` (n, C, H, W) and `label` (n,), or a .npy file of the latents."""
+    labels: str | None = None
+    """A .npy file of the labels, for latents in a .npy file."""
+    classes: Count
+    scale: Positive | None = None
+    """Factor on every latent; by default such that their standard deviation is 0.5."""
+    validation: Share = 0.1
+    test: Share = 0.1
+
+
 class CodebookConfig(Section):
     """Target codes, made once, frozen, common to all blocks."""
 
@@ -277,6 +292,23 @@ class EvaluationConfig(Section):
     start: Literal["zero", "noise"] = "zero"
     """Where the chain starts: noise, as in the paper, or its mean, which makes a classifier deterministic."""
     batch_size: Count = 512
+    metric: str | None = None
+    """An entry of evaluation/metrics.py; by default the architecture's own."""
+    samples: Annotated[int, Field(ge=2)] = 10_000
+    """Samples drawn for a distance between distributions."""
+    steps: Count = 50
+    """Noise levels of a drawn sample."""
+    solver: Literal["euler", "heun"] = "euler"
+    spacing: Literal["karras", "slices"] = "karras"
+    """Steps by EDM's schedule over the whole range, or the same number in every slice."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 for none."""
+    controls: bool = True
+    """Measure the controls too."""
+    classifier: str | None = None
+    """A classifier whose features compare images; by default one is trained for the data set, once."""
+    inception: str | None = None
+    """Inception weights (safetensors) for `metric: frechet_inception`."""
 
 
 class TelemetryConfig(Section):
@@ -295,7 +327,8 @@ DataConfig = Annotated[
     | TextConfig
     | GcideConfig
     | PythonTopicsConfig
-    | HuggingFaceTextConfig,
+    | HuggingFaceTextConfig
+    | LatentsConfig,
     Field(discriminator="source"),
 ]
 

@@ -21,7 +21,7 @@ from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.merged import CODEBOOK
 from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint, read_codebook
+from dbtrain.training.blueprint import Blueprint, load_data, make_distribution, read_blueprint, read_codebook
 
 Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
 """(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
@@ -148,13 +148,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def load_data(config: Config) -> DataSet:
-    """The data set of a configuration; raises DataError."""
-    from dbtrain.data.registry import load
-
-    return load(config.data.source, config.data.model_dump(exclude={"source"}))
 
 
 def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbtrain.data.images import digits, fashion_mnist, hugging_face, idx_folder
+from dbtrain.data.latents import latents
 from dbtrain.data.splits import DataSet
 from dbtrain.data.text import gcide, hugging_face_text, python_topics, text_files
 
@@ -16,7 +17,11 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = {
     "gcide": gcide,
     "python_topics": python_topics,
     "hf_text": hugging_face_text,
+    "latents": latents,
 }
+
+READS_TENSORS = frozenset({"latents"})
+"""Sources that take ``read``, a reader of tensor files, because this room knows no storage."""
 
 
 def load(source: str, arguments: Mapping[str, Any]) -> DataSet:

@@ -29,6 +29,23 @@ class DataSet:
     """Arguments of the model that follow from the data, such as ``image=(1, 28, 28)`` and ``classes=10``."""
 
 
+def check_labels(count: int, labels: Tensor, classes: int) -> None:
+    """Refuse labels (n,) that do not fit `count` images.
+
+    Raises:
+        DataError: counts differ, there is no image, or a label is out of range.
+    """
+    if count != len(labels) or not count:
+        raise DataError(f"{count} images and {len(labels)} labels: the counts must agree and not be zero")
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        raise DataError(
+            f"label {int(labels[at])} of sample {at} is out of range: {classes} classes are numbered from 0 to "
+            f"{classes - 1}; mend the data or set data.classes"
+        )
+
+
 class LabelledImages:
     """Images kept as bytes, moved to a device once, and normalised when a batch is made.
 
@@ -43,15 +60,7 @@ class LabelledImages:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: int, scale: float = 255.0) -> None:
-        if len(images) != len(labels) or not len(images):
-            raise DataError(f"{len(images)} images and {len(labels)} labels: the counts must agree and not be zero")
-        wrong = (labels < 0) | (labels >= classes)
-        if wrong.any():
-            at = int(wrong.nonzero()[0])
-            raise DataError(
-                f"label {int(labels[at])} of sample {at} is out of range: {classes} classes are numbered from 0 to "
-                f"{classes - 1}; mend the data or set data.classes"
-            )
+        check_labels(len(images), labels, classes)
         self.images, self.labels, self.classes, self.scale = images, labels, classes, scale
 
     def __len__(self) -> int:

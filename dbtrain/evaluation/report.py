@@ -1,13 +1,16 @@
 """Evaluate a run and put two runs side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from rich.table import Table
 
+from dbtrain.config import Config, load_config
+from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel
-from dbtrain.evaluation.metrics import METRICS, Metric
-from dbtrain.models.registry import architecture
+from dbtrain.evaluation.metrics import Metric, metric_of
 from dbtrain.shards.store import Store
 
 Scores = dict[str, dict[str, float]]
@@ -17,24 +20,41 @@ READOUTS: Mapping[str, str] = {
     "chain": "last of the chain",
     "mean": "mean over the chain",
     "first": "block 0 alone",
+    "shuffled_blocks": "control: each slice by the next block",
+    "scrambled_class": "control: another class at every step",
+    "training_images": "control: training images, no samples",
 }
 
 
-def evaluate_run(run: Store) -> tuple[Metric, Scores]:
+def evaluate_run(run: Store, overrides: Sequence[str] = ()) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout; also written to ``evaluation.json``.
 
+    Args:
+        overrides: of the section `evaluation`, such as ``evaluation.steps=100``.
+
     Raises:
+        ConfigError: an override is wrong or of another section.
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.read(run.child("merged"), device)
-    config, data = model.blueprint.config, model.blueprint.data()
-    name = architecture(config.model.arch).metric
-    metric = METRICS[name]
+    config, data = _overridden(model.blueprint.config, overrides), model.blueprint.data()
+    model.blueprint = replace(model.blueprint, config=config)
+    name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
     scores = {split: metric.measure(model, samples, config.evaluation) for split, samples in splits.items()}
-    run.write_json("evaluation.json", {"metric": name, "better": metric.better, "scores": scores})
+    record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
+    if metric.describe:
+        record["depends_on"] = metric.describe(model, config.evaluation)
+    run.write_json("evaluation.json", record)
     return metric, scores
+
+
+def _overridden(config: Config, overrides: Sequence[str]) -> Config:
+    for override in overrides:
+        if not override.startswith("evaluation."):
+            raise ConfigError(f"{override!r} would change the run, which is trained: override evaluation.* only")
+    return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
 
 
 def scores_table(metric: Metric, scores: Scores) -> Table:

@@ -90,3 +90,10 @@ class BlockModel(Protocol):
 
     def denoised(self, output: Tensor) -> Tensor:
         """The output in the diffused space: codes or images like `clean`; of token ids, (N, L, V) probabilities."""
+
+
+class GuidedModel(BlockModel, Protocol):
+    """An architecture that is also trained with its context hidden: what classifier-free guidance needs."""
+
+    def unconditional(self, context: Tensor) -> Tensor:
+        """The context that tells nothing, same shape."""

@@ -56,6 +56,14 @@ def karras_schedule(low: float, high: float, steps: int, rho: float = 7.0) -> li
     return ((high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho).tolist()
 
 
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: 1 is the conditional estimate, 0 the unconditional  # Ho & Salimans 2022, eq. (6).
+
+    Their w is `scale` - 1; a denoised estimate is linear in their score, so that the formula is the same.
+    """
+    return unconditional + scale * (conditional - unconditional)
+
+
 def chain(
     denoise: Denoise,
     noise: NoiseProcess,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dbtrain.config import Config, parse_config
-from dbtrain.data.registry import load
+from dbtrain.data.registry import READS_TENSORS, load
 from dbtrain.data.splits import DataSet
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
@@ -21,6 +21,7 @@ from dbtrain.method.split import LayerSplit
 from dbtrain.models.registry import architecture
 from dbtrain.shards.merged import CODEBOOK, checked_codebook
 from dbtrain.shards.store import Store
+from dbtrain.shards.tensor_file import read_tensors
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,19 @@ class Blueprint:
         Raises:
             DataError: it is missing, damaged or does not hold what it should.
         """
-        section = self.config.data
-        return load(section.source, section.model_dump(exclude={"source"}))
+        return load_data(self.config)
+
+
+def load_data(config: Config) -> DataSet:
+    """The data set of a configuration.
+
+    Raises:
+        DataError: it is missing, damaged or does not hold what it should.
+    """
+    arguments = config.data.model_dump(exclude={"source"})
+    if config.data.source in READS_TENSORS:
+        arguments["read"] = read_tensors
+    return load(config.data.source, arguments)
 
 
 def _gaussian(blueprint: Blueprint) -> NoiseProcess:

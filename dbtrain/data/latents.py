@@ -1,0 +1,83 @@
+"""Latents (or any real images) with classes, from tensor files that some encoder wrote."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dbtrain.data.splits import DataSet, check_labels
+from dbtrain.errors import DataError
+
+ReadTensors = Callable[[Path], dict[str, Tensor]]
+"""Tensors of a file by name; raises DataError."""
+
+TARGET_STD = 0.5
+"""EDM's sigma_data, to which latents are scaled."""
+
+
+class LabelledLatents:
+    """Latents (n, C, H, W) float32 and labels (n,) int64, scaled when a batch is made.
+
+    Raises:
+        DataError: counts differ, or a label is out of range.
+    """
+
+    def __init__(self, latents: Tensor, labels: Tensor, classes: int, scale: float) -> None:
+        check_labels(len(latents), labels, classes)
+        self.latents, self.labels, self.scale = latents, labels, scale
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def batch(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """``image`` (n, C, H, W) float32 and ``label`` (n,)."""
+        if self.latents.device != device:
+            self.latents, self.labels = self.latents.to(device), self.labels.to(device)
+        at = indices.to(device)
+        return {"image": self.latents[at].float() * self.scale, "label": self.labels[at]}
+
+
+def latents(
+    path: str, labels: str | None, classes: int, scale: float | None, validation: float, test: float, read: ReadTensors
+) -> DataSet:
+    """Latents from `path`, in its order: the last `test` share is the test set, the `validation` share before it.
+
+    Args:
+        path: a safetensors file with ``latent`` (n, C, H, W) and ``label`` (n,), or a .npy file of the latents.
+        labels: a .npy file of the labels, for latents in a .npy file.
+        scale: factor on every latent; by default such that the training split's standard deviation is 0.5.
+
+    Raises:
+        DataError: a file is missing or damaged, or does not hold what it should.
+    """
+    values, numbers = _read(Path(path), labels, read)
+    if values.ndim != 4 or not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise DataError(f"{path} holds {values.dtype} of shape {tuple(values.shape)}: latents are finite (n, C, H, W) floats")
+    cut_test = len(values) - round(len(values) * test)
+    cut = cut_test - round(cut_test * validation)
+    if not 0 < cut < cut_test < len(values):
+        raise DataError(f"data.validation={validation} and data.test={test} leave a split of {len(values)} samples empty")
+    if scale is None:
+        scale = TARGET_STD / float(values[:cut].double().std())
+    train, held_out, last = (
+        LabelledLatents(values[a:b], numbers[a:b], classes, scale)
+        for a, b in ((0, cut), (cut, cut_test), (cut_test, len(values)))
+    )
+    shape = {"image": tuple(values.shape[1:]), "classes": classes, "latent_scale": scale}
+    return DataSet(train, held_out, last, shape)
+
+
+def _read(path: Path, labels: str | None, read: ReadTensors) -> tuple[Tensor, Tensor]:
+    tensors = read(path)
+    if path.suffix == ".npy":
+        if labels is None:
+            raise DataError(f"{path} holds latents alone: give a .npy file of the classes as data.labels")
+        [values], [numbers] = tensors.values(), read(Path(labels)).values()
+    elif {"latent", "label"} <= set(tensors):
+        values, numbers = tensors["latent"], tensors["label"]
+    else:
+        raise DataError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; needed are latent and label")
+    if numbers.ndim != 1 or numbers.is_floating_point():
+        raise DataError(f"{labels or path}: labels are (n,) whole numbers, not {numbers.dtype} {tuple(numbers.shape)}")
+    return values, numbers.long()

@@ -1,0 +1,100 @@
+"""Frechet distance between drawn samples and a split, on the features of a classifier or of Inception."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from dbtrain.config import EvaluationConfig
+from dbtrain.data.splits import Split
+from dbtrain.evaluation.classifier import judge_of
+from dbtrain.evaluation.inception import Inception
+from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.pictures import sample_shape
+from dbtrain.evaluation.sampling import Plan, draw, levels_of
+
+NOISE_SEED = 0
+"""Of the samples, in every run: two models that are compared start from the same noise."""
+
+
+class Features(nn.Identity):
+    """What torchmetrics takes for a network: here the features are made already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+def frechet_classifier(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
+    """Frechet classifier distance between samples and a split, by readout; see :func:`distances`."""
+    judge = judge_of(model.blueprint.data(), section.classifier, model.device)
+    return distances(judge.network, model, split, section)
+
+
+def describe_classifier(model: MergedModel, section: EvaluationConfig) -> dict[str, Any]:
+    """What a Frechet classifier distance depends on: those of two classifiers or sample counts do not compare."""
+    judge = judge_of(model.blueprint.data(), section.classifier, model.device)
+    return {"classifier": judge.digest, "classifier_accuracy": judge.accuracy, "samples": section.samples}
+
+
+def frechet_inception(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
+    """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`."""
+    return distances(Inception(section.inception).to(model.device), model, split, section)
+
+
+@torch.no_grad()
+def distances(features: nn.Module, model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
+    """Distances between samples with a split's classes and all its images, lower being better.
+
+    ``<solver>_<steps>`` is the score. The rest are controls: ``first`` (block 0 alone, in its own slice),
+    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other classes at every evaluation),
+    and ``training_images`` (real images instead of samples: the floor at these counts).
+    """
+    blueprint, size = model.blueprint, section.batch_size
+    real = _images(split, len(split), size, model.device)
+    labels = split.batch(torch.arange(section.samples) % len(split), model.device)["label"]
+    metric = FrechetInceptionDistance(Features(int(str(features.num_features))), reset_real_features=False)
+    for images in real:
+        metric.update(features(images).cpu(), real=True)
+
+    def distance(images: Iterable[Tensor]) -> float:
+        metric.reset()
+        for part in images:
+            metric.update(features(part).cpu(), real=False)
+        return float(metric.compute())
+
+    scores = {}
+    for name, plan in plans(model, section).items():
+        samples = draw(blueprint, model.blocks.__getitem__, labels, sample_shape(blueprint), plan, size)
+        # pixels end at black and white; latents have no bounds
+        bounded = samples if "latent_scale" in blueprint.shape else samples.clamp(-1, 1)
+        scores[name] = distance(torch.split(bounded, size))
+    if section.controls:
+        train = blueprint.data().train
+        scores["training_images"] = distance(_images(train, min(section.samples, len(train)), size, model.device))
+    return scores
+
+
+def plans(model: MergedModel, section: EvaluationConfig) -> dict[str, Plan]:
+    """How samples are drawn for each readout, the score first."""
+    ranges = model.blueprint.ranges
+    levels = levels_of(model.blueprint, section.steps, section.spacing)
+    score = Plan(levels, section.solver, section.guidance, NOISE_SEED)
+    guided = "" if section.guidance == 1 else f"_guided_{section.guidance:g}"
+    named = {f"{section.solver}_{section.steps}{guided}": score}
+    if section.controls and ranges.blocks > 1:
+        owners = ranges.block_of(torch.tensor(levels, dtype=torch.float64)).tolist()
+        own = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
+        named["first"] = replace(score, levels=own)
+        named["shuffled_blocks"] = replace(score, order=(*range(1, ranges.blocks), 0))
+    if section.controls:
+        named["scrambled_class"] = replace(score, scrambled=True)
+    return named
+
+
+def _images(split: Split, count: int, size: int, device: torch.device) -> Iterator[Tensor]:
+    for indices in torch.split(torch.arange(count), size):
+        yield split.batch(indices, device)["image"]

@@ -1,0 +1,88 @@
+"""The sample command: draw from a merged model and write a grid of pictures, or the samples themselves."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.sampling import OneBlock, Plan, Spacing, draw, levels_of
+from dbtrain.method.sampler import Solver
+from dbtrain.models.registry import ARCHITECTURES, architecture
+from dbtrain.shards.merged import load_block, load_codebook, read_config
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint, read_blueprint
+
+GAP = 2
+"""Pixels between the pictures of a grid."""
+
+
+def sample_run(
+    run: Store, out: Path, count: int, steps: int, solver: Solver, spacing: Spacing, guidance: float, seed: int
+) -> None:
+    """Draw `count` samples, the classes in turn, and write them to `out`.
+
+    A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32 as the data has them: pixels
+    in [-1, 1], or latents.
+
+    Raises:
+        ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
+        ShardError: the run is not merged, or its files are damaged.
+    """
+    merged = run.child("merged")
+    blueprint = read_blueprint(read_config(merged), load_codebook(merged))
+    shape = sample_shape(blueprint)
+    _check(out, shape)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    labels = torch.arange(count, device=device) % int(str(blueprint.shape["classes"]))
+    plan = Plan(levels_of(blueprint, steps, spacing), solver, guidance, seed)
+    blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device)
+    samples = draw(blueprint, blocks, labels, shape, plan, blueprint.config.evaluation.batch_size).cpu()
+    if out.suffix == ".npy":
+        samples /= float(str(blueprint.shape.get("latent_scale", 1.0)))
+        with out.open("wb") as file:
+            np.lib.format.write_array(file, samples.numpy(), allow_pickle=False)
+    else:
+        Image.fromarray(grid(samples)).save(out)
+
+
+def sample_shape(blueprint: Blueprint) -> tuple[int, ...]:
+    """Shape of one sample of a run.
+
+    Raises:
+        ConfigError: its architecture draws no samples.
+    """
+    name = blueprint.config.model.arch
+    entry = architecture(name).samples
+    if entry is None:
+        able = ", ".join(n for n, kind in ARCHITECTURES.items() if kind.samples)
+        raise ConfigError(f"model.arch={name} draws no samples from noise; these do: {able}")
+    return tuple(blueprint.shape[entry])
+
+
+def _check(out: Path, shape: tuple[int, ...]) -> None:
+    if out.suffix not in (".png", ".npy"):
+        raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
+    if out.suffix == ".png" and shape[0] not in (1, 3):
+        raise ConfigError(
+            f"samples of {shape[0]} channels are no pictures: write them to a .npy file and decode them with the model "
+            "that made the latents"
+        )
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no directory {out.parent}")
+
+
+def grid(samples: Tensor) -> np.ndarray:
+    """Pictures (N, C, H, W) in [-1, 1] side by side, row by row, as uint8 (height, width) or (height, width, 3)."""
+    count, channels, height, width = samples.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = torch.full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
+    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        sheet[:, top : top + height, left : left + width] = picture
+    return (sheet[0] if channels == 1 else sheet.permute(1, 2, 0)).contiguous().numpy()

@@ -1,0 +1,122 @@
+"""Draw samples from a merged model, class by class: each step runs the block that owns its level."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.merged import LoadBlock, load_model
+from dbtrain.method.draws import Draws, derive_seed
+from dbtrain.method.interface import GuidedModel
+from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule, schedule
+from dbtrain.training.blueprint import Blueprint, make_distribution
+
+Spacing = Literal["karras", "slices"]
+"""`karras`: EDM's schedule over the whole range; `slices`: as many steps in every slice, equal shares of its mass."""
+
+BlockAt = Callable[[int], nn.Module]
+"""Model of a block, on the device."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How samples are drawn."""
+
+    levels: tuple[float, ...]
+    """Falling noise levels, one evaluation each (two with Heun, but for the last)."""
+    solver: Solver = "euler"
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 for none, which spares the unconditional evaluations."""
+    seed: int = 0
+    order: tuple[int, ...] | None = None
+    """Block that is asked for each slice, the owner by default; another order is a control."""
+    scrambled: bool = False
+    """Tell random classes at every evaluation: a control."""
+
+
+class OneBlock:
+    """Blocks of a merged model, read when a step needs them; at most one is held in memory.
+
+    Args:
+        blueprint: of the run.
+        load: tensors of a block by their names in the whole model.
+        device: where the block is put.
+    """
+
+    def __init__(self, blueprint: Blueprint, load: LoadBlock, device: torch.device) -> None:
+        self.blueprint = blueprint
+        self.load = load
+        self.device = device
+        self._number: int | None = None
+        self._model: nn.Module | None = None
+
+    def __call__(self, block: int) -> nn.Module:
+        """The model of a block; the one before is let go first."""
+        if self._model is None or block != self._number:
+            self._model = None
+            self._model = load_model(self.blueprint, block, self.load(block)).to(self.device)
+            self._number = block
+        return self._model
+
+
+def levels_of(blueprint: Blueprint, steps: int, spacing: Spacing) -> tuple[float, ...]:
+    """Falling levels of `steps` evaluations over the whole range of a run.
+
+    Raises:
+        ConfigError: the steps cannot be shared by the slices.
+    """
+    ranges = blueprint.ranges
+    if spacing == "karras":
+        return tuple(karras_schedule(ranges.edges[-1], ranges.edges[0], steps))
+    if steps % ranges.blocks:
+        raise ConfigError(
+            f"{steps} steps cannot be shared evenly by {ranges.blocks} slices: take a multiple of {ranges.blocks}, "
+            "or the spacing karras"
+        )
+    return tuple(schedule(ranges, make_distribution(blueprint.distribution), steps // ranges.blocks))
+
+
+@torch.no_grad()
+def draw(
+    blueprint: Blueprint, block_at: BlockAt, labels: Tensor, shape: Sequence[int], plan: Plan, batch_size: int
+) -> Tensor:
+    """Samples (N, *shape), float32, one for each label (N,), on the labels' device.
+
+    Sample i is a function of (plan, i, label). All batches walk down the levels together, so that each block is asked
+    for once, however many batches there are.
+    """
+    noise = blueprint.noise()
+    key = torch.tensor(derive_seed(plan.seed, "sample"), device=labels.device)
+    positions = torch.arange(len(labels), device=labels.device)
+    chains = []
+    for part in torch.split(positions, batch_size):
+        start = noise.prior(tuple(shape), Draws(key, part))
+        denoise = _denoiser(blueprint, block_at, labels[part], part, plan)
+        chains.append(chain(denoise, noise, blueprint.ranges, plan.levels, start, plan.solver))
+    last: tuple[Tensor, ...] = ()
+    for evaluations in zip(*chains, strict=True):
+        last = tuple(evaluation.denoised for evaluation in evaluations)
+    return torch.cat(last)
+
+
+def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, positions: Tensor, plan: Plan) -> Denoise:
+    def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        number = plan.order[block] if plan.order else block
+        model, layers = cast(GuidedModel, block_at(number)), blueprint.split.layers(number)
+        context = _scrambled(labels, positions, float(level[0]), plan.seed) if plan.scrambled else labels
+        output = model.readout(model.run(layers, noisy, level, context), noisy, level)
+        if plan.guidance != 1:
+            free = model.readout(model.run(layers, noisy, level, model.unconditional(context)), noisy, level)
+            output = guide(output, free, plan.guidance)
+        return output, model.denoised(output)
+
+    return denoise
+
+
+def _scrambled(labels: Tensor, positions: Tensor, level: float, seed: int) -> Tensor:
+    """Labels of other samples of the batch, others at every level."""
+    key = torch.tensor(derive_seed(seed, "scrambled", level.hex()), device=labels.device)
+    return labels[Draws(key, positions).uniform((), 0).argsort()]
