@@ -217,7 +217,6 @@ def ablate(
     from dbtrain.coordinator.ablate import grid, run_grid, summary
     from dbtrain.evaluation.figures import ablation_plot, ablation_table
     from dbtrain.evaluation.metrics import metric_of
-    from dbtrain.models.registry import architecture
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])

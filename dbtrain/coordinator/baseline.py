@@ -2,7 +2,8 @@
 
 from dbtrain.config import Config
 from dbtrain.coordinator.memory import estimate
-from dbtrain.coordinator.settle import design, load_data
+from dbtrain.coordinator.settle import design
+from dbtrain.training.blueprint import load_data
 
 
 def end_to_end(config: Config) -> Config:

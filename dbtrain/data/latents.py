@@ -53,11 +53,15 @@ def latents(
     """
     values, numbers = _read(Path(path), labels, read)
     if values.ndim != 4 or not values.is_floating_point() or not bool(values.isfinite().all()):
-        raise DataError(f"{path} holds {values.dtype} of shape {tuple(values.shape)}: latents are finite (n, C, H, W) floats")
+        raise DataError(
+            f"{path} holds {values.dtype} of shape {tuple(values.shape)}: latents are finite (n, C, H, W) floats"
+        )
     cut_test = len(values) - round(len(values) * test)
     cut = cut_test - round(cut_test * validation)
     if not 0 < cut < cut_test < len(values):
-        raise DataError(f"data.validation={validation} and data.test={test} leave a split of {len(values)} samples empty")
+        raise DataError(
+            f"data.validation={validation} and data.test={test} leave a split of {len(values)} samples empty"
+        )
     if scale is None:
         scale = TARGET_STD / float(values[:cut].double().std())
     train, held_out, last = (

@@ -1,4 +1,4 @@
-"""Inception-v3 as torch-fidelity has it, for FID proper; needs its weights as a safetensors file, and torch-fidelity."""
+"""Inception-v3 as torch-fidelity has it, for FID proper; its weights come from a safetensors file."""
 
 from pathlib import Path
 from typing import Any

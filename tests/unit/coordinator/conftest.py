@@ -3,8 +3,9 @@
 import pytest
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import load_data, settle
+from dbtrain.coordinator.settle import settle
 from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import load_data
 
 SMALL = {
     "name": "toy",
