@@ -6,10 +6,10 @@ import torch
 from dbtrain.analysis import calibrate as room
 from dbtrain.analysis.calibrate import calibrate, decided, entropy, level_at, temperature
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import design, load_data
+from dbtrain.coordinator.settle import design
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
-from dbtrain.training.blueprint import make_distribution
+from dbtrain.training.blueprint import load_data, make_distribution
 
 LEVELS = torch.logspace(-3, 4, 60, dtype=torch.float64)
 CODES = make_codebook("orthogonal", 10, 32, seed=0).double()

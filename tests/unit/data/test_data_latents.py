@@ -1,0 +1,92 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dbtrain.config import load_config
+from dbtrain.errors import DataError
+from dbtrain.training.blueprint import load_data
+
+CPU = torch.device("cpu")
+LATENTS = 4 * torch.randn(50, 4, 3, 2, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(50) % 5
+
+
+class Bomb:
+    """Says so if anyone unpickles it."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+def load(path, **changes):
+    data = {"source": "latents", "path": str(path), "classes": 5, **changes}
+    return load_data(load_config(None, base={"name": "z", "model": {"arch": "dit"}, "data": data}))
+
+
+def whole(split):
+    return split.batch(torch.arange(len(split)), CPU)
+
+
+def test_latents_are_read_from_safetensors_and_npy_alike(tmp_path):
+    save_file({"latent": LATENTS, "label": LABELS, "other": torch.ones(2)}, tmp_path / "a.safetensors")
+    np.save(tmp_path / "a.npy", LATENTS.numpy())
+    np.save(tmp_path / "y.npy", LABELS.numpy().astype(np.uint8))
+    one, two = load(tmp_path / "a.safetensors"), load(tmp_path / "a.npy", labels=str(tmp_path / "y.npy"))
+    assert one.shape == two.shape and one.shape["image"] == (4, 3, 2) and one.shape["classes"] == 5
+    assert [len(s) for s in (one.train, one.validation, one.test)] == [41, 4, 5]
+    for a, b in zip((one.train, one.validation, one.test), (two.train, two.validation, two.test), strict=True):
+        assert all(torch.equal(whole(a)[name], whole(b)[name]) for name in ("image", "label"))
+    image = torch.cat([whole(s)["image"] for s in (one.train, one.validation, one.test)])
+    assert torch.allclose(image / one.shape["latent_scale"], LATENTS, atol=1e-5)
+    assert torch.equal(torch.cat([whole(s)["label"] for s in (one.train, one.validation, one.test)]), LABELS)
+
+
+def test_latents_are_scaled_to_sigma_data_by_the_training_split_or_as_told(tmp_path):
+    save_file({"latent": LATENTS.half(), "label": LABELS}, tmp_path / "a.safetensors")
+    data = load(tmp_path / "a.safetensors")
+    assert float(whole(data.train)["image"].std()) == pytest.approx(0.5, rel=1e-3)
+    assert whole(data.train)["image"].dtype == torch.float32
+    assert load(tmp_path / "a.safetensors", scale=0.25).shape["latent_scale"] == 0.25
+
+
+def refused(message, path, **changes):
+    with pytest.raises(DataError, match=message) as caught:
+        load(path, **changes)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_pickles_are_never_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pt", "a.pkl", "a.npz", "a"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        refused("never read", tmp_path / name)
+    np.save(tmp_path / "a.npy", np.array([Bomb()], dtype=object))
+    refused("cannot be read as a .npy file: .*allow_pickle", tmp_path / "a.npy", labels="y.npy")
+    (tmp_path / "a.safetensors").write_bytes(pickle.dumps(Bomb()))
+    refused("cannot be read as a .safetensors file", tmp_path / "a.safetensors")
+    assert not Path("exploded").exists()
+
+
+def test_what_is_no_set_of_latents_is_refused(tmp_path):
+    file = tmp_path / "a.safetensors"
+    refused("cannot be read", file)
+    cases = {
+        "holds x; needed are latent and label": {"x": LATENTS},
+        r"holds torch.float32 of shape \(50, 24\)": {"latent": LATENTS.flatten(1), "label": LABELS},
+        "holds torch.int64": {"latent": LATENTS.long(), "label": LABELS},
+        "finite": {"latent": LATENTS / 0, "label": LABELS},
+        "labels are .* whole numbers": {"latent": LATENTS, "label": LABELS.float()},
+    }
+    for message, tensors in cases.items():
+        save_file(tensors, file)
+        refused(message, file)
+    save_file({"latent": LATENTS, "label": LABELS}, file)
+    for changes, message in (({"classes": 3}, "label 3 of sample 3 is out of range"), ({"test": 0.999}, "empty")):
+        with pytest.raises(DataError, match=message):
+            load(file, **changes)
+    np.save(tmp_path / "a.npy", LATENTS.numpy())
+    refused("give a .npy file of the classes as data.labels", tmp_path / "a.npy")

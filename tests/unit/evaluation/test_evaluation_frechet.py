@@ -1,0 +1,157 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dbtrain.config import EvaluationConfig, load_config
+from dbtrain.coordinator.settle import design
+from dbtrain.errors import ConfigError, DataError, ShardError
+from dbtrain.evaluation import classifier as room
+from dbtrain.evaluation import frechet
+from dbtrain.evaluation.classifier import Classifier, accuracy_of, fit, judge_of
+from dbtrain.evaluation.frechet import distances, plans
+from dbtrain.evaluation.inception import Inception
+from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.metrics import METRICS, metric_of
+from dbtrain.method.split import global_name
+from dbtrain.training.blueprint import load_data
+
+SMALL = {
+    "name": "toy",
+    "blocks": 2,
+    "model": {"arch": "dit", "depth": 2, "dim": 16, "heads": 2, "patch": 4},
+    "data": {"source": "digits"},
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(load_config(None, base=SMALL))
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """A run that has not been trained: it denoises as if pixels were N(0, 0.5^2)."""
+    blueprint = design(load_config(None, base=SMALL), data, lambda *_: {})
+
+    def load(block):
+        return {global_name(block, n): t for n, t in blueprint.model(block).state_dict().items()}
+
+    return MergedModel(blueprint, load, CPU)
+
+
+class Pixels(torch.nn.Module):
+    """A few pixels are the features."""
+
+    num_features = 4
+
+    def forward(self, images):
+        return images[:, 0, 2:4, 3:5].flatten(1)
+
+
+def moments(images):
+    features = Pixels()(images).double()
+    return features.mean(dim=0), features.T.cov()
+
+
+def closed_form(one, two):
+    """Frechet distance of two Gaussians by a symmetric square root, in NumPy."""
+    (m1, c1), (m2, c2) = [(m.numpy(), c.numpy()) for m, c in (moments(one), moments(two))]
+    values, vectors = np.linalg.eigh(c1)
+    root = vectors * np.sqrt(values) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ c2 @ root)).sum()
+    return ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross
+
+
+def test_the_distance_is_that_of_two_gaussians(model, data, monkeypatch):
+    drawn = []
+    real_draw = frechet.draw
+    monkeypatch.setattr(frechet, "draw", lambda *args: drawn.append(real_draw(*args)) or drawn[-1])
+    scores = distances(Pixels(), model, data.test, EvaluationConfig(samples=300, steps=6, batch_size=128))
+    assert list(scores) == ["euler_6", "first", "shuffled_blocks", "scrambled_class", "training_images"]
+    test = data.test.batch(torch.arange(len(data.test)), CPU)["image"]
+    train = data.train.batch(torch.arange(300), CPU)["image"]
+    assert scores["euler_6"] == pytest.approx(closed_form(test, drawn[0].clamp(-1, 1)), rel=1e-4)
+    assert scores["training_images"] == pytest.approx(closed_form(test, train), rel=1e-3)
+    assert scores["training_images"] < 0.1 * scores["euler_6"]
+
+
+def test_samples_have_the_splits_classes_and_every_model_the_same_noise(model, data, monkeypatch):
+    seen = []
+
+    def watched(blueprint, block_at, labels, shape, plan, batch_size):
+        seen.append((labels, plan.seed))
+        return torch.rand(len(labels), *shape)
+
+    monkeypatch.setattr(frechet, "draw", watched)
+    distances(Pixels(), model, data.test, EvaluationConfig(samples=500, steps=6))
+    labels = torch.tensor([data.test.labels[i % len(data.test)] for i in range(500)])
+    assert all(torch.equal(told, labels) and seed == 0 for told, seed in seen)
+
+
+def test_readouts_say_how_samples_were_drawn(model):
+    def names(**section):
+        return list(plans(model, EvaluationConfig(steps=8, **section)))
+
+    assert names(controls=False) == ["euler_8"]
+    assert names(solver="heun", guidance=1.5, controls=False) == ["heun_8_guided_1.5"]
+    every = plans(model, EvaluationConfig(steps=8, spacing="slices"))
+    assert every["first"].levels == every["euler_8"].levels[:4]
+    assert every["shuffled_blocks"].order == (1, 0)
+
+
+def test_one_block_has_no_order_to_shuffle(model, data):
+    config = load_config(None, base={**SMALL, "blocks": 1})
+    whole = MergedModel.__new__(MergedModel)
+    whole.blueprint = design(config, data, lambda *_: {})
+    assert list(plans(whole, EvaluationConfig(steps=8))) == ["euler_8", "scrambled_class"]
+
+
+def test_the_recipe_learns_digits_and_repeats_bit_by_bit(data, monkeypatch):
+    monkeypatch.setattr(room, "STEPS", 40)
+    states = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        network = Classifier(1, 10)
+        fit(network, data.train, CPU)
+        states.append(network.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert accuracy_of(network, data.test, CPU) > 0.6
+
+
+def test_a_classifier_is_trained_once_for_a_data_set_and_can_be_given(data, monkeypatch, tmp_path):
+    monkeypatch.setattr(room, "STEPS", 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = judge_of(data, None, CPU)
+    [kept] = (tmp_path / "dbtrain").iterdir()
+    monkeypatch.setattr(room, "fit", lambda *_: pytest.fail("trained again"))
+    again, given = judge_of(data, None, CPU), judge_of(data, str(kept), CPU)
+    assert first.digest == again.digest == given.digest and 0 <= first.accuracy == again.accuracy <= 1
+    images = data.test.batch(torch.arange(5), CPU)["image"]
+    assert torch.equal(first.network(images), given.network(images)) and first.network(images).shape == (5, 128)
+    other = dataclasses.replace(data, shape={"image": (3, 8, 8), "classes": 10})
+    with pytest.raises(ShardError, match=r"no classifier of images of 3 channel\(s\) in 10 classes"):
+        judge_of(other, str(kept), CPU)
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(ShardError, match="classifier"):
+        judge_of(data, None, CPU)
+    with pytest.raises(ShardError, match="absent"):
+        judge_of(data, str(tmp_path / "absent.safetensors"), CPU)
+
+
+def test_the_metric_is_never_called_fid_without_inception():
+    config = load_config(None, base=SMALL)
+    name, metric = metric_of(config)
+    assert (name, metric.label, metric.better) == ("frechet_classifier", "Frechet classifier distance", "lower")
+    assert [name for name, row in METRICS.items() if "FID" in row.label] == ["frechet_inception"]
+    with pytest.raises(ConfigError, match="evaluation.metric='fid' is none of accuracy, frechet_classifier"):
+        metric_of(load_config(None, ["evaluation.metric=fid"], base=SMALL))
+
+
+def test_inception_weights_are_asked_for_and_never_a_pickle(tmp_path):
+    with pytest.raises(ConfigError, match="needs evaluation.inception"):
+        Inception(None)
+    with pytest.raises(DataError, match="never read"):
+        Inception(str(tmp_path / "weights.pth"))

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dbtrain.config import load_config
+from dbtrain.coordinator.settle import settle
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.pictures import grid, sample_run
+from dbtrain.method.split import global_name
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.merge import merge
+from dbtrain.shards.store import Store
+
+DIT = {
+    "name": "toy",
+    "blocks": 2,
+    "model": {"arch": "dit", "depth": 2, "dim": 16, "heads": 2, "patch": 4},
+    "data": {"source": "digits"},
+    "training": {"steps": 1},
+}
+SETTINGS = {"count": 5, "steps": 4, "solver": "heun", "spacing": "karras", "guidance": 1.5, "seed": 0}
+
+
+def merged_run(base):
+    """A run whose blocks were committed as they start, merged."""
+    config = load_config(None, base=base)
+    run = Store(config.run_url)
+    run.makedirs()
+    blueprint = settle(config, run, lambda *_: {})
+    manifest = read_manifest(run)
+    for block in range(config.blocks):
+        state = blueprint.model(block).state_dict()
+        parts = {"model": {global_name(block, n): t for n, t in state.items()}}
+        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
+        checkpoints.commit(1, parts, loss=1.0, attempt=1, fence=lambda: None)
+    merge(run)
+    return run
+
+
+def test_a_grid_puts_every_picture_in_its_place():
+    samples = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 1, 3, 2)
+    sheet = grid(samples)
+    assert sheet.shape == (2 * 3 + 2, 3 * 2 + 2 * 2) and sheet.dtype == np.uint8
+    assert [int(sheet[0, 0]), int(sheet[0, 4]), int(sheet[0, 8])] == [0, 64, 128]
+    assert [int(sheet[5, 0]), int(sheet[5, 4]), int(sheet[5, 8])] == [191, 255, 255]
+    assert (sheet[3:5] == 255).all()
+    colours = grid(torch.tensor([[[[1.0]], [[-3.0]], [[0.0]]]]))
+    assert colours.tolist() == [[[255, 0, 128]]]
+
+
+def test_a_run_is_sampled_to_a_picture_and_to_an_array(tmp_path):
+    run = merged_run({**DIT, "out": str(tmp_path)})
+    for name in ("a.png", "a.npy"):
+        sample_run(run, tmp_path / name, **SETTINGS)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (3 * 8 + 4, 2 * 8 + 2) and picture.mode == "L"
+        assert np.array_equal(np.asarray(picture), grid(torch.from_numpy(np.load(tmp_path / "a.npy"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.jpg", "must end in .png"), ("absent/a.png", "there is no directory"), ("a", "must end in .png")],
+)
+def test_where_samples_cannot_go_is_refused_before_any_is_drawn(tmp_path, name, message):
+    run = merged_run({**DIT, "out": str(tmp_path)})
+    with pytest.raises(ConfigError, match=message):
+        sample_run(run, tmp_path / name, **SETTINGS)
+
+
+def test_latents_are_no_pictures_and_come_back_in_their_own_scale(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    np.save(tmp_path / "z.npy", 3 * torch.randn(40, 4, 4, 4, generator=generator).numpy())
+    np.save(tmp_path / "y.npy", np.arange(40) % 2)
+    data = {"source": "latents", "path": str(tmp_path / "z.npy"), "labels": str(tmp_path / "y.npy"), "classes": 2}
+    run = merged_run({**DIT, "out": str(tmp_path), "data": data})
+    with pytest.raises(ConfigError, match="samples of 4 channels are no pictures"):
+        sample_run(run, tmp_path / "a.png", **SETTINGS)
+    # at its start the network denoises as if all latents were N(0, 0.5^2) after scaling: so of deviation 3 before it
+    sample_run(run, tmp_path / "a.npy", **{**SETTINGS, "count": 100, "steps": 40})
+    samples = np.load(tmp_path / "a.npy")
+    assert samples.shape == (100, 4, 4, 4) and samples.dtype == np.float32
+    assert samples.std() == pytest.approx(3.0, rel=0.06)
+
+
+def test_a_classifier_draws_nothing(tmp_path):
+    model = {"arch": "vit", "depth": 2, "dim": 16, "heads": 2, "patch": 4}
+    noise = {"ranges": "uniform", "sigma_min": 0.5, "sigma_max": 20}
+    run = merged_run({**DIT, "out": str(tmp_path), "model": model, "noise": noise})
+    with pytest.raises(ConfigError, match="model.arch=vit draws no samples from noise; these do: dit"):
+        sample_run(run, tmp_path / "a.png", **SETTINGS)

@@ -1,0 +1,187 @@
+import math
+import weakref
+
+import pytest
+import torch
+
+from dbtrain.config import load_config
+from dbtrain.coordinator.settle import design
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.sampling import OneBlock, Plan, draw, levels_of
+from dbtrain.method.sampler import guide
+from dbtrain.method.split import global_name
+from dbtrain.training.blueprint import load_data
+
+SMALL = {
+    "name": "toy",
+    "model": {"arch": "dit", "depth": 3, "dim": 16, "heads": 2, "patch": 4},
+    "data": {"source": "digits"},
+}
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+MEAN, STD = 0.3, 0.5
+
+
+class Gaussian(torch.nn.Module):
+    """The exact denoiser of pixels ~ N(0.3 * (class - 4.5), 0.5^2), which are N(0, 0.5^2) if no class is told."""
+
+    def run(self, layers, noisy, level, context):
+        mean = torch.where(context == 10, 0.0, MEAN * (context - 4.5))
+        sigma, mean = level[:, None, None, None], mean[:, None, None, None]
+        return (STD**2 * noisy + sigma**2 * mean) / (STD**2 + sigma**2)
+
+    def readout(self, hidden, noisy, level):
+        return hidden
+
+    def denoised(self, output):
+        return output
+
+    def unconditional(self, context):
+        return torch.full_like(context, 10)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(load_config(None, base=SMALL))
+
+
+@pytest.fixture
+def blueprint(data):
+    return design(load_config(None, base=SMALL), data, lambda *_: {})
+
+
+@pytest.fixture
+def weights(blueprint):
+    """Tensors of each block by global name, with a modulation that is not zero."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for block in range(3):
+        state = blueprint.model(block).state_dict()
+        made.append(
+            {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
+        )
+    return made
+
+
+def gaussian_error(blueprint, steps, solver):
+    """Greatest distance of a sample to the end of its exact trajectory."""
+    labels = torch.arange(20) % 10
+    levels = levels_of(blueprint, steps, "karras")
+    seen = []
+
+    class Watch(Gaussian):
+        def run(self, layers, noisy, level, context):
+            seen.append(noisy)
+            return super().run(layers, noisy, level, context)
+
+    samples = draw(blueprint, lambda _: Watch(), labels, SHAPE, Plan(levels, solver), 20)
+    mean = (MEAN * (labels - 4.5))[:, None, None, None]
+    exact = mean + (seen[0] - mean) * STD / math.sqrt(STD**2 + 80.0**2)
+    return float((samples - exact).abs().max())
+
+
+def test_samples_of_an_exact_denoiser_converge_to_its_distribution(blueprint):
+    euler, heun = ([gaussian_error(blueprint, n, solver) for n in (18, 36, 72)] for solver in ("euler", "heun"))
+    assert euler[0] > 1.7 * euler[1] > 2.8 * euler[2]  # first order
+    assert heun[0] > 3 * heun[1] > 9 * heun[2]  # second order
+    assert heun[2] < 0.01 and all(h < e for h, e in zip(heun, euler, strict=True))
+    labels = torch.full((200,), 7)
+    samples = draw(blueprint, lambda _: Gaussian(), labels, SHAPE, Plan(levels_of(blueprint, 72, "karras"), "heun"), 64)
+    # 12,800 pixels
+    assert float(samples.mean()) == pytest.approx(MEAN * 2.5, abs=0.015)
+    assert float(samples.std()) == pytest.approx(STD, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_moves_the_mean_by_its_scale(blueprint, scale):
+    """Of two Gaussians of one width the guided denoiser is that of a Gaussian at scale times the mean."""
+    plan = Plan(levels_of(blueprint, 72, "karras"), "heun", scale)
+    samples = draw(blueprint, lambda _: Gaussian(), torch.full((200,), 7), SHAPE, plan, 200)
+    # the start, of mean zero, is not quite that of the data's noise at sigma_max
+    assert float(samples.mean()) == pytest.approx(scale * MEAN * 2.5 * (1 - STD / 80), abs=0.008)
+    assert float(samples.std()) == pytest.approx(STD, abs=0.01)
+
+
+def test_guidance_is_linear_between_and_beyond_both_estimates():
+    told, free = torch.tensor([3.0]), torch.tensor([1.0])
+    assert [float(guide(told, free, scale)) for scale in (0, 1, 2, 4)] == [1.0, 3.0, 5.0, 9.0]
+
+
+def test_at_most_one_blocks_parameters_are_in_memory(blueprint, weights):
+    loads, made = [], []
+
+    def load(block):
+        assert not [model for model in made if model() is not None]  # the one before is gone before the next is read
+        loads.append(block)
+        return weights[block]
+
+    blocks = OneBlock(blueprint, load, CPU)
+
+    def block_at(block):
+        made.append(weakref.ref(blocks(block)))
+        return made[-1]()
+
+    for solver in ("euler", "heun"):
+        loads.clear()
+        plan = Plan(levels_of(blueprint, 9, "slices"), solver, 2.0)
+        drawn = draw(blueprint, block_at, torch.arange(10), SHAPE, plan, 4)
+        # three batches, and yet each block is read once
+        assert loads == [0, 1, 2]
+        assert drawn.shape == (10, 1, 8, 8) and drawn.isfinite().all()
+        assert set(made[-1]().layers) == {"2"}
+
+
+def test_a_sample_is_a_function_of_seed_and_number_however_the_batches_are_cut(blueprint, weights):
+    blocks = OneBlock(blueprint, weights.__getitem__, CPU)
+    labels, levels = torch.arange(10), levels_of(blueprint, 6, "slices")
+
+    def drawn(seed=0, batch_size=10, **changes):
+        return draw(blueprint, blocks, labels, SHAPE, Plan(levels, seed=seed, **changes), batch_size)
+
+    whole = drawn()
+    assert torch.equal(whole, drawn())
+    assert torch.allclose(whole, drawn(batch_size=3), atol=1e-5)
+    assert not torch.allclose(whole, drawn(seed=1), atol=0.1)
+    # the controls do change something
+    for changes in ({"order": (1, 2, 0)}, {"scrambled": True}, {"guidance": 2.0}):
+        assert not torch.allclose(whole, drawn(**changes), atol=1e-4)
+
+
+def test_each_level_is_asked_of_its_owner_and_a_control_of_another(blueprint):
+    asked = []
+
+    def block_at(block):
+        asked.append(block)
+        return Gaussian()
+
+    levels = levels_of(blueprint, 6, "slices")
+    draw(blueprint, block_at, torch.arange(2), SHAPE, Plan(levels), 2)
+    assert asked == [0, 0, 1, 1, 2, 2]
+    asked.clear()
+    draw(blueprint, block_at, torch.arange(2), SHAPE, Plan(levels, order=(1, 2, 0)), 2)
+    assert asked == [1, 1, 2, 2, 0, 0]
+
+
+def test_scrambled_classes_are_those_of_others_and_new_at_every_level(blueprint):
+    told = []
+
+    class Watch(Gaussian):
+        def run(self, layers, noisy, level, context):
+            told.append(context)
+            return super().run(layers, noisy, level, context)
+
+    labels = torch.arange(10)
+    draw(blueprint, lambda _: Watch(), labels, SHAPE, Plan(levels_of(blueprint, 3, "slices"), scrambled=True), 10)
+    assert all(torch.equal(context.sort().values, labels) for context in told)
+    assert not any(torch.equal(context, labels) for context in told) and not torch.equal(told[0], told[1])
+
+
+def test_schedules_span_the_range_and_fall(blueprint):
+    for spacing in ("karras", "slices"):
+        levels = levels_of(blueprint, 12, spacing)
+        assert len(levels) == 12 and levels[0] == pytest.approx(80.0)
+        assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    owners = blueprint.ranges.block_of(torch.tensor(levels_of(blueprint, 12, "slices"), dtype=torch.float64))
+    assert owners.bincount().tolist() == [4, 4, 4]
+    with pytest.raises(ConfigError, match="50 steps cannot be shared evenly by 3 slices"):
+        levels_of(blueprint, 50, "slices")
