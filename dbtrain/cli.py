@@ -174,6 +174,22 @@ def sample(
 
 @app.command()
 @_reported
+def generate(
+    run: RunDirectory,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    length: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
+) -> None:
+    """Continue a text with the merged model of a run."""
+    from dbtrain.evaluation.generate import generate_text
+    from dbtrain.shards.store import Store
+
+    print(prompt + generate_text(Store(run), prompt, length, temperature, seed))
+
+
+@app.command()
+@_reported
 def baseline(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train the same network end to end, with the FLOPs that the blocks take together."""
     from dbtrain.coordinator.baseline import end_to_end

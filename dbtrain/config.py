@@ -69,6 +69,23 @@ class MaskedLMConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class ARLMConfig(Section):
+    """Autoregressive language model (Llama-style) that denoises the next token's code."""
+
+    noise_defaults: ClassVar[dict[str, Any]] = {"input_scaling": "signal", "overlap": 0.1}
+    """Pure noise of unit variance in the stream keeps the top block from learning; the paper's overlap for text."""
+
+    arch: Literal["ar_lm"] = "ar_lm"
+    depth: Count = 6
+    dim: Count = 128
+    heads: Count = 4
+    mlp_ratio: Positive = 8 / 3
+    level_dim: Count = 64
+    """Width of the level's embedding, from which every layer is modulated at every position."""
+    stream: Literal["single", "concat"] = "single"
+    """`single`: a slot holds a token and the noisy code of the next; `concat`: 2L slots, as in the paper."""
+
+
 class DigitsConfig(Section):
     """Scikit-learn's digits; needs nothing but the package."""
 
@@ -165,7 +182,8 @@ class LatentsConfig(Section):
 class CodebookConfig(Section):
     """Target codes, made once, frozen, common to all blocks."""
 
-    source: Literal["random", "orthogonal"] = "orthogonal"
+    source: Literal["random", "orthogonal", "corpus"] = "orthogonal"
+    """`corpus`: from which tokens stand near each other in the training text (PPMI, then SVD)."""
     dim: Count = 64
 
 
@@ -309,6 +327,8 @@ class EvaluationConfig(Section):
     """A classifier whose features compare images; by default one is trained for the data set, once."""
     inception: str | None = None
     """Inception weights (safetensors) for `metric: frechet_inception`."""
+    texts: Count | None = None
+    """At most so many samples of a split are measured in bits, spread evenly over it; by default all."""
 
 
 class TelemetryConfig(Section):
@@ -318,7 +338,7 @@ class TelemetryConfig(Section):
     project: str = "dbtrain"
 
 
-ModelConfig = Annotated[ViTConfig | DiTConfig | MaskedLMConfig, Field(discriminator="arch")]
+ModelConfig = Annotated[ViTConfig | DiTConfig | MaskedLMConfig | ARLMConfig, Field(discriminator="arch")]
 DataConfig = Annotated[
     DigitsConfig
     | FashionMnistConfig

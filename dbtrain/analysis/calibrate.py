@@ -31,6 +31,9 @@ PILOT_STEPS = 400
 PILOT_BATCH = 128
 PILOT_LR = 1e-3
 CURVE_SAMPLES = 2048
+POSITIONS = 16
+"""Positions of a text that are looked at: many texts with a few each tell more than few texts whole."""
+PREDICT_BATCH = 256
 
 
 def calibrate(config: Config, data: DataSet, codebook: Tensor) -> Mapping[str, Any]:
@@ -66,14 +69,13 @@ def _information_table(levels: Tensor, shares: Tensor, high: float) -> dict[str,
 
 
 def pilot(config: Config, data: DataSet, codebook: Tensor) -> Tensor:
-    """p(y|x) (n, V) float64 of a one-layer network that sees the context alone, on held-out samples.
+    """p(y|x) (n, V) float64 of a one-layer network that sees the context alone, on held-out samples or positions.
 
     The temperature is fitted on the same samples: an over-confident pilot would claim that nothing is left to decide.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _train_pilot(config, data, codebook.to(device), device)
-    count = min(CURVE_SAMPLES, len(data.validation))
-    logits, target = _predict(model, data.validation, count, device)
+    logits, target = _predict(model, data.validation, device)
     return (logits / temperature(logits, target)).softmax(dim=-1)
 
 
@@ -83,11 +85,12 @@ def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.
     arguments |= {name: data.shape[name] for name in kind.takes}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "pilot"))
-        model = kind.build(noise=NoNoise(), codebook=codebook, **arguments).to(device)
+        model = kind.build(noise=NoNoise(kind.per_position), codebook=codebook, **arguments).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=PILOT_LR)
-        order = EpochOrder(len(data.train), PILOT_BATCH, derive_seed(config.seed, "pilot order"))
+        size = min(PILOT_BATCH, config.training.batch_size)
+        order = EpochOrder(len(data.train), size, derive_seed(config.seed, "pilot order"))
         for step in range(PILOT_STEPS):
-            batch = data.train.batch(order.indices(step, range(PILOT_BATCH)), device)
+            batch = data.train.batch(order.indices(step, range(size)), device)
             output, target = _output(model, batch)
             loss = functional.cross_entropy(output.flatten(0, -2), target.flatten())
             optimizer.zero_grad()
@@ -99,19 +102,25 @@ def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.
 def _output(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     model = cast(BlockModel, module)
     example = model.example(batch)
-    level = torch.ones(len(example.clean), device=example.clean.device)
+    level = torch.ones(len(example.clean), *model.noise.level_shape(example), device=example.clean.device)
     nothing = torch.zeros_like(example.clean)
     return model.readout(model.run(range(1), nothing, level, example.context), nothing, level), example.target
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, split: Split, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    parts = [
-        _output(model, split.batch(torch.arange(start, min(start + 256, count)), device))
-        for start in range(0, count, 256)
-    ]
-    logits = torch.cat([p[0].flatten(0, -2) for p in parts]).double().cpu()
-    return logits, torch.cat([p[1].flatten() for p in parts]).cpu()
+def _predict(model: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits (n, V) and targets (n,) of about `CURVE_SAMPLES` samples, or of some positions of fewer texts."""
+    length = _output(model, split.batch(torch.arange(1), device))[1].numel()
+    each = min(POSITIONS, length)
+    picked = ((torch.arange(each) + 0.5) * length / each).long().to(device)
+    count = min(CURVE_SAMPLES // each, len(split))
+    parts = []
+    for start in range(0, count, PREDICT_BATCH):
+        indices = torch.arange(start, min(start + PREDICT_BATCH, count))
+        logits, target = _output(model, split.batch(indices, device))
+        own = logits.reshape(len(indices), length, -1)[:, picked], target.reshape(len(indices), length)[:, picked]
+        parts.append((own[0].flatten(0, 1).double().cpu(), own[1].flatten().cpu()))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:

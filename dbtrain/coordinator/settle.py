@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dbtrain import __version__
+from dbtrain.analysis.corpus import corpus_codebook
 from dbtrain.config import Config, parse_config
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
@@ -47,14 +48,20 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
         raise ConfigError(f"layers_per_block has {split.blocks} entries; blocks={config.blocks}")
     codebook = None
     if kind.codes:
-        classes = int(str(data.shape[kind.codes]))
-        codebook = make_codebook(config.codebook.source, classes, config.codebook.dim, config.seed)
+        codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
     if config.method == "end_to_end" and kind.end_to_end == "no_noise":
         return Blueprint(config, split, Ranges((1.0, 0.0)), {"kind": "none"}, codebook, data.shape)
     distribution = DISTRIBUTIONS[kind.noise](config, data, codebook, calibrate)
     ranges = _ranges(config, distribution)
     make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)
+
+
+def _codebook(config: Config, data: DataSet, classes: int) -> Tensor:
+    source, dim = config.codebook.source, config.codebook.dim
+    if source == "corpus":
+        return corpus_codebook(data.train, classes, dim, config.seed)
+    return make_codebook(source, classes, dim, config.seed)
 
 
 def _masked_share(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:

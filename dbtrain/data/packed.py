@@ -105,6 +105,10 @@ class TokenWindows:
         rows = self.tokens[indices.cpu().numpy()].astype(np.int64)
         return {"tokens": torch.from_numpy(rows).to(device)}
 
+    def characters(self, indices: Tensor) -> int:
+        """Characters of these windows together."""
+        return sum(self.tokenizer.characters(self.tokens[index].tolist()) for index in indices.tolist())
+
     def text(self, index: int) -> str:
         """The text of a window."""
         return self.tokenizer.decode(self.tokens[index].tolist())

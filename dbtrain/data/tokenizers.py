@@ -28,6 +28,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token numbers."""
 
+    def characters(self, tokens: Sequence[int]) -> int:
+        """Characters for which the tokens stand, by which bits are divided; bytes of UTF-8 count as characters."""
+
 
 class Letters:
     """The space (0) and the letters a to z (1 to 26); everything else becomes a single space, as in text8.
@@ -50,6 +53,10 @@ class Letters:
         """Lower-case letters and spaces."""
         return "".join(" abcdefghijklmnopqrstuvwxyz"[token] for token in tokens)
 
+    def characters(self, tokens: Sequence[int]) -> int:
+        """One each."""
+        return len(tokens)
+
 
 class Bytes:
     """The 256 bytes of UTF-8."""
@@ -64,6 +71,10 @@ class Bytes:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text; bytes that are no UTF-8 become U+FFFD."""
         return bytes(tokens).decode("utf-8", "replace")
+
+    def characters(self, tokens: Sequence[int]) -> int:
+        """One each."""
+        return len(tokens)
 
 
 class HuggingFaceTokenizer:
@@ -104,6 +115,10 @@ class HuggingFaceTokenizer:
         """Text, special tokens left out."""
         decoded: str = self._tokenizer.decode(list(tokens))
         return decoded
+
+    def characters(self, tokens: Sequence[int]) -> int:
+        """Length of their text."""
+        return len(self.decode(tokens))
 
 
 def load_tokenizer(name: str) -> Tokenizer:

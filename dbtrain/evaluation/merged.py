@@ -60,9 +60,7 @@ class MergedModel:
         start = noise.prior(tuple(example.clean.shape[1:]), draws)
         if blueprint.config.evaluation.start == "zero":
             start = noise.centre(start)
-        known = blueprint.distribution["kind"] != "none"
-        distribution = make_distribution(blueprint.distribution) if known else None
-        levels = schedule(blueprint.ranges, distribution, steps_per_block)
+        levels = chain_levels(blueprint, steps_per_block)
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             model = models[block]
@@ -72,6 +70,13 @@ class MergedModel:
 
         shape = noise.level_shape(example)
         return chain(denoise, noise, blueprint.ranges, levels, start, level_shape=shape, draws=draws)
+
+
+def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
+    """Levels of the evaluations along the chain, as many in every slice."""
+    known = blueprint.distribution["kind"] != "none"
+    distribution = make_distribution(blueprint.distribution) if known else None
+    return schedule(blueprint.ranges, distribution, steps_per_block)
 
 
 def load_model(blueprint: Blueprint, block: int, tensors: dict[str, Tensor]) -> nn.Module:

@@ -8,6 +8,7 @@ from dbtrain.config import Config, EvaluationConfig
 from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import accuracy
+from dbtrain.evaluation.bits import bits
 from dbtrain.evaluation.elbo import elbo_bits
 from dbtrain.evaluation.frechet import describe_classifier, frechet_classifier, frechet_inception
 from dbtrain.evaluation.merged import MergedModel
@@ -35,6 +36,7 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", accuracy, percent=True),
+    "bits": Metric("bits a character", "lower", bits),
     "elbo_bits": Metric("bits a token (ELBO)", "lower", elbo_bits),
     "frechet_classifier": Metric(
         "Frechet classifier distance", "lower", frechet_classifier, describe=describe_classifier

@@ -106,11 +106,18 @@ class GaussianNoise:
 
 
 class NoNoise:
-    """The network is shown an empty target: end-to-end training of the same layers, for the baseline."""
+    """The network is shown an empty target: end-to-end training of the same layers, for the baseline.
+
+    Args:
+        per_position: levels (which say nothing) have the shape (N, L) instead of (N,), as the model expects them.
+    """
+
+    def __init__(self, per_position: bool = False) -> None:
+        self.per_position = per_position
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
-        """One (unused) level a sample."""
-        return ()
+        """As of the noise that it stands for."""
+        return (example.clean.shape[1],) if self.per_position else ()
 
     def sample(self, share: Tensor) -> Tensor:
         """Ones."""

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from dbtrain.errors import ConfigError
+from dbtrain.models.ar_lm import ARLM
 from dbtrain.models.dit import DiT
 from dbtrain.models.masked_lm import MaskedLM
 from dbtrain.models.vit import ViT
@@ -26,6 +27,10 @@ class Architecture:
     """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
     metric: str
     """By which a merged model is evaluated: an entry of evaluation/metrics.py."""
+    per_position: bool = False
+    """Whether each position of a sample has a noise level of its own."""
+    generates: str | None = None
+    """How a merged model continues a text: an entry of evaluation/generate.py; None if it does not."""
     samples: str | None = None
     """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
 
@@ -42,6 +47,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         end_to_end="same_noise",
         metric="frechet_classifier",
         samples="image",
+    ),
+    "ar_lm": Architecture(
+        ARLM,
+        codes="vocabulary",
+        takes=(),
+        noise="gaussian",
+        end_to_end="no_noise",
+        metric="bits",
+        per_position=True,
+        generates="autoregressive",
     ),
     "masked_lm": Architecture(
         MaskedLM,

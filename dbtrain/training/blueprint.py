@@ -40,7 +40,7 @@ class Blueprint:
     def noise(self) -> NoiseProcess:
         """The noise process over the whole range."""
         if self.distribution["kind"] == "none":
-            return NoNoise()
+            return NoNoise(architecture(self.config.model.arch).per_position)
         return NOISES[architecture(self.config.model.arch).noise](self)
 
     def model(self, block: int | None, device: str = "cpu") -> nn.Module:
@@ -90,7 +90,13 @@ def _gaussian(blueprint: Blueprint) -> NoiseProcess:
     if sigma_data is None:
         # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
         sigma_data = 0.5 if codebook is None else codebook.shape[1] ** -0.5
-    return GaussianNoise(make_distribution(blueprint.distribution), sigma_data, noise.weighting, noise.input_scaling)
+    return GaussianNoise(
+        make_distribution(blueprint.distribution),
+        sigma_data,
+        noise.weighting,
+        noise.input_scaling,
+        architecture(blueprint.config.model.arch).per_position,
+    )
 
 
 def _masking(blueprint: Blueprint) -> NoiseProcess:

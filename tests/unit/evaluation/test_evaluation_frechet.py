@@ -146,7 +146,9 @@ def test_the_metric_is_never_called_fid_without_inception():
     name, metric = metric_of(config)
     assert (name, metric.label, metric.better) == ("frechet_classifier", "Frechet classifier distance", "lower")
     assert [name for name, row in METRICS.items() if "FID" in row.label] == ["frechet_inception"]
-    with pytest.raises(ConfigError, match="evaluation.metric='fid' is none of accuracy, .*frechet_classifier, frechet_inception"):
+    with pytest.raises(
+        ConfigError, match="evaluation.metric='fid' is none of accuracy, .*frechet_classifier, frechet_inception"
+    ):
         metric_of(load_config(None, ["evaluation.metric=fid"], base=SMALL))
 
 

@@ -1,0 +1,137 @@
+"""Text from a merged autoregressive model, token by token, with one cache of keys and values for each evaluation."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dbtrain.config import EvaluationConfig
+from dbtrain.data.tokenizers import load_tokenizer
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
+from dbtrain.method.draws import Draws, derive_seed
+from dbtrain.method.interface import NoiseProcess
+from dbtrain.method.sampler import Evaluation, chain
+from dbtrain.models.ar_lm import ARLM
+from dbtrain.models.llama import KVCache
+from dbtrain.models.registry import architecture
+from dbtrain.shards.store import Store
+
+TOKEN_STREAM = 0
+
+
+class Generator:
+    """Continues texts; what a step needs of the past is in its caches.
+
+    Args:
+        model: all blocks.
+        section: how the blocks are read out.
+        seed: of the noise that the chain starts from (under ``evaluation.start=noise``) and of the tokens drawn.
+    """
+
+    def __init__(self, model: MergedModel, section: EvaluationConfig, seed: int) -> None:
+        self.model = model
+        self.section = section
+        self.seed = seed
+        self.blocks = [cast(ARLM, block) for block in model.blocks]
+        self.noise: NoiseProcess = model.blueprint.noise()
+        self.levels = chain_levels(model.blueprint, section.steps_per_block)
+        # a level of the chain is seen with its own codes, so each has its own cache: one a block with one step a block
+        self.caches = [KVCache() for _ in self.levels]
+
+    def probabilities(self, context: Tensor) -> Tensor:
+        """p(next token) (N, V) after these T more tokens of context (N, T), by the readout of the section."""
+        found: Tensor = readouts(list(self._walk(context)))[self.section.readout][:, -1]
+        return found
+
+    def _walk(self, context: Tensor) -> Iterator[Evaluation]:
+        caches = iter(self.caches)
+
+        def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+            own = self.blocks[block]
+            hidden = own.run(self.model.blueprint.split.layers(block), noisy, level, context, next(caches))
+            output = own.readout(hidden, noisy, level)
+            return output, own.denoised(output)
+
+        start = self._start(context)
+        shape = (context.shape[1],)
+        return chain(denoise, self.noise, self.model.blueprint.ranges, self.levels, start, level_shape=shape)
+
+    def _start(self, context: Tensor) -> Tensor:
+        count, new = context.shape
+        dim = self.blocks[0].get_buffer("codebook").shape[1]
+        if self.section.start == "zero":
+            return torch.zeros(count, new, dim, device=context.device)
+        first = self.caches[0].length
+        noise = [self.noise.prior((dim,), self._draws("noise", first + i, count)) for i in range(new)]
+        return torch.stack(noise, dim=1)
+
+    def _draws(self, what: str, position: int, count: int) -> Draws:
+        device = self.model.device
+        key = torch.tensor(derive_seed(self.seed, "generate", what, position), device=device)
+        return Draws(key, torch.arange(count, device=device))
+
+    @torch.no_grad()
+    def continue_from(self, prompt: Tensor, length: int, temperature: float) -> Tensor:
+        """`length` more tokens (N, length) after prompts (N, P), P >= 0; at temperature 0 the likeliest each time."""
+        start = torch.full((len(prompt), 1), self.blocks[0].start_token, device=prompt.device)
+        context = torch.cat([start, prompt], dim=1)
+        drawn: list[Tensor] = []
+        for _ in range(length):
+            probabilities = self.probabilities(context)
+            position = self.caches[0].length
+            context = self._draw(probabilities, temperature, position)[:, None]
+            drawn.append(context)
+        return torch.cat(drawn, dim=1) if drawn else prompt[:, :0]
+
+    def _draw(self, probabilities: Tensor, temperature: float, position: int) -> Tensor:
+        if temperature == 0:
+            return probabilities.argmax(dim=-1)
+        sharp = (probabilities.double().log() / temperature).softmax(dim=-1)
+        point = self._draws("token", position, len(sharp)).uniform((), TOKEN_STREAM).double()
+        # the last number that has any probability, in case rounding leaves the sum below the point
+        return (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
+
+
+def autoregressive(model: MergedModel, prompt: str, length: int, temperature: float, seed: int) -> str:
+    """`length` tokens of text after a prompt.
+
+    Raises:
+        ConfigError: the prompt and the length do not fit the window that the model was trained on.
+    """
+    config = model.blueprint.config
+    tokenizer = load_tokenizer(config.data.model_dump()["tokenizer"])
+    start = tokenizer.encode(prompt).tolist()
+    window = int(model.blueprint.shape["length"])
+    if len(start) + length > window:
+        raise ConfigError(
+            f"a prompt of {len(start)} tokens and --length {length} exceed the {window} tokens (data.length) that the "
+            "model was trained on: shorten one of them"
+        )
+    generator = Generator(model, config.evaluation, seed)
+    tokens = torch.tensor([start], dtype=torch.int64, device=model.device)
+    return tokenizer.decode(generator.continue_from(tokens, length, temperature)[0].tolist())
+
+
+Generate = Callable[[MergedModel, str, int, float, int], str]
+"""(model, prompt, length, temperature, seed) -> the text after the prompt."""
+
+GENERATORS: Mapping[str, Generate] = {"autoregressive": autoregressive}
+"""By the name in an architecture's row."""
+
+
+def generate_text(run: Store, prompt: str, length: int, temperature: float, seed: int) -> str:
+    """The text after a prompt, by the merged model of a run.
+
+    Raises:
+        ConfigError: its architecture continues no text, or the prompt does not fit.
+        ShardError: the run is not merged, or its files are damaged.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = MergedModel.read(run.child("merged"), device)
+    config = model.blueprint.config.model
+    name = architecture(config.arch).generates
+    if name is None:
+        raise ConfigError(f"{run.url} is a run of model.arch={config.arch}, which continues no text")
+    return GENERATORS[name](model, prompt, length, temperature, seed)

@@ -1,0 +1,171 @@
+"""Autoregressive language model as a denoiser of the next token's code, seeing the clean tokens before it."""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws
+from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
+
+StreamName = Literal["single", "concat"]
+
+
+class Stream(Protocol):
+    """How T clean tokens and T noisy codes become the slots of a sequence."""
+
+    def join(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """(N, T, dim) twice -> slots (N, S, dim)."""
+
+    def conditions(self, condition: Tensor) -> Tensor:
+        """Level embeddings (N, T, level_dim) -> those of the slots (N, S, level_dim)."""
+
+    def view(self, past: int, new: int, device: torch.device) -> View:
+        """Who sees whom when `new` positions follow `past`."""
+
+
+class SingleStream:
+    """Slot i holds token i-1 plus its own noisy code of token i; plain causal attention over T slots."""
+
+    def join(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """Their sum."""
+        return tokens + codes
+
+    def conditions(self, condition: Tensor) -> Tensor:
+        """Unchanged."""
+        return condition
+
+    def view(self, past: int, new: int, device: torch.device) -> View:
+        """Slot i sees slots up to i; without a past, or for one slot, attention needs no mask."""
+        positions = torch.arange(past, past + new, device=device)
+        if past == 0 or new == 1:
+            return View(positions, None, causal=past == 0 and new > 1, kept=new)
+        return View(positions, _no_later(past, new, device), causal=False, kept=new)
+
+
+class ConcatStream:
+    """T slots of clean tokens, then T of noisy codes  # paper, section 4 and appendix (autoregressive models).
+
+    A clean slot sees the clean ones up to its own; a noisy slot i sees the clean ones up to i, which end with token
+    i-1, and itself. Only clean slots are kept, and they carry no level.
+    """
+
+    def join(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """One after the other."""
+        return torch.cat([tokens, codes], dim=1)
+
+    def conditions(self, condition: Tensor) -> Tensor:
+        """Zeros for the clean slots."""
+        return torch.cat([torch.zeros_like(condition), condition], dim=1)
+
+    def view(self, past: int, new: int, device: torch.device) -> View:
+        """A mask of the kind above."""
+        positions = torch.arange(past, past + new, device=device).repeat(2)
+        clean = _no_later(past, new, device)
+        own = torch.eye(new, dtype=torch.bool, device=device)
+        mask = torch.cat([clean.repeat(2, 1), torch.cat([torch.zeros_like(own), own])], dim=1)
+        return View(positions, mask, causal=False, kept=new)
+
+
+def _no_later(past: int, new: int, device: torch.device) -> Tensor:
+    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+
+
+STREAMS: Mapping[str, type[SingleStream] | type[ConcatStream]] = {"single": SingleStream, "concat": ConcatStream}
+
+
+class ARLM(nn.Module):
+    """Language model: noised are the tokens' codes, each with a level of its own; context is the clean prefix.
+
+    Args:
+        codebook: (V, D) frozen unit-norm codes, common to all blocks.
+        noise: the noise process, with one level for each position.
+        depth: layers of the whole model.
+        dim, heads: width and attention heads.
+        mlp_ratio: hidden width of SwiGLU as a multiple of dim.
+        level_dim: width of the level's embedding.
+        stream: `single`, or `concat` as in the paper.
+        layers: numbers of the layers that this instance holds; all of them by default.
+
+    Raises:
+        ConfigError: dim is not an even multiple of heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook: Tensor,
+        noise: NoiseProcess,
+        depth: int,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 8 / 3,
+        level_dim: int = 64,
+        stream: StreamName = "single",
+        layers: range | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % (2 * heads):
+            raise ConfigError(
+                f"model.dim={dim} is not an even multiple of model.heads={heads}, as rotary positions need"
+            )
+        self.num_layers = depth
+        self.noise = noise
+        self.stream: Stream = STREAMS[stream]()
+        # not persistent: the codebook is stored once for all blocks, never in a shard
+        self.register_buffer("codebook", codebook, persistent=False)
+        vocabulary, code_dim = codebook.shape
+        self.start_token = vocabulary
+        # one more than there are tokens: the last stands before the first of a sample
+        self.stem = TokenStem(vocabulary + 1, code_dim, dim, level_dim)
+        held = range(depth) if layers is None else layers
+        hidden = round(dim * mlp_ratio)
+        self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
+        self.head = LlamaHead(dim, level_dim, vocabulary)
+
+    def example(self, batch: Batch, draws: Draws | None = None) -> Example:
+        """``tokens`` (N, L): clean are their codes (N, L, D), context (N, L) is the token before each."""
+        tokens = batch["tokens"]
+        return Example(clean=self.get_buffer("codebook")[tokens], context=self.before(tokens), target=tokens)
+
+    def before(self, tokens: Tensor) -> Tensor:
+        """The token before each (N, L); before the first, the start token."""
+        return functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
+
+    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states and conditions of the T noisy codes, (N, T, dim + level_dim).
+
+        Args:
+            layers: to apply.
+            noisy: (N, T, D) codes.
+            level: (N, T).
+            context: (N, T) the token before each.
+            cache: of the positions before these T, to which they are added; None if there are none.
+        """
+        new, past = context.shape[1], 0 if cache is None else cache.length
+        token, code, own = self.stem(context, self.noise.scale_input(noisy, level), self.noise.embed_level(level))
+        hidden, condition = self.stream.join(token, code), self.stream.conditions(own)
+        view = self.stream.view(past, new, context.device)
+        for i in layers:
+            hidden = self.layers[str(i)](hidden, condition, view, cache, i)
+        if cache is not None:
+            cache.length += new
+        return torch.cat([hidden[:, -new:], own.to(hidden.dtype)], dim=-1)
+
+    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """Logits (N, T, V)."""
+        width = self.stem.tokens.embedding_dim
+        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:])
+        return logits
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy (N, T), in nats."""
+        return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """Expected code under the predicted distribution, (N, T, D)."""
+        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
