@@ -65,8 +65,30 @@ class MaskedLMConfig(Section):
     depth: Count = 6
     dim: Count = 128
     heads: Count = 4
-    mlp_ratio: Positive = 4.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mlp_ratio: Positive = 8 / 3
+    level_dim: Count = 64
+    """Width of the level's embedding."""
+
+
+class RecurrentConfig(Section):
+    """Recurrent-depth language model: its core is one denoiser, applied `evaluation.steps_per_block` times."""
+
+    noise_defaults: ClassVar[dict[str, Any]] = {"input_scaling": "signal", "overlap": 0.0}
+
+    arch: Literal["recurrent"] = "recurrent"
+    depth: Count = 2
+    """Layers of the core."""
+    prelude: Annotated[int, Field(ge=0)] = 1
+    coda: Annotated[int, Field(ge=0)] = 1
+    dim: Count = 128
+    heads: Count = 4
+    iterations: Count = 8
+    """Of the core, in the end-to-end baseline."""
+    backprop: Count = 4
+    """The last iterations, through which the baseline's gradients go."""
+    mlp_ratio: Positive = 8 / 3
+    level_dim: Count = 64
+    """Width of the level's embedding."""
 
 
 class ARLMConfig(Section):
@@ -338,7 +360,9 @@ class TelemetryConfig(Section):
     project: str = "dbtrain"
 
 
-ModelConfig = Annotated[ViTConfig | DiTConfig | MaskedLMConfig | ARLMConfig, Field(discriminator="arch")]
+ModelConfig = Annotated[
+    ViTConfig | DiTConfig | MaskedLMConfig | RecurrentConfig | ARLMConfig, Field(discriminator="arch")
+]
 DataConfig = Annotated[
     DigitsConfig
     | FashionMnistConfig

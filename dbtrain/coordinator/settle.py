@@ -41,6 +41,11 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
             f"model.arch={config.model.arch} needs data with {' and '.join(unknown)}, and data.source="
             f"{config.data.source} has {', '.join(data.shape)}: choose another data.source"
         )
+    if kind.most_blocks and config.blocks > kind.most_blocks:
+        raise ConfigError(
+            f"blocks={config.blocks}: model.arch={config.model.arch} is one denoiser for all levels and cannot be cut "
+            f"into more than {kind.most_blocks}: set blocks={kind.most_blocks}"
+        )
     depth = config.model.depth
     sizes = config.layers_per_block
     split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)

@@ -31,7 +31,7 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
     nats: dict[str, float] = defaultdict(float)
     characters = 0
     with torch.no_grad():
-        for number, indices in enumerate(_batches(split, section, model)):
+        for number, indices in enumerate(batches(split, section, model)):
             batch = split.batch(indices, model.device)
             characters += split.characters(indices)
             for name, probabilities in readouts(model.evaluations(batch, number, section.steps_per_block)).items():
@@ -46,7 +46,8 @@ def negative_log_likelihood(probabilities: Tensor, tokens: Tensor) -> float:
     return float(-own.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
 
 
-def _batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) -> list[Tensor]:
+def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) -> list[Tensor]:
+    """Numbers of the samples that are measured, in batches whose logits fit."""
     shape = model.blueprint.shape
     size = min(section.batch_size, max(1, MOST_LOGITS // (int(shape["length"]) * int(shape["vocabulary"]))))
     indices = evenly(len(split), section.texts)

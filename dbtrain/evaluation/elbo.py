@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from dbtrain.config import EvaluationConfig
+from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import Split
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.bits import batches
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel
@@ -16,43 +19,50 @@ LEVEL_STREAM = 0
 
 
 def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
-    """Bits a token, an upper bound of -log2 p: ``total`` and each block's share ``block_<b>``.
+    """Bits a character, an upper bound of -log2 p: ``total`` and each block's share ``block_<b>``.
 
     The integral over the masked share t splits at the blocks' edges, so total = sum of the shares  # MD4, eq. (4).
-    Each sample is seen at `steps_per_block` levels of every block, spread evenly over its slice and over the samples.
+    Each text is seen at `steps_per_block` levels of every block, spread evenly over its slice and over the texts.
+
+    Raises:
+        ConfigError: the split is no text.
     """
-    sums = torch.zeros(model.blueprint.split.blocks, dtype=torch.float64)
+    if not isinstance(split, TokenWindows):
+        raise ConfigError("bits per character are measured on text, and this data is none")
+    nats = torch.zeros(model.blueprint.split.blocks, dtype=torch.float64)
+    characters = seen = 0
     with torch.no_grad():
-        for start in range(0, len(split), section.batch_size):
-            indices = torch.arange(start, min(start + section.batch_size, len(split)))
-            batch = split.batch(indices, model.device)
-            for block in range(len(sums)):
-                sums[block] += float(block_nats(model, block, batch, indices, section.steps_per_block).sum())
-    shares = (sums / len(split) / math.log(2)).tolist()
+        for indices in batches(split, section, model):
+            batch, positions = split.batch(indices, model.device), seen + torch.arange(len(indices))
+            for block in range(len(nats)):
+                nats[block] += float(block_nats(model, block, batch, positions, section.steps_per_block).sum())
+            characters += split.characters(indices)
+            seen += len(indices)
+    shares = (nats / characters / math.log(2)).tolist()
     return {"total": sum(shares), **{f"block_{block}": share for block, share in enumerate(shares)}}
 
 
-def block_nats(model: MergedModel, block: int, batch: Batch, indices: Tensor, levels: int) -> Tensor:
-    """Estimate (N,) float64 of a block's share of the ELBO of each sample, in nats a token.
+def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, levels: int) -> Tensor:
+    """Estimate (N,) float64 of a block's share of the ELBO of each sample, in nats.
 
     Args:
         model: the merged model.
         block: its number.
         batch: N samples.
-        indices: (N,) their numbers in the split, from which their levels and masks follow.
+        positions: (N,) their places among all that are measured, from which their levels and masks follow.
         levels: levels for each sample.
     """
     own, noise = cast(BlockModel, model.blocks[block]), model.blueprint.noise()
     example, layers = own.example(batch), model.blueprint.split.layers(block)
     low, high = noise.quantile(torch.tensor(model.blueprint.ranges.of(block), dtype=torch.float64)).tolist()
-    total = torch.zeros(len(indices), dtype=torch.float64, device=model.device)
+    total = torch.zeros(len(positions), dtype=torch.float64, device=model.device)
     for number in range(levels):
         key = derive_seed(model.blueprint.config.seed, "elbo", block, number)
-        draws = Draws(torch.tensor(key, device=model.device), indices.to(model.device))
+        draws = Draws(torch.tensor(key, device=model.device), positions.to(model.device))
         share = (number + draws.spread(LEVEL_STREAM)) / levels
         level = noise.sample(low + share * (high - low))
         noisy = noise.corrupt(example.clean, level, draws)
         output = own.readout(own.run(layers, noisy, level, example.context), noisy, level)
         total += (noise.weight(level) * own.loss(output.float(), example.target)).double()
-    # the mean over the slice times its width is the integral over it
-    return (high - low) * total / levels
+    # the loss is a token's; the mean over the slice times its width is the integral over it
+    return (high - low) * total / levels * example.target.shape[1]

@@ -10,6 +10,8 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
+from dbtrain.evaluation.uncached import uncached
+from dbtrain.evaluation.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import NoiseProcess
 from dbtrain.method.sampler import Evaluation, chain
@@ -94,13 +96,29 @@ class Generator:
         return (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
 
 
-def autoregressive(model: MergedModel, prompt: str, length: int, temperature: float, seed: int) -> str:
+def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
+    """`length` more tokens (1, length), one after the other; each costs one pass of one slot."""
+    return Generator(model, model.blueprint.config.evaluation, seed).continue_from(prompt, length, temperature)
+
+
+Generate = Callable[[MergedModel, Tensor, int, float, int], Tensor]
+"""(model, prompt (1, P), length, temperature, seed) -> the tokens after the prompt (1, length)."""
+
+GENERATORS: Mapping[str, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
+"""By the name in an architecture's row."""
+
+
+def continue_text(model: MergedModel, prompt: str, length: int, temperature: float, seed: int) -> str:
     """`length` tokens of text after a prompt.
 
     Raises:
-        ConfigError: the prompt and the length do not fit the window that the model was trained on.
+        ConfigError: the prompt and the length do not fit the window that the model was trained on, or its architecture
+            continues no text.
     """
     config = model.blueprint.config
+    name = architecture(config.model.arch).generates
+    if name is None:
+        raise ConfigError(f"model.arch={config.model.arch} continues no text")
     tokenizer = load_tokenizer(config.data.model_dump()["tokenizer"])
     start = tokenizer.encode(prompt).tolist()
     window = int(model.blueprint.shape["length"])
@@ -109,16 +127,8 @@ def autoregressive(model: MergedModel, prompt: str, length: int, temperature: fl
             f"a prompt of {len(start)} tokens and --length {length} exceed the {window} tokens (data.length) that the "
             "model was trained on: shorten one of them"
         )
-    generator = Generator(model, config.evaluation, seed)
     tokens = torch.tensor([start], dtype=torch.int64, device=model.device)
-    return tokenizer.decode(generator.continue_from(tokens, length, temperature)[0].tolist())
-
-
-Generate = Callable[[MergedModel, str, int, float, int], str]
-"""(model, prompt, length, temperature, seed) -> the text after the prompt."""
-
-GENERATORS: Mapping[str, Generate] = {"autoregressive": autoregressive}
-"""By the name in an architecture's row."""
+    return tokenizer.decode(GENERATORS[name](model, tokens, length, temperature, seed)[0].tolist())
 
 
 def generate_text(run: Store, prompt: str, length: int, temperature: float, seed: int) -> str:
@@ -129,9 +139,4 @@ def generate_text(run: Store, prompt: str, length: int, temperature: float, seed
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.read(run.child("merged"), device)
-    config = model.blueprint.config.model
-    name = architecture(config.arch).generates
-    if name is None:
-        raise ConfigError(f"{run.url} is a run of model.arch={config.arch}, which continues no text")
-    return GENERATORS[name](model, prompt, length, temperature, seed)
+    return continue_text(MergedModel.read(run.child("merged"), device), prompt, length, temperature, seed)

@@ -76,7 +76,8 @@ def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     """Levels of the evaluations along the chain, as many in every slice."""
     known = blueprint.distribution["kind"] != "none"
     distribution = make_distribution(blueprint.distribution) if known else None
-    return schedule(blueprint.ranges, distribution, steps_per_block)
+    # without noise there is one level, and the same prediction however often it is asked for
+    return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
 
 
 def load_model(blueprint: Blueprint, block: int, tensors: dict[str, Tensor]) -> nn.Module:

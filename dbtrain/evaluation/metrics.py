@@ -37,7 +37,7 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", accuracy, percent=True),
     "bits": Metric("bits a character", "lower", bits),
-    "elbo_bits": Metric("bits a token (ELBO)", "lower", elbo_bits),
+    "elbo_bits": Metric("bits a character (ELBO)", "lower", elbo_bits),
     "frechet_classifier": Metric(
         "Frechet classifier distance", "lower", frechet_classifier, describe=describe_classifier
     ),

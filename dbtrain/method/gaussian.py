@@ -106,14 +106,16 @@ class GaussianNoise:
 
 
 class NoNoise:
-    """The network is shown an empty target: end-to-end training of the same layers, for the baseline.
+    """The network is shown nothing of the target: end-to-end training of the same layers, for the baseline.
 
     Args:
         per_position: levels (which say nothing) have the shape (N, L) instead of (N,), as the model expects them.
+        spread: standard deviation of what it is shown instead, 0 for zeros; a recurrent state starts from noise.
     """
 
-    def __init__(self, per_position: bool = False) -> None:
+    def __init__(self, per_position: bool = False, spread: float = 0.0) -> None:
         self.per_position = per_position
+        self.spread = spread
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """As of the noise that it stands for."""
@@ -124,8 +126,8 @@ class NoNoise:
         return torch.ones_like(share)
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
-        """Zeros: nothing of the target is seen."""
-        return torch.zeros_like(clean)
+        """Noise alone: nothing of the target is seen."""
+        return self.prior(tuple(clean.shape[1:]), draws)
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Unchanged."""
@@ -144,8 +146,10 @@ class NoNoise:
         return torch.ones_like(level)
 
     def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
-        """Zeros (N, *shape)."""
-        return torch.zeros(len(draws.positions), *shape, device=draws.positions.device)
+        """spread * eps, (N, *shape)."""
+        if not self.spread:
+            return torch.zeros(len(draws.positions), *shape, device=draws.positions.device)
+        return self.spread * draws.normal(shape, NOISE_STREAM)
 
     def centre(self, prior: Tensor) -> Tensor:
         """Zeros."""

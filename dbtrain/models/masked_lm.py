@@ -7,23 +7,21 @@ from torch.nn import functional
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding
+from dbtrain.models.layers import LevelEmbedding
+from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
 class MaskedStem(nn.Module):
-    """Tokens, the mask among them, as vectors (N, L, dim), and the masked share as a condition (N, dim)."""
+    """Tokens, the mask among them, as vectors (N, L, dim), and the masked share as a condition (N, 1, level_dim)."""
 
-    def __init__(self, vocabulary: int, length: int, dim: int) -> None:
+    def __init__(self, vocabulary: int, dim: int, level_dim: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary + 1, dim)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, length, dim))
-        self.level = LevelEmbedding(dim)
+        self.level = LevelEmbedding(level_dim)
 
     def forward(self, tokens: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids (N, L) and c_noise (N,)."""
-        embedded: Tensor = self.tokens(tokens)
-        return embedded + self.positions[:, : tokens.shape[1]], self.level(c_noise)
+        return self.tokens(tokens), self.level(c_noise[:, None])
 
 
 class MaskedLM(nn.Module):
@@ -34,12 +32,14 @@ class MaskedLM(nn.Module):
     Args:
         noise: the noise process, which masks with the id `vocabulary`.
         vocabulary: tokens, the mask not counted.
-        length: tokens of a sample.
-        layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
+        dim, heads: width and attention heads.
+        mlp_ratio: hidden width of SwiGLU as a multiple of dim.
+        level_dim: width of the level's embedding.
+        layers: numbers of the layers that this instance holds; all of them by default.
 
     Raises:
-        ConfigError: dim is not a multiple of heads.
+        ConfigError: dim is not an even multiple of heads.
     """
 
     def __init__(
@@ -47,24 +47,26 @@ class MaskedLM(nn.Module):
         *,
         noise: NoiseProcess,
         vocabulary: int,
-        length: int,
         depth: int,
         dim: int,
         heads: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        mlp_ratio: float = 8 / 3,
+        level_dim: int = 64,
         layers: range | None = None,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+        if dim % (2 * heads):
+            raise ConfigError(
+                f"model.dim={dim} is not an even multiple of model.heads={heads}: rotary positions need it"
+            )
         self.num_layers = depth
         self.noise = noise
         self.vocabulary = vocabulary
-        self.stem = MaskedStem(vocabulary, length, dim)
+        self.stem = MaskedStem(vocabulary, dim, level_dim)
         held = range(depth) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
-        self.head = AdaLNHead(dim, vocabulary)
+        hidden = round(dim * mlp_ratio)
+        self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
+        self.head = LlamaHead(dim, level_dim, vocabulary)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean and target alike; the context is empty."""
@@ -72,15 +74,18 @@ class MaskedLM(nn.Module):
         return Example(clean=tokens, context=tokens[:, :0], target=tokens)
 
     def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, L + 1, dim): the tokens after these layers, and the condition, which the head needs too."""
+        """(N, L, dim + level_dim): the tokens after these layers, and the condition, which the head needs too."""
         hidden, condition = self.stem(noisy, self.noise.embed_level(level))
+        length = noisy.shape[1]
+        everyone = View(torch.arange(length, device=noisy.device), mask=None, causal=False, kept=length)
         for i in layers:
-            hidden = self.layers[str(i)](hidden, condition)
-        return torch.cat([hidden, condition[:, None].to(hidden.dtype)], dim=1)
+            hidden = self.layers[str(i)](hidden, condition, everyone)
+        return torch.cat([hidden, condition.expand(-1, length, -1).to(hidden.dtype)], dim=-1)
 
     def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
         """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
-        logits: Tensor = self.head(hidden[:, :-1], hidden[:, -1])
+        width = self.stem.tokens.embedding_dim
+        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:])
         others = noisy[..., None] != torch.arange(self.vocabulary, device=noisy.device)
         seen = (noisy < self.vocabulary)[..., None]
         return logits.masked_fill(seen & others, -torch.inf)

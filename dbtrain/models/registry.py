@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -10,6 +11,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.models.ar_lm import ARLM
 from dbtrain.models.dit import DiT
 from dbtrain.models.masked_lm import MaskedLM
+from dbtrain.models.recurrent import Recurrent
 from dbtrain.models.vit import ViT
 
 
@@ -33,6 +35,12 @@ class Architecture:
     """How a merged model continues a text: an entry of evaluation/generate.py; None if it does not."""
     samples: str | None = None
     """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
+    build_whole: Callable[..., nn.Module] | None = None
+    """What the end-to-end baseline trains, if not the same."""
+    whole_start: float = 0.0
+    """Spread of the noise that the end-to-end baseline starts from under `no_noise`."""
+    most_blocks: int | None = None
+    """Into how many blocks it can be cut; None for any number."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -56,15 +64,28 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         end_to_end="no_noise",
         metric="bits",
         per_position=True,
-        generates="autoregressive",
+        generates="cached",
     ),
     "masked_lm": Architecture(
         MaskedLM,
         codes=None,
-        takes=("vocabulary", "length"),
+        takes=("vocabulary",),
         noise="masking",
         end_to_end="same_noise",
         metric="elbo_bits",
+        generates="unmasking",
+    ),
+    "recurrent": Architecture(
+        Recurrent,
+        codes="vocabulary",
+        takes=(),
+        noise="gaussian",
+        end_to_end="no_noise",
+        metric="bits",
+        generates="uncached",
+        build_whole=partial(Recurrent, unrolled=True),
+        whole_start=1.0,
+        most_blocks=1,
     ),
 }
 

@@ -39,9 +39,10 @@ class Blueprint:
 
     def noise(self) -> NoiseProcess:
         """The noise process over the whole range."""
+        kind = architecture(self.config.model.arch)
         if self.distribution["kind"] == "none":
-            return NoNoise(architecture(self.config.model.arch).per_position)
-        return NOISES[architecture(self.config.model.arch).noise](self)
+            return NoNoise(kind.per_position, kind.whole_start)
+        return NOISES[kind.noise](self)
 
     def model(self, block: int | None, device: str = "cpu") -> nn.Module:
         """The model with only the layers of one block (or all), initialised as a function of (seed, block)."""
@@ -51,10 +52,12 @@ class Blueprint:
         if kind.codes:
             arguments["codebook"] = self.codebook
         layers = None if block is None else self.split.layers(block)
+        end_to_end = self.config.method == "end_to_end"
+        build = kind.build_whole if end_to_end and kind.build_whole else kind.build
         noise = self.noise()  # its numbers are read, so it is made outside the device's context
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", -1 if block is None else block))
-            return kind.build(noise=noise, layers=layers, **arguments)
+            return build(noise=noise, layers=layers, **arguments)
 
     def objective(self, block: int, device: str = "cpu") -> BlockObjective:
         """What a worker trains."""

@@ -1,9 +1,14 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from dbtrain.data.packed import TokenWindows
+from dbtrain.data.splits import LabelledImages
+from dbtrain.data.tokenizers import Letters
+from dbtrain.errors import ConfigError
 from dbtrain.evaluation.elbo import block_nats, elbo_bits
 from dbtrain.method.interface import Example
 from dbtrain.method.levels import Uniform
@@ -32,15 +37,16 @@ class Twins:
         return torch.nn.functional.cross_entropy(output.transpose(1, 2), target, reduction="none").mean(1)
 
 
-class Texts:
-    def __init__(self, pairs=1):
-        self.pairs = pairs
+def texts(pairs=1, characters=1):
+    """3,000 texts of one letter, repeated; each token stands for so many characters."""
+    tokens = (np.arange(3000, dtype=np.uint8) % 4).repeat(2 * pairs)
+    tokenizer = Letters()
+    tokenizer.characters = lambda row: characters * len(row)
+    return TokenWindows(tokens, 2 * pairs, tokenizer)
 
-    def __len__(self):
-        return 3000
 
-    def batch(self, indices, device):
-        return {"tokens": (indices % 4)[:, None].expand(-1, 2 * self.pairs)}
+def section(batch_size=1000, steps=2, most=None):
+    return SimpleNamespace(batch_size=batch_size, steps_per_block=steps, texts=most)
 
 
 def merged(blocks):
@@ -49,21 +55,33 @@ def merged(blocks):
         ranges=equal_shares(Uniform(), blocks),
         noise=lambda: MaskingNoise(Uniform(), MASK),
         config=SimpleNamespace(seed=0),
+        shape={"length": 2, "vocabulary": 4},
     )
     return SimpleNamespace(blueprint=blueprint, blocks=[Twins()] * blocks, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_the_bits_of_texts_whose_entropy_is_known(blocks):
-    section = SimpleNamespace(batch_size=1000, steps_per_block=2)
-    bits = elbo_bits(merged(blocks), Texts(), section)
+    bits = elbo_bits(merged(blocks), texts(), section())
     # two bits for two tokens; by hand, the integral of 2t over the slice, times that
     assert bits["total"] == pytest.approx(1, abs=0.02)
     expected = [(1 - b / blocks) ** 2 - (1 - (b + 1) / blocks) ** 2 for b in range(blocks)]
     assert [bits[f"block_{b}"] for b in range(blocks)] == pytest.approx(expected, abs=0.02)
     assert bits["total"] == pytest.approx(sum(bits[f"block_{b}"] for b in range(blocks)))
     # the batch is a matter of memory only
-    assert elbo_bits(merged(blocks), Texts(), SimpleNamespace(batch_size=700, steps_per_block=2)) == pytest.approx(bits)
+    assert elbo_bits(merged(blocks), texts(), section(batch_size=700)) == pytest.approx(bits)
+
+
+def test_bits_are_a_character_and_fewer_texts_can_be_measured():
+    whole = elbo_bits(merged(2), texts(), section())["total"]
+    assert elbo_bits(merged(2), texts(characters=4), section())["total"] == pytest.approx(whole / 4)
+    few = elbo_bits(merged(2), texts(), section(most=600))["total"]
+    assert few != whole and few == pytest.approx(whole, abs=0.1)
+
+
+def test_what_is_no_text_is_refused():
+    with pytest.raises(ConfigError, match="measured on text"):
+        elbo_bits(merged(1), LabelledImages(torch.zeros(2, 1, 1, 1), torch.zeros(2), 1), section())
 
 
 def test_levels_spread_evenly_vary_far_less_than_independent_ones():
@@ -72,8 +90,8 @@ def test_levels_spread_evenly_vary_far_less_than_independent_ones():
     for seed in range(20):
         model = merged(1)
         model.blueprint.config.seed = seed
-        totals.append(float(block_nats(model, 0, Texts(pairs).batch(indices, None), indices, 1).mean()))
-    evenly = torch.tensor(totals)
+        totals.append(float(block_nats(model, 0, texts(pairs).batch(indices, torch.device("cpu")), indices, 1).mean()))
+    evenly = torch.tensor(totals) / (2 * pairs)
     generator = torch.Generator().manual_seed(0)
     t = torch.rand(20, 400, 1, generator=generator)
     both = torch.rand(20, 400, pairs, generator=generator) < t**2

@@ -17,7 +17,7 @@ from dbtrain.data.tokenizers import Bytes, Letters
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation import bits as room
 from dbtrain.evaluation.bits import bits, evenly, negative_log_likelihood
-from dbtrain.evaluation.generate import Generator, autoregressive
+from dbtrain.evaluation.generate import Generator, continue_text
 from dbtrain.evaluation.merged import MergedModel, readouts
 from dbtrain.method.split import global_name
 
@@ -162,10 +162,10 @@ def test_tokens_are_drawn_by_their_probabilities(configure, data):
 def test_text_is_continued_to_the_end_of_the_window_and_not_beyond(configure, data):
     model = merged(configure(), data)
     for prompt in ("", "the cat "):
-        text = autoregressive(model, prompt, 24 - len(prompt), 1.0, 0)
+        text = continue_text(model, prompt, 24 - len(prompt), 1.0, 0)
         assert len(text) == 24 - len(prompt) and set(text) <= set(" abcdefghijklmnopqrstuvwxyz")
     with pytest.raises(ConfigError, match="prompt of 8 tokens and --length 17 exceed the 24"):
-        autoregressive(model, "the cat ", 17, 1.0, 0)
+        continue_text(model, "the cat ", 17, 1.0, 0)
 
 
 def test_the_range_of_a_text_is_calibrated_on_its_positions(configure, data, monkeypatch):

@@ -120,3 +120,11 @@ def test_no_noise_shows_nothing_of_the_target():
     assert (process.prior((3,), draws()) == 0).all() and process.prior((3,), draws()).shape == (5, 3)
     assert torch.equal(process.combine(y, torch.zeros(5, 3), level), y)
     assert process.weight(level).tolist() == [1] * 5
+
+
+def test_what_starts_from_noise_alone_knows_nothing_of_the_target():
+    process, y = NoNoise(spread=2.0), values(0, 500, 40)
+    noisy = process.corrupt(y, torch.ones(500), draws(500))
+    assert torch.equal(noisy, process.prior((40,), draws(500)))
+    assert float(noisy.std()) == pytest.approx(2, rel=0.02) and abs(float((noisy * y).mean())) < 0.05
+    assert torch.equal(process.centre(noisy), torch.zeros(500, 40))

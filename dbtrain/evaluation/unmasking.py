@@ -1,0 +1,58 @@
+"""Text from a masked diffusion language model: ancestral sampling, from masks alone to none."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dbtrain.evaluation.merged import MergedModel, chain_levels
+from dbtrain.method.interface import BlockModel
+from dbtrain.method.sampler import chain
+
+
+@torch.no_grad()
+def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature: float, seed: int) -> Tensor:
+    """Token ids (N, L) in place of the masks of `start` (N, L); what is seen there stays. A function of its arguments.
+
+    Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). A step reveals several tokens without
+    their seeing each other: as many steps as there are tokens leave little of that.
+
+    Args:
+        model: the merged model.
+        start: token ids, the mask's where a token is to be drawn.
+        steps_per_block: steps in each block's slice.
+        temperature: of the softmax; at 0 a revealed token is the likeliest.
+        seed: of the draws.
+    """
+    blueprint, noise = model.blueprint, model.blueprint.noise()
+
+    def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        own = cast(BlockModel, model.blocks[block])
+        hidden = own.run(blueprint.split.layers(block), noisy, level, noisy[:, :0])
+        output = own.readout(hidden, noisy, level)
+        return output, own.denoised(sharpened(output, temperature))
+
+    levels, draws = chain_levels(blueprint, steps_per_block), model.draws(seed, len(start))
+    for last in chain(denoise, noise, blueprint.ranges, levels, start, draws=draws):
+        noisy, denoised, at = last.noisy, last.denoised, last.level
+    level = torch.full((len(start),), at, device=start.device)
+    return noise.step(noisy, denoised, level, torch.zeros_like(level), draws.fork(len(levels)))
+
+
+def sharpened(logits: Tensor, temperature: float) -> Tensor:
+    """Logits of the softmax at a temperature; at 0 all but the greatest are -inf."""
+    if temperature:
+        return logits.float() / temperature
+    return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
+
+
+def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
+    """`length` tokens (1, length) after a prompt (1, P), in about as many steps as the window has tokens."""
+    blueprint = model.blueprint
+    window = int(blueprint.shape["length"])
+    start = torch.full((1, window), int(blueprint.shape["vocabulary"]), device=model.device)
+    start[:, : prompt.shape[1]] = prompt
+    # the whole window is drawn, as in training: what a text is cut off from counts for what it says
+    tokens = unmask(model, start, math.ceil(window / blueprint.split.blocks), temperature, seed)
+    return tokens[:, prompt.shape[1] : prompt.shape[1] + length]

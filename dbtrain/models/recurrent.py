@@ -1,0 +1,176 @@
+"""Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws
+from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.models.layers import LevelEmbedding
+from dbtrain.models.llama import LlamaBlock, LlamaHead, View
+
+
+class RecurrentStem(nn.Module):
+    """The prelude, which reads the tokens; and what brings a state, the prelude's output and the level to the core."""
+
+    def __init__(self, vocabulary: int, dim: int, level_dim: int, prelude: nn.ModuleList, start: nn.Module) -> None:
+        super().__init__()
+        # one more than the vocabulary: the last stands before the first token
+        self.tokens = nn.Embedding(vocabulary + 1, dim)
+        self.prelude = prelude
+        self.start = start
+        self.adapter = nn.Linear(2 * dim, dim, bias=False)
+        self.level = LevelEmbedding(level_dim)
+
+    def read(self, tokens: Tensor, condition: Tensor, view: View) -> Tensor:
+        """The prelude's output (N, L, dim) of token ids (N, L)."""
+        hidden: Tensor = self.tokens(tokens)
+        for layer in self.prelude:
+            hidden = layer(hidden, condition, view)
+        return hidden
+
+    def enter(self, state: Tensor, read: Tensor) -> Tensor:
+        """What the core takes, from its state and the prelude's output  # Huginn, section 3.2."""
+        entered: Tensor = self.adapter(torch.cat([state, read], dim=-1))
+        return entered
+
+
+class NoiseStart(nn.Module):
+    """The state from noise itself, without weights: a truncated recurrence would give them no gradient."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """(N, L, D) -> (N, L, dim), cut or filled with zeros."""
+        return functional.pad(noise, (0, self.dim - noise.shape[-1]))
+
+
+class RecurrentHead(nn.Module):
+    """The coda and the readout."""
+
+    def __init__(self, dim: int, level_dim: int, vocabulary: int, coda: nn.ModuleList) -> None:
+        super().__init__()
+        self.coda = coda
+        self.linear = LlamaHead(dim, level_dim, vocabulary)
+
+    def forward(self, state: Tensor, condition: Tensor, view: View) -> Tensor:
+        """Logits (N, L, vocabulary)."""
+        for layer in self.coda:
+            state = layer(state, condition, view)
+        logits: Tensor = self.linear(state, condition)
+        return logits
+
+
+class Recurrent(nn.Module):
+    """Noised is the next token's code in every place, context the tokens before it, output the logits.
+
+    As a denoiser the core runs once for each level, and training is a single pass; along the chain the code takes the
+    place of the state. Unrolled it is the model as published: `iterations` passes through the core on a hidden state
+    that starts from noise, with gradients through the last `backprop` of them.
+
+    Args:
+        codebook: (vocabulary, D) frozen unit-norm codes.
+        noise: the noise process.
+        depth: layers of the core: those that are numbered.
+        prelude, coda: layers before and after it, in the groups `stem` and `head`.
+        iterations, backprop: of the unrolled model.
+        mlp_ratio: hidden width of SwiGLU as a multiple of dim.
+        level_dim: width of the level's embedding.
+        layers: numbers of the core's layers that this instance holds; all of them by default.
+        unrolled: whether `run` iterates.
+
+    Raises:
+        ConfigError: dim is not an even multiple of heads, or backprop is more than iterations.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook: Tensor,
+        noise: NoiseProcess,
+        depth: int,
+        prelude: int,
+        coda: int,
+        dim: int,
+        heads: int,
+        iterations: int,
+        backprop: int,
+        mlp_ratio: float = 8 / 3,
+        level_dim: int = 64,
+        layers: range | None = None,
+        unrolled: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % (2 * heads):
+            raise ConfigError(
+                f"model.dim={dim} is not an even multiple of model.heads={heads}: rotary positions need it"
+            )
+        if backprop > iterations:
+            raise ConfigError(f"model.backprop={backprop} is more than model.iterations={iterations}")
+        self.num_layers = depth
+        self.noise = noise
+        self.iterations, self.backprop = (iterations, backprop) if unrolled else (1, 1)
+
+        vocabulary, code_dim = codebook.shape
+        self.start_token = vocabulary
+
+        def several(count: int) -> nn.ModuleList:
+            return nn.ModuleList([LlamaBlock(dim, heads, round(dim * mlp_ratio), level_dim) for _ in range(count)])
+
+        # not persistent: the codebook is stored once for all blocks, never in a shard
+        self.register_buffer("codebook", codebook, persistent=False)
+        start = NoiseStart(dim) if unrolled else nn.Linear(code_dim, dim, bias=False)
+        self.stem = RecurrentStem(vocabulary, dim, level_dim, several(prelude), start)
+        held = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict(dict(zip(map(str, held), several(len(held)), strict=True)))
+        self.head = RecurrentHead(dim, level_dim, vocabulary, several(coda))
+
+    def example(self, batch: Batch, draws: Draws | None = None) -> Example:
+        """``tokens`` (N, L): clean are their codes (N, L, D), the context is the token before each (N, L)."""
+        tokens = batch["tokens"]
+        before = functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
+        return Example(clean=self.get_buffer("codebook")[tokens], context=before, target=tokens)
+
+    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """(N, L, dim + level_dim): the core's state, and the condition, which the head needs too."""
+        view = _causal(context)
+        condition = self.stem.level(self.noise.embed_level(level)[:, None])
+        # the prelude knows no level: the same for the whole chain
+        read = self.stem.read(context, self.stem.level(torch.zeros_like(level)[:, None]), view)
+        state = self.stem.start(self.noise.scale_input(noisy, level))
+        with torch.no_grad():
+            for _ in range(self.iterations - self.backprop):
+                state = self._core(layers, state, read, condition, view)
+        # truncated backpropagation: what came before is a constant  # Huginn, section 3.3
+        for _ in range(self.backprop):
+            state = self._core(layers, state, read, condition, view)
+        return torch.cat([state, condition.expand(-1, context.shape[1], -1).to(state.dtype)], dim=-1)
+
+    def _core(self, layers: range, state: Tensor, read: Tensor, condition: Tensor, view: View) -> Tensor:
+        hidden = self.stem.enter(state, read)
+        for i in layers:
+            hidden = self.layers[str(i)](hidden, condition, view)
+        # without a norm a state that is iterated grows
+        return functional.rms_norm(hidden, hidden.shape[-1:])
+
+    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """Logits (N, L, V) of the token in each place."""
+        width = self.stem.tokens.embedding_dim
+        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:], _causal(hidden))
+        return logits
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy (N,) in nats a token, the mean over the places."""
+        return functional.cross_entropy(output.transpose(1, 2), target, reduction="none").mean(dim=1)
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """Expected code under the predicted distribution, (N, L, D)."""
+        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+
+
+def _causal(sequence: Tensor) -> View:
+    length = sequence.shape[1]
+    return View(torch.arange(length, device=sequence.device), mask=None, causal=True, kept=length)
