@@ -190,6 +190,20 @@ def generate(
 
 @app.command()
 @_reported
+def losses(
+    run: RunDirectory,
+    levels: Annotated[int, typer.Option(min=1, help="Levels, besides the boundaries.")] = 24,
+    samples: Annotated[int, typer.Option(min=1, help="Of the validation split, at most.")] = 2048,
+) -> None:
+    """Show the loss of every block by noise level; at a boundary, of both neighbours."""
+    from dbtrain.evaluation.losses import losses_table, measure_losses
+    from dbtrain.shards.store import Store
+
+    make_console().print(losses_table(measure_losses(Store(run), levels, samples)))
+
+
+@app.command()
+@_reported
 def baseline(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train the same network end to end, with the FLOPs that the blocks take together."""
     from dbtrain.coordinator.baseline import end_to_end
@@ -225,18 +239,21 @@ def ablate(
     config: ConfigFile,
     overrides: Overrides = None,
     blocks: Annotated[str, typer.Option(help="Block counts, with commas.")] = "1,2,3,4,6",
-    ranges: Annotated[str, typer.Option(help="Policies of the noise range, with commas.")] = "calibrated,paper",
+    ranges: Annotated[
+        str | None,
+        typer.Option(help="Policies of the noise range, with commas; by default calibrated,paper if there are codes."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
 ) -> None:
     """Train a grid of block counts, noise ranges and seeds beside end-to-end; one table and one plot."""
-    from dbtrain.coordinator.ablate import grid, run_grid, summary
+    from dbtrain.coordinator.ablate import grid, policies, run_grid, summary
     from dbtrain.evaluation.figures import ablation_plot, ablation_table
     from dbtrain.evaluation.metrics import metric_of
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
-    variants = grid(str(config), overrides or [], counts, ranges.split(","), _integers(seeds))
+    variants = grid(str(config), overrides or [], counts, policies(base, ranges), _integers(seeds))
     rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)

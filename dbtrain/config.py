@@ -343,6 +343,8 @@ class EvaluationConfig(Section):
     """Steps by EDM's schedule over the whole range, or the same number in every slice."""
     guidance: float = 1.0
     """Classifier-free guidance; 1 for none."""
+    blend: bool = False
+    """Near a boundary average both neighbours, where noise.overlap trained both."""
     controls: bool = True
     """Measure the controls too."""
     classifier: str | None = None

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from dbtrain.config import load_config
+from dbtrain.config import Config, load_config
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.memory import estimate
 from dbtrain.coordinator.status import status
 from dbtrain.errors import IncompleteRunError
+from dbtrain.models.registry import architecture
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import read_blueprint, read_codebook
@@ -52,6 +53,13 @@ class Measured:
     """Spent training, summed over the blocks."""
     flops: float
     """Of training, all blocks."""
+
+
+def policies(config: Config, asked: str | None) -> list[str]:
+    """Range policies of a grid: those asked for, with commas, or all worth comparing for the architecture."""
+    if asked:
+        return asked.split(",")
+    return ["calibrated", "paper"] if architecture(config.model.arch).codes else [config.noise.ranges]
 
 
 def grid(
@@ -98,7 +106,7 @@ def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None])
     _command(variant, [variant.command, path, *variant.overrides, f"cluster.address={address}"])
     _command(variant, ["eval", variant.run])
     measured = measure(variant)
-    tell(f"{variant.run}: {', '.join(f'{name} {100 * s:.2f}' for name, s in measured.scores['test'].items())}")
+    tell(f"{variant.run}: {', '.join(f'{name} {s:.4f}' for name, s in measured.scores['test'].items())}")
     return measured
 
 

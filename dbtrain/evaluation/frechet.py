@@ -82,9 +82,9 @@ def plans(model: MergedModel, section: EvaluationConfig) -> dict[str, Plan]:
     """How samples are drawn for each readout, the score first."""
     ranges = model.blueprint.ranges
     levels = levels_of(model.blueprint, section.steps, section.spacing)
-    score = Plan(levels, section.solver, section.guidance, NOISE_SEED)
-    guided = "" if section.guidance == 1 else f"_guided_{section.guidance:g}"
-    named = {f"{section.solver}_{section.steps}{guided}": score}
+    score = Plan(levels, section.solver, section.guidance, NOISE_SEED, blend=section.blend)
+    suffix = ("" if section.guidance == 1 else f"_guided_{section.guidance:g}") + ("_blended" if section.blend else "")
+    named = {f"{section.solver}_{section.steps}{suffix}": score}
     if section.controls and ranges.blocks > 1:
         owners = ranges.block_of(torch.tensor(levels, dtype=torch.float64)).tolist()
         own = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)

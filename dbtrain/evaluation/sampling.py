@@ -33,6 +33,8 @@ class Plan:
     seed: int = 0
     order: tuple[int, ...] | None = None
     """Block that is asked for each slice, the owner by default; another order is a control."""
+    blend: bool = False
+    """Average the estimates of all blocks that were trained at a level: near a boundary, of both neighbours."""
     scrambled: bool = False
     """Tell random classes at every evaluation: a control."""
 
@@ -103,15 +105,22 @@ def draw(
 
 
 def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, positions: Tensor, plan: Plan) -> Denoise:
-    def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        number = plan.order[block] if plan.order else block
+    ranges, overlap = blueprint.ranges, blueprint.config.noise.overlap
+
+    def estimate(number: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         model, layers = cast(GuidedModel, block_at(number)), blueprint.split.layers(number)
-        context = _scrambled(labels, positions, float(level[0]), plan.seed) if plan.scrambled else labels
         output = model.readout(model.run(layers, noisy, level, context), noisy, level)
         if plan.guidance != 1:
             free = model.readout(model.run(layers, noisy, level, model.unconditional(context)), noisy, level)
             output = guide(output, free, plan.guidance)
-        return output, model.denoised(output)
+        return model.denoised(output)
+
+    def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        context = _scrambled(labels, positions, float(level[0]), plan.seed) if plan.scrambled else labels
+        asked = ranges.trained_at(float(level[0]), overlap) if plan.blend else (block,)
+        numbers = [plan.order[b] if plan.order else b for b in asked]
+        denoised = torch.stack([estimate(number, noisy, level, context) for number in numbers]).mean(dim=0)
+        return denoised, denoised
 
     return denoise
 

@@ -52,6 +52,12 @@ class Ranges:
         factor = (high / low) ** overlap
         return max(low / factor, self.edges[-1]), min(high * factor, self.edges[0])
 
+    def trained_at(self, level: float, overlap: float) -> tuple[int, ...]:
+        """Blocks whose widened slice holds a level, falling: its owner, and near a boundary its neighbour too."""
+        owner = int(self.block_of(torch.tensor(level, dtype=torch.float64)))
+        slices = [self.widened(block, overlap) for block in range(self.blocks)]
+        return tuple(b for b, (low, high) in enumerate(slices) if b == owner or low <= level <= high)
+
     def block_of(self, level: Tensor) -> Tensor:
         """Block that owns each level, int64, same shape; levels outside the range belong to the nearest block."""
         rising = torch.tensor(self.edges[-2:0:-1], dtype=torch.float64, device=level.device)

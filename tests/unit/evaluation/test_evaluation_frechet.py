@@ -97,6 +97,7 @@ def test_readouts_say_how_samples_were_drawn(model):
 
     assert names(controls=False) == ["euler_8"]
     assert names(solver="heun", guidance=1.5, controls=False) == ["heun_8_guided_1.5"]
+    assert names(blend=True, controls=False) == ["euler_8_blended"]
     every = plans(model, EvaluationConfig(steps=8, spacing="slices"))
     assert every["first"].levels == every["euler_8"].levels[:4]
     assert every["shuffled_blocks"].order == (1, 0)

@@ -162,6 +162,30 @@ def test_each_level_is_asked_of_its_owner_and_a_control_of_another(blueprint):
     assert asked == [1, 1, 2, 2, 0, 0]
 
 
+def test_blending_averages_the_blocks_that_were_trained_at_a_level(blueprint):
+    first, second = blueprint.ranges.edges[1:3]
+
+    class Constant(Gaussian):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def run(self, layers, noisy, level, context):
+            return torch.full_like(noisy, self.value)
+
+    def last(level, blend):
+        made = [Constant(10.0**block) for block in range(3)]
+        return float(
+            draw(blueprint, made.__getitem__, torch.arange(1), SHAPE, Plan((level,), blend=blend), 1)[0, 0, 0, 0]
+        )
+
+    # a slice is widened by a share of its own width: block 2, the widest, reaches further up than block 1 down
+    cases = {80.0: (1, 1), first * 1.01: (1, 5.5), first * 0.99: (10, 5.5), first * 0.7: (10, 10),
+             second * 1.1: (10, 55), second * 0.97: (100, 55), second * 0.9: (100, 100), 0.002: (100, 100)}  # fmt: skip
+    for level, (plain, blended) in cases.items():
+        assert (last(level, False), last(level, True)) == (plain, blended), level
+
+
 def test_scrambled_classes_are_those_of_others_and_new_at_every_level(blueprint):
     told = []
 

@@ -1,0 +1,104 @@
+"""Loss by noise level: which block, at which level, falls behind. At a boundary both neighbours are measured."""
+
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from dbtrain.data.splits import Split
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.merged import MergedModel
+from dbtrain.method.draws import Draws, derive_seed
+from dbtrain.method.interface import BlockModel
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint
+
+
+@dataclass(frozen=True)
+class Point:
+    """One block at one level."""
+
+    level: float
+    block: int
+    boundary: bool
+    """Whether the level is one at which two slices meet."""
+    loss: float
+    """Mean over the samples, unweighted."""
+    weighted: float
+    """Times the weight of the level, as in training."""
+
+
+def measure_losses(run: Store, count: int, samples: int) -> list[Point]:
+    """Losses of a run's merged model on its validation split; also written to ``losses.json``.
+
+    The noise of a sample is the same at every level and in every run, so that curves compare in pairs.
+
+    Args:
+        count: levels, at equal shares of the training distribution, besides the boundaries.
+        samples: of the split, at most.
+
+    Raises:
+        ConfigError: the run was trained without noise.
+        ShardError: the run is not merged, or its files are damaged.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = MergedModel.read(run.child("merged"), device)
+    split = model.blueprint.data().validation
+    points = [
+        _point(model, split, min(samples, len(split)), level, block, boundary)
+        for level, block, boundary in grid(model.blueprint, count)
+    ]
+    run.write_json("losses.json", [asdict(point) for point in points])
+    return points
+
+
+def grid(blueprint: Blueprint, count: int) -> list[tuple[float, int, bool]]:
+    """(level, block, whether at a boundary), falling.
+
+    Raises:
+        ConfigError: the run was trained without noise.
+    """
+    if blueprint.distribution["kind"] == "none":
+        raise ConfigError("this run was trained without noise (end to end): it has no loss by noise level")
+    shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    levels = blueprint.noise().sample(shares)
+    owned = [(float(v), int(blueprint.ranges.block_of(v)), False) for v in levels]
+    edges = blueprint.ranges.edges[1:-1]
+    meeting = [(edge, block, True) for i, edge in enumerate(edges) for block in (i, i + 1)]
+    return sorted(owned + meeting, key=lambda row: (-row[0], row[1]))
+
+
+@torch.no_grad()
+def _point(model: MergedModel, split: Split, samples: int, level: float, block: int, boundary: bool) -> Point:
+    size = model.blueprint.config.evaluation.batch_size
+    sums = torch.zeros(2, dtype=torch.float64)
+    for indices in torch.split(torch.arange(samples), size):
+        losses, weights = _losses(model, split, indices, level, block)
+        sums += torch.stack([losses.mean(dim=1).sum(), (weights * losses).mean(dim=1).sum()]).double().cpu()
+    loss, weighted = (sums / samples).tolist()
+    return Point(level, block, boundary, loss, weighted)
+
+
+def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, block: int) -> tuple[Tensor, Tensor]:
+    """Losses and weights (n, levels of a sample)."""
+    network, device = cast(BlockModel, model.blocks[block]), model.device
+    noise = network.noise
+    example = network.example(split.batch(indices, device))
+    levels = torch.full((len(indices), *noise.level_shape(example)), level, device=device)
+    key = torch.tensor(derive_seed("losses"), device=device)
+    noisy = noise.corrupt(example.clean, levels, Draws(key, indices.to(device)))
+    layers = model.blueprint.split.layers(block)
+    output = network.readout(network.run(layers, noisy, levels, example.context), noisy, levels)
+    losses = network.loss(output.float(), example.target)
+    return losses.reshape(len(indices), -1), noise.weight(levels).reshape(len(indices), -1)
+
+
+def losses_table(points: list[Point]) -> Table:
+    """One line for each point."""
+    table = Table("level", "block", "loss", "weighted", "")
+    for point in points:
+        note = "boundary" if point.boundary else ""
+        table.add_row(f"{point.level:.4g}", str(point.block), f"{point.loss:.5f}", f"{point.weighted:.4f}", note)
+    return table
