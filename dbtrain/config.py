@@ -321,6 +321,8 @@ class ClusterConfig(Section):
     """Pause before the second restart without progress; doubles with each further one, at most 60 s."""
     hang_timeout_s: Positive = 600.0
     """Longest silence of a running block before it is ended and restarted."""
+    restart_damaged: bool = False
+    """Train a block again from its first step when all its checkpoints are damaged; otherwise it fails and says so."""
 
 
 class EvaluationConfig(Section):

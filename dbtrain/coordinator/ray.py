@@ -186,7 +186,7 @@ def _value(call: Any, seconds: float) -> Any:
 
 def _loop(config: dict[str, Any]) -> None:
     from dbtrain.coordinator.signals import PROCESS_STOP, take_over
-    from dbtrain.training.worker import work
+    from dbtrain.training.entry import work
 
     take_over()
     work(Assignment(**config), ray.train.get_context().get_world_rank(), PROCESS_STOP)

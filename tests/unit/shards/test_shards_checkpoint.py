@@ -22,7 +22,7 @@ def flip(store, name, place=-9):
 
 def test_commit_and_newest(store, make):
     checkpoints = Checkpoints(store, make.identity())
-    assert checkpoints.newest() is None and checkpoints.steps() == []
+    assert checkpoints.newest() is None and checkpoints.steps() == [] and checkpoints.newest_step() is None
     what = make.parts(1)
     done = make.commit(checkpoints, 100, what, loss=0.25, attempt=3)
     assert (done.step, done.loss, done.attempt) == (100, 0.25, 3)
@@ -30,7 +30,7 @@ def test_commit_and_newest(store, make):
     assert store.child("step_00000100").list() == ["COMMIT.json", *sorted(done.files)]
     found = checkpoints.newest()
     assert found.step == 100 and found.commit == done and make.same(found.parts, what)
-    assert checkpoints.verify(100) == []
+    assert checkpoints.verify(100) == [] and checkpoints.newest_step() == 100
     assert list(checkpoints.load(100).parts) == ["model"]
     assert list(checkpoints.newest(roles=("ema",)).parts) == ["ema"]
 
@@ -192,11 +192,13 @@ def test_torn_and_missing_files(store, make):
     data = folder.read("model.safetensors")
     folder.write("model.safetensors", data[:-5])
     assert checkpoints.newest(lambda line: None).step == 10 and "bytes" in checkpoints.verify(20)[0]
+    assert checkpoints.newest_step() == 10
     folder.remove("model.safetensors")
     assert checkpoints.newest(lambda line: None).step == 10 and "does not exist" in checkpoints.verify(20)[0]
     folder.write("model.safetensors", data)
     folder.write("COMMIT.json", store.read("step_00000010/COMMIT.json"))
     assert checkpoints.newest(lambda line: None).step == 10 and "of step 10" in checkpoints.verify(20)[0]
+    assert checkpoints.newest_step() == 10
     assert checkpoints.verify(99)
 
 
