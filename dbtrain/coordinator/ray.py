@@ -59,6 +59,8 @@ def _reason(error: BaseException) -> str:
         chain.append(chain[-1].__cause__ or chain[-1].cause)  # type: ignore[attr-defined]
     failures = getattr(error, "worker_failures", None)
     worst = next(iter(failures.values())) if failures else chain[-1]
+    # its message begins with half a page about the worker, before the cause
+    worst = getattr(worst, "health_check_failure", worst)
     lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
     return f"{type(worst).__name__}: {' '.join(lines)[:500]}"
 
