@@ -1,11 +1,14 @@
+import hashlib
 import os
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dbtrain.errors import FencedError, ShardError
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.commit import step_name, step_number
+from dbtrain.shards.commit import FileRecord, dump_commit, step_name, step_number
 from dbtrain.shards.store import Store
 
 
@@ -200,6 +203,35 @@ def test_torn_and_missing_files(store, make):
     assert checkpoints.newest(lambda line: None).step == 10 and "of step 10" in checkpoints.verify(20)[0]
     assert checkpoints.newest_step() == 10
     assert checkpoints.verify(99)
+
+
+class Bomb:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_planted_pickle_is_refused_and_never_run(tmp_path, make):
+    """Also with a COMMIT.json that vouches for it: who can write there can seal it anew."""
+    folder, fired = Store(tmp_path), tmp_path / "fired"
+    checkpoints = Checkpoints(folder, make.identity())
+    done = make.commit(checkpoints, 10, make.parts(1))
+    torch.save({"blocks.1.stem.w": Bomb(fired)}, tmp_path / "zip")
+    for planted in (pickle.dumps(Bomb(fired)), (tmp_path / "zip").read_bytes()):
+        record = FileRecord(size=len(planted), sha256=hashlib.sha256(planted).hexdigest())
+        files = {**done.files, "model.safetensors": record}
+        folder.write("step_00000010/model.safetensors", planted)
+        folder.write("step_00000010/COMMIT.json", dump_commit(replace(done, files=files), "COMMIT.json"))
+        skipped = []
+        assert checkpoints.newest(skipped.append) is None
+        assert "pickle" in skipped[0] and "pickle" in checkpoints.verify(10)[0]
+        assert not fired.exists()
+    pickle.loads(pickle.dumps(Bomb(fired))).close()
+    assert fired.exists()  # it would have
 
 
 def test_storage_out_of_reach_is_not_an_absence(tmp_path, make, monkeypatch):
