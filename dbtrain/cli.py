@@ -288,6 +288,31 @@ def doctor(
 
 @app.command()
 @_reported
+def punish(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    mtbf: Annotated[float, typer.Option(min=0.1, help="Mean time between faults, in seconds.")] = 5.0,
+    runs: Annotated[int, typer.Option(min=1, help="Disturbed runs, at most.")] = 10,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which no fault is made.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Of the times and kinds of the faults.")] = 0,
+) -> None:
+    """Kill workers, commits and the command itself at random; every run must end in the bits of an undisturbed one."""
+    import time
+
+    from dbtrain.coordinator.punish import Punisher
+    from dbtrain.errors import IncompleteRunError
+
+    console = make_console()
+    settled, until = load_config(config, overrides or []), time.monotonic() + time_limit
+    punisher = Punisher([str(config), *(overrides or [])], settled, mtbf, seed, until, console.print)
+    tally = punisher.punish(runs)
+    console.print(tally.table())
+    if tally.differences:
+        raise IncompleteRunError("; ".join(tally.differences))
+
+
+@app.command()
+@_reported
 def inspect(path: Annotated[str, typer.Argument(help="A shard, or the directory of a run or merged model.")]) -> None:
     """Show what a shard, a run or a merged model holds, and verify it."""
     from dbtrain.evaluation.inspect import inspect_path

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -12,6 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dbtrain.errors import ConfigError
+
+OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+"""How an override begins: a dotted key and an equals sign."""
 
 
 class Section(BaseModel):
@@ -321,6 +325,8 @@ class ClusterConfig(Section):
     """Pause before the second restart without progress; doubles with each further one, at most 60 s."""
     hang_timeout_s: Positive = 600.0
     """Longest silence of a running block before it is ended and restarted."""
+    restart_damaged: bool = False
+    """Train a block again from its first step when all its checkpoints are damaged; otherwise it fails and says so."""
 
 
 class EvaluationConfig(Section):
@@ -458,7 +464,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
 
 def _checked(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
-        if "=" not in override or override.startswith("-"):
+        if not OVERRIDE.match(override):
             raise ConfigError(f"{override!r} is no override: write key=value, for instance model.depth=12")
     return list(overrides)
 

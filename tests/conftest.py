@@ -30,11 +30,20 @@ TINY = [
 ]
 
 
+CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
+STEPS = 60
+TRAIN = ["train", CONFIG, "name=run", "blocks=3", "cluster.cpus_per_worker=0.5", *TINY]
+"""The run that is disturbed in many ways; all of them end in the same bits."""
+
+
 class Command:
     """A `dbtrain` command in its own process group, which can be watched and killed."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], faults: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], faults: Sequence[dict[str, Any]] = (), **variables: str
+    ) -> None:
         environment = {**os.environ, "DBTRAIN_FAULTS": json.dumps(list(faults)), "NO_COLOR": "1", "COLUMNS": "200"}
+        environment |= variables
         environment.pop("RAY_ADDRESS", None)
         self.folder = folder
         self.log = folder / f"command-{time.monotonic_ns()}.log"
@@ -71,14 +80,34 @@ def dbtrain(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Start a command in a temporary folder; whatever is left of it is killed at the end."""
     started: list[Command] = []
 
-    def start(*arguments: str, faults: Sequence[dict[str, Any]] = ()) -> Command:
-        command = Command(tmp_path, arguments, faults)
+    def start(*arguments: str, faults: Sequence[dict[str, Any]] = (), **variables: str) -> Command:
+        command = Command(tmp_path, arguments, faults, **variables)
         started.append(command)
         return command
 
     yield start
     for command in started:
         command.kill()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the run that nothing happened to; its blocks trained side by side."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    command = Command(folder, [*TRAIN, "telemetry.trackers=[tensorboard]"])
+    try:
+        assert command.wait() == 0, command.output()
+    finally:
+        command.kill()
+    return folder / "runs" / "run"
+
+
+@pytest.fixture(scope="session")
+def expected(undisturbed: Path) -> dict[str, bytes]:
+    """Its last shards."""
+    found = shards(undisturbed, STEPS)
+    assert len(found) == 9  # three blocks of model, ema and optim
+    return found
 
 
 def events(run: Path, block: int) -> list[dict[str, Any]]:

@@ -7,13 +7,15 @@ from types import FrameType
 from typing import Any
 
 from dbtrain.config import Config
-from dbtrain.coordinator.conduct import Conductor, Progress
+from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
 from dbtrain.coordinator.preflight import check_versions
+from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.settle import Calibrate, settle
 from dbtrain.coordinator.shipping import refuse_lost_output
+from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
 from dbtrain.shards.lock import RunLock
 from dbtrain.shards.store import Store
@@ -34,21 +36,23 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
     refuse_lost_output(config.out)
     run = Store(config.run_url)
     run.makedirs()
-    with RunLock(run, f"dbtrain train {config.name}"):
+    with RunLock(run, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.url}")
         blueprint = settle(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:
             if config.cluster.address is not None:
                 check_versions(cluster)
-            states = _conduct(run, config, blueprint, cluster, view)
+            states = _conduct(run, config, blueprint, cluster, view, lock)
         finally:
             cluster.close()
     _raise_if_incomplete(states)
     return states
 
 
-def _conduct(run: Store, config: Config, blueprint: Blueprint, cluster: Any, view: LiveView) -> list[BlockState]:
+def _conduct(
+    run: Store, config: Config, blueprint: Blueprint, cluster: Any, view: LiveView, lock: RunLock
+) -> list[BlockState]:
     nodes = cluster.nodes()
     device = choose_device(config.cluster.device, nodes)
     trackers = _trackers(config, run)
@@ -56,12 +60,12 @@ def _conduct(run: Store, config: Config, blueprint: Blueprint, cluster: Any, vie
     def show(states: list[BlockState], progress: list[Progress]) -> None:
         view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
 
-    conductor = Conductor(run, config, cluster, requests(config, device), show, view.tell, trackers.log)
+    conductor = Conductor(run, config, cluster, requests(config, device), show, view.tell, trackers.log, lock.check)
     view.tell(
-        f"{len(nodes)} node(s), {device}; silence of {config.cluster.hang_timeout_s:g} s ends a worker; "
-        f"{config.cluster.max_crashes} crashes without progress and {config.cluster.max_preemptions} preemptions end a "
-        "block"
+        f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
+        f"{config.cluster.max_preemptions} preemptions end a block"
     )
+    view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
     try:
         with _stopping(conductor, view.tell):
             return conductor.conduct()

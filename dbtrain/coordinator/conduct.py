@@ -5,16 +5,17 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from dbtrain.config import Config
+from dbtrain.coordinator.exits import classify
+from dbtrain.coordinator.interface import Attempt, Cluster
+from dbtrain.coordinator.ledger import Ledger
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Budgets, Exit, Phase, ended, placed, running
-from dbtrain.coordinator.placement import Node, Request, place
-from dbtrain.errors import PlacementError, ShardError
-from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import claim
-from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.coordinator.placement import Request, fits, place
+from dbtrain.coordinator.progress import Progress
+from dbtrain.errors import ShardError
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EventTail
 from dbtrain.training.assignment import Assignment
@@ -23,62 +24,14 @@ from dbtrain.training.watchdog import STOP
 POLL_S = 0.25
 
 
-class Attempt(Protocol):
-    """A running attempt."""
-
-    @property
-    def over(self) -> bool: ...
-    @property
-    def error(self) -> str | None: ...
-
-
-class Cluster(Protocol):
-    """What the conductor needs of a cluster."""
-
-    def nodes(self) -> list[Node]: ...
-    def start(self, assignment: Assignment, request: Request, name: str) -> Attempt: ...
-
-
-@dataclass
-class Progress:
-    """What a block's events say of it."""
-
-    step: int = 0
-    loss: float | None = None
-    rate: float | None = None
-    """Steps per second over the last log interval."""
-    memory: int | None = None
-    seconds: float = 0.0
-    """Spent training, over all attempts that this command saw."""
-    end: dict[str, Any] | None = None
-    warned: str | None = None
-    """The signal that told its workers to leave, in this attempt."""
-    skipped: list[str] = field(default_factory=list)
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Update by one event."""
-        kind = event["event"]
-        if kind in ("ready", "resumed", "step"):
-            self.step = event["step"]
-        if kind in ("resumed", "step"):
-            self.loss = event.get("loss")
-        if kind == "step":
-            self.rate = event["steps"] / event["seconds"] if event["seconds"] else None
-            self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]
-        if kind == "skipped":
-            self.skipped.append(event["reason"])
-        if kind in ("start", "stopping"):
-            self.warned = event.get("reason")
-        if kind == "end":
-            self.end = event
-
-
 @dataclass
 class Running:
     """An attempt and where its events come from."""
 
     attempt: Attempt
     tail: EventTail
+    silent_since: float | None = None
+    """Monotonic time since which the storage has not given its events."""
 
 
 class Conductor:
@@ -92,6 +45,7 @@ class Conductor:
         show: called often with all states and progress.
         tell: called with one line for each thing that happens.
         on_event: called with each new event of a block.
+        guard: called all the time; raises once this coordinator has lost the run to another.
     """
 
     def __init__(
@@ -103,49 +57,35 @@ class Conductor:
         show: Callable[[list[BlockState], list[Progress]], None],
         tell: Callable[[str], None],
         on_event: Callable[[int, dict[str, Any]], None] = lambda block, event: None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.run_store = run
         self.config = config
         self.cluster = cluster
         self.wanted = list(wanted)
-        self.show, self.tell, self.on_event = show, tell, on_event
+        self.show, self.tell, self.on_event, self.guard = show, tell, on_event, guard
         self.session = secrets.token_hex(8)
         self.stopping = False
         cluster_config = config.cluster
         self.budgets = Budgets(cluster_config.max_crashes, cluster_config.max_preemptions, cluster_config.backoff_s)
-        manifest = read_manifest(run)
-        self.stores = [run.child("blocks", f"{request.block:02d}") for request in wanted]
-        self.checkpoints = [
-            Checkpoints(store, plan_identity(manifest, block)) for block, store in enumerate(self.stores)
-        ]
-        self.states = [self._first_state(block) for block in range(len(wanted))]
+        self.ledger = Ledger(run, len(wanted))
+        self.states = [self.ledger.first_state(block, config.training.steps) for block in range(len(wanted))]
         self.progress = [Progress(step=state.committed) for state in self.states]
         self.running: dict[int, Running] = {}
-
-    def _first_state(self, block: int) -> BlockState:
-        attempts = [int(name) for name in self.stores[block].child("attempts").list() if name.isdigit()]
-        committed = self._committed(block)
-        phase = Phase.DONE if committed >= self.config.training.steps else Phase.PENDING
-        return BlockState(block, phase, attempt=max(attempts, default=0), committed=committed)
-
-    def _committed(self, block: int) -> int:
-        """Newest step that is committed and whole."""
-        checkpoints = self.checkpoints[block]
-        for step in reversed(checkpoints.steps()):
-            if not checkpoints.verify(step):
-                return step
-        return 0
 
     def conduct(self) -> list[BlockState]:
         """Until every block is done, stopped or failed; returns the last states.
 
         Raises:
             PlacementError: a block fits on no node.
+            RunLockedError: from ``guard``.
+            ShardError: the storage stayed away for as long as a worker may hang.
         """
         place(self.wanted, self.cluster.nodes())
         for state in self.states:
             self._record(state)
         while any(state.phase not in FINAL for state in self.states):
+            self.guard()
             self._admit()
             for block in list(self.running):
                 self._follow(block)
@@ -173,14 +113,19 @@ class Conductor:
         nodes = self.cluster.nodes()
         for block in ready:
             # first those that run, so that only what they leave is given away
-            if _fits(self.wanted[block], busy, nodes):
+            if fits(self.wanted[block], busy, nodes):
                 self._start(block)
                 busy.append(self.wanted[block])
 
     def _start(self, block: int) -> None:
         state, request = placed(self.states[block]), self.wanted[block]
         token = secrets.token_hex(8)
-        claim(self.stores[block], state.attempt, token)
+        try:
+            tail = self.ledger.claim(block, state.attempt, token)
+        except ShardError as error:
+            # full or out of reach: as if the worker had met it
+            self._leave(block, Exit("crashed", str(error), state.committed))
+            return
         assignment = Assignment(
             run_url=self.run_store.url,
             block=block,
@@ -192,32 +137,53 @@ class Conductor:
             device="cuda" if request.device == "cuda" else "cpu",
             threads=max(1, int(request.resources["CPU"])),
             hang_timeout_s=self.config.cluster.hang_timeout_s,
+            config=self.config.model_dump(mode="json"),
         )
         name = f"{self.config.name}-block{block}-attempt{state.attempt}-{self.session[:6]}"
-        tail = EventTail(self.stores[block].child("attempts", str(state.attempt)))
-        self.progress[block].end = None
+        self.progress[block].end = self.progress[block].warned = None
         self.running[block] = Running(self.cluster.start(assignment, request, name), tail)
         self._record(state)
         self.tell(f"block {block}: attempt {state.attempt} placed")
 
     def _follow(self, block: int) -> None:
-        running_, progress = self.running[block], self.progress[block]
+        running_ = self.running[block]
         over = running_.attempt.over  # asked before reading, so that the last events are not missed
-        for event in running_.tail.read():
-            progress.take(event)
-            self.on_event(block, event)
-            if event["event"] == "ready":
-                self._record(running(self.states[block]))
-                self.tell(f"block {block}: training from step {event['step']}")
-            if event["event"] == "skipped":
-                self.tell(f"block {block}: {event['reason']}")
+        try:
+            for event in running_.tail.read():
+                self._take(block, event)
+            committed = self.ledger.committed(block) if over else 0
+        except ShardError as error:
+            self._wait_for_storage(block, running_, error)
+            return
+        running_.silent_since = None
         if over:
             del self.running[block]
-            self._end(block, running_.attempt.error)
+            self._end(block, running_.attempt.error, committed)
 
-    def _end(self, block: int, error: str | None) -> None:
+    def _take(self, block: int, event: dict[str, Any]) -> None:
+        self.progress[block].take(event)
+        self.on_event(block, event)
+        if event["event"] == "ready":
+            self._record(running(self.states[block]))
+            self.tell(f"block {block}: training from step {event['step']}")
+        if event["event"] == "skipped":
+            self.tell(f"block {block}: {event['reason']}")
+
+    def _wait_for_storage(self, block: int, running_: Running, error: ShardError) -> None:
+        """An outage of the storage is no reason to end workers that train on; one without an end is told."""
+        now = time.monotonic()
+        if running_.silent_since is None:
+            running_.silent_since = now
+            self.tell(f"block {block}: its events cannot be read, tried again ({error})")
+        if now - running_.silent_since > self.config.cluster.hang_timeout_s:
+            raise error
+
+    def _end(self, block: int, error: str | None, committed: int) -> None:
         self._record(dataclasses.replace(self.states[block], phase=Phase.LOST))
-        exit_ = self._classify(block, error)
+        steps = self.config.training.steps
+        self._leave(block, classify(self.progress[block], error, committed, steps, self.stopping))
+
+    def _leave(self, block: int, exit_: Exit) -> None:
         state = ended(self.states[block], exit_, self.budgets, time.monotonic())
         self._record(state)
         if state.phase is Phase.DONE:
@@ -226,36 +192,10 @@ class Conductor:
             verdict = {Phase.PENDING: "comes back", Phase.STOPPED: "stopped", Phase.FAILED: "FAILED"}[state.phase]
             self.tell(f"block {block}: {exit_.kind}, committed step {exit_.step}; {verdict} ({exit_.reason})")
 
-    def _classify(self, block: int, error: str | None) -> Exit:
-        step, end = self._committed(block), self.progress[block].end
-        if step >= self.config.training.steps:
-            return Exit("done", "", step)
-        if end is None and self.progress[block].warned:
-            return Exit("stopped" if self.stopping else "preempted", str(self.progress[block].warned), step)
-        if end is None:
-            gone = error is not None and "node" in error and "died" in error
-            return Exit("preempted" if gone else "crashed", error or "the workers ended without a word", step)
-        if end["outcome"] == "stopped":
-            return Exit("stopped" if self.stopping else "preempted", str(end.get("reason")), step)
-        if end["outcome"] == "failed" and not end.get("retry"):
-            return Exit("failed", str(end.get("error")), step)
-        return Exit("crashed", str(end.get("error") or error), step)
-
     def _record(self, state: BlockState) -> None:
         self.states[state.block] = state
-        content = {**dataclasses.asdict(state), "phase": state.phase.value, "since": time.time()}
-        del content["not_before"]
         try:
-            self.stores[state.block].write_json("state.json", content)
+            self.ledger.record(state)
         except ShardError as error:
             # for `status` only; the commits are the truth
             self.tell(f"block {state.block}: its state could not be written ({error})")
-
-
-def _fits(request: Request, busy: list[Request], nodes: list[Node]) -> bool:
-    """Whether a block fits beside those that run; where exactly is Ray's business."""
-    try:
-        return place([*busy, request], nodes)[request.block] is not None
-    except PlacementError:
-        # a node went away and the block fits on none of the rest: it waits until one comes back
-        return False

@@ -76,6 +76,15 @@ def place(wanted: Sequence[Request], nodes: Sequence[Node]) -> dict[int, list[st
     return {request.block: _fit(request, free) for request in wanted}
 
 
+def fits(request: Request, busy: Sequence[Request], nodes: Sequence[Node]) -> bool:
+    """Whether a block fits beside those that run; where exactly is Ray's business."""
+    try:
+        return place([*busy, request], nodes)[request.block] is not None
+    except PlacementError:
+        # a node went away and the block fits on none of the rest: it waits until one comes back
+        return False
+
+
 def _fit(request: Request, free: dict[str, dict[str, float]]) -> list[str] | None:
     taken: list[str] = []
     for _ in range(request.workers):

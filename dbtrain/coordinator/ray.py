@@ -59,6 +59,8 @@ def _reason(error: BaseException) -> str:
         chain.append(chain[-1].__cause__ or chain[-1].cause)  # type: ignore[attr-defined]
     failures = getattr(error, "worker_failures", None)
     worst = next(iter(failures.values())) if failures else chain[-1]
+    # its message begins with half a page about the worker, before the cause
+    worst = getattr(worst, "health_check_failure", worst)
     lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
     return f"{type(worst).__name__}: {' '.join(lines)[:500]}"
 
@@ -186,7 +188,7 @@ def _value(call: Any, seconds: float) -> Any:
 
 def _loop(config: dict[str, Any]) -> None:
     from dbtrain.coordinator.signals import PROCESS_STOP, take_over
-    from dbtrain.training.worker import work
+    from dbtrain.training.entry import work
 
     take_over()
     work(Assignment(**config), ray.train.get_context().get_world_rank(), PROCESS_STOP)

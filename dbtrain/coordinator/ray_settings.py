@@ -9,6 +9,8 @@ SETTINGS = {
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # the heartbeat: a worker process that is stopped or swapped out and answers nothing; ten minutes by default
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     # helpers that we have no use for; without them four trainers start in 31 s and not in 40
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

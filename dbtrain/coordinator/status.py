@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dbtrain.coordinator.conduct import Progress
+from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest

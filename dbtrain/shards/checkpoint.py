@@ -12,7 +12,7 @@ from dbtrain.errors import ShardError
 from dbtrain.shards.commit import COMMIT, Commit, FileRecord, check_values, dump_commit, step_name, step_number
 from dbtrain.shards.faults import DamagedError, MissingError, one_line
 from dbtrain.shards.format import ROLES, Identity, Role, encode
-from dbtrain.shards.parts import check_commit, check_parts, decode_part, place, read_commit, read_part
+from dbtrain.shards.parts import check_parts, find_problems, place, read_commit, read_part
 from dbtrain.shards.store import Store
 
 __all__ = ["Checkpoints", "Commit", "FileRecord", "Loaded"]
@@ -129,27 +129,15 @@ class Checkpoints:
         Raises:
             ShardError: the storage cannot be reached.
         """
-        folder, problems = self._folder(step), []
-        try:
-            record = folder.read(COMMIT)
-        except MissingError as err:
-            return [one_line(err)]
-        try:
-            commit = check_commit(record, folder, step)
-        except ShardError as err:
-            return [one_line(err)]
-        for name in commit.files:
-            data = None
-            try:
-                data = folder.read(name)
-                decode_part(data, commit, name, self._identity, folder.where(name))
-            except MissingError as err:
-                problems.append(one_line(err))
-            except ShardError as err:
-                if data is None:
-                    raise
-                problems.append(one_line(err))
-        return problems
+        return find_problems(self._folder(step), step, self._identity)
+
+    def newest_step(self) -> int | None:
+        """Newest step whose COMMIT.json is whole and whose files have its sizes; no content is read, so it is cheap.
+
+        Raises:
+            ShardError: the storage cannot be reached.
+        """
+        return next((step for step in reversed(self.steps()) if self._looks_good(step)), None)
 
     def _open(self, step: int, roles: Sequence[Role] | None) -> Loaded:
         folder = self._folder(step)

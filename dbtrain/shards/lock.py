@@ -6,43 +6,23 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import NoReturn
 
 from dbtrain.errors import RunLockedError, ShardError
-from dbtrain.shards.faults import DamagedError, MissingError
-from dbtrain.shards.sealed import Fields, seal, unseal
+from dbtrain.shards.faults import MissingError
+from dbtrain.shards.holder import Holder, is_process, machine, parse_holder
 from dbtrain.shards.store import Store
 
 LOCK = "LOCK.json"
-VERSION = 1
+TTL_S = 30.0
+"""Seconds without a heartbeat after which others may take a lock over."""
+
 TRIES = 5
 BEATS_PER_TTL = 3
-TIME_LIMIT_S = 1e11
-"""Largest time in a lock that is believed: the year 5138."""
 WATCH_SHARE = 0.5
 """Share of the ttl for which a lock that looks dead by the wall clock is watched: longer than one heartbeat."""
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """Content of LOCK.json."""
-
-    owner: str
-    host: str
-    machine: str
-    """Tells whether a process number means anything to the reader, see :func:`_machine`."""
-    pid: int
-    token: str
-    since: float
-    beat: float
-    """Time of the last heartbeat, seconds since the epoch by the owner's clock."""
-    ttl: float
-
-    def dump(self, where: str) -> bytes:
-        return seal(asdict(self), VERSION, where)
 
 
 class RunLock:
@@ -53,13 +33,13 @@ class RunLock:
         ttl_s: seconds without a heartbeat after which others may take the lock over; a heartbeat comes every third.
     """
 
-    def __init__(self, store: Store, owner: str, ttl_s: float = 30) -> None:
+    def __init__(self, store: Store, owner: str, ttl_s: float = TTL_S) -> None:
         self._store, self._where = store, store.where(LOCK)
         if not ttl_s > 0:
             raise ShardError(f"ttl_s={ttl_s} of {self._where} must be a positive number of seconds")
         now = time.time()
-        self._mine = _Holder(
-            owner, socket.gethostname(), _machine(), os.getpid(), secrets.token_hex(16), now, now, float(ttl_s)
+        self._mine = Holder(
+            owner, socket.gethostname(), machine(), os.getpid(), secrets.token_hex(16), now, now, float(ttl_s)
         )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -120,7 +100,7 @@ class RunLock:
                 continue  # released in between
             if seen == mine:
                 return  # our own create, whose reply was lost
-            holder = self._parse(seen)
+            holder = parse_holder(seen, self._where)
             if not self._is_dead(holder, seen):
                 self._refuse(holder)
             # The swap is for exactly the content that was judged dead: of two takers one finds it changed.
@@ -128,9 +108,9 @@ class RunLock:
                 return
         raise RunLockedError(f"{self._where} changes hands all the time: stop the other coordinators, then try again")
 
-    def _is_dead(self, holder: _Holder, seen: bytes) -> bool:
+    def _is_dead(self, holder: Holder, seen: bytes) -> bool:
         if holder.machine == self._mine.machine:
-            if not _pid_alive(holder.pid):
+            if not is_process(holder.pid):
                 return True
             return time.time() - holder.beat > holder.ttl
         # A clock that runs ahead makes a dead owner look young for ever, hence abs().
@@ -142,31 +122,12 @@ class RunLock:
         except MissingError:
             return True  # the swap will fail, and the next try creates it
 
-    def _refuse(self, holder: _Holder) -> NoReturn:
+    def _refuse(self, holder: Holder) -> NoReturn:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
         raise RunLockedError(
             f"{self._store.url} is used by {holder.owner!r} on host {holder.host!r}, pid {holder.pid}, since {since}; "
             f"wait for it or stop it; after a crash the lock falls free {holder.ttl:g} s after its last heartbeat"
         )
-
-    def _parse(self, data: bytes) -> _Holder:
-        try:
-            found = Fields(unseal(data, VERSION, self._where), self._where)
-            holder = _Holder(
-                owner=found.text("owner"),
-                host=found.text("host"),
-                machine=found.text("machine"),
-                pid=found.integer("pid", low=1),
-                token=found.text("token"),
-                since=found.number("since"),
-                beat=found.number("beat"),
-                ttl=found.number("ttl"),
-            )
-            if not 0 < holder.ttl <= TIME_LIMIT_S or not 0 <= holder.since <= TIME_LIMIT_S:
-                found.reject("ttl", f"positive, and since={holder.since} a time")
-        except DamagedError as err:
-            raise ShardError(f"{err}; delete it once no coordinator works on this run") from err
-        return holder
 
     def _beat_on(self) -> None:
         while not self._stop.wait(self._mine.ttl / BEATS_PER_TTL):
@@ -183,26 +144,3 @@ class RunLock:
             return False
         self._mine = new
         return True
-
-
-def _machine() -> str:
-    """Same for two processes only if they see each other's process numbers: host, boot and process namespace.
-
-    Containers may share a host name, and a restarted one gives its coordinator the same process number again.
-    """
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return "/".join(parts)
-
-
-def _pid_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # somebody else's process, but a process
-    return True

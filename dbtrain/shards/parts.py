@@ -8,7 +8,7 @@ from torch import Tensor
 from dbtrain.errors import ShardError
 from dbtrain.shards.commit import COMMIT, Commit, FileRecord, parse_commit
 from dbtrain.shards.container import sha256
-from dbtrain.shards.faults import MissingError, damaged
+from dbtrain.shards.faults import MissingError, damaged, one_line
 from dbtrain.shards.format import ROLES, Identity, Role, check_identity, decode
 from dbtrain.shards.store import Store
 
@@ -51,6 +51,36 @@ def decode_part(data: bytes, commit: Commit, name: str, identity: Identity, wher
     if shard.step != commit.step or shard.role != name.split(".", 1)[0]:
         damaged(where, f"it holds {shard.role!r} of step {shard.step}, {COMMIT} has {name!r} of step {commit.step}")
     return shard.tensors
+
+
+def find_problems(folder: Store, step: int, identity: Identity) -> list[str]:
+    """Everything that is wrong with the checkpoint in a directory, one line each; [] if nothing is.
+
+    Raises:
+        ShardError: the storage cannot be reached.
+    """
+    try:
+        record = folder.read(COMMIT)
+    except MissingError as err:
+        return [one_line(err)]
+    try:
+        commit = check_commit(record, folder, step)
+    except ShardError as err:
+        return [one_line(err)]
+    found = [_problem(folder, commit, name, identity) for name in commit.files]
+    return [problem for problem in found if problem is not None]
+
+
+def _problem(folder: Store, commit: Commit, name: str, identity: Identity) -> str | None:
+    try:
+        data = folder.read(name)
+    except MissingError as err:
+        return one_line(err)
+    try:
+        decode_part(data, commit, name, identity, folder.where(name))
+    except ShardError as err:
+        return one_line(err)
+    return None
 
 
 def place(folder: Store, role: Role, data: bytes) -> tuple[str, FileRecord]:

@@ -124,3 +124,7 @@ class LiveView:
     def tell(self, line: str) -> None:
         """One line above the table."""
         self.console.print(line, highlight=False, markup=False)
+
+    def table(self, table: Table) -> None:
+        """A table above the live one."""
+        self.console.print(table)

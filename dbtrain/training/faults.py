@@ -6,10 +6,12 @@ Each fault fires once: before it does, it leaves a marker in the block's directo
 import json
 import math
 import os
+import resource
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +20,16 @@ from dbtrain.errors import ConfigError
 from dbtrain.shards.store import Store
 
 VARIABLE = "DBTRAIN_FAULTS"
-KINDS = ("kill", "term", "raise", "hang", "slow", "kill_in_commit", "memory", "nan")
+FLIPS = {
+    "flip_model": "model.safetensors",
+    "flip_ema": "ema.safetensors",
+    "flip_optim": "optim.safetensors",
+    "flip_commit": "COMMIT.json",
+}
+"""Flip a bit in that file of the newest checkpoint, then die."""
+KINDS = ("kill", "term", "raise", "hang", "slow", "kill_in_commit", "memory", "nan", *FLIPS)
+MEMORY_SLACK = 256 << 20
+"""Bytes that a process short of memory may still get, so that it can say what happened."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +59,16 @@ class FaultPlan:
             raise ConfigError(f"{VARIABLE} names the unknown fault {unknown[0]!r}: choose of {', '.join(KINDS)}")
         return FaultPlan(mine, store)
 
+    def planned(self, step: int) -> bool:
+        """Whether anything may fire at this step."""
+        return bool(self._due(step))
+
     def at_step(self, step: int) -> None:
         """Fire what is planned for this step."""
         for fault in self._due(step):
             if fault["kind"] not in ("kill_in_commit", "nan") and self._first_time(fault):
+                if fault["kind"] in FLIPS:
+                    _flip(self.store, FLIPS[fault["kind"]])
                 _fire(fault["kind"])
 
     def loss(self, step: int, loss: Tensor) -> Tensor:
@@ -76,8 +93,30 @@ def _fire(kind: str) -> None:
     if kind == "raise":
         raise RuntimeError("injected fault")
     if kind == "memory":
-        raise MemoryError("injected fault: out of memory")
+        _exhaust_memory()
     if kind in ("hang", "slow"):
         time.sleep(86_400 if kind == "hang" else 3)
         return
     os.kill(os.getpid(), signal.SIGTERM if kind == "term" else signal.SIGKILL)
+
+
+def _flip(store: Store, name: str) -> None:
+    newest = max(step for step in store.list() if step.startswith("step_") and store.exists(f"{step}/COMMIT.json"))
+    path = store.path / newest / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def _exhaust_memory() -> None:
+    """Allocate under a limit of the address space until the allocator refuses: a MemoryError that nobody raised."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_SLACK, before[1]))
+    held = []
+    try:
+        while True:
+            held.append(bytearray(MEMORY_SLACK // 16))
+    finally:
+        held.clear()
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -1,16 +1,17 @@
-"""A worker's entry: build one block, resume it from its newest commit, train it, and say how it ended."""
+"""One rank of an attempt: build the block, resume it from its newest commit, train it, and commit."""
 
 import os
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dbtrain.errors import DbtrainError, FencedError, NonFiniteLossError, ShardError
+from dbtrain.config import parse_config
+from dbtrain.errors import NonFiniteLossError, WorkerError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
@@ -48,6 +49,8 @@ class BlockWorker:
         run = Store(assignment.run_url)
         manifest = read_manifest(run)
         self.blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+        if assignment.config is not None:
+            self.blueprint = replace(self.blueprint, config=parse_config(assignment.config, "the assignment"))
         self.config = self.blueprint.config
         self.store = run.child("blocks", f"{assignment.block:02d}")
         self.identity = plan_identity(manifest, assignment.block)
@@ -83,12 +86,20 @@ class BlockWorker:
         start = self._resume(engine)
         feed = Feed(data.train, shape, self.config.seed, self.assignment.block, self.rank, self.device)
         held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
-        self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size())
+        self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size(), zero_stage=engine.zero_stage)
         return train(engine, feed, self.config.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
-        loaded = self.checkpoints.newest(lambda line: self._emit("skipped", reason=line))
+        skipped: list[str] = []
+
+        def report(line: str) -> None:
+            skipped.append(line)
+            self._emit("skipped", reason=line)
+
+        loaded = self.checkpoints.newest(report)
         if loaded is None:
+            if skipped and not self.config.cluster.restart_damaged:
+                raise _all_damaged(self.assignment.block, skipped)
             return 0
         engine.restore({role: _rename(part, self._local) for role, part in loaded.parts.items()}, loaded.step)
         self._emit("resumed", step=loaded.step, loss=loaded.commit.loss)
@@ -103,7 +114,9 @@ class BlockWorker:
     def before_step(self, step: int) -> None:
         """Faults that a test has planned for this step."""
         self.watchdog.touch()
-        self.faults.at_step(step)
+        if self.faults.planned(step):
+            self.writer.drain()  # so that a test knows what is committed
+            self.faults.at_step(step)
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
         """The mean over the block's workers: all of them must see the same, or one would go on where another stops."""
@@ -163,6 +176,14 @@ class BlockWorker:
             self.log.emit(event, **fields)
 
 
+def _all_damaged(block: int, skipped: Sequence[str]) -> WorkerError:
+    # starting from nothing would throw away, without a question, what a copy of one file may bring back
+    return WorkerError(
+        f"all {len(skipped)} checkpoints of block {block} are damaged ({'; '.join(skipped)}): restore one from a copy, "
+        "or train this block again from its first step with cluster.restart_damaged=true"
+    )
+
+
 def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:
     # a loss can be finite and its gradient not; such weights must not push a good checkpoint out
     wrong = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
@@ -186,39 +207,3 @@ def _resident_peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def prepare_process(assignment: Assignment) -> None:
-    """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ["DS_ACCELERATOR"] = assignment.device
-    torch.set_num_threads(assignment.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if assignment.device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-
-
-def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
-    """Run one rank of an attempt and record how it ended.
-
-    Errors that another attempt would meet again are recorded as ``failed`` and not raised; all others are raised, so
-    that the coordinator sees a crash.
-    """
-    block = Store(assignment.run_url).child("blocks", f"{assignment.block:02d}")
-    log = EventLog(block.child("attempts", str(assignment.attempt)))
-
-    def end(outcome: str, **fields: Any) -> None:
-        if rank == 0:
-            log.emit("end", outcome=outcome, reason=stop.reason, **fields)
-
-    prepare_process(assignment)
-    try:
-        end(BlockWorker(assignment, rank, stop, log).run())
-    except FencedError as error:
-        end("fenced", error=str(error))
-    except DbtrainError as error:
-        end("failed", error=str(error), retry=isinstance(error, ShardError))
-    except Exception as error:
-        log.store.append("log.txt", traceback.format_exc().encode())
-        end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        raise

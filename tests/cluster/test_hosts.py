@@ -1,121 +1,21 @@
 """Hosts with networks of their own: no block talks to another, and a host that goes away costs only its block."""
 
 import json
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dbtrain.coordinator.ray_settings import SETTINGS
-from tests.cluster.hosts import GCS_PORT, Network, Program, missing
-from tests.conftest import ROOT, TINY, Command, events, shards, wait_for
+from tests.cluster.hosts import Network, Program
+from tests.cluster.machines import HEAD, RUN_S, SPARE, WORKERS, Machines, attempt_events, hosts_of, steps_of
+from tests.conftest import STEPS, events, shards, wait_for
 
-CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
-STEPS = 60
-HEAD, WORKERS, SPARE = "head", ("ada", "bob", "cyd"), "dan"
-RUN_S = 180.0
-SLOW_STEPS = 12
-"""Of three seconds each: the blocks train on while a host's loss is found out, which takes Ray about 20 s."""
+SLOW = [{"block": block, "step": step, "kind": "slow"} for block in range(3) for step in range(21, STEPS)]
+"""Steps of three seconds each: the blocks train on while a host's loss is found out, which takes Ray about 20 s."""
 
-pytestmark = pytest.mark.cluster
-
-SEND = """
-import socket, sys, time
-end = time.monotonic() + 10
-while True:
-    try:
-        connection = socket.create_connection((sys.argv[1], 7000), 2)
-        break
-    except ConnectionRefusedError:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-connection.sendall(bytes(int(sys.argv[2])))
-"""
-RECEIVE = """
-import socket
-server = socket.create_server(("", 7000))
-server.settimeout(20)
-connection = server.accept()[0]
-while connection.recv(1 << 16):
-    pass
-"""
-
-
-class Cluster:
-    """A head without CPUs and three workers with one each, and a spare host where Ray does not run yet."""
-
-    def __init__(self, network: Network, folder: Path) -> None:
-        self.network = network
-        self.folder = folder
-        self._ray([(HEAD, 0)])
-        self._ray([(name, 1) for name in WORKERS])
-
-    def _ray(self, cpus: list[tuple[str, int]]) -> None:
-        for program in [self.start_ray(name, number) for name, number in cpus]:
-            assert program.wait(60) == 0, program.output()
-
-    def start_ray(self, name: str, cpus: int) -> Program:
-        return self.network.start_ray(name, cpus, HEAD, self.folder / f"ray-{name}.log")
-
-    def train(self, out: str, *arguments: str, faults: str = "[]") -> Program:
-        """Start the command on the head."""
-        address = f"cluster.address={self.network.addresses[HEAD]}:{GCS_PORT}"
-        command = [sys.executable, "-m", "dbtrain", "train", CONFIG, "name=run", f"out={self.folder / out}", "blocks=3"]
-        return self.network.start(
-            HEAD,
-            [*command, *TINY, "cluster.device=cpu", "cluster.cpus_per_worker=1", address, *arguments],
-            self.folder / f"{out}.log",
-            DBTRAIN_FAULTS=faults,
-            NO_COLOR="1",
-            COLUMNS="200",
-        )
-
-    def send(self, sender: str, receiver: str, size: int) -> bool:
-        """Send bytes by TCP; whether they arrived."""
-        python, log = sys.executable, self.folder / "tcp.log"
-        server = self.network.start(receiver, [python, "-c", RECEIVE], log)
-        target = self.network.addresses[receiver]
-        client = self.network.start(sender, [python, "-c", SEND, target, str(size)], log)
-        arrived = client.wait(30) == 0
-        if not arrived:
-            server.kill()
-        return server.wait(30) == 0 and arrived
-
-
-@pytest.fixture(scope="module")
-def requirements() -> None:
-    reason = missing()
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def local(requirements: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Shards of the same run on this machine alone."""
-    folder = tmp_path_factory.mktemp("local")
-    command = Command(
-        folder, ["train", CONFIG, "name=run", "out=runs", "blocks=3", "cluster.cpus_per_worker=0.5", *TINY]
-    )
-    try:
-        assert command.wait(RUN_S) == 0, command.output()
-    finally:
-        command.kill()
-    return shards(folder / "runs/run", STEPS)
-
-
-@pytest.fixture(scope="module")
-def cluster(local: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """After the local run, because that compiles what the hosts then only copy."""
-    with Network([HEAD, *WORKERS, SPARE], {**SETTINGS, "PYTHONPATH": str(ROOT)}) as network:
-        yield Cluster(network, tmp_path_factory.mktemp("hosts"))
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def between_workers(traffic: Counter[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -123,107 +23,118 @@ def between_workers(traffic: Counter[tuple[str, str]]) -> dict[tuple[str, str], 
     return {pair: traffic[pair] for pair in permutations([*WORKERS, SPARE], 2)}
 
 
-def hosts_of(run: Path) -> dict[int, str]:
-    """Where each block's newest attempt started."""
-    return {
-        block: [event["host"] for event in events(run, block) if event["event"] == "start"][-1] for block in range(3)
-    }
-
-
-def attempt_events(run: Path, block: int, attempt: int) -> list[dict[str, Any]]:
-    lines = (run / "blocks" / f"{block:02d}" / "attempts" / str(attempt) / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def committed(lines: list[dict[str, Any]]) -> list[int]:
-    return [event["step"] for event in lines if event["event"] == "commit"]
-
-
-def commits(run: Path, block: int) -> dict[int, dict[str, Any]]:
-    return {
-        int(path.parent.name.removeprefix("step_")): json.loads(path.read_text())
-        for path in sorted(run.glob(f"blocks/{block:02d}/step_*/COMMIT.json"))
-    }
-
-
-def test_blocks_on_three_hosts_send_each_other_no_byte(cluster: Cluster, local: dict[str, bytes]) -> None:
-    network = cluster.network
+def test_blocks_on_three_hosts_send_each_other_no_byte(machines: Machines, expected: dict[str, bytes]) -> None:
+    network = machines.network
     before = network.traffic.read()
-    assert cluster.send("ada", "bob", 1_000_000)
+    assert machines.send("ada", "bob", 1_000_000)
     sent = network.traffic.read() - before
     assert 1_000_000 < sent["ada", "bob"] < 1_200_000  # the counter counts, and no byte twice
     assert sent["ada", "cyd"] == 0
 
     before = network.traffic.read()
-    command = cluster.train("open")
+    command = machines.train("open")
     assert command.wait(RUN_S) == 0, command.output()
     while_training = network.traffic.read() - before
 
-    run = cluster.folder / "open" / "run"
+    run = machines.folder / "open" / "run"
     assert sorted(hosts_of(run).values()) == sorted(WORKERS)
     assert (run / "merged" / "model.safetensors.index.json").exists()
     print(dict(while_training))
     assert all(while_training[name, HEAD] > 1000 for name in WORKERS)
     assert set(between_workers(while_training).values()) == {0}
-    assert shards(run, STEPS) == local
+    assert shards(run, STEPS) == expected
 
 
-def test_workers_that_cannot_reach_each_other_train_the_same_bits(cluster: Cluster, local: dict[str, bytes]) -> None:
-    network = cluster.network
+def test_a_cut_host_a_dark_host_a_dead_raylet_and_a_dead_head(machines: Machines, expected: dict[str, bytes]) -> None:
+    """All this on hosts that cannot reach each other, only the head; in the end the bits are those of one machine."""
+    network = machines.network
     network.isolate([*WORKERS, SPARE], True)
-    try:
-        assert not cluster.send("ada", "bob", 1000)
-        assert cluster.send("ada", HEAD, 1000)
-        command = cluster.train("isolated")
-        assert command.wait(RUN_S) == 0, command.output()
-    finally:
-        network.isolate([*WORKERS, SPARE], False)
-    run = cluster.folder / "isolated" / "run"
-    assert sorted(hosts_of(run).values()) == sorted(WORKERS)
-    assert len(local) == 9
-    assert shards(run, STEPS) == local
-
-
-def test_a_host_cut_off_and_one_without_power(cluster: Cluster, local: dict[str, bytes]) -> None:
-    """Both blocks come back on the spare host; the third notices nothing; the one cut off commits nothing any more."""
-    network = cluster.network
-    slow = [{"block": block, "step": step, "kind": "slow"} for block in range(3) for step in range(21, 21 + SLOW_STEPS)]
-    command = cluster.train("faults", faults=json.dumps(slow))
-    run = cluster.folder / "faults" / "run"
+    assert not machines.send("ada", "bob", 1000)
+    assert machines.send("ada", HEAD, 1000)
+    command = machines.train("faults", faults=json.dumps(SLOW))
+    run = machines.folder / "faults" / "run"
     wait_for(
-        lambda: command.over or all(20 in committed(events(run, block)) for block in range(3)), RUN_S, "step 20 of all"
+        lambda: command.over or all(20 in steps_of(events(run, block), "commit") for block in range(3)),
+        RUN_S,
+        "step 20 of all",
     )
     assert not command.over, command.output()
-    spare = cluster.start_ray(SPARE, 2)
-    placed = hosts_of(run)
     cut, dark, well = range(3)
-    first = {block: events(run, block)[0]["pid"] for block in range(3)}
-    assert first[cut] in network.hosts[placed[cut]].processes()
+    placed = hosts_of(run)
+    spare = machines.start_ray(SPARE, 2)
     assert spare.wait(60) == 0, spare.output()
 
-    network.plug(placed[cut], False)
-    network.hosts[placed[dark]].power_off()
-    fault = time.time()
-    assert command.wait(RUN_S) == 0, command.output()
+    ended = lose_two_hosts(network, run, placed, cut, dark, command)
+    the_old_worker_ended_or_was_refused(run, cut, ended)
     assert hosts_of(run) == {cut: SPARE, dark: SPARE, well: placed[well]}
-    for block in (cut, dark):
-        ready = [event["t"] for event in events(run, block) if event["event"] == "ready"]
-        print(f"block {block}: {ready[-1] - fault:.1f} s from the fault to its next step")
+    # the third block has noticed nothing
+    assert {event["event"] for event in events(run, well)} <= {"start", "ready", "step", "commit"}
+    done = steps_of(events(run, well), "step")
+    assert done == list(range(5, done[-1] + 1, 5))
 
     network.plug(placed[cut], True)
-    wait_for(lambda: first[cut] not in network.hosts[placed[cut]].processes(), 60, "the end of the worker cut off")
+    machines.stop_ray([placed[cut]])
+    healed = machines.start_ray(placed[cut], 1)
+    assert healed.wait(60) == 0, healed.output()
+    machines.sigkill(placed[well], "raylet")
+    moved(run, well, 2, command, "SIGKILL of the raylet")
+    assert hosts_of(run) == {cut: SPARE, dark: SPARE, well: placed[cut]}
+
+    machines.sigkill(HEAD, "gcs_server")
+    fault = time.time()
+    assert command.wait(RUN_S) != 0, command.output()
+    print(f"the command ended {time.time() - fault:.1f} s after the head: {command.output()[-400:]}")
+    there = [SPARE, placed[cut], placed[well]]
+    machines.stop_ray([HEAD, *there])
+    machines.start_all([(HEAD, 0), *((name, 1) for name in there)])
+    again = machines.train("faults")
+    assert again.wait(RUN_S) == 0, again.output()
+    assert shards(run, STEPS) == expected
+
+
+def lose_two_hosts(network: Network, run: Path, placed: dict[int, str], cut: int, dark: int, command: Program) -> float:
+    """Cut one host's cable and another's power; when the worker on the first ended, which still sees the storage."""
+    pid = events(run, cut)[0]["pid"]
+    host = network.hosts[placed[cut]]
+    assert pid in host.processes()
+    network.plug(placed[cut], False)
+    network.hosts[placed[dark]].power_off()
+    fault, ended = time.time(), 0.0
+    while time.time() < fault + RUN_S and not all(steps_of(attempt_events(run, b, 2), "ready") for b in (cut, dark)):
+        assert not command.over, command.output()
+        if not ended and pid not in host.processes():
+            ended = time.time()
+        time.sleep(0.1)
+    wait_for(lambda: pid not in host.processes(), 30, "the end of the worker cut off")
     for block in (cut, dark):
-        old, new = (attempt_events(run, block, attempt) for attempt in (1, 2))
-        start = new[0]["t"]
-        resumed = next(event["step"] for event in new if event["event"] == "resumed")
-        assert resumed >= 20
-        assert all(event["t"] < start for event in old if event["event"] == "commit")
-        for step, commit in commits(run, block).items():
-            assert commit["attempt"] == (1 if step <= resumed else 2)
-            assert commit["attempt"] == 2 or commit["time"] < start
-        assert [event["step"] for event in new if event["event"] == "commit"] == list(
-            range(resumed + 10, STEPS + 1, 10)
+        start, ready = (
+            next(e["t"] for e in attempt_events(run, block, 2) if e["event"] == k) for k in ("start", "ready")
         )
-    assert {event["event"] for event in events(run, well)} == {"start", "ready", "step", "commit", "end"}
-    assert [event["step"] for event in events(run, well) if event["event"] == "step"] == list(range(5, STEPS + 1, 5))
-    assert shards(run, STEPS) == local
+        print(f"block {block}: {start - fault:.1f} s from the fault to its next worker, {ready - fault:.1f} s to train")
+    return ended or time.time()
+
+
+def the_old_worker_ended_or_was_refused(run: Path, block: int, ended: float) -> None:
+    """It did not outlive its replacement's claim by more than the watchdog's look, and committed nothing after it."""
+    old, new = (attempt_events(run, block, attempt) for attempt in (1, 2))
+    owner = json.loads((run / "blocks" / f"{block:02d}" / "OWNER.json").read_text())
+    assert owner["attempt"] == 2
+    claimed = owner["time"]
+    print(f"the worker cut off ended {claimed - ended:+.1f} s before its replacement was placed")
+    assert ended < claimed + 2.0
+    assert claimed < new[0]["t"]
+    assert all(event["t"] < claimed for event in old if event["event"] == "commit")
+    resumed = steps_of(new, "resumed")
+    assert resumed == [max(steps_of(old, "commit"))]
+
+
+def moved(run: Path, block: int, attempt: int, command: Program, why: str) -> None:
+    """Wait until a block trains in its next attempt, from its newest commit."""
+    fault = time.time()
+    wait_for(
+        lambda: command.over or bool(steps_of(attempt_events(run, block, attempt), "ready")), RUN_S, "the next attempt"
+    )
+    assert not command.over, command.output()
+    committed = max(steps_of(attempt_events(run, block, attempt - 1), "commit"))
+    assert steps_of(attempt_events(run, block, attempt), "resumed") == [committed]
+    print(f"block {block}: {time.time() - fault:.1f} s from {why} to its next training")

@@ -1,17 +1,17 @@
 import pytest
 import torch
 
-from dbtrain.coordinator import conduct
+from dbtrain.coordinator import conduct, ledger
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.coordinator.placement import Node, requests
 from dbtrain.coordinator.status import status
-from dbtrain.errors import FencedError, PlacementError
+from dbtrain.errors import FencedError, PlacementError, RunLockedError, ShardError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EventLog
+from dbtrain.telemetry.events import EventLog, EventTail
 from dbtrain.training.watchdog import STOP
 
 STEPS = 4
@@ -129,12 +129,12 @@ def bring(make_run, monkeypatch):
     monkeypatch.setattr(conduct, "POLL_S", 0.002)
     runs = {}
 
-    def go(parts, *overrides, cpus=8, act=lambda conductor: None):
+    def go(parts, *overrides, cpus=8, act=lambda conductor: None, guard=lambda: None):
         config, run = runs.get(overrides) or make_run(*overrides)
         runs[overrides] = config, run
         told, cluster = [], Cluster(parts, cpus)
         shown = lambda states, progress: act(conductor)  # noqa: E731
-        conductor = Conductor(run, config, cluster, requests(config, "cpu"), shown, told.append)
+        conductor = Conductor(run, config, cluster, requests(config, "cpu"), shown, told.append, guard=guard)
         conductor.conduct()
         return conductor, cluster, told
 
@@ -264,12 +264,62 @@ def test_the_same_command_continues_only_what_is_missing(bring):
 
 def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
     conductor, _, _ = bring({})
-    shard = conductor.stores[2].path / "step_00000004" / "model.safetensors"
+    shard = conductor.ledger.stores[2].path / "step_00000004" / "model.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
     again, cluster, _ = bring({})
     assert [(a.block, a.attempt) for a in cluster.started] == [(2, 2)] and phases(again) == [Phase.DONE] * 3
+
+
+def test_an_outage_of_the_storage_ends_no_attempt(bring, monkeypatch):
+    read, outage = EventTail.read, iter(range(40))
+
+    def sometimes(tail):
+        if next(outage, None) is not None:
+            raise ShardError("the storage does not answer")
+        return read(tail)
+
+    monkeypatch.setattr(EventTail, "read", sometimes)
+    conductor, cluster, told = bring({})
+    assert phases(conductor) == [Phase.DONE] * 3
+    assert [cluster.attempts(b) for b in range(3)] == [[1]] * 3
+    assert len([line for line in told if "cannot be read, tried again" in line]) == 3
+
+
+def test_a_storage_that_never_answers_again_ends_the_command(bring, monkeypatch):
+    def never(tail):
+        raise ShardError("the storage does not answer")
+
+    monkeypatch.setattr(EventTail, "read", never)
+    with pytest.raises(ShardError, match="does not answer"):
+        bring({}, "cluster.hang_timeout_s=0.05")
+
+
+def test_a_disk_too_full_to_own_a_block_is_a_crash_of_that_block(bring, monkeypatch):
+    claim, full = ledger.claim, iter(range(2))
+
+    def refuse(store, attempt, token):
+        if store.url.endswith("01") and next(full, None) is not None:
+            raise ShardError("the disk is full")
+        claim(store, attempt, token)
+
+    monkeypatch.setattr(ledger, "claim", refuse)
+    conductor, cluster, told = bring({})
+    assert phases(conductor) == [Phase.DONE] * 3
+    assert cluster.attempts(1) == [1] and conductor.states[1].restarts == 2
+    assert any("block 1: crashed" in line and "disk is full" in line for line in told)
+
+
+def test_a_coordinator_that_lost_its_run_stops(bring):
+    looks = iter(range(5))
+
+    def guard():
+        if next(looks, None) is None:
+            raise RunLockedError("taken over by another coordinator")
+
+    with pytest.raises(RunLockedError, match="taken over"):
+        bring({0: [wait]}, guard=guard)
 
 
 def test_progress_follows_the_events(bring):

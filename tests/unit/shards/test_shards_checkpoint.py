@@ -1,11 +1,14 @@
+import hashlib
 import os
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dbtrain.errors import FencedError, ShardError
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.commit import step_name, step_number
+from dbtrain.shards.commit import FileRecord, dump_commit, step_name, step_number
 from dbtrain.shards.store import Store
 
 
@@ -22,7 +25,7 @@ def flip(store, name, place=-9):
 
 def test_commit_and_newest(store, make):
     checkpoints = Checkpoints(store, make.identity())
-    assert checkpoints.newest() is None and checkpoints.steps() == []
+    assert checkpoints.newest() is None and checkpoints.steps() == [] and checkpoints.newest_step() is None
     what = make.parts(1)
     done = make.commit(checkpoints, 100, what, loss=0.25, attempt=3)
     assert (done.step, done.loss, done.attempt) == (100, 0.25, 3)
@@ -30,7 +33,7 @@ def test_commit_and_newest(store, make):
     assert store.child("step_00000100").list() == ["COMMIT.json", *sorted(done.files)]
     found = checkpoints.newest()
     assert found.step == 100 and found.commit == done and make.same(found.parts, what)
-    assert checkpoints.verify(100) == []
+    assert checkpoints.verify(100) == [] and checkpoints.newest_step() == 100
     assert list(checkpoints.load(100).parts) == ["model"]
     assert list(checkpoints.newest(roles=("ema",)).parts) == ["ema"]
 
@@ -192,12 +195,43 @@ def test_torn_and_missing_files(store, make):
     data = folder.read("model.safetensors")
     folder.write("model.safetensors", data[:-5])
     assert checkpoints.newest(lambda line: None).step == 10 and "bytes" in checkpoints.verify(20)[0]
+    assert checkpoints.newest_step() == 10
     folder.remove("model.safetensors")
     assert checkpoints.newest(lambda line: None).step == 10 and "does not exist" in checkpoints.verify(20)[0]
     folder.write("model.safetensors", data)
     folder.write("COMMIT.json", store.read("step_00000010/COMMIT.json"))
     assert checkpoints.newest(lambda line: None).step == 10 and "of step 10" in checkpoints.verify(20)[0]
+    assert checkpoints.newest_step() == 10
     assert checkpoints.verify(99)
+
+
+class Bomb:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_planted_pickle_is_refused_and_never_run(tmp_path, make):
+    """Also with a COMMIT.json that vouches for it: who can write there can seal it anew."""
+    folder, fired = Store(tmp_path), tmp_path / "fired"
+    checkpoints = Checkpoints(folder, make.identity())
+    done = make.commit(checkpoints, 10, make.parts(1))
+    torch.save({"blocks.1.stem.w": Bomb(fired)}, tmp_path / "zip")
+    for planted in (pickle.dumps(Bomb(fired)), (tmp_path / "zip").read_bytes()):
+        record = FileRecord(size=len(planted), sha256=hashlib.sha256(planted).hexdigest())
+        files = {**done.files, "model.safetensors": record}
+        folder.write("step_00000010/model.safetensors", planted)
+        folder.write("step_00000010/COMMIT.json", dump_commit(replace(done, files=files), "COMMIT.json"))
+        skipped = []
+        assert checkpoints.newest(skipped.append) is None
+        assert "pickle" in skipped[0] and "pickle" in checkpoints.verify(10)[0]
+        assert not fired.exists()
+    pickle.loads(pickle.dumps(Bomb(fired))).close()
+    assert fired.exists()  # it would have
 
 
 def test_storage_out_of_reach_is_not_an_absence(tmp_path, make, monkeypatch):

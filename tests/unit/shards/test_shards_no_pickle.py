@@ -8,6 +8,8 @@ import dbtrain
 ROOT = Path(dbtrain.__file__).parent
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 READERS = {"torch.load", "torch.save", "np.load", "numpy.load", "pd.read_pickle"}
+METHODS = {"load_checkpoint", "save_checkpoint", "load_state", "save_state"}
+"""Of DeepSpeed's engine and of Accelerate, which pickle."""
 
 
 def offences(source):
@@ -17,7 +19,7 @@ def offences(source):
             yield from (name for name in names if name.split(".")[0] in PICKLERS)
             if isinstance(node, ast.ImportFrom) and node.module == "torch":
                 yield from (f"torch.{a.name}" for a in node.names if f"torch.{a.name}" in READERS)
-        elif isinstance(node, ast.Attribute) and ast.unparse(node) in READERS:
+        elif isinstance(node, ast.Attribute) and (ast.unparse(node) in READERS or node.attr in METHODS):
             yield ast.unparse(node)
 
 
@@ -29,6 +31,7 @@ def offences(source):
         "import torch\ntorch.load('x')",
         "from torch import load",
         "import cloudpickle.x as y",
+        "engine.load_checkpoint('x')",
     ],
 )
 def test_the_search_finds_them(source):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dbtrain.coordinator.conduct import Progress
+from dbtrain.coordinator.progress import Progress
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EVENTS, EventLog, EventTail, read_events
 

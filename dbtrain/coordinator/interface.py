@@ -1,0 +1,32 @@
+"""What the conductor needs of a cluster; `ray.py` provides it, and tests a fake one."""
+
+from typing import Protocol
+
+from dbtrain.coordinator.placement import Node, Request
+from dbtrain.training.assignment import Assignment
+
+
+class Attempt(Protocol):
+    """A running attempt."""
+
+    @property
+    def over(self) -> bool:
+        """Whether its workers have ended."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why they died, if they did."""
+        ...
+
+
+class Cluster(Protocol):
+    """What the conductor needs of a cluster."""
+
+    def nodes(self) -> list[Node]:
+        """Nodes that are alive."""
+        ...
+
+    def start(self, assignment: Assignment, request: Request, name: str) -> Attempt:
+        """Start the workers of an attempt."""
+        ...

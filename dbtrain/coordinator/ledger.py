@@ -1,0 +1,51 @@
+"""What the coordinator reads and writes of each block's directory."""
+
+import dataclasses
+import time
+
+from dbtrain.coordinator.lifecycle import BlockState, Phase
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.fence import claim
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.events import EventTail
+
+
+class Ledger:
+    """The directories of the blocks of a settled run; every method raises ShardError when the storage fails.
+
+    Args:
+        run: directory of the run.
+        blocks: how many it has.
+    """
+
+    def __init__(self, run: Store, blocks: int) -> None:
+        manifest = read_manifest(run)
+        self.stores = [run.child("blocks", f"{block:02d}") for block in range(blocks)]
+        self._checkpoints = [
+            Checkpoints(store, plan_identity(manifest, block)) for block, store in enumerate(self.stores)
+        ]
+
+    def first_state(self, block: int, steps: int) -> BlockState:
+        """State of a block when the command starts."""
+        attempts = [int(name) for name in self.stores[block].child("attempts").list() if name.isdigit()]
+        committed = self.committed(block)
+        if committed >= steps and self._checkpoints[block].verify(committed):
+            committed = steps - 1  # its worker says what is wrong, and trains from the commit before
+        phase = Phase.DONE if committed >= steps else Phase.PENDING
+        return BlockState(block, phase, attempt=max(attempts, default=0), committed=committed)
+
+    def committed(self, block: int) -> int:
+        """Newest step that is committed and, by the sizes of its files, whole; workers and merge verify the bytes."""
+        return self._checkpoints[block].newest_step() or 0
+
+    def claim(self, block: int, attempt: int, token: str) -> EventTail:
+        """Make an attempt the owner of a block; returns its events to come."""
+        claim(self.stores[block], attempt, token)
+        return EventTail(self.stores[block].child("attempts", str(attempt)))
+
+    def record(self, state: BlockState) -> None:
+        """Write a state for `status`."""
+        content = {**dataclasses.asdict(state), "phase": state.phase.value, "since": time.time()}
+        del content["not_before"]
+        self.stores[state.block].write_json("state.json", content)

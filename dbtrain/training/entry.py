@@ -1,0 +1,50 @@
+"""A worker's entry: prepare the process, train one rank of an attempt, and record how it ended."""
+
+import os
+import traceback
+from typing import Any
+
+import torch
+
+from dbtrain.errors import DbtrainError, FencedError, ShardError
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.events import EventLog
+from dbtrain.training.assignment import Assignment
+from dbtrain.training.watchdog import StopRequest
+from dbtrain.training.worker import BlockWorker
+
+
+def prepare_process(assignment: Assignment) -> None:
+    """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["DS_ACCELERATOR"] = assignment.device
+    torch.set_num_threads(assignment.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if assignment.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
+    """Run one rank of an attempt and record how it ended.
+
+    Errors that another attempt would meet again are recorded as ``failed`` and not raised; all others are raised, so
+    that the coordinator sees a crash.
+    """
+    block = Store(assignment.run_url).child("blocks", f"{assignment.block:02d}")
+    log = EventLog(block.child("attempts", str(assignment.attempt)))
+
+    def end(outcome: str, **fields: Any) -> None:
+        if rank == 0:
+            log.emit("end", outcome=outcome, reason=stop.reason, **fields)
+
+    prepare_process(assignment)
+    try:
+        end(BlockWorker(assignment, rank, stop, log).run())
+    except FencedError as error:
+        end("fenced", error=str(error))
+    except DbtrainError as error:
+        end("failed", error=str(error), retry=isinstance(error, ShardError))
+    except Exception as error:
+        log.store.append("log.txt", traceback.format_exc().encode())
+        end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        raise
