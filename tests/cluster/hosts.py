@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -311,23 +312,14 @@ class Network:
         """Start a program on a host."""
         return Program(self.hosts[name], arguments, log, {**self.environment, **variables})
 
-    def start_ray(self, name: str, cpus: int, head: str, log: Path) -> Program:
-        """Start Ray on a host; on the head it is its head."""
-        role = (
-            ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
-            if name == head
-            else [f"--address={self.addresses[head]}:{GCS_PORT}"]
+    def transport(self, path: Path) -> Path:
+        """A program that runs a command on a host, as ssh does: an address, then a line for the shell there."""
+        variables = {k: v for k, v in self.environment.items() if k != "RAY_AUTH_TOKEN"}
+        values = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
+        cases = "\n".join(
+            f'{self.addresses[name]}) exec {shlex.join(host.enter)} env -i {values} bash -c "$*" ;;'
+            for name, host in self.hosts.items()
         )
-        return self.start(
-            name,
-            [
-                str(Path(sys.executable).parent / "ray"),
-                "start",
-                *role,
-                f"--node-ip-address={self.addresses[name]}",
-                f"--num-cpus={cpus}",
-                "--num-gpus=0",
-            ]
-            + ["--object-store-memory=100000000", "--temp-dir=/run/ray", "--disable-usage-stats"],
-            log,
-        )
+        path.write_text(f"#!/bin/bash\naddress=$1\nshift\ncase $address in\n{cases}\nesac\n")
+        path.chmod(0o700)
+        return path

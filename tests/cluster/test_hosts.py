@@ -2,10 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from dbtrain.coordinator.ray_settings import SETTINGS
 from tests.cluster.hosts import GCS_PORT, Network, Program, missing
-from tests.conftest import ROOT, TINY, Command, events, shards, wait_for
+from tests.conftest import ROOT, TINY, events, shards, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 STEPS = 60
@@ -53,15 +54,29 @@ class Cluster:
     def __init__(self, network: Network, folder: Path) -> None:
         self.network = network
         self.folder = folder
-        self._ray([(HEAD, 0)])
-        self._ray([(name, 1) for name in WORKERS])
+        self.launcher("up", WORKERS, 1)
 
-    def _ray(self, cpus: list[tuple[str, int]]) -> None:
-        for program in [self.start_ray(name, number) for name, number in cpus]:
-            assert program.wait(60) == 0, program.output()
-
-    def start_ray(self, name: str, cpus: int) -> Program:
-        return self.network.start_ray(name, cpus, HEAD, self.folder / f"ray-{name}.log")
+    def launcher(self, part: str, workers: Sequence[str], cpus: int) -> None:
+        """launchers/ssh/cluster.sh, with a way into the hosts in the place of ssh."""
+        token = self.folder / "token"
+        token.write_text(self.network.environment["RAY_AUTH_TOKEN"])
+        addresses = [self.network.addresses[name] for name in (HEAD, *workers)]
+        small = "--object-store-memory=100000000 --temp-dir=/run/ray --num-gpus=0 --num-cpus"
+        done = subprocess.run(
+            [ROOT / "launchers" / "ssh" / "cluster.sh", part, *addresses],
+            env={
+                **os.environ,
+                "DBTRAIN_SSH": str(self.network.transport(self.folder / "transport")),
+                "DBTRAIN_TOKEN_FILE": str(token),
+                "DBTRAIN_BIN": str(Path(sys.executable).parent),
+                "DBTRAIN_HEAD_OPTIONS": f"{small}=0",
+                "DBTRAIN_WORKER_OPTIONS": f"{small}={cpus}",
+            },
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def train(self, out: str, *arguments: str, faults: str = "[]") -> Program:
         """Start the command on the head."""
@@ -98,21 +113,7 @@ def requirements() -> None:
 
 
 @pytest.fixture(scope="module")
-def local(requirements: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Shards of the same run on this machine alone."""
-    folder = tmp_path_factory.mktemp("local")
-    command = Command(
-        folder, ["train", CONFIG, "name=run", "out=runs", "blocks=3", "cluster.cpus_per_worker=0.5", *TINY]
-    )
-    try:
-        assert command.wait(RUN_S) == 0, command.output()
-    finally:
-        command.kill()
-    return shards(folder / "runs/run", STEPS)
-
-
-@pytest.fixture(scope="module")
-def cluster(local: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(requirements: None, local: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """After the local run, because that compiles what the hosts then only copy."""
     with Network([HEAD, *WORKERS, SPARE], {**SETTINGS, "PYTHONPATH": str(ROOT)}) as network:
         yield Cluster(network, tmp_path_factory.mktemp("hosts"))
@@ -194,12 +195,11 @@ def test_a_host_cut_off_and_one_without_power(cluster: Cluster, local: dict[str,
         lambda: command.over or all(20 in committed(events(run, block)) for block in range(3)), RUN_S, "step 20 of all"
     )
     assert not command.over, command.output()
-    spare = cluster.start_ray(SPARE, 2)
+    cluster.launcher("join", [SPARE], 2)
     placed = hosts_of(run)
     cut, dark, well = range(3)
     first = {block: events(run, block)[0]["pid"] for block in range(3)}
     assert first[cut] in network.hosts[placed[cut]].processes()
-    assert spare.wait(60) == 0, spare.output()
 
     network.plug(placed[cut], False)
     network.hosts[placed[dark]].power_off()
