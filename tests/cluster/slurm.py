@@ -74,6 +74,7 @@ class Slurm:
         conf = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         token = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": ""}  # the job makes its own
         python = {"PYTHONPATH": str(ROOT), "DBTRAIN_NODE_FOLDER": "/run"}
+        python["DBTRAIN_RAY_OPTIONS"] = "--object-store-memory=100000000"
         self.network = Network([CONTROL, *self.names], {**conf, **python, **token, **environment})
 
     def __enter__(self) -> "Slurm":
