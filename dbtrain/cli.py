@@ -57,9 +57,17 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
 
 @app.command()
 @_reported
-def train(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate the merged model at the end.")] = False,
+) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
-    _train(_at(load_config(config, overrides or []), address), make_console())
+    chosen, console = _at(load_config(config, overrides or []), address), make_console()
+    _train(chosen, console)
+    if evaluate:
+        _evaluate(chosen.run_url, [], console)
 
 
 def _at(config: Config, address: str | None) -> Config:
@@ -142,10 +150,14 @@ def _merge(run: str, console: Console) -> None:
 @_reported
 def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
     """Evaluate the merged model of a run; overrides are of the section evaluation."""
+    _evaluate(run, overrides or [], make_console())
+
+
+def _evaluate(run: str, overrides: list[str], console: Console) -> None:
     from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    make_console().print(scores_table(*evaluate_run(Store(run), overrides or [])))
+    console.print(scores_table(*evaluate_run(Store(run), overrides)))
 
 
 @app.command()
@@ -295,13 +307,49 @@ def _integers(text: str) -> list[int]:
 def doctor(
     address: Address = None,
     storage: Annotated[str, typer.Option(help="Directory or URL where runs shall lie (out=).")] = "runs",
-    nodes: Annotated[int | None, typer.Option(help="Nodes that the cluster must have.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes to wait for and to have at least.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that each node must give.")] = None,
 ) -> None:
     """Look whether this machine or a cluster would carry a run; say what would not work, and how to mend it."""
     from dbtrain.coordinator.doctor import doctor as examine
 
     examine(address, storage, nodes, gpus, make_console())
+
+
+launch = typer.Typer(no_args_is_help=True, help="Start a run where a scheduler gives out the machines.")
+app.add_typer(launch, name="launch")
+
+
+@launch.callback()
+def _launch() -> None:
+    """Keep the scheduler's name in the command, though there is only one yet."""
+
+
+@launch.command()
+@_reported
+def slurm(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; one Ray node runs on each.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of each.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of each.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit; at its end the job commits and queues again.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, submit nothing.")] = False,
+) -> None:
+    """Submit a run as a Slurm job that survives lost nodes, preemption and its time limit."""
+    from dbtrain.launch.slurm import submit
+
+    options = {
+        "nodes": nodes,
+        "gpus-per-node": gpus_per_node,
+        "cpus-per-task": cpus_per_node,
+        "time": time,
+        "partition": partition,
+        "account": account,
+    }
+    print(submit(options, config, overrides or [], gpus_per_node, dry_run))
 
 
 @app.command()

@@ -32,7 +32,8 @@ TINY = [
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 STEPS = 60
-TRAIN = ["train", CONFIG, "name=run", "blocks=3", "cluster.cpus_per_worker=0.5", *TINY]
+RUN = [CONFIG, "name=run", "blocks=3", *TINY]
+TRAIN = ["train", *RUN, "cluster.cpus_per_worker=0.5"]
 """The run that is disturbed in many ways; all of them end in the same bits."""
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -331,3 +332,15 @@ class Network:
             + ["--object-store-memory=100000000", "--temp-dir=/run/ray", "--disable-usage-stats"],
             log,
         )
+
+    def transport(self, path: Path) -> Path:
+        """A program that runs a command on a host, as ssh does: an address, then a line for the shell there."""
+        variables = {k: v for k, v in self.environment.items() if k != "RAY_AUTH_TOKEN"}
+        values = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
+        cases = "\n".join(
+            f'{self.addresses[name]}) exec {shlex.join(host.enter)} env -i {values} bash -c "$*" ;;'
+            for name, host in self.hosts.items()
+        )
+        path.write_text(f"#!/bin/bash\naddress=$1\nshift\ncase $address in\n{cases}\nesac\n")
+        path.chmod(0o700)
+        return path

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dbtrain.coordinator import probe
+from dbtrain.coordinator import preflight, probe
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.doctor import doctor, examine_machine
 from dbtrain.coordinator.preflight import Finding, check_versions, examine_cluster
@@ -64,7 +64,8 @@ def test_another_version_is_refused_by_name(port: int, tmp_path: Path) -> None:
         check_versions(Nodes(port, facts=RuntimeError("broken")))
 
 
-def test_plans_that_do_not_hold(port: int, tmp_path: Path) -> None:
+def test_plans_that_do_not_hold(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "JOIN_S", 0.1)
     findings = found(Nodes(port), tmp_path, nodes=3, gpus=1)
     assert "planned 3" in findings["nodes"].detail
     assert "planned 1" in findings["GPUs"].detail

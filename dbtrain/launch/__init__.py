@@ -1,0 +1,1 @@
+"""How runs are started where a scheduler gives out the machines."""

@@ -1,0 +1,55 @@
+"""Submit a run to Slurm: `slurm.sbatch` beside this file, with the options of this run."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dbtrain.config import load_config
+from dbtrain.errors import ConfigError, PlacementError
+
+SCRIPT = Path(__file__).with_name("slurm.sbatch")
+
+
+def sbatch_command(options: Mapping[str, object], config: Path, overrides: Sequence[str]) -> list[str]:
+    """The command that submits; options of value None are left to the script.
+
+    Args:
+        options: of sbatch, by their long names without dashes.
+        config: YAML file of the run.
+        overrides: of the configuration.
+    """
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return ["sbatch", *given, str(SCRIPT), str(config.resolve()), *overrides]
+
+
+def submit(
+    options: Mapping[str, object], config: Path, overrides: Sequence[str], gpus: int | None, dry_run: bool
+) -> str:
+    """Submit, or only show; returns what to print.
+
+    Raises:
+        ConfigError: the configuration is wrong, or names a cluster of its own; told now and not in the queue.
+        PlacementError: there is no sbatch, or it refused.
+    """
+    loaded = load_config(config, overrides)
+    if loaded.cluster.address is not None:
+        raise ConfigError(
+            f"cluster.address={loaded.cluster.address}: the job starts a cluster of its own; leave it out"
+        )
+    command = sbatch_command(options, config, overrides)
+    variables = {"DBTRAIN_STORAGE": loaded.out} | ({} if gpus is None else {"DBTRAIN_GPUS": str(gpus)})
+    if dry_run:
+        shown = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+        return f"# {shown} {shlex.join(command)}\n{SCRIPT.read_text()}"
+    if shutil.which("sbatch") is None:
+        raise PlacementError("sbatch is not on the PATH: run this where jobs are submitted, or see it with --dry-run")
+    # the job finds the programs of this very environment, activated or not
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    done = subprocess.run(command, env={**os.environ, **variables, "PATH": path}, capture_output=True, text=True)
+    if done.returncode:
+        raise PlacementError(f"sbatch refused: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()

@@ -1,0 +1,15 @@
+#!/bin/bash
+# A Ray cluster of this machine alone that outlives single commands (without it, each `dbtrain train` starts its own).
+#
+#   source launchers/local/cluster.sh up       # sets this shell up; then: dbtrain train CONFIG --address auto
+#   source launchers/local/cluster.sh down
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# the switch with which Ray listens on 127.0.0.1 and nowhere else
+export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+case ${1:-} in
+  up)
+    ray get-auth-token --generate >/dev/null && ray start --head --port 6379 --dashboard-host 127.0.0.1 --disable-usage-stats
+    ;;
+  down) ray stop ;;
+  *) echo "usage: source ${BASH_SOURCE[0]} up|down" >&2 ;;
+esac

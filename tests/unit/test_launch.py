@@ -1,0 +1,56 @@
+"""What `dbtrain launch` refuses and shows; a real Slurm runs it in tests/cluster/test_slurm.py."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dbtrain.errors import ConfigError, PlacementError
+from dbtrain.launch.slurm import SCRIPT, sbatch_command, submit
+from tests.conftest import ROOT
+
+DIGITS = ROOT / "configs" / "vit_digits.yaml"
+SHELL = sorted([*(ROOT / "launchers").rglob("*.s*"), *(ROOT / "docker").glob("*.sh"), *(ROOT / "scripts").glob("*.sh")])
+
+
+def test_options_reach_sbatch_and_the_rest_the_run() -> None:
+    command = sbatch_command({"nodes": 4, "time": "8:00:00", "account": None}, DIGITS, ["blocks=2"])
+    assert command == ["sbatch", "--nodes=4", "--time=8:00:00", str(SCRIPT), str(DIGITS), "blocks=2"]
+
+
+def test_a_dry_run_shows_the_command_and_the_script() -> None:
+    shown = submit({"nodes": 2}, DIGITS, ["out=/shared"], 1, dry_run=True)
+    assert shown.startswith("# DBTRAIN_STORAGE=/shared DBTRAIN_GPUS=1 sbatch --nodes=2 ")
+    assert SCRIPT.read_text() in shown
+
+
+def test_mistakes_are_told_before_anything_waits_in_a_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean depth"):
+        submit({}, DIGITS, ["model.dpeth=3"], None, dry_run=False)
+    with pytest.raises(ConfigError, match="the job starts a cluster of its own"):
+        submit({}, DIGITS, ["cluster.address=auto"], None, dry_run=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PlacementError, match="sbatch is not on the PATH"):
+        submit({}, DIGITS, [], None, dry_run=False)
+
+
+def test_what_sbatch_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: nope' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(PlacementError, match="sbatch refused: sbatch: error: invalid partition"):
+        submit({"partition": "nope"}, DIGITS, [], None, dry_run=False)
+
+
+def test_the_launcher_is_the_packages_script() -> None:
+    assert (ROOT / "launchers" / "slurm" / "dbtrain.sbatch").resolve() == SCRIPT.resolve()
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_parse(path: Path) -> None:
+    assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
+
+
+def test_there_are_shell_scripts() -> None:
+    assert {"dbtrain.sbatch", "cluster.sh", "node.sh", "install.sh"} <= {path.name for path in SHELL}
