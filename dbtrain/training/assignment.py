@@ -1,7 +1,7 @@
 """What a worker is told; plain values, so that it travels."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,3 +21,5 @@ class Assignment:
     threads: int
     """CPU threads of a worker; fixed, because the order of sums follows it."""
     hang_timeout_s: float
+    config: dict[str, Any] | None = None
+    """Of this start of the run, which may differ from the one in run.json in what does not determine the weights."""

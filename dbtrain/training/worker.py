@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dbtrain.config import parse_config
 from dbtrain.errors import NonFiniteLossError, WorkerError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
@@ -47,6 +49,8 @@ class BlockWorker:
         run = Store(assignment.run_url)
         manifest = read_manifest(run)
         self.blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+        if assignment.config is not None:
+            self.blueprint = replace(self.blueprint, config=parse_config(assignment.config, "the assignment"))
         self.config = self.blueprint.config
         self.store = run.child("blocks", f"{assignment.block:02d}")
         self.identity = plan_identity(manifest, assignment.block)
@@ -82,7 +86,7 @@ class BlockWorker:
         start = self._resume(engine)
         feed = Feed(data.train, shape, self.config.seed, self.assignment.block, self.rank, self.device)
         held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
-        self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size())
+        self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size(), zero_stage=engine.zero_stage)
         return train(engine, feed, self.config.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:

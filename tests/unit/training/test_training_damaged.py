@@ -1,0 +1,86 @@
+"""A block whose checkpoints are damaged: the one before, and when there is none, a refusal that names them all."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dbtrain.errors import WorkerError
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.fence import claim
+from dbtrain.telemetry.events import EventLog, read_events
+from dbtrain.training.assignment import Assignment
+from dbtrain.training.entry import work
+from dbtrain.training.watchdog import StopRequest
+from dbtrain.training.worker import BlockWorker
+
+
+@pytest.fixture
+def make_worker(make_run):
+    """A worker of block 1 with commits of steps 1 and 2; it restores into a list instead of an engine."""
+
+    def make(*overrides):
+        _, run = make_run(*overrides)
+        store = run.child("blocks", "01")
+        claim(store, 1, "mine")
+        log = EventLog(store.child("attempts", "1"))
+        told = Assignment(run.url, 1, 1, "mine", "session", 1, None, "cpu", 1, 60.0)
+        worker = BlockWorker(told, 0, StopRequest(), log)
+        for step in (1, 2):
+            parts = {"model": {"blocks.1.stem.w": torch.full((2,), float(step))}}
+            Checkpoints(store, worker.identity).commit(step, parts, loss=0.5, attempt=1, fence=lambda: None)
+        restored = []
+        return worker, SimpleNamespace(restore=lambda parts, step: restored.append(step)), restored
+
+    return make
+
+
+def damage(worker, *steps):
+    for step in steps:
+        path = worker.store.path / f"step_{step:08d}" / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+
+
+def test_the_one_before_a_damaged_one_is_taken(make_worker):
+    worker, engine, restored = make_worker()
+    damage(worker, 2)
+    assert worker._resume(engine) == 1 and restored == [1]
+    assert [e["event"] for e in read_events(worker.log.store)] == ["skipped", "resumed"]
+
+
+def test_a_block_without_a_whole_checkpoint_does_not_start_again_unasked(make_worker):
+    worker, engine, restored = make_worker()
+    damage(worker, 1, 2)
+    with pytest.raises(
+        WorkerError, match="all 2 checkpoints of block 1.*step_00000002.*step_00000001.*restart_damaged=true"
+    ):
+        worker._resume(engine)
+    assert restored == []
+
+
+def test_a_block_starts_again_when_asked(make_worker):
+    worker, engine, restored = make_worker("cluster.restart_damaged=true")
+    damage(worker, 1, 2)
+    assert worker._resume(engine) == 0 and restored == []
+
+
+def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_worker, make_config):
+    worker, _, _ = make_worker()
+    now = make_config("training.checkpoint_every=3", "training.zero_stage=1")
+    told = replace(worker.assignment, config=now.model_dump(mode="json"))
+    again = BlockWorker(told, 0, StopRequest(), worker.log)
+    assert (worker.config.training.zero_stage, again.config.training.zero_stage) == (0, 1)
+    assert again.config == now and again.blueprint.split == worker.blueprint.split
+
+
+def test_the_refusal_is_recorded_as_one_that_another_attempt_would_meet_again(make_worker, monkeypatch):
+    worker, _, _ = make_worker()
+    damage(worker, 1, 2)
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self._resume(None))
+    work(worker.assignment, 0, StopRequest())
+    end = read_events(worker.log.store)[-1]
+    assert (end["event"], end["outcome"], end["retry"]) == ("end", "failed", False)
+    assert "all 2 checkpoints" in end["error"]
