@@ -58,7 +58,7 @@ class Command:
                 start_new_session=True,
             )
 
-    def wait(self, timeout: float = 240) -> int:
+    def wait(self, timeout: float = 360) -> int:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:

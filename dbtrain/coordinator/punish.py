@@ -60,6 +60,7 @@ class Punisher:
         self.tell = tell
         self.tally = Tally()
         self._aimed: Counter[int | None] = Counter()
+        self._command_hit = False
         folder = self._folder("")
         if folder.exists():
             raise ConfigError(f"{folder} exists: remove it, or give another name or out")
@@ -88,17 +89,20 @@ class Punisher:
         self._aimed = Counter()
         before, end = self.tally.faults.total(), max(time.monotonic(), self.until) + LONGEST_RUN_S
         next_fault = time.monotonic() + self._interval()
-        command, starts = self._start(label), 1
+        command, starts, wrong = self._start(label), 1, None
         while command.poll() != 0 and time.monotonic() < end:
             time.sleep(POLL_S)
             if command.poll() not in (None, 0):
+                if not self._command_hit:
+                    wrong = f"the command ended with code {command.returncode} though nothing had hit it"
+                    break
                 command, starts = self._start(label), starts + 1
             if next_fault <= time.monotonic() < self.until and self._fault(run, command):
                 next_fault = time.monotonic() + self._interval()
         if command.poll() is None:
             command.send_signal(signal.SIGKILL)
         self.tally.runs += 1
-        wrong = difference(self._shards(label), wanted) or self._lost(run, starts)
+        wrong = wrong or difference(self._shards(label), wanted) or self._lost(run, starts)
         if wrong:
             self.tally.differences.append(f"{label}: {wrong}; see {self._log(label)}")
         hit = self.tally.faults.total() - before
@@ -118,6 +122,7 @@ class Punisher:
 
     def _start(self, label: str) -> "subprocess.Popen[bytes]":
         self.tally.commands += 1
+        self._command_hit = False
         with self._log(label).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "dbtrain", "train", *self.arguments, f"out={self._folder(label)}", *PATIENT],
@@ -150,7 +155,7 @@ class Punisher:
             self._aimed[None] += done is not None  # which block's it was is not known
         elif run.exists("LOCK.json") and command.poll() is None:  # before that there is nothing to continue
             command.send_signal(signal.Signals[what])
-            done = kind
+            self._command_hit, done = True, kind
         if done:
             self.tally.faults[done] += 1
         return done is not None

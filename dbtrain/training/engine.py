@@ -88,6 +88,11 @@ class Engine:
         if config.compile:
             self._engine.compile()
 
+    @property
+    def zero_stage(self) -> int:
+        """Of ZeRO, as DeepSpeed has it."""
+        return int(self._engine.zero_optimization_stage())
+
     def _make_states(self) -> None:
         # DeepSpeed and PyTorch make them at the first step; a resumed block needs them before
         for owner, group in self._layout.owners():

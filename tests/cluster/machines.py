@@ -10,7 +10,7 @@ from tests.cluster.hosts import GCS_PORT, Network, Program
 from tests.conftest import CONFIG, TINY, events, wait_for
 
 HEAD, WORKERS, SPARE = "head", ("ada", "bob", "cyd"), "dan"
-RUN_S = 180.0
+RUN_S = 240.0
 
 SEND = """
 import socket, sys, time

@@ -54,7 +54,9 @@ def test_two_workers_a_block_across_zero_stages(dbtrain: Callable[..., Command],
         assert two.wait() == 1, two.output()
     rest = dbtrain("train", CONFIG, "name=run", "out=two", *common)
     assert rest.wait() == 0, rest.output()
-    assert [e["step"] for e in events(tmp_path / "two/run", 0) if e["event"] == "resumed"] == [5, 10]
+    told = events(tmp_path / "two/run", 0)
+    assert [e["step"] for e in told if e["event"] == "resumed"] == [5, 10]
+    assert [(e["world_size"], e["zero_stage"]) for e in told if e["event"] == "ready"] == [(2, 1), (2, 3), (1, 0)]
     expected, found = (shards(tmp_path / out / "run", 20)["00/model.safetensors"] for out in ("alone", "two"))
     for name, tensor in load(expected).items():
         torch.testing.assert_close(load(found)[name], tensor, rtol=1e-4, atol=1e-5)

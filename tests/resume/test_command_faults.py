@@ -13,7 +13,7 @@ from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from tests.conftest import STEPS, TRAIN, Command, events, shards, wait_for
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 DISK = "6m"
 FROZEN_S = 20

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import STEPS, TRAIN, Command, events, shards
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 FAULTS = {
     0: [],
@@ -30,7 +30,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     faults = [{"block": b, "step": step, "kind": kind} for b in FAULTS for step, kind in FAULTS[b]]
     first = Command(folder, TRAIN, faults)
     try:
-        assert first.wait(400) == 1, first.output()
+        assert first.wait(600) == 1, first.output()
         run = folder / "runs" / "run"
         assert len(shards(run, STEPS)) == 6, first.output()  # of those that did not fail
         second = Command(folder, TRAIN, faults)

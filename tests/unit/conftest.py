@@ -1,6 +1,13 @@
+"""Settings of all unit tests, and small settled runs."""
+
 import pytest
 import torch
 from hypothesis import settings
+
+from dbtrain.config import load_config
+from dbtrain.coordinator.settle import settle
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import load_data
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("steady")
@@ -13,3 +20,42 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+SMALL = {
+    "name": "toy",
+    "model": {"arch": "vit", "depth": 6, "dim": 16, "heads": 2, "patch": 4},
+    "data": {"source": "digits"},
+    "codebook": {"dim": 16},
+    "noise": {"ranges": "uniform", "sigma_min": 0.1, "sigma_max": 10.0},
+    "training": {"steps": 4, "batch_size": 8, "ema": 0.0},
+    "cluster": {"backoff_s": 0.0},
+}
+
+
+def never(*_):
+    raise AssertionError("nothing here needs a calibration")
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    return lambda *overrides: load_config(None, [f"out={tmp_path}", *overrides], base=SMALL)
+
+
+@pytest.fixture
+def make_run(make_config):
+    """(config, store) of a run that is settled."""
+
+    def make(*overrides):
+        config = make_config(*overrides)
+        run = Store(config.run_url)
+        run.makedirs()
+        settle(config, run, never)
+        return config, run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data(load_config(None, base=SMALL))

@@ -1,5 +1,6 @@
 """A block whose checkpoints are damaged: the one before, and when there is none, a refusal that names them all."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_block_starts_again_when_asked(make_worker):
     worker, engine, restored = make_worker("cluster.restart_damaged=true")
     damage(worker, 1, 2)
     assert worker._resume(engine) == 0 and restored == []
+
+
+def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_worker, make_config):
+    worker, _, _ = make_worker()
+    now = make_config("training.checkpoint_every=3", "training.zero_stage=1")
+    told = replace(worker.assignment, config=now.model_dump(mode="json"))
+    again = BlockWorker(told, 0, StopRequest(), worker.log)
+    assert (worker.config.training.zero_stage, again.config.training.zero_stage) == (0, 1)
+    assert again.config == now and again.blueprint.split == worker.blueprint.split
 
 
 def test_the_refusal_is_recorded_as_one_that_another_attempt_would_meet_again(make_worker, monkeypatch):
