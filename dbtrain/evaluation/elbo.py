@@ -15,8 +15,6 @@ from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel
 
-LEVEL_STREAM = 0
-
 
 def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Bits a character, an upper bound of -log2 p: ``total`` and each block's share ``block_<b>``.
@@ -59,7 +57,7 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
     for number in range(levels):
         key = derive_seed(model.blueprint.config.seed, "elbo", block, number)
         draws = Draws(torch.tensor(key, device=model.device), positions.to(model.device))
-        share = (number + draws.spread(LEVEL_STREAM)) / levels
+        share = (number + noise.shares(example, draws)) / levels
         level = noise.sample(low + share * (high - low))
         noisy = noise.corrupt(example.clean, level, draws)
         output = own.readout(own.run(layers, noisy, level, example.context), noisy, level)

@@ -9,8 +9,10 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Example
 from dbtrain.method.levels import LevelDistribution
 
+LEVEL_STREAM = 0
+"""Stream of the draws that makes the levels."""
 NOISE_STREAM = 1
-"""Stream of the draws that makes the noise; the objective draws its levels from stream 0."""
+"""Stream of the draws that makes the noise."""
 
 Weighting = Literal["none", "edm", "clamp", "mean"]
 InputScaling = Literal["unit", "signal"]
@@ -51,6 +53,10 @@ class GaussianNoise:
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """() for one sigma a sample, (L,) for one a position."""
         return (example.clean.shape[1],) if self.per_position else ()
+
+    def shares(self, example: Example, draws: Draws) -> Tensor:
+        """Independent uniforms."""
+        return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
     def sample(self, share: Tensor) -> Tensor:
         """Sigmas at these quantiles of the training distribution, by inversion; float32, same shape."""
@@ -120,6 +126,10 @@ class NoNoise:
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """As of the noise that it stands for."""
         return (example.clean.shape[1],) if self.per_position else ()
+
+    def shares(self, example: Example, draws: Draws) -> Tensor:
+        """Independent uniforms."""
+        return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
     def sample(self, share: Tensor) -> Tensor:
         """Ones."""

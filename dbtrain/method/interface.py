@@ -34,6 +34,9 @@ class NoiseProcess(Protocol):
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """Shape of the levels of one sample: () for one level a sample, (L,) for one a position."""
 
+    def shares(self, example: Example, draws: Draws) -> Tensor:
+        """Uniforms in (0, 1), (N, *level_shape): where in its slice each sample of a training step lies."""
+
     def sample(self, share: Tensor) -> Tensor:
         """Levels at these quantiles of the training distribution, float32, same shape: the inverse of `quantile`."""
 

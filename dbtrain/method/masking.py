@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.gaussian import NOISE_STREAM
+from dbtrain.method.gaussian import LEVEL_STREAM, NOISE_STREAM
 from dbtrain.method.interface import Example
 from dbtrain.method.levels import LevelDistribution
 
@@ -30,6 +30,10 @@ class MaskingNoise:
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """One level a sample."""
         return ()
+
+    def shares(self, example: Example, draws: Draws) -> Tensor:
+        """Spread evenly over the batch, as the loss varies with the level  # MDLM, appendix (low discrepancy)."""
+        return draws.spread(LEVEL_STREAM)
 
     def sample(self, share: Tensor) -> Tensor:
         """Masked shares at these quantiles of the training distribution; float32, same shape."""

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example
 
-LEVEL_STREAM = 0
-
 Precision = Literal["fp32", "bf16"]
 
 
@@ -62,8 +60,8 @@ class BlockObjective(nn.Module):
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
         model = cast(BlockModel, self.model)
         example = model.example(batch, draws)
-        uniform = draws.uniform(model.noise.level_shape(example), LEVEL_STREAM)
-        level = model.noise.sample(self.q_low + uniform * (self.q_high - self.q_low))
+        share = model.noise.shares(example, draws)
+        level = model.noise.sample(self.q_low + share * (self.q_high - self.q_low))
         return example, model.noise.corrupt(example.clean, level, draws), level
 
 

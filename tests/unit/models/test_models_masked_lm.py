@@ -157,3 +157,13 @@ def test_draws_of_the_noise_are_those_of_the_positions():
     whole = noise.corrupt(clean, torch.full((8,), 0.5), Draws(torch.tensor(1), torch.arange(8)))
     part = noise.corrupt(clean[4:], torch.full((4,), 0.5), Draws(torch.tensor(1), torch.arange(4, 8)))
     assert torch.equal(whole[4:], part)
+
+
+def test_the_levels_of_a_training_batch_cover_the_slice_evenly():
+    model, seen = masked_lm(depth=1), []
+    corrupt = model.noise.corrupt
+    model.noise.corrupt = lambda clean, level, draws: seen.append(level) or corrupt(clean, level, draws)
+    objective = BlockObjective(model, range(1), 1 / 3, 2 / 3, "fp32")
+    objective({"tokens": torch.zeros(60, 4, dtype=torch.int64)}, torch.tensor(4), torch.arange(60))
+    level = seen[0].sort().values
+    assert float((level - (1 / 3 + (torch.arange(60) + 0.5) / 180)).abs().max()) < 1 / 60
