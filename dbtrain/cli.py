@@ -204,11 +204,24 @@ def losses(
 
 @app.command()
 @_reported
-def baseline(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
-    """Train the same network end to end, with the FLOPs that the blocks take together."""
-    from dbtrain.coordinator.baseline import end_to_end
+def baseline(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="end_to_end; checkpointing: the same with activation checkpointing; joint: all blocks in one process, "
+            "with one stem and head; for classifiers: greedy (layer-wise), forward_forward, ensemble of shallow nets."
+        ),
+    ] = "end_to_end",
+    address: Address = None,
+) -> None:
+    """Train the same layers in another way, with the FLOPs that the blocks take together, in a run of its own."""
+    from dbtrain.coordinator.baseline import baseline as make_baseline
 
-    _train(end_to_end(_at(load_config(config, overrides or []), address)), make_console())
+    console, made = make_console(), make_baseline(_at(load_config(config, overrides or []), address), kind)
+    console.print(made.describe(), highlight=False, soft_wrap=True)
+    _train(made.config, console)
 
 
 @app.command()
@@ -243,17 +256,22 @@ def ablate(
         str | None,
         typer.Option(help="Policies of the noise range, with commas; by default calibrated,paper if there are codes."),
     ] = None,
+    partitions: Annotated[
+        str, typer.Option(help="Shares of layers, with commas: even, front (the first blocks have more), back.")
+    ] = "even",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    baselines: Annotated[str, typer.Option(help="Kinds of baselines, with commas.")] = "end_to_end",
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
 ) -> None:
-    """Train a grid of block counts, noise ranges and seeds beside end-to-end; one table and one plot."""
-    from dbtrain.coordinator.ablate import grid, policies, run_grid, summary
+    """Train a grid of block counts, noise ranges, partitions and seeds beside baselines; one table and one plot."""
+    from dbtrain.coordinator.ablate import Grid, grid, policies, run_grid, summary
     from dbtrain.evaluation.figures import ablation_plot, ablation_table
     from dbtrain.evaluation.metrics import metric_of
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
-    variants = grid(str(config), overrides or [], counts, policies(base, ranges), _integers(seeds))
+    axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), baselines.split(","))
+    variants = grid(str(config), overrides or [], axes)
     rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)

@@ -274,6 +274,8 @@ class TrainingConfig(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """`optimizer`: its states to host memory (ZeRO 1 to 3); `all`: the parameters too (ZeRO 3)."""
     compile: bool = False
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass, and compute the rest again: less memory, more time."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the averaged weights; 0 for none."""
     checkpoint_every: Count = 200
@@ -386,7 +388,10 @@ class Config(Section):
     out: str = "runs"
     """Directory or URL below which the run gets its own directory, named `name`."""
     seed: int = 0
-    method: Literal["diffusion_blocks", "end_to_end"] = "diffusion_blocks"
+    method: Literal["diffusion_blocks", "end_to_end", "ensemble", "joint", "greedy", "forward_forward"] = (
+        "diffusion_blocks"
+    )
+    """How blocks are trained: isolated, as the paper has it, or as a baseline; `dbtrain baseline` sets it."""
     blocks: Count = 3
     layers_per_block: tuple[Count, ...] | None = None
     model: ModelConfig
@@ -426,6 +431,7 @@ class Config(Section):
         training = content["training"]
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)
+        training.pop("activation_checkpointing")
         return content
 
     def content_hash(self) -> str:

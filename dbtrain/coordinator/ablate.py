@@ -1,4 +1,4 @@
-"""The ablate command: block counts x ranges x seeds on one cluster, beside end-to-end at equal FLOPs."""
+"""The ablate command: block counts x ranges x partitions x seeds on one cluster, beside baselines at equal FLOPs."""
 
 import itertools
 import os
@@ -12,28 +12,28 @@ from typing import Any
 import torch
 
 from dbtrain.config import Config, load_config
-from dbtrain.coordinator.baseline import end_to_end
+from dbtrain.coordinator.baseline import reshaped, training_flops
 from dbtrain.coordinator.connect import connect
-from dbtrain.coordinator.memory import estimate
 from dbtrain.coordinator.status import status
 from dbtrain.errors import IncompleteRunError
+from dbtrain.method.split import partition
 from dbtrain.models.registry import architecture
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import read_blueprint, read_codebook
-
-END_TO_END = "end-to-end"
 
 
 @dataclass(frozen=True)
 class Variant:
     """One run of the grid."""
 
-    command: str
-    """`train` or `baseline`."""
+    command: tuple[str, ...]
+    """`train`, or `baseline` and its kind."""
     blocks: int
     ranges: str
-    """Policy of the noise range, or `end-to-end`."""
+    """Policy of the noise range, or the kind of the baseline."""
+    partition: str
+    """How layers are shared out among the blocks."""
     seed: int
     overrides: tuple[str, ...]
     run: str
@@ -62,25 +62,55 @@ def policies(config: Config, asked: str | None) -> list[str]:
     return ["calibrated", "paper"] if architecture(config.model.arch).codes else [config.noise.ranges]
 
 
-def grid(
-    path: str, overrides: Sequence[str], blocks: Sequence[int], ranges: Sequence[str], seeds: Sequence[int]
-) -> list[Variant]:
-    """Every run of the grid, the end-to-end baselines first, with the FLOPs of the first block count.
+@dataclass(frozen=True)
+class Grid:
+    """What to vary."""
+
+    blocks: Sequence[int]
+    ranges: Sequence[str]
+    partitions: Sequence[str]
+    seeds: Sequence[int]
+    baselines: Sequence[str]
+
+
+def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
+    """Every run of the grid, the baselines first, with the first block count and its FLOPs.
+
+    Of partitions that are the same for a block count, such as all of one block, the first is taken.
 
     Raises:
         ConfigError: one of them is no valid configuration.
     """
-    base = load_config(path, (*overrides, f"blocks={blocks[0]}"))
+    count = axes.blocks[0]
+    base = load_config(path, (*overrides, f"blocks={count}"))
     variants = []
-    for seed in seeds:
-        settings = (*overrides, f"blocks={blocks[0]}", f"seed={seed}", f"name={base.name}-s{seed}")
-        run = end_to_end(load_config(path, settings)).run_url
-        variants.append(Variant("baseline", 1, END_TO_END, seed, settings, run))
-    for count, policy, seed in itertools.product(blocks, ranges, seeds):
-        name = f"{base.name}-b{count}-{policy}-s{seed}"
-        settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={name}")
-        variants.append(Variant("train", count, policy, seed, settings, load_config(path, settings).run_url))
+    for kind, seed in itertools.product(axes.baselines, axes.seeds):
+        settings = (*overrides, f"blocks={count}", f"seed={seed}", f"name={base.name}-s{seed}")
+        config = reshaped(load_config(path, settings), kind)
+        command = ("baseline", "--kind", kind)
+        variants.append(Variant(command, config.blocks, kind, "even", seed, settings, config.run_url))
+    for count in axes.blocks:
+        sizes = {partition(name, base.model.depth, count): name for name in reversed(axes.partitions)}
+        for policy, (layers, name), seed in itertools.product(axes.ranges, reversed(sizes.items()), axes.seeds):
+            variants.append(_variant(path, base.name, overrides, count, policy, name, layers, seed))
     return variants
+
+
+def _variant(
+    path: str,
+    base: str,
+    overrides: Sequence[str],
+    count: int,
+    policy: str,
+    name: str,
+    layers: tuple[int, ...],
+    seed: int,
+) -> Variant:
+    run = "-".join([base, f"b{count}", policy, *([] if name == "even" else [name]), f"s{seed}"])
+    settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={run}")
+    if name != "even":
+        settings += (f"layers_per_block=[{','.join(map(str, layers))}]",)
+    return Variant(("train",), count, policy, name, seed, settings, load_config(path, settings).run_url)
 
 
 def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callable[[str], None]) -> list[Measured]:
@@ -103,7 +133,7 @@ def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callab
 
 
 def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None]) -> Measured:
-    _command(variant, [variant.command, path, *variant.overrides, f"cluster.address={address}"])
+    _command(variant, [*variant.command, path, *variant.overrides, f"cluster.address={address}"])
     _command(variant, ["eval", variant.run])
     measured = measure(variant)
     tell(f"{variant.run}: {', '.join(f'{name} {s:.4f}' for name, s in measured.scores['test'].items())}")
@@ -138,25 +168,21 @@ def measure(variant: Variant) -> Measured:
 
 def _flops(run: Store) -> float:
     manifest = read_manifest(run)
-    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
-    batch = 2
-    samples = blueprint.config.training.steps * blueprint.config.training.batch_size
-    return sum(estimate(blueprint, b, batch, 1).flops for b in range(blueprint.split.blocks)) / batch * samples
+    return training_flops(read_blueprint(manifest, read_codebook(run, manifest)))
 
 
 def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One row for each (blocks, ranges): each readout's mean and deviation over the seeds by split, and the costs."""
+    """One row for each setting: each readout's mean and deviation over the seeds by split, and the costs."""
     rows = []
-    for blocks, ranges in dict.fromkeys((m.variant.blocks, m.variant.ranges) for m in measured):
-        group = [m for m in measured if (m.variant.blocks, m.variant.ranges) == (blocks, ranges)]
+    for setting in dict.fromkeys(_setting(m.variant) for m in measured):
+        group = [m for m in measured if _setting(m.variant) == setting]
         scores = {
             split: {readout: _spread([m.scores[split][readout] for m in group]) for readout in readouts}
             for split, readouts in group[0].scores.items()
         }
         rows.append(
             {
-                "blocks": blocks,
-                "ranges": ranges,
+                **dict(zip(("blocks", "ranges", "partition"), setting, strict=True)),
                 "seeds": [m.variant.seed for m in group],
                 "scores": scores,
                 "memory": max(m.memory for m in group),
@@ -165,6 +191,10 @@ def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _setting(variant: Variant) -> tuple[int, str, str]:
+    return variant.blocks, variant.ranges, variant.partition
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:

@@ -76,11 +76,11 @@ def _trackers(config: Config, run: Store) -> Trackers:
 
 def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:
     """A block's row in the table."""
-    layers = blueprint.split.layers(state.block)
+    layers = blueprint.shards.layers(state.block)
     return Row(
         block=state.block,
         layers=(layers.start, layers.stop),
-        levels=blueprint.ranges.of(state.block),
+        levels=blueprint.levels(state.block),
         phase=state.phase.value,
         step=max(progress.step, state.committed) if state.phase is Phase.DONE else progress.step,
         steps=blueprint.config.training.steps,

@@ -12,6 +12,7 @@ from dbtrain.config import Config
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Budgets, Exit, Phase, ended, placed, running
 from dbtrain.coordinator.placement import Node, Request, place
 from dbtrain.errors import PlacementError, ShardError
+from dbtrain.method.schemes import SCHEMES
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import claim
 from dbtrain.shards.manifest import plan_identity, read_manifest
@@ -111,6 +112,7 @@ class Conductor:
         self.show, self.tell, self.on_event = show, tell, on_event
         self.session = secrets.token_hex(8)
         self.stopping = False
+        self.in_turn = SCHEMES[config.method].in_turn
         cluster_config = config.cluster
         self.budgets = Budgets(cluster_config.max_crashes, cluster_config.max_preemptions, cluster_config.backoff_s)
         manifest = read_manifest(run)
@@ -163,6 +165,8 @@ class Conductor:
         now = time.monotonic()
         busy = [self.wanted[block] for block in self.running]
         ready = [s.block for s in self.states if s.phase is Phase.PENDING and s.not_before <= now]
+        if self.in_turn:
+            ready = self._next_in_turn(ready)
         if self.stopping:
             for state in self.states:
                 if state.phase is Phase.PENDING:
@@ -176,6 +180,17 @@ class Conductor:
             if _fits(self.wanted[block], busy, nodes):
                 self._start(block)
                 busy.append(self.wanted[block])
+
+    def _next_in_turn(self, ready: list[int]) -> list[int]:
+        """The first block that is not done, if it is ready; those after one that failed will never start."""
+        first = next((s for s in self.states if s.phase is not Phase.DONE), None)
+        if first is not None and first.phase in FINAL:
+            for state in self.states[first.block + 1 :]:
+                if state.phase is Phase.PENDING:
+                    error = f"it needs block {first.block}, which is {first.phase.value}"
+                    self._record(dataclasses.replace(state, phase=Phase.STOPPED, error=error))
+            return []
+        return [block for block in ready if first is not None and block == first.block]
 
     def _start(self, block: int) -> None:
         state, request = placed(self.states[block]), self.wanted[block]

@@ -1,5 +1,6 @@
 """Memory of a worker, estimated without a GPU: parameters on the meta device, activations on fake tensors."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -41,17 +42,24 @@ def estimate(blueprint: Blueprint, block: int, micro_batch: int, workers: int) -
     """Estimate one worker of a block.
 
     ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers. Activations are
-    what autograd keeps for the backward pass, without what the allocator and the kernels add.
+    what autograd keeps for the backward pass, without what the allocator and the kernels add; with activation
+    checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward and backward, without
+    what activation checkpointing computes again.
     """
     training = blueprint.config.training
-    count = count_parameters(blueprint.objective(block, "meta"))
-    size = count * FLOAT_BYTES
+    module = blueprint.objective(block, "meta")
+    count = count_parameters(module)
+    size, frozen = count * FLOAT_BYTES, sum(p.numel() for p in module.parameters() if not p.requires_grad)
     # without ZeRO's partition the average is kept whole
     shared = [workers if training.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     optimizer = 0 if training.offload != "none" else 2 * size // shared[2]
-    activations, flops = _activations(blueprint, block, micro_batch)
+    activations, flops = _activations(_with_checkpointing(blueprint, False), block, micro_batch)
+    if training.activation_checkpointing:
+        inputs, _ = _activations(blueprint, block, micro_batch)
+        layers = len(list(module.get_submodule("model.layers").children()))
+        activations = inputs + (activations - inputs) // layers
     return Memory(
-        parameters=size // shared[0],
+        parameters=(size + frozen * FLOAT_BYTES) // shared[0],
         gradients=size // shared[1],
         optimizer=optimizer,
         average=size // shared[2] if training.ema else 0,
@@ -61,15 +69,25 @@ def estimate(blueprint: Blueprint, block: int, micro_batch: int, workers: int) -
     )
 
 
+def recomputed(blueprint: Blueprint, block: int, micro_batch: int) -> int:
+    """FLOPs that activation checkpointing computes again in one micro-batch."""
+    with_, without = (_activations(_with_checkpointing(blueprint, on), block, micro_batch)[1] for on in (True, False))
+    return with_ - without
+
+
+def _with_checkpointing(blueprint: Blueprint, on: bool) -> Blueprint:
+    training = blueprint.config.training.model_copy(update={"activation_checkpointing": on})
+    return dataclasses.replace(blueprint, config=blueprint.config.model_copy(update={"training": training}))
+
+
 def _activations(blueprint: Blueprint, block: int, micro_batch: int) -> tuple[int, int]:
     """Bytes kept for the backward pass, and FLOPs of forward and backward, of one micro-batch."""
     objective = blueprint.objective(block, "meta")
     kept: dict[int, int] = {}
     # fake tensors have a device and so take part in autocast, which meta tensors do not
     with FakeTensorMode(allow_non_fake_inputs=True):
-        named = [*objective.named_parameters(), *objective.named_buffers()]
-        state = {n: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad) for n, t in named}
-        own = {tensor.untyped_storage()._cdata for tensor in state.values()}
+        objective.to_empty(device="cpu")
+        own = {t.untyped_storage()._cdata for t in (*objective.parameters(), *objective.buffers())}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -80,5 +98,5 @@ def _activations(blueprint: Blueprint, block: int, micro_batch: int) -> tuple[in
         inputs = (blank(blueprint.shape, micro_batch), torch.tensor(0), torch.arange(micro_batch))
         counter = FlopCounterMode(display=False)
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            torch.func.functional_call(objective, state, inputs).backward()
+            objective(*inputs).backward()
     return sum(kept.values()), counter.get_total_flops()

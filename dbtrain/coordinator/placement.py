@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dbtrain.config import ClusterConfig, Config
 from dbtrain.errors import PlacementError
+from dbtrain.method.schemes import SCHEMES
 
 EPSILON = 1e-6
 """Fractions of a GPU are floats."""
@@ -31,8 +32,9 @@ class Request:
 
 
 def requests(config: Config, device: str) -> list[Request]:
-    """What each block asks for: the section `cluster` and the block's exceptions."""
-    return [_request(config.cluster, config.training.micro_batch, block, device) for block in range(config.blocks)]
+    """What each block asks for: the section `cluster` and the block's exceptions; one request if one worker has all."""
+    blocks = 1 if SCHEMES[config.method].shared else config.blocks
+    return [_request(config.cluster, config.training.micro_batch, block, device) for block in range(blocks)]
 
 
 def _request(cluster: ClusterConfig, micro_batch: int | None, block: int, device: str) -> Request:

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
 from dbtrain.method.ranges import Ranges, equal_shares, explicit
+from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import split_by_sizes, split_evenly
 from dbtrain.models.registry import architecture
 from dbtrain.shards.container import tensor_hash
@@ -54,8 +55,10 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     codebook = None
     if kind.codes:
         codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
-    if config.method == "end_to_end" and kind.end_to_end == "no_noise":
-        return Blueprint(config, split, Ranges((1.0, 0.0)), {"kind": "none"}, codebook, data.shape)
+    if _target(config) == "hidden":
+        # levels mean nothing, but the plan wants slices that tile
+        edges = tuple(float(edge) for edge in range(split.blocks, -1, -1))
+        return Blueprint(config, split, Ranges(edges), {"kind": "none"}, codebook, data.shape)
     distribution = DISTRIBUTIONS[kind.noise](config, data, codebook, calibrate)
     ranges = _ranges(config, distribution)
     make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
@@ -67,6 +70,23 @@ def _codebook(config: Config, data: DataSet, classes: int) -> Tensor:
     if source == "corpus":
         return corpus_codebook(data.train, classes, dim, config.seed)
     return make_codebook(source, classes, dim, config.seed)
+
+
+def _target(config: Config) -> Literal["noisy", "hidden"]:
+    """Whether the blocks see a noisy target."""
+    target, kind = SCHEMES[config.method].target, architecture(config.model.arch)
+    if target == "hidden" and kind.end_to_end != "no_noise":
+        raise ConfigError(
+            f"method={config.method} hides the target, which only a classifier can do without: model.arch="
+            f"{config.model.arch} has the baselines end_to_end, checkpointing and joint"
+        )
+    if SCHEMES[config.method].wrap and kind.codes != "classes":
+        raise ConfigError(
+            f"method={config.method} tries every class of a sample, and model.arch={config.model.arch} has none: try greedy"
+        )
+    if target == "baseline":
+        return "hidden" if kind.end_to_end == "no_noise" else "noisy"
+    return target
 
 
 def _masked_share(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
@@ -163,13 +183,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
-    edges = blueprint.ranges.to_hex()
     plan = [
-        {
-            "block": block,
-            "layers": [blueprint.split.bounds[block], blueprint.split.bounds[block + 1]],
-            "sigma_range": [edges[block + 1], edges[block]],
-        }
+        _row(shard, blueprint.shards.layers(shard), blueprint.levels(shard)) for shard in range(blueprint.shards.blocks)
+    ]
+    slices = [
+        _row(block, blueprint.split.layers(block), blueprint.ranges.of(block))
         for block in range(blueprint.split.blocks)
     ]
     return {
@@ -180,6 +198,15 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         "shape": dict(blueprint.shape),
         "codebook_hash": codebook_hash,
         "versions": versions(),
+        **({"slices": slices} if slices != plan else {}),
+    }
+
+
+def _row(block: int, layers: range, levels: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "block": block,
+        "layers": [layers.start, layers.stop],
+        "sigma_range": [level.hex() for level in levels],
     }
 
 

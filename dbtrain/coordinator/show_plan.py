@@ -63,7 +63,7 @@ def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_
     shape = cut_batch(blueprint.config.training.batch_size, request.workers, request.micro_batch)
     block = request.block
     memory: Memory = estimate(blueprint, block, shape.micro_batch, request.workers)
-    layers, (low, high) = blueprint.split.layers(block), blueprint.ranges.of(block)
+    layers, (low, high) = blueprint.shards.layers(block), blueprint.levels(block)
     parts: Sequence[int] = (
         memory.parameters,
         memory.gradients,

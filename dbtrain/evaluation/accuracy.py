@@ -1,6 +1,9 @@
-"""Accuracy of a merged classifier by every readout."""
+"""Accuracy of a merged classifier by every readout, and of controls."""
+
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from dbtrain.config import EvaluationConfig
@@ -9,7 +12,10 @@ from dbtrain.evaluation.merged import MergedModel, readouts
 
 
 def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
-    """Share of samples classified rightly, by readout: ``chain``, ``mean``, ``first``, ``after_<block>``.
+    """Share of samples classified rightly, by readout: ``chain``, ``mean``, ``first``, ``after_<block>``, and controls.
+
+    The controls are read out as `section.readout` says: ``shuffled`` has every block in the place of its predecessor,
+    ``scrambled`` shows every sample the image of another, and so tells what the noisy code alone can give away.
 
     The starting noise of each batch follows from the run's seed, so the result can be repeated.
     """
@@ -19,8 +25,23 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
         for number, start in enumerate(range(0, len(split), section.batch_size)):
             indices = torch.arange(start, min(start + section.batch_size, len(split)))
             batch = split.batch(indices, model.device)
-            for name, probabilities in readouts(model.evaluations(batch, number, section.steps_per_block)).items():
+            predicted = readouts(model.evaluations(batch, number, section.steps_per_block))
+            for name, probabilities in {**predicted, **_controls(model, batch, number, section)}.items():
                 if name not in metrics:
                     metrics[name] = MulticlassAccuracy(classes, average="micro").to(model.device)
                 metrics[name].update(probabilities, batch["label"])
     return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+def _controls(
+    model: MergedModel, batch: Mapping[str, Tensor], number: int, section: EvaluationConfig
+) -> dict[str, Tensor]:
+    """Class probabilities (N, classes) by control; none for a model that is shown no noisy code."""
+    if model.blueprint.distribution["kind"] == "none":
+        return {}
+    steps = section.steps_per_block
+    others = {name: values if name == "label" else values.roll(1, 0) for name, values in batch.items()}
+    controls = {"scrambled": readouts(model.evaluations(others, number, steps))[section.readout]}
+    if len(model.blocks) > 1:
+        controls["shuffled"] = readouts(model.evaluations(batch, number, steps, rotate=1))[section.readout]
+    return controls

@@ -51,7 +51,7 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
         levels: levels for each sample.
     """
     own, noise = cast(BlockModel, model.blocks[block]), model.blueprint.noise()
-    example, layers = own.example(batch), model.blueprint.split.layers(block)
+    example, layers = own.example(batch), model.blueprint.runs(block)
     low, high = noise.quantile(torch.tensor(model.blueprint.ranges.of(block), dtype=torch.float64)).tolist()
     total = torch.zeros(len(positions), dtype=torch.float64, device=model.device)
     for number in range(levels):

@@ -52,7 +52,7 @@ class Generator:
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             own = self.blocks[block]
-            hidden = own.run(self.model.blueprint.split.layers(block), noisy, level, context, next(caches))
+            hidden = own.run(self.model.blueprint.runs(block), noisy, level, context, next(caches))
             output = own.readout(hidden, noisy, level)
             return output, own.denoised(output)
 

@@ -29,7 +29,7 @@ class MergedModel:
     def __init__(self, blueprint: Blueprint, load: LoadBlock, device: torch.device) -> None:
         self.device = device
         self.blueprint = blueprint
-        self.blocks = [load_model(blueprint, b, load(b)).to(device) for b in range(blueprint.split.blocks)]
+        self.blocks = _load_blocks(blueprint, load, device)
 
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
@@ -42,16 +42,19 @@ class MergedModel:
         blueprint = read_blueprint(manifest, load_codebook(merged))
         return MergedModel(blueprint, lambda block: load_block(merged, block), device)
 
-    def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:
-        """Every evaluation along the chain for a batch of N samples; `seed` makes the noise it starts from, if any."""
-        return list(self.walk(batch, seed, steps_per_block))
+    def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
+        """Every evaluation along the chain for a batch of N samples; `seed` makes the noise it starts from, if any.
+
+        `rotate` puts every block into the place of the one so many before it: a control of what the order gives.
+        """
+        return list(self.walk(batch, seed, steps_per_block, rotate))
 
     def draws(self, seed: int, count: int) -> Draws:
         """The randomness of a walk over `count` samples."""
         key = derive_seed(self.blueprint.config.seed, "evaluation", seed)
         return Draws(torch.tensor(key, device=self.device), torch.arange(count, device=self.device))
 
-    def walk(self, batch: Batch, seed: int, steps_per_block: int = 1) -> Iterator[Evaluation]:
+    def walk(self, batch: Batch, seed: int, steps_per_block: int = 1, rotate: int = 0) -> Iterator[Evaluation]:
         """The evaluations one by one, so that long walks need not be kept."""
         blueprint, noise = self.blueprint, self.blueprint.noise()
         models = [cast(BlockModel, model) for model in self.blocks]
@@ -63,8 +66,9 @@ class MergedModel:
         levels = chain_levels(blueprint, steps_per_block)
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-            model = models[block]
-            hidden = model.run(blueprint.split.layers(block), noisy, level, example.context)
+            held = (block + rotate) % len(models)
+            model = models[held]
+            hidden = model.run(blueprint.runs(held), noisy, level, example.context)
             output = model.readout(hidden, noisy, level)
             return output, model.denoised(output)
 
@@ -80,10 +84,20 @@ def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
 
 
-def load_model(blueprint: Blueprint, block: int, tensors: dict[str, Tensor]) -> nn.Module:
-    """One block's model with the tensors of its shard, which are named as in the whole model."""
-    model = blueprint.model(block)
-    model.load_state_dict({local_name(block, name): tensor for name, tensor in tensors.items()}, strict=True)
+def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device) -> list[nn.Module]:
+    """Each block's model; blocks that are held by the same shards are one model."""
+    sources = [blueprint.scheme.sources(block) for block in range(blueprint.split.blocks)]
+    models = {own: load_model(blueprint, block, load).to(device) for block, own in enumerate(sources)}
+    return [models[own] for own in sources]
+
+
+def load_model(blueprint: Blueprint, block: int, load: LoadBlock) -> nn.Module:
+    """A block's model from the shards that hold it, whose tensors are named as in the whole model."""
+    sources = blueprint.scheme.sources(block)
+    model = blueprint.model(sources[-1])
+    # of a name that several hold, a head's, the last is the block's own
+    state = {local_name(shard, name): tensor for shard in sources for name, tensor in load(shard).items()}
+    model.load_state_dict(state, strict=True)
     return model.eval()
 
 

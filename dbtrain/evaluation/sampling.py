@@ -59,7 +59,7 @@ class OneBlock:
         """The model of a block; the one before is let go first."""
         if self._model is None or block != self._number:
             self._model = None
-            self._model = load_model(self.blueprint, block, self.load(block)).to(self.device)
+            self._model = load_model(self.blueprint, block, self.load).to(self.device)
             self._number = block
         return self._model
 
@@ -108,7 +108,7 @@ def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, positions
     ranges, overlap = blueprint.ranges, blueprint.config.noise.overlap
 
     def estimate(number: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        model, layers = cast(GuidedModel, block_at(number)), blueprint.split.layers(number)
+        model, layers = cast(GuidedModel, block_at(number)), blueprint.runs(number)
         output = model.readout(model.run(layers, noisy, level, context), noisy, level)
         if plan.guidance != 1:
             free = model.readout(model.run(layers, noisy, level, model.unconditional(context)), noisy, level)

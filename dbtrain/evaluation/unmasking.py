@@ -29,7 +29,7 @@ def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature:
 
     def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         own = cast(BlockModel, model.blocks[block])
-        hidden = own.run(blueprint.split.layers(block), noisy, level, noisy[:, :0])
+        hidden = own.run(blueprint.runs(block), noisy, level, noisy[:, :0])
         output = own.readout(hidden, noisy, level)
         return output, own.denoised(sharpened(output, temperature))
 

@@ -1,5 +1,7 @@
 """The loss of one block: draw a level in its slice, corrupt the target, run its layers, compare."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -9,6 +11,15 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example
 
 Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one block trains: its layers, and levels from `low` to `high`, overlap included."""
+
+    layers: range
+    low: float
+    high: float
 
 
 class BlockObjective(nn.Module):
@@ -52,3 +63,27 @@ class BlockObjective(nn.Module):
         share = model.noise.shares(example, draws)
         level = model.noise.sample(self.q_low + share * (self.q_high - self.q_low))
         return example, model.noise.corrupt(example.clean, level, draws), level
+
+
+class JointObjective(nn.Module):
+    """All blocks in one process, with one stem and one head: the mean of their losses on the same batch.
+
+    The authors' released code draws one block a step. Here every step trains them all: DeepSpeed fills gradients that
+    are missing with zeros, by which Adam would still move the layers of the blocks that were not drawn.
+
+    Args:
+        model: holds all layers.
+        slices: of every block.
+        precision: as in :class:`BlockObjective`.
+    """
+
+    def __init__(self, model: nn.Module, slices: Sequence[Slice], precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        # in a tuple they are no submodules, which would list the model's parameters again
+        self._parts = tuple(BlockObjective(model, s.layers, s.low, s.high, precision) for s in slices)
+
+    def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
+        """Mean loss over blocks and samples, a float32 scalar; arguments as in :class:`BlockObjective`."""
+        losses = [part(batch, key + block, positions) for block, part in enumerate(self._parts)]
+        return torch.stack(losses).mean()

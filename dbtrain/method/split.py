@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from dbtrain.errors import ConfigError
+
+Partition = Literal["even", "front", "back"]
+"""How layers are shared out: alike, or the more the nearer a block is to the front (the noise) or the back."""
 
 PRIVATE_GROUPS = ("stem", "head")
 """Parameter groups of which every block has its own copy; ``layers.<i>`` are numbered over the whole model."""
@@ -59,6 +63,24 @@ def split_by_sizes(num_layers: int, sizes: Sequence[int]) -> LayerSplit:
     for size in sizes:
         bounds.append(bounds[-1] + size)
     return LayerSplit(tuple(bounds))
+
+
+def partition(name: str, num_layers: int, blocks: int) -> tuple[int, ...]:
+    """Layers of each block: `front` in proportion B : B-1 : ... : 1, rounded and at least one; `back` reversed.
+
+    Raises:
+        ConfigError: there is no such partition, or there are more blocks than layers.
+    """
+    if name not in get_args(Partition):
+        raise ConfigError(f"partition {name!r} is none of {', '.join(get_args(Partition))}")
+    even = split_evenly(num_layers, blocks)
+    if name == "even":
+        return tuple(len(even.layers(b)) for b in range(blocks))
+    shares = [2 * num_layers * (blocks - b) / (blocks * (blocks + 1)) for b in range(blocks)]
+    sizes = [1] * blocks
+    for _ in range(num_layers - blocks):
+        sizes[max(range(blocks), key=lambda b: shares[b] - sizes[b])] += 1
+    return tuple(sizes if name == "front" else reversed(sizes))
 
 
 def global_name(block: int, name: str) -> str:

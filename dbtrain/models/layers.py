@@ -1,10 +1,12 @@
 """Layers that several architectures share."""
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 
 class LevelEmbedding(nn.Module):
@@ -106,3 +108,12 @@ class AdaLNHead(nn.Module):
         shift, scale = self.modulation(functional.silu(condition)).chunk(2, dim=-1)
         out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
         return out
+
+
+def recompute(model: nn.Module) -> None:
+    """Activation checkpointing: every layer keeps its input only, and runs again in the backward pass.
+
+    The layers' `forward` is replaced, not the layers, so that parameters keep their names.
+    """
+    for layer in model.get_submodule("layers").children():
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)

@@ -15,9 +15,11 @@ from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.interface import NoiseProcess
 from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated, Uniform
 from dbtrain.method.masking import MaskingNoise
-from dbtrain.method.objective import BlockObjective
+from dbtrain.method.objective import Slice
 from dbtrain.method.ranges import Ranges
+from dbtrain.method.schemes import SCHEMES, Scheme
 from dbtrain.method.split import LayerSplit
+from dbtrain.models.layers import recompute
 from dbtrain.models.registry import architecture
 from dbtrain.shards.merged import CODEBOOK, checked_codebook
 from dbtrain.shards.store import Store
@@ -44,27 +46,49 @@ class Blueprint:
             return NoNoise(kind.per_position, kind.whole_start)
         return NOISES[kind.noise](self)
 
-    def model(self, block: int | None, device: str = "cpu") -> nn.Module:
-        """The model with only the layers of one block (or all), initialised as a function of (seed, block)."""
-        kind = architecture(self.config.model.arch)
+    @property
+    def scheme(self) -> Scheme:
+        """How the blocks hang together."""
+        return SCHEMES[self.config.method]
+
+    @property
+    def shards(self) -> LayerSplit:
+        """Layers of each worker: the blocks', or all of them for one worker that trains all blocks."""
+        return self.scheme.shards(self.split)
+
+    def levels(self, shard: int) -> tuple[float, float]:
+        """(low, high) of a worker."""
+        return (self.ranges.edges[-1], self.ranges.edges[0]) if self.scheme.shared else self.ranges.of(shard)
+
+    def runs(self, block: int) -> range:
+        """Layers that one evaluation of a block takes."""
+        return self.scheme.runs(self.split, block)
+
+    def model(self, shard: int, device: str = "cpu") -> nn.Module:
+        """The model with the layers that a worker runs, initialised as a function of (seed, shard)."""
+        kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.model_dump(exclude={"arch"})
         arguments |= {name: self.shape[name] for name in kind.takes}
         if kind.codes:
             arguments["codebook"] = self.codebook
-        layers = None if block is None else self.split.layers(block)
-        end_to_end = self.config.method == "end_to_end"
-        build = kind.build_whole if end_to_end and kind.build_whole else kind.build
+        layers = scheme.runs(self.shards, shard)
+        whole = kind.build_whole if self.config.method == "end_to_end" else None
+        build = whole or kind.build
         noise = self.noise()  # its numbers are read, so it is made outside the device's context
         with torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.manual_seed(derive_seed(self.config.seed, "init", -1 if block is None else block))
-            return build(noise=noise, layers=layers, **arguments)
+            torch.manual_seed(derive_seed(self.config.seed, "init", shard))
+            model = build(noise=noise, layers=layers, **arguments)
+        blocks = [self.split.layers(block) for block in range(self.split.blocks)]
+        return scheme.wrap(model, blocks) if scheme.wrap else model
 
-    def objective(self, block: int, device: str = "cpu") -> BlockObjective:
-        """What a worker trains."""
-        low, high = self.ranges.widened(block, self.config.noise.overlap)
-        return BlockObjective(
-            self.model(block, device), self.split.layers(block), low, high, self.config.training.precision
-        )
+    def objective(self, shard: int, device: str = "cpu") -> nn.Module:
+        """What a worker trains: (batch, key, positions) -> loss."""
+        model, blocks = self.model(shard, device), range(self.split.blocks)
+        if self.config.training.activation_checkpointing:
+            recompute(model)
+        overlap = self.config.noise.overlap
+        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap)) for b in blocks]
+        return self.scheme.objective(model, slices, shard, self.config.training.precision)
 
     def data(self) -> DataSet:
         """Load the data set.
@@ -123,7 +147,8 @@ def make_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
 
 def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Blueprint:
     """The blueprint of a run from its manifest."""
-    plan = manifest["plan"]
+    # where one worker trains all blocks, the plan has one row and the blocks have their own
+    plan = manifest.get("slices") or manifest["plan"]
     highs = [row["sigma_range"][1] for row in plan]
     bounds = [row["layers"][0] for row in plan] + [plan[-1]["layers"][1]]
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["shape"].items()}

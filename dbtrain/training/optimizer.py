@@ -24,6 +24,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     """
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": []}
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         matrix = parameter.ndim >= 2
         inner = ".layers." in f".{name}" and "modulation" not in name
         parameter.use_muon = config.name == "muon" and matrix and inner  # type: ignore[attr-defined]

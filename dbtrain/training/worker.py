@@ -25,6 +25,7 @@ from dbtrain.training.engine import Engine
 from dbtrain.training.faults import FaultPlan
 from dbtrain.training.feed import Feed, cut_batch
 from dbtrain.training.loop import train
+from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
 
 MODEL_PREFIX = "model."
@@ -45,8 +46,8 @@ class BlockWorker:
         self.assignment = assignment
         self.rank = rank
         self.stop = stop
-        run = Store(assignment.run_url)
-        manifest = read_manifest(run)
+        self.run_store = run = Store(assignment.run_url)
+        self.manifest = manifest = read_manifest(run)
         self.blueprint = read_blueprint(manifest, read_codebook(run, manifest))
         self.config = self.blueprint.config
         self.store = run.child("blocks", f"{assignment.block:02d}")
@@ -78,6 +79,9 @@ class BlockWorker:
     def _train(self) -> str:
         shape = cut_batch(self.config.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
         objective = self.blueprint.objective(self.assignment.block).to(self.device)
+        upstream = self.blueprint.scheme.sources(self.assignment.block)[:-1]
+        if upstream:
+            load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
         data = self.blueprint.data()
         engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)

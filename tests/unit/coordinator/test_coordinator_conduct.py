@@ -287,3 +287,16 @@ def test_status_reads_the_same_from_the_files_alone(bring):
     assert (zero.attempts, zero.row.restarts, zero.error) == (2, 1, None)
     assert "loss of step 1" in one.error and one.since >= 0
     assert (two.row.layers, two.row.levels) == ((4, 6), pytest.approx((0.1, 10 ** (-1 / 3))))
+
+
+def test_greedy_blocks_start_one_after_another(bring):
+    conductor, cluster, _ = bring({1: [crash, finish]}, "method=greedy")
+    assert [a.block for a in cluster.started] == [0, 1, 1, 2] and cluster.most == 1
+    assert all(state.phase is Phase.DONE for state in conductor.states)
+
+
+def test_a_greedy_block_that_fails_stops_those_that_need_it(bring):
+    conductor, cluster, _ = bring({1: [fail]}, "method=greedy")
+    assert [state.phase for state in conductor.states] == [Phase.DONE, Phase.FAILED, Phase.STOPPED]
+    assert "needs block 1, which is failed" in conductor.states[2].error
+    assert [a.block for a in cluster.started] == [0, 1]

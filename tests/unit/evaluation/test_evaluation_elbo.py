@@ -52,6 +52,7 @@ def section(batch_size=1000, steps=2, most=None):
 def merged(blocks):
     blueprint = SimpleNamespace(
         split=split_evenly(6, blocks),
+        runs=split_evenly(6, blocks).layers,
         ranges=equal_shares(Uniform(), blocks),
         noise=lambda: MaskingNoise(Uniform(), MASK),
         config=SimpleNamespace(seed=0),

@@ -1,0 +1,83 @@
+"""How the blocks of a run hang together: isolated, as in the paper, or as one of the baselines. One row each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from dbtrain.method.forward_forward import ForwardForward, ForwardForwardObjective
+from dbtrain.method.objective import BlockObjective, JointObjective, Precision, Slice
+from dbtrain.method.split import LayerSplit
+
+BuildObjective = Callable[[nn.Module, Sequence[Slice], int, Precision], nn.Module]
+"""(model of a shard, every block's slice, number of the shard, precision) -> module that returns a loss."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One row of the table."""
+
+    objective: BuildObjective
+    target: Literal["noisy", "hidden", "baseline"] = "noisy"
+    """What blocks see of the target: its noisy code; nothing; or what the architecture's end-to-end baseline sees."""
+    shared: bool = False
+    """One worker trains all blocks, into one shard."""
+    cumulative: bool = False
+    """A block runs all layers up to its own last one, not only its own."""
+    in_turn: bool = False
+    """A block starts when those before it are done, and takes their weights, frozen."""
+    wrap: Callable[[nn.Module, Sequence[range]], nn.Module] | None = None
+    """(model, every block's layers) -> model behind the same plug, where the plain one will not do."""
+
+    def shards(self, split: LayerSplit) -> LayerSplit:
+        """Layers of each worker, and so of each shard."""
+        return LayerSplit((split.bounds[0], split.bounds[-1])) if self.shared else split
+
+    def runs(self, split: LayerSplit, block: int) -> range:
+        """Layers that one evaluation of a block takes."""
+        own = split.layers(block)
+        return range(own.stop) if self.cumulative else own
+
+    def sources(self, block: int) -> range:
+        """Shards that together hold the model of a block."""
+        if self.shared:
+            return range(1)
+        return range(block + 1) if self.in_turn else range(block, block + 1)
+
+
+def _one_block(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+    own = slices[shard]
+    return BlockObjective(model, own.layers, own.low, own.high, precision)
+
+
+def _all_blocks(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+    return JointObjective(model, slices, precision)
+
+
+def _on_frozen_features(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+    """Only the layers that earlier blocks have not are trained, and the head; the stem is block 0's."""
+    learned = slices[shard - 1].layers.stop if shard else 0
+    for name, parameter in model.named_parameters():
+        group, _, rest = name.partition(".")
+        frozen = group == "stem" or (group == "layers" and int(rest.split(".", 1)[0]) < learned)
+        parameter.requires_grad_(not (shard and frozen))
+    return _one_block(model, slices, shard, precision)
+
+
+def _forward_forward(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+    return ForwardForwardObjective(model, precision)
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "diffusion_blocks": Scheme(_one_block),
+    "end_to_end": Scheme(_one_block, target="baseline"),
+    # independent shallow networks; their mean prediction is an ensemble
+    "ensemble": Scheme(_one_block, target="hidden"),
+    # one stem and one head for all blocks, in one process
+    "joint": Scheme(_all_blocks, shared=True),
+    # Bengio et al. 2006; Belilovsky et al. 2019: each block on frozen features, with its own classifier
+    "greedy": Scheme(_on_frozen_features, target="hidden", cumulative=True, in_turn=True),
+    "forward_forward": Scheme(_forward_forward, target="hidden", shared=True, cumulative=True, wrap=ForwardForward),
+}
+"""By `method` of the configuration."""

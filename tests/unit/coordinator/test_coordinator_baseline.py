@@ -1,0 +1,166 @@
+import pytest
+import torch
+
+from dbtrain.coordinator.ablate import Grid, Measured, grid, summary
+from dbtrain.coordinator.baseline import KINDS, baseline, reshaped, training_flops
+from dbtrain.coordinator.memory import estimate, recomputed
+from dbtrain.coordinator.settle import design, settle
+from dbtrain.errors import ConfigError, ShardError
+from dbtrain.evaluation.report import evaluate_run
+from dbtrain.evaluation.verify import merge_and_verify
+from dbtrain.method.split import global_name
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import read_blueprint, read_codebook
+from dbtrain.training.upstream import load_upstream
+from tests.unit.coordinator.conftest import never
+
+THREE = ("model.depth=3", "training.steps=100")
+SHARDS = {"end_to_end": 1, "checkpointing": 1, "joint": 1, "forward_forward": 1, "greedy": 3, "ensemble": 3}
+
+
+def test_every_kind_is_known_here():
+    assert set(SHARDS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "checkpointing"])
+def test_a_baseline_takes_the_flops_of_the_blocks(make_config, digits, kind):
+    config = make_config(*THREE)
+    made = baseline(config, kind)
+    assert made.flops == pytest.approx(made.budget, rel=0.01)
+    assert made.flops == training_flops(design(made.config, digits, never))
+    assert made.config.name == f"toy-{kind.replace('_', '-')}" and made.config.model == config.model
+
+
+def test_activation_checkpointing_is_the_same_run_with_less_memory_and_says_what_it_computes_again(make_config, digits):
+    config = make_config(*THREE)
+    plain, less = baseline(config), baseline(config, "checkpointing")
+    assert less.config.training.steps == plain.config.training.steps and less.flops == plain.flops
+    blueprints = [design(b.config, digits, never) for b in (plain, less)]
+    kept, inputs = (estimate(b, 0, 16, 1).activations for b in blueprints)
+    assert inputs < 0.5 * kept
+    # the layers' forward pass again: a third of what their forward and backward take, and not the stem's and head's
+    again = recomputed(blueprints[1], 0, 16)
+    assert 0.25 * estimate(blueprints[0], 0, 16, 1).flops < again < estimate(blueprints[0], 0, 16, 1).flops / 3
+    assert plain.again == 0 and "again, not counted" in less.describe()
+    # it does not determine the weights, so a run may go on with it
+    name = {"name": plain.config.name}
+    assert less.config.model_copy(update=name).content_hash() == plain.config.content_hash()
+
+
+def test_what_a_kind_cannot_be_is_refused(make_config):
+    with pytest.raises(ConfigError, match="'slow' is no baseline: there are end_to_end, checkpointing"):
+        baseline(make_config(), "slow")
+
+
+def trained(config):
+    """A settled run whose shards are committed at their last step with weights of their own."""
+    run = Store(config.run_url)
+    run.makedirs()
+    blueprint = settle(config, run, never)
+    manifest = read_manifest(run)
+    for shard in range(blueprint.shards.blocks):
+        torch.manual_seed(shard)
+        model = blueprint.objective(shard).get_submodule("model")
+        weights = {
+            global_name(shard, name): parameter.detach() + 0.05 * torch.randn(parameter.shape)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        checkpoints = Checkpoints(run.child("blocks", f"{shard:02d}"), plan_identity(manifest, shard))
+        checkpoints.commit(config.training.steps, {"model": weights}, loss=1.0, attempt=1, fence=lambda: None)
+    return run, blueprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_baseline_is_stored_merged_verified_and_evaluated_like_any_run(make_config, kind):
+    run, blueprint = trained(reshaped(make_config("training.steps=2"), kind))
+    manifest = read_manifest(run)
+    assert len(manifest["plan"]) == SHARDS[kind] and ("slices" in manifest) == (kind in ("joint", "forward_forward"))
+    again = read_blueprint(manifest, read_codebook(run, manifest))
+    assert (again.split, again.ranges) == (blueprint.split, blueprint.ranges)
+    assert again.split.blocks == (1 if KINDS[kind] == "end_to_end" else 3)
+    result, _ = merge_and_verify(run)
+    assert len(result.blocks) == SHARDS[kind]
+    _, scores = evaluate_run(run)
+    assert {f"after_{b}" for b in range(again.split.blocks)} <= set(scores["test"])
+    assert ("shuffled" in scores["test"]) == ("scrambled" in scores["test"]) == (kind == "joint")
+
+
+def test_the_levels_of_joint_training_are_those_of_the_isolated_blocks(make_config, digits):
+    config = make_config()
+    alone, joint = (design(c, digits, never) for c in (config, reshaped(config, "joint")))
+    assert joint.ranges == alone.ranges and joint.split == alone.split and joint.shards.bounds == (0, 6)
+    assert joint.levels(0) == (alone.ranges.edges[-1], alone.ranges.edges[0])
+
+
+def test_isolated_blocks_are_evaluated_with_controls(make_config):
+    run, _ = trained(make_config())
+    merge_and_verify(run)
+    _, scores = evaluate_run(run)
+    assert {"chain", "mean", "first", "shuffled", "scrambled"} <= set(scores["test"])
+
+
+def test_a_greedy_block_takes_the_weights_of_those_before_it_and_waits_until_they_are_done(make_config):
+    config = reshaped(make_config("training.steps=2"), "greedy")
+    run, blueprint = trained(config)
+    manifest = read_manifest(run)
+    model = blueprint.objective(2).get_submodule("model")
+    load_upstream(model, run, manifest, range(2))
+    for shard in range(2):
+        identity = plan_identity(manifest, shard)
+        saved = Checkpoints(run.child("blocks", f"{shard:02d}"), identity).newest().parts["model"]
+        for layer in (2 * shard, 2 * shard + 1):
+            name = f"layers.{layer}.mlp.0.weight"
+            assert torch.equal(model.get_parameter(name), saved[name])
+    assert torch.equal(
+        model.stem.patches.weight,
+        Checkpoints(run.child("blocks", "00"), plan_identity(manifest, 0))
+        .newest()
+        .parts["model"]["blocks.0.stem.patches.weight"],
+    )
+    run.remove("blocks/01")
+    with pytest.raises(ShardError, match="block 1 .* is at step 0 of"):
+        load_upstream(model, run, manifest, range(2))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("name: g\nmodel: {arch: vit, depth: 6, dim: 16, heads: 2, patch: 4}\ndata: {source: digits}\n")
+    return str(path)
+
+
+def test_the_grid_has_each_setting_once_and_names_that_stay(file):
+    axes = Grid((1, 3, 4), ("paper",), ("even", "front", "back"), (0, 1), ("end_to_end", "joint"))
+    variants = grid(file, ("training.steps=5",), axes)
+    runs = [v.run.removeprefix("runs/") for v in variants if v.seed == 1]
+    # of one block there is one partition; of 6 layers, 4 blocks get (2, 2, 1, 1) evenly and from the front
+    assert runs == [
+        "g-s1-end-to-end", "g-s1-joint", "g-b1-paper-s1", "g-b3-paper-s1", "g-b3-paper-front-s1", "g-b3-paper-back-s1",
+        "g-b4-paper-s1", "g-b4-paper-back-s1",
+    ]  # fmt: skip
+    by_run = {v.run.removeprefix("runs/"): v for v in variants}
+    assert "layers_per_block=[1,2,3]" in by_run["g-b3-paper-back-s0"].overrides
+    assert by_run["g-s0-joint"].command == ("baseline", "--kind", "joint") and by_run["g-s0-joint"].blocks == 1
+    assert len(variants) == 16
+
+
+def test_a_partition_or_kind_that_there_is_not_is_refused(file):
+    with pytest.raises(ConfigError, match="partition 'middle' is none of even, front, back"):
+        grid(file, (), Grid((3,), ("paper",), ("middle",), (0,), ("end_to_end",)))
+    with pytest.raises(ConfigError, match="'sum' is no baseline"):
+        grid(file, (), Grid((3,), ("paper",), ("even",), (0,), ("sum",)))
+
+
+def test_the_summary_keeps_partitions_apart_and_spreads_over_seeds(file):
+    axes = Grid((3,), ("paper",), ("even", "front"), (0, 1), ("end_to_end",))
+    measured = [
+        Measured(v, {"test": {"mean": 0.5 + 0.1 * v.seed + 0.2 * (v.partition == "front")}}, 1, 2.0, 3.0)
+        for v in grid(file, (), axes)
+    ]
+    rows = {(row["blocks"], row["ranges"], row["partition"]): row for row in summary(measured)}
+    assert set(rows) == {(1, "end_to_end", "even"), (3, "paper", "even"), (3, "paper", "front")}
+    assert rows[3, "paper", "front"]["scores"]["test"]["mean"]["mean"] == pytest.approx(0.75)
+    assert rows[3, "paper", "even"]["scores"]["test"]["mean"]["std"] == pytest.approx(0.1 / 2**0.5)
