@@ -80,15 +80,10 @@ def _target(config: Config) -> Literal["noisy", "hidden"]:
             f"method={config.method} hides the target, which only a classifier can do without: model.arch="
             f"{config.model.arch} has the baselines end_to_end, checkpointing and joint"
         )
-<<<<<<< HEAD
     if SCHEMES[config.method].wrap and kind.codes != "classes":
         raise ConfigError(
-            f"method={config.method} tries every class of a sample, and model.arch={config.model.arch} has none: try greedy"
-=======
-    if SCHEMES[config.method].wrap and kind.per_position:
-        raise ConfigError(
-            f"method={config.method} tries every class; model.arch={config.model.arch} has one a position"
->>>>>>> 4687f71 (Layout of a message)
+            f"method={config.method} tries every class of a sample, and model.arch={config.model.arch} has no classes: "
+            "take another baseline"
         )
     if target == "baseline":
         return "hidden" if kind.end_to_end == "no_noise" else "noisy"
