@@ -89,7 +89,7 @@ def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, blo
     levels = torch.full((len(indices), *noise.level_shape(example)), level, device=device)
     key = torch.tensor(derive_seed("losses"), device=device)
     noisy = noise.corrupt(example.clean, levels, Draws(key, indices.to(device)))
-    layers = model.blueprint.split.layers(block)
+    layers = model.blueprint.runs(block)
     output = network.readout(network.run(layers, noisy, levels, example.context), noisy, levels)
     losses = network.loss(output.float(), example.target)
     return losses.reshape(len(indices), -1), noise.weight(levels).reshape(len(indices), -1)
