@@ -14,7 +14,7 @@ from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.upstream import load_upstream
-from tests.unit.coordinator.conftest import never
+from tests.unit.conftest import never
 
 THREE = ("model.depth=3", "training.steps=100")
 SHARDS = {"end_to_end": 1, "checkpointing": 1, "joint": 1, "forward_forward": 1, "greedy": 3, "ensemble": 3}
