@@ -29,7 +29,7 @@ def doctor(address: str | None, storage: str, nodes: int | None, gpus: int | Non
     Args:
         address: of a cluster, or None for this machine.
         storage: directory or URL for runs.
-        nodes, gpus: what a cluster is planned to have: nodes, and GPUs of each.
+        nodes, gpus: what a cluster is planned to have: nodes at least, and GPUs of each.
         console: to show it on.
 
     Raises:

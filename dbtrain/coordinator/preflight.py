@@ -12,8 +12,12 @@ from dbtrain.shards.store import Store
 
 CLOCK_WARN_S, CLOCK_BAD_S = 2.0, 10.0
 """A run's lock is believed dead 30 s after its last heartbeat; clocks that differ by a third of it mislead."""
+JOIN_S = 60.0
+"""Nodes of a cluster that has just been started come one after the other."""
 SHARED_MEMORY_MIN = 64 * 2**20
 """Docker's default. Blocks pass nothing through it, but Ray puts its object store there."""
+TEMPORARY_MIN = 256 * 2**20
+"""Ray's logs and sockets, and this package."""
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -73,10 +77,10 @@ def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int |
     Args:
         cluster: connected.
         storage: directory or URL for runs, which all nodes must share.
-        nodes: how many there must be, if that is planned.
+        nodes: how many there must be at least; they are waited for.
         gpus: how many each must have, if that is planned.
     """
-    facts = cluster.on_every_node(probe.facts)
+    facts = _facts_of(cluster, nodes or 1)
     answered = {node: fact for node, fact in facts.items() if not isinstance(fact, Exception)}
     return [
         _count(facts, nodes),
@@ -89,9 +93,17 @@ def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int |
     ]
 
 
+def _facts_of(cluster: Nodes, planned: int) -> dict[str, Any]:
+    """Of as many nodes as are planned, if they come in time; of those that are there, else."""
+    until = time.monotonic() + JOIN_S
+    while len(cluster.addresses()) < planned and time.monotonic() < until:
+        time.sleep(0.5)
+    return cluster.on_every_node(probe.facts)
+
+
 def _count(facts: Mapping[str, Any], planned: int | None) -> Finding:
     told = f"{len(facts)} node(s): {', '.join(facts)}"
-    if planned is not None and len(facts) != planned:
+    if planned is not None and len(facts) < planned:
         return Finding("nodes", "bad", f"{told}; planned {planned}", "look at the logs of the nodes that are missing")
     return Finding("nodes", "ok", told)
 
@@ -134,15 +146,15 @@ def machine_findings(fact: Mapping[str, Any], prefix: str = "") -> list[Finding]
     return [
         Finding("compiler", "ok", f"{prefix}{fact['compiler']}")
         if fact["compiler"]
-        else Finding("compiler", "warn", f"{prefix}no g++: DeepSpeed cannot compile what offload uses", "install g++"),
+        else Finding("compiler", "warn", f"{prefix}no g++: training.compile=true needs it", "install g++"),
         Finding("shared memory", "ok", f"{prefix}{shared / 2**30:.1f} GiB free in /dev/shm")
         if shared >= SHARED_MEMORY_MIN
         else Finding(
             "shared memory", "bad", f"{prefix}{shared / 2**20:.0f} MiB free in /dev/shm", "docker: --shm-size=1g"
         ),
         Finding("temporary files", "ok", f"{prefix}{temporary['free'] / 2**30:.1f} GiB free in {temporary['path']}")
-        if temporary["free"] > 2**30
-        else Finding("temporary files", "bad", f"{prefix}{temporary['path']} has less than 1 GiB", "set TMPDIR"),
+        if temporary["free"] > TEMPORARY_MIN
+        else Finding("temporary files", "bad", f"{prefix}{temporary['path']} has less than 256 MiB", "set TMPDIR"),
     ]
 
 

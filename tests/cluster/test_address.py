@@ -134,12 +134,12 @@ def test_other_versions_and_other_plans_are_refused_by_name(cluster: SomeCluster
     torch = run(cluster, tmp_path, command, PYTHONPATH=f"{old.parent}:{ROOT}")
     older = "import ray; ray.__version__ = '2.59.0'; from dbtrain.cli import main; main()"
     ray = run(cluster, tmp_path, ["-c", older, *command[2:], "name=other"])
-    doctor = run(cluster, tmp_path, ["-m", "dbtrain", "doctor", "--storage", "runs", "--nodes", "2", *address])
+    doctor = run(cluster, tmp_path, ["-m", "dbtrain", "doctor", "--storage", "runs", "--gpus", "1", *address])
     output = {n: " ".join(p.communicate(timeout=120)[0].split()) for n, p in (("t", torch), ("r", ray), ("d", doctor))}
     assert (torch.returncode, ray.returncode, doctor.returncode) == (1, 1, 1), output
     assert "not 2.5.0: install the same versions everywhere" in output["t"]
     assert "Ray: 2.60.0" in output["r"] and "Ray: 2.59.0" in output["r"]
-    assert "1 thing(s) would not work: nodes" in output["d"] and "planned 2" in output["d"]
+    assert "1 thing(s) would not work: GPUs" in output["d"] and "planned 1" in output["d"]
     assert not any("Traceback" in text for text in output.values()), output
 
 
