@@ -86,7 +86,13 @@ class DiT(nn.Module):
         return Example(clean=batch["image"], context=label, target=batch["image"])
 
     def unconditional(self, context: Tensor) -> Tensor:
-        """The context that tells no class, (N,)."""
+        """The context that tells no class, (N,).
+
+        Raises:
+            ConfigError: no label was hidden in training, so that the network knows no such context.
+        """
+        if not self.label_dropout:
+            raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
         return torch.full_like(context, self.no_class)
 
     def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from PIL import Image
 from dbtrain.config import load_config
 from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation import classifier
 from dbtrain.evaluation.pictures import grid, sample_run
+from dbtrain.evaluation.report import evaluate_run
 from dbtrain.method.split import global_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
@@ -90,3 +92,24 @@ def test_a_classifier_draws_nothing(tmp_path):
     run = merged_run({**DIT, "out": str(tmp_path), "model": model, "noise": noise})
     with pytest.raises(ConfigError, match="model.arch=vit draws no samples from noise; these do: dit"):
         sample_run(run, tmp_path / "a.png", **SETTINGS)
+
+
+def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 30)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = merged_run({**DIT, "out": str(tmp_path)})
+    metric, scores = evaluate_run(run, ["evaluation.samples=120", "evaluation.steps=4"])
+    assert metric.better == "lower" and set(scores) == {"validation", "test"}
+    readouts = ["euler_4", "first", "shuffled_blocks", "scrambled_class", "training_images"]
+    assert [list(split) for split in scores.values()] == [readouts] * 2
+    # samples of a model that has learned nothing are far from digits, digits are near
+    assert scores["test"]["training_images"] < 0.2 * scores["test"]["euler_4"]
+    written = run.read_json("evaluation.json")
+    assert written["metric"] == "frechet_classifier" and written["scores"] == scores
+    assert written["depends_on"]["samples"] == 120 and len(written["depends_on"]["classifier"]) == 16
+    assert len(list((tmp_path / "cache/dbtrain").iterdir())) == 1
+    for override in ("training.steps=2", "seed=1"):
+        with pytest.raises(ConfigError, match=f"{override}' would change the run"):
+            evaluate_run(run, [override])
+    with pytest.raises(ConfigError, match="did you mean steps"):
+        evaluate_run(run, ["evaluation.stpes=4"])

@@ -97,6 +97,8 @@ def test_the_output_depends_on_image_level_and_class(inputs):
         assert not torch.allclose(base, output(*changed))
     assert torch.equal(model.unconditional(label), torch.full((5,), 10))
     assert not torch.allclose(base[0], output(noisy, level, model.unconditional(label))[0])
+    with pytest.raises(ConfigError, match="guidance needs a model that was trained with model.label_dropout"):
+        awake(label_dropout=0.0).unconditional(label)
 
 
 def test_split_into_blocks_and_put_together_again_is_bitwise_the_same(inputs):
