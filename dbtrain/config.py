@@ -359,6 +359,8 @@ class EvaluationConfig(Section):
     """A classifier whose features compare images; by default one is trained for the data set, once."""
     inception: str | None = None
     """Inception weights (safetensors) for `metric: frechet_inception`."""
+    judge: str | None = None
+    """Folder of a causal language model of Hugging Face that `metric: generated` asks for the perplexity of texts."""
     texts: Count | None = None
     """At most so many samples of a split are measured in bits, spread evenly over it; by default all."""
 

@@ -16,6 +16,8 @@ JOIN_S = 60.0
 """Nodes of a cluster that has just been started come one after the other."""
 SHARED_MEMORY_MIN = 64 * 2**20
 """Docker's default. Blocks pass nothing through it, but Ray puts its object store there."""
+TEMPORARY_MIN = 256 * 2**20
+"""Ray's logs and sockets, and this package."""
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -151,8 +153,8 @@ def machine_findings(fact: Mapping[str, Any], prefix: str = "") -> list[Finding]
             "shared memory", "bad", f"{prefix}{shared / 2**20:.0f} MiB free in /dev/shm", "docker: --shm-size=1g"
         ),
         Finding("temporary files", "ok", f"{prefix}{temporary['free'] / 2**30:.1f} GiB free in {temporary['path']}")
-        if temporary["free"] > 2**30
-        else Finding("temporary files", "bad", f"{prefix}{temporary['path']} has less than 1 GiB", "set TMPDIR"),
+        if temporary["free"] > TEMPORARY_MIN
+        else Finding("temporary files", "bad", f"{prefix}{temporary['path']} has less than 256 MiB", "set TMPDIR"),
     ]
 
 

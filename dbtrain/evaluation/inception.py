@@ -43,7 +43,8 @@ def _network(weights: dict[str, Tensor], path: str) -> Any:
     try:
         # torch-fidelity reads its weights by an unrestricted pickle, and by no other way: it is given ours instead
         with mock.patch("torch.load", lambda *_, **__: weights):
-            return NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
+            # without antialiasing images are resized as by the first TensorFlow, on which published FIDs rest
+            return NoTrainInceptionV3("inception-v3-compat", ["2048"], path, antialias=False)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"evaluation.metric=frechet_inception needs torch-fidelity ({error}): pip install torch-fidelity"

@@ -11,6 +11,7 @@ from dbtrain.evaluation.accuracy import accuracy
 from dbtrain.evaluation.bits import bits
 from dbtrain.evaluation.elbo import elbo_bits
 from dbtrain.evaluation.frechet import describe_classifier, frechet_classifier, frechet_inception
+from dbtrain.evaluation.generated import describe_judge, generated
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.models.registry import architecture
 
@@ -38,6 +39,7 @@ METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", accuracy, percent=True),
     "bits": Metric("bits a character", "lower", bits),
     "elbo_bits": Metric("bits a character (ELBO)", "lower", elbo_bits),
+    "generated": Metric("generated texts", "lower", generated, describe=describe_judge),
     "frechet_classifier": Metric(
         "Frechet classifier distance", "lower", frechet_classifier, describe=describe_classifier
     ),

@@ -1,0 +1,116 @@
+"""How good generated texts are: a given judge's perplexity, and beside it, always, how varied they are.
+
+Perplexity alone is met best by a text that says the same word for ever; entropy and distinct-2 show that.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dbtrain.config import EvaluationConfig
+from dbtrain.data.packed import TokenWindows
+from dbtrain.data.splits import Split
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.bits import evenly
+from dbtrain.evaluation.generate import Generator
+from dbtrain.evaluation.merged import MergedModel
+from dbtrain.models.ar_lm import ARLM
+
+GENERATED = 256
+"""Texts drawn, unless ``evaluation.texts`` says otherwise."""
+SEED = 0
+
+
+def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
+    """``entropy`` (bits a token), ``distinct_2`` and, with a judge, ``perplexity`` of texts of full length drawn at
+    temperature 1; the same of as many texts of the split under ``text_...``, which is what they should be like.
+
+    Raises:
+        ConfigError: the model draws no texts, or the judge cannot be read.
+    """
+    if not isinstance(split, TokenWindows) or not isinstance(model.blocks[0], ARLM):
+        raise ConfigError("evaluation.metric=generated needs an autoregressive model of text: choose another metric")
+    indices = evenly(len(split), section.texts or GENERATED)
+    own: list[list[int]] = []
+    while len(own) < len(indices):
+        own += _draw(model, section, SEED + len(own), min(section.batch_size, len(indices) - len(own)))
+    given = [split.tokens[index].tolist() for index in indices.tolist()]
+    scores: dict[str, float] = {}
+    for prefix, rows in (("", own), ("text_", given)):
+        if section.judge:
+            texts = [split.tokenizer.decode(row) for row in rows]
+            scores[f"{prefix}perplexity"] = perplexity(texts, section.judge, model.device)
+        scores[f"{prefix}entropy"] = entropy(rows)
+        scores[f"{prefix}distinct_2"] = distinct(rows, 2)
+    return scores
+
+
+def _draw(model: MergedModel, section: EvaluationConfig, seed: int, count: int) -> list[list[int]]:
+    generator = Generator(model, section, seed)
+    nothing = torch.zeros(count, 0, dtype=torch.int64, device=model.device)
+    rows: list[list[int]] = generator.continue_from(nothing, int(model.blueprint.shape["length"]), 1.0).tolist()
+    return rows
+
+
+def entropy(rows: Sequence[Sequence[int]]) -> float:
+    """Mean entropy, in bits, of the frequencies of the tokens within a text."""
+    return sum(_entropy(Counter(row)) for row in rows) / len(rows)
+
+
+def _entropy(counts: Counter[int]) -> float:
+    total = counts.total()
+    return -sum(count / total * math.log2(count / total) for count in counts.values())
+
+
+def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams within a text as a share of all its n-grams, mean over the texts  # Li et al. 2016."""
+    shares = []
+    for row in rows:
+        grams = list(zip(*(row[i:] for i in range(n)), strict=False))
+        shares.append(len(set(grams)) / max(1, len(grams)))
+    return sum(shares) / len(shares)
+
+
+def perplexity(texts: Sequence[str], judge: str, device: torch.device) -> float:
+    """exp of the judge's mean cross-entropy, in nats for each of its own tokens after the first of a text.
+
+    Raises:
+        ConfigError: the folder holds no causal language model with its tokenizer.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(judge, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(judge, local_files_only=True, use_safetensors=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"evaluation.judge={judge!r} cannot be read as a causal language model of Hugging Face with safetensors "
+            f"and its tokenizer ({reason}); it also needs the extra packages of dbtrain[text]"
+        ) from error
+    model.to(device).eval()
+    nats, tokens = 0.0, 0
+    with torch.no_grad():
+        for text in texts:
+            ids = cast(torch.Tensor, tokenizer(text, return_tensors="pt")["input_ids"]).to(device)
+            if ids.shape[1] > 1:
+                nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+                tokens += ids.shape[1] - 1
+    if not tokens:
+        raise ConfigError(f"evaluation.judge={judge!r} finds no two tokens in any text: choose another judge")
+    return math.exp(nats / tokens)
+
+
+def describe_judge(model: MergedModel, section: EvaluationConfig) -> dict[str, Any]:
+    """Path of the judge and the hash of its weights."""
+    if section.judge is None:
+        return {"judge": None}
+    digest = hashlib.sha256()
+    for file in sorted(Path(section.judge).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return {"judge": section.judge, "judge_sha256": digest.hexdigest()}

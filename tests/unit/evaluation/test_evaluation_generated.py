@@ -1,0 +1,59 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.generated import describe_judge, distinct, entropy, generated, perplexity
+from tests.unit.evaluation.test_evaluation_text import CPU, configure, data, merged  # noqa: F401
+
+
+def judge(folder: Path) -> str:
+    """A causal language model on disk whose tokens are characters; it guesses evenly."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    vocabulary = {c: i for i, c in enumerate(" abcdefghijklmnopqrstuvwxyz")}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=27, n_positions=64, n_embd=8, n_layer=1, n_head=1))
+    model.transformer.wte.weight.data.zero_()
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_entropy_and_distinct_2_show_a_text_that_repeats_itself():
+    even, same = [0, 1, 2, 3] * 4, [7] * 16
+    assert entropy([even]) == pytest.approx(2) and entropy([same]) == 0
+    assert entropy([even, same]) == pytest.approx(1)
+    assert distinct([even], 2) == pytest.approx(4 / 15) and distinct([same], 2) == pytest.approx(1 / 15)
+    assert distinct([[1, 2, 3, 1]], 2) == 1.0 and distinct([[1]], 2) == 0.0
+
+
+def test_a_judge_that_guesses_evenly_has_the_perplexity_of_its_vocabulary(tmp_path):
+    path = judge(tmp_path)
+    assert perplexity(["the cat sat", "on", "a"], path, CPU) == pytest.approx(27, rel=1e-4)
+    with pytest.raises(ConfigError, match="finds no two tokens"):
+        perplexity(["a", ""], path, CPU)
+
+
+def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="evaluation.judge=.*cannot be read") as caught:
+        perplexity(["a text"], str(tmp_path / "none"), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_perplexity_stands_beside_entropy_and_distinct_2_and_the_same_of_real_texts(configure, data, tmp_path):  # noqa: F811
+    config = configure(f"evaluation.judge={judge(tmp_path)}", "evaluation.texts=6")
+    model = merged(config, data)
+    scores = generated(model, data.test, config.evaluation)
+    assert scores["perplexity"] == pytest.approx(27, rel=1e-4) == scores["text_perplexity"]
+    assert 2.5 < scores["text_entropy"] < math.log2(24) and 0 < scores["entropy"] < math.log2(24)
+    assert {"distinct_2", "text_distinct_2"} <= scores.keys() and len(scores) == 6
+    assert generated(model, data.test, config.evaluation) == scores
+    assert len(describe_judge(model, config.evaluation)["judge_sha256"]) == 64
+    without = generated(model, data.test, configure("evaluation.texts=6").evaluation)
+    assert without == {name: score for name, score in scores.items() if "perplexity" not in name}
