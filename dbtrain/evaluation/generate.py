@@ -97,12 +97,12 @@ class Generator:
 
 
 def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
-    """`length` more tokens (1, length), one after the other; each costs one pass of one slot."""
+    """`length` more tokens (N, length), one after the other; each costs one pass of one slot."""
     return Generator(model, model.blueprint.config.evaluation, seed).continue_from(prompt, length, temperature)
 
 
 Generate = Callable[[MergedModel, Tensor, int, float, int], Tensor]
-"""(model, prompt (1, P), length, temperature, seed) -> the tokens after the prompt (1, length)."""
+"""(model, prompts (N, P), length, temperature, seed) -> the tokens after the prompts (N, length)."""
 
 GENERATORS: Mapping[str, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
 """By the name in an architecture's row."""

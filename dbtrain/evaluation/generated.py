@@ -17,9 +17,9 @@ from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.bits import evenly
-from dbtrain.evaluation.generate import Generator
+from dbtrain.evaluation.generate import GENERATORS, Generate
 from dbtrain.evaluation.merged import MergedModel
-from dbtrain.models.ar_lm import ARLM
+from dbtrain.models.registry import architecture
 
 GENERATED = 256
 """Texts drawn, unless ``evaluation.texts`` says otherwise."""
@@ -33,12 +33,13 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     Raises:
         ConfigError: the model draws no texts, or the judge cannot be read.
     """
-    if not isinstance(split, TokenWindows) or not isinstance(model.blocks[0], ARLM):
-        raise ConfigError("evaluation.metric=generated needs an autoregressive model of text: choose another metric")
+    generates = architecture(model.blueprint.config.model.arch).generates
+    if not isinstance(split, TokenWindows) or generates is None:
+        raise ConfigError("evaluation.metric=generated needs a model that writes text: choose another metric")
     indices = evenly(len(split), section.texts or GENERATED)
     own: list[list[int]] = []
     while len(own) < len(indices):
-        own += _draw(model, section, SEED + len(own), min(section.batch_size, len(indices) - len(own)))
+        own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), SEED + len(own))
     given = [split.tokens[index].tolist() for index in indices.tolist()]
     scores: dict[str, float] = {}
     for prefix, rows in (("", own), ("text_", given)):
@@ -50,10 +51,9 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     return scores
 
 
-def _draw(model: MergedModel, section: EvaluationConfig, seed: int, count: int) -> list[list[int]]:
-    generator = Generator(model, section, seed)
+def _draw(model: MergedModel, generate: Generate, count: int, seed: int) -> list[list[int]]:
     nothing = torch.zeros(count, 0, dtype=torch.int64, device=model.device)
-    rows: list[list[int]] = generator.continue_from(nothing, int(model.blueprint.shape["length"]), 1.0).tolist()
+    rows: list[list[int]] = generate(model, nothing, int(model.blueprint.shape["length"]), 1.0, seed).tolist()
     return rows
 
 

@@ -10,15 +10,16 @@ from dbtrain.method.draws import Draws, derive_seed
 
 @torch.no_grad()
 def uncached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
-    """`length` more tokens (1, length) after a prompt (1, P), by the readout and steps of the run's configuration."""
+    """`length` more tokens (N, length) after prompts (N, P), by the readout and steps of the run's configuration."""
     section, text = model.blueprint.config.evaluation, prompt
+    rows = torch.arange(len(prompt), device=model.device)
     for position in range(prompt.shape[1], prompt.shape[1] + length):
         # in the last place stands the token to be drawn; as the model is causal, what is put there is not seen
-        batch = {"tokens": torch.cat([text, text.new_zeros(1, 1)], dim=1)}
+        batch = {"tokens": torch.cat([text, text.new_zeros(len(text), 1)], dim=1)}
         found = readouts(model.evaluations(batch, seed, section.steps_per_block))[section.readout][:, -1]
         sharp = sharpened(found.log(), temperature).double().softmax(dim=-1)
         key = torch.tensor(derive_seed(seed, "generate", "token", position), device=model.device)
-        point = Draws(key, torch.zeros(1, dtype=torch.int64, device=model.device)).uniform((), 0).double()
+        point = Draws(key, rows).uniform((), 0).double()
         token = (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
         text = torch.cat([text, token[:, None]], dim=1)
     return text[:, prompt.shape[1] :]

@@ -48,10 +48,10 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
 
 
 def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
-    """`length` tokens (1, length) after a prompt (1, P), in about as many steps as the window has tokens."""
+    """`length` tokens (N, length) after prompts (N, P), in about as many steps as the window has tokens."""
     blueprint = model.blueprint
     window = int(blueprint.shape["length"])
-    start = torch.full((1, window), int(blueprint.shape["vocabulary"]), device=model.device)
+    start = torch.full((len(prompt), window), int(blueprint.shape["vocabulary"]), device=model.device)
     start[:, : prompt.shape[1]] = prompt
     # the whole window is drawn, as in training: what a text is cut off from counts for what it says
     tokens = unmask(model, start, math.ceil(window / blueprint.split.blocks), temperature, seed)

@@ -119,12 +119,18 @@ class ForwardForwardObjective(nn.Module):
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
         """Loss, a float32 scalar; one wrong label a sample, drawn from (key, positions)."""
         model = cast(ForwardForward, self.model)
-        example = model.example(batch)
-        codes = model.get_buffer("codebook")
-        draw = Draws(key, positions).uniform((), WRONG_STREAM)
-        wrong = (example.target + 1 + (draw * (len(codes) - 1)).long()) % len(codes)
-        both, context = torch.cat([example.clean, codes[wrong]]), torch.cat([example.context] * 2)
+        codes, context = self._right_and_wrong(batch, Draws(key, positions))
         with torch.autocast(positions.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            goodness = model.goodness(range(model.num_layers), both, context)
-        right, false = goodness.chunk(2, dim=1)
-        return (functional.softplus(-right) + functional.softplus(false)).mean()
+            goodness = model.goodness(range(model.num_layers), codes, context)
+        right, wrong = goodness.chunk(2, dim=1)
+        return (functional.softplus(-right) + functional.softplus(wrong)).mean()
+
+    # torch.compile stays out, as in BlockObjective
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _right_and_wrong(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(2N, D) codes of the right labels, then of wrong ones, and the context of both."""
+        model = cast(ForwardForward, self.model)
+        example, codes = model.example(batch), model.get_buffer("codebook")
+        step = 1 + (draws.uniform((), WRONG_STREAM) * (len(codes) - 1)).long()
+        wrong = (example.target + step) % len(codes)
+        return torch.cat([example.clean, codes[wrong]]), torch.cat([example.context] * 2)

@@ -127,7 +127,7 @@ def _gaussian(blueprint: Blueprint) -> NoiseProcess:
 
 
 def _masking(blueprint: Blueprint) -> NoiseProcess:
-    return MaskingNoise(make_distribution(blueprint.distribution), mask=blueprint.shape["vocabulary"])
+    return MaskingNoise(mask=blueprint.shape["vocabulary"])
 
 
 NOISES: Mapping[str, Callable[[Blueprint], NoiseProcess]] = {"gaussian": _gaussian, "masking": _masking}

@@ -54,7 +54,7 @@ def merged(blocks):
         split=split_evenly(6, blocks),
         runs=split_evenly(6, blocks).layers,
         ranges=equal_shares(Uniform(), blocks),
-        noise=lambda: MaskingNoise(Uniform(), MASK),
+        noise=lambda: MaskingNoise(MASK),
         config=SimpleNamespace(seed=0),
         shape={"length": 2, "vocabulary": 4},
     )

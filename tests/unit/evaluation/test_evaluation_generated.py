@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.generated import describe_judge, distinct, entropy, generated, perplexity
+from dbtrain.evaluation.generate import GENERATORS
+from dbtrain.evaluation.generated import _draw, describe_judge, distinct, entropy, generated, perplexity
+from dbtrain.models.registry import architecture
 from tests.unit.evaluation.test_evaluation_text import CPU, configure, data, merged  # noqa: F401
 
 
@@ -57,3 +59,16 @@ def test_perplexity_stands_beside_entropy_and_distinct_2_and_the_same_of_real_te
     assert len(describe_judge(model, config.evaluation)["judge_sha256"]) == 64
     without = generated(model, data.test, configure("evaluation.texts=6").evaluation)
     assert without == {name: score for name, score in scores.items() if "perplexity" not in name}
+
+
+@pytest.mark.parametrize(
+    ("arch", "ranges"), [("masked_lm", "alpha"), ("recurrent", "uniform")], ids=["unmasking", "uncached"]
+)
+def test_every_language_model_draws_texts_that_differ(configure, data, arch, ranges):  # noqa: F811
+    changes = [f"noise.ranges={ranges}", "evaluation.texts=3", "evaluation.steps_per_block=2"]
+    config = configure(f"model.arch={arch}", *(["blocks=1"] if arch == "recurrent" else []), *changes)
+    model = merged(config, data)
+    rows = _draw(model, GENERATORS[architecture(arch).generates], 3, 0)
+    assert [len(row) for row in rows] == [24] * 3 and len({tuple(row) for row in rows}) == 3
+    assert max(map(max, rows)) < 27
+    assert 0 < generated(model, data.test, config.evaluation)["entropy"] < math.log2(24)

@@ -9,7 +9,7 @@ from dbtrain.method.ranges import equal_shares, explicit
 from dbtrain.method.sampler import chain, schedule
 
 MASK = 5
-NOISE = MaskingNoise(Uniform(), MASK)
+NOISE = MaskingNoise(MASK)
 
 
 def draws(count, key=3):
@@ -49,10 +49,13 @@ def test_a_share_t_of_the_tokens_is_masked_and_the_rest_is_untouched():
     assert float((hidden[:, 1:] & hidden[:, :-1]).float().mean()) == pytest.approx(0.25, abs=0.01)
 
 
-def test_the_weight_is_the_elbos_and_levels_are_quantiles():
-    level = torch.tensor([0.25, 0.5, 1.0])
-    assert NOISE.weight(level).tolist() == [4, 2, 1]
-    assert NOISE.sample(level).tolist() == level.tolist() == NOISE.quantile(level).tolist()
+def test_weight_times_density_of_the_levels_is_the_elbos():
+    level = torch.tensor([0.01, 0.25, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    quantile = NOISE.quantile(level)
+    (density,) = torch.autograd.grad(quantile.sum(), level)
+    assert torch.allclose(NOISE.weight(level) * density, 1 / level)
+    assert torch.allclose(NOISE.sample(quantile.detach()), level.detach().float())
+    assert NOISE.quantile(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("level", "following"), [(1.0, 0.75), (0.5, 0.1), (0.3, 0.0)])

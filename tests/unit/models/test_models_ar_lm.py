@@ -184,3 +184,16 @@ def test_rotary_scores_depend_on_the_distance_alone():
 def test_sizes_that_do_not_fit_are_refused(changes):
     with pytest.raises(ConfigError, match="is not an even multiple of model.heads"):
         lm(**changes)
+
+
+@STREAMS
+def test_under_bfloat16_nothing_leaks_and_the_loss_is_near_that_of_float32(stream):
+    model, (tokens, noisy, level) = awake(stream=stream), inputs()
+    changed = tokens.clone()
+    changed[:, 6:] = (changed[:, 6:] + 1) % 11
+    with torch.autocast("cpu", torch.bfloat16):
+        one, two = logits(model, tokens, noisy, level), logits(model, changed, noisy, level)
+    assert torch.equal(one[:, :7], two[:, :7]) and not torch.equal(one[:, 7:], two[:, 7:])
+    losses = [BlockObjective(model, range(4), 0.1, 10.0, p) for p in ("fp32", "bf16")]
+    full, half = (float(o({"tokens": tokens}, torch.tensor(1), torch.arange(3)).detach()) for o in losses)
+    assert half == pytest.approx(full, rel=0.02) and half != full

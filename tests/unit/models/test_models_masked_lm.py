@@ -1,12 +1,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.levels import Uniform
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
 from dbtrain.models.masked_lm import MaskedLM
@@ -19,7 +19,7 @@ MASK = 3
 def masked_lm(**changes):
     torch.manual_seed(0)
     settings = {"vocabulary": 3, "depth": 6, "dim": 16, "heads": 4}
-    return MaskedLM(noise=MaskingNoise(Uniform(), MASK), **{**settings, **changes})
+    return MaskedLM(noise=MaskingNoise(MASK), **{**settings, **changes})
 
 
 def awake(**changes):
@@ -45,14 +45,15 @@ def know_marginals(model):
 
 
 def exact_share(model, low, high):
-    """Nats a token of the slice, exactly: all texts and masks, and Gauss-Legendre on a polynomial in t."""
+    """Nats a token of the slice, exactly: all texts and masks, and Gauss-Legendre on a polynomial in the quantile."""
     length = 4
     texts = torch.tensor(list(itertools.product(range(3), repeat=length)))
     chance = MARGINALS[texts].prod(dim=1)
-    nodes, weights = torch.tensor([-0.7745966692, 0.0, 0.7745966692]), torch.tensor([5 / 9, 8 / 9, 5 / 9])
+    nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(5))
+    low, high = model.noise.quantile(torch.tensor([low, high]))
     total = 0.0
     for node, width in zip(nodes, weights, strict=True):
-        t = (low + high) / 2 + (high - low) / 2 * node
+        t = model.noise.sample((low + high) / 2 + (high - low) / 2 * node)
         level = t.expand(len(texts))
         for hidden in itertools.product([False, True], repeat=length):
             mask = torch.tensor(hidden)
@@ -86,8 +87,8 @@ def test_the_objective_estimates_the_slices_mean():
         texts = torch.multinomial(MARGINALS, 4 * 20000, True, generator=torch.Generator().manual_seed(0)).view(-1, 4)
         objective = BlockObjective(model, range(2), 1 / 3, 2 / 3, "fp32")
         loss = objective({"tokens": texts}, torch.tensor(5), torch.arange(20000))
-    # its mean over the slice; times the slice's width of 1/3 it is the block's share of the ELBO
-    assert float(loss) == pytest.approx(ENTROPY, rel=0.03)
+    # its mean over the slice's levels; times their share of all levels it is the block's share of the ELBO
+    assert float(loss) * (objective.q_high - objective.q_low) == pytest.approx(ENTROPY / 3, rel=0.03)
 
 
 def test_seen_tokens_stay_and_the_mask_is_never_predicted():
@@ -153,7 +154,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 def test_draws_of_the_noise_are_those_of_the_positions():
-    noise, clean = MaskingNoise(Uniform(), MASK), torch.zeros(8, 4, dtype=torch.int64)
+    noise, clean = MaskingNoise(MASK), torch.zeros(8, 4, dtype=torch.int64)
     whole = noise.corrupt(clean, torch.full((8,), 0.5), Draws(torch.tensor(1), torch.arange(8)))
     part = noise.corrupt(clean[4:], torch.full((4,), 0.5), Draws(torch.tensor(1), torch.arange(4, 8)))
     assert torch.equal(whole[4:], part)
@@ -165,5 +166,5 @@ def test_the_levels_of_a_training_batch_cover_the_slice_evenly():
     model.noise.corrupt = lambda clean, level, draws: seen.append(level) or corrupt(clean, level, draws)
     objective = BlockObjective(model, range(1), 1 / 3, 2 / 3, "fp32")
     objective({"tokens": torch.zeros(60, 4, dtype=torch.int64)}, torch.tensor(4), torch.arange(60))
-    level = seen[0].sort().values
-    assert float((level - (1 / 3 + (torch.arange(60) + 0.5) / 180)).abs().max()) < 1 / 60
+    share = (model.noise.quantile(seen[0]) - objective.q_low) / (objective.q_high - objective.q_low)
+    assert float((share.sort().values - (torch.arange(60) + 0.5) / 60).abs().max()) < 0.05
