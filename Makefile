@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-unit lint clean
+.PHONY: demo test test-launchers test-unit lint clean
 
 $(READY): pyproject.toml requirements.txt scripts/install.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/install.sh
@@ -22,7 +22,10 @@ test-unit: $(READY)
 
 test: $(READY) lint  ## all tests: unit, then real clusters and faults
 	$(BIN)/pytest
-	$(BIN)/pytest -m "cluster or fault"
+	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm"
+
+test-launchers: $(READY)  ## the image and Slurm, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge
+	$(BIN)/pytest -m "docker or slurm"
 
 clean:
 	rm -rf $(VENV) runs
