@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.cluster import hosts
@@ -152,6 +152,16 @@ class Slurm:
             assert time.monotonic() < end, f"job {job} is {state}, not {states}:\n{logs}"
             time.sleep(0.3)
         return state
+
+    def wait_for(self, job: int, condition: Callable[[], bool], seconds: float, folder: Path) -> None:
+        """Until a condition holds, while the job is waiting or running."""
+        end = time.monotonic() + seconds
+        while not condition():
+            logs = "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in folder.glob("dbtrain-*.log"))
+            state = self.state(job)
+            alive = state in ("PENDING", "CONFIGURING", "RUNNING")
+            assert alive and time.monotonic() < end, f"job {job} is {state}:\n{logs}"
+            time.sleep(0.3)
 
     def processes(self) -> list[str]:
         """Of Ray and Python, on all nodes that have power."""
