@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-launchers test-unit lint clean
+.PHONY: demo test test-launchers test-soak test-unit lint clean
 
 $(READY): pyproject.toml requirements.txt scripts/install.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/install.sh
@@ -22,10 +22,13 @@ test-unit: $(READY)
 
 test: $(READY) lint  ## all tests: unit, then real clusters and faults
 	$(BIN)/pytest
-	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm"
+	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm and not soak"
 
 test-launchers: $(READY)  ## the image and Slurm, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge
 	$(BIN)/pytest -m "docker or slurm"
+
+test-soak: $(READY)  ## faults at random for minutes
+	$(BIN)/pytest -m soak
 
 clean:
 	rm -rf $(VENV) runs

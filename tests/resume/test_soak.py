@@ -1,4 +1,4 @@
-"""A short soak in one command; the long one, with its figures, is in docs/benchmarks.md."""
+"""A short soak in one command; `dbtrain punish` does longer ones."""
 
 import re
 from collections.abc import Callable
@@ -7,12 +7,12 @@ import pytest
 
 from tests.conftest import CONFIG, TINY, Command
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.soak]
 
 
 def test_a_minute_of_random_faults(dbtrain: Callable[..., Command]) -> None:
     small = ["blocks=1", *TINY, "training.steps=200"]
-    command = dbtrain("punish", CONFIG, *small, "--mtbf", "2", "--runs", "1", "--time-limit", "50", "--seed", "7")
+    command = dbtrain("punish", CONFIG, *small, "--mtbf", "2", "--runs", "1", "--time-limit", "200", "--seed", "7")
     assert command.wait() == 0, command.output()
     assert "the same bits as the undisturbed run" in command.output()
     made = re.search(r"all\W+(\d+)", command.output())
