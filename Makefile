@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-launchers test-soak test-unit lint clean
+.PHONY: demo test test-launchers test-long test-unit lint clean
 
 $(READY): pyproject.toml requirements.txt scripts/install.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/install.sh
@@ -22,13 +22,13 @@ test-unit: $(READY)
 
 test: $(READY) lint  ## all tests: unit, then real clusters and faults
 	$(BIN)/pytest
-	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm and not soak"
+	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm and not long"
 
 test-launchers: $(READY)  ## the image and Slurm, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge
 	$(BIN)/pytest -m "docker or slurm"
 
-test-soak: $(READY)  ## faults at random for minutes
-	$(BIN)/pytest -m soak
+test-long: $(READY)  ## what takes minutes, or was not seen to pass yet
+	$(BIN)/pytest -m long
 
 clean:
 	rm -rf $(VENV) runs

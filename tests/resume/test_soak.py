@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import CONFIG, TINY, Command
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.soak]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.long]
 
 
 def test_a_minute_of_random_faults(dbtrain: Callable[..., Command]) -> None:
