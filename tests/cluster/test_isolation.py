@@ -72,7 +72,7 @@ def test_bad_input_is_one_line_and_a_code(dbtrain: Callable[..., Command], tmp_p
         "model.patch=3": "does not divide",
         "training.micro_batch=7": "does not divide a worker's share",
     }
-    commands = {override: dbtrain("plan", CONFIG, override) for override in cases}
+    commands = {override: dbtrain("plan", CONFIG, "noise.ranges=uniform", override) for override in cases}
     for override, expected in cases.items():
         command = commands[override]
         assert command.wait() in (1, 2)
