@@ -359,18 +359,18 @@ def punish(
     overrides: Overrides = None,
     mtbf: Annotated[float, typer.Option(min=0.1, help="Mean time between faults, in seconds.")] = 5.0,
     runs: Annotated[int, typer.Option(min=1, help="Disturbed runs, at most.")] = 10,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which no fault is made.")] = 600.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds after the undisturbed run after which no fault is made.")
+    ] = 600.0,
     seed: Annotated[int, typer.Option(help="Of the times and kinds of the faults.")] = 0,
 ) -> None:
     """Kill workers, commits and the command itself at random; every run must end in the bits of an undisturbed one."""
-    import time
-
     from dbtrain.coordinator.punish import Punisher
     from dbtrain.errors import IncompleteRunError
 
     console = make_console()
-    settled, until = load_config(config, overrides or []), time.monotonic() + time_limit
-    punisher = Punisher([str(config), *(overrides or [])], settled, mtbf, seed, until, console.print)
+    settled = load_config(config, overrides or [])
+    punisher = Punisher([str(config), *(overrides or [])], settled, mtbf, seed, time_limit, console.print)
     tally = punisher.punish(runs)
     console.print(tally.table())
     if tally.differences:

@@ -33,7 +33,7 @@ class Punisher:
         config: what they say; its ``out`` must be a local directory.
         mtbf_s: mean time between faults, in seconds.
         seed: of the times and kinds of the faults; what they hit depends on the machine, so no run repeats exactly.
-        until: monotonic time after which no fault is made and no run started.
+        time_limit_s: seconds after the undisturbed run after which no fault is made and no run started.
         tell: called with one line for each thing that happens.
     """
 
@@ -43,7 +43,7 @@ class Punisher:
         config: Config,
         mtbf_s: float,
         seed: int,
-        until: float,
+        time_limit_s: float,
         tell: Callable[[str], None],
     ) -> None:
         if "://" in config.out:
@@ -56,7 +56,8 @@ class Punisher:
         self.config = config
         self.mtbf_s = mtbf_s
         self.dice = random.Random(seed)
-        self.until = until
+        self.time_limit_s = time_limit_s
+        self.until = 0.0
         self.tell = tell
         self.tally = Tally()
         self._aimed: Counter[int | None] = Counter()
@@ -70,13 +71,16 @@ class Punisher:
         """One undisturbed run, then `runs` disturbed ones, or fewer if the time is over.
 
         Raises:
-            IncompleteRunError: the undisturbed run does not succeed.
+            IncompleteRunError: the undisturbed run does not succeed, or no fault could be made, which proves nothing.
         """
         wanted = self._undisturbed()
+        self.until = time.monotonic() + self.time_limit_s
         for number in range(runs):
             if time.monotonic() > self.until:
                 break
             self._disturbed(f"punished-{number}", wanted)
+        if not self.tally.faults:
+            raise IncompleteRunError("not one fault was made: give more time (--time-limit) or a lower --mtbf")
         return self.tally
 
     def _undisturbed(self) -> dict[str, bytes]:

@@ -25,8 +25,8 @@ def sleeper():
     process.wait()
 
 
-def punisher(make_config, *overrides, until=0.0):
-    return Punisher(["config.yaml"], make_config(*overrides), 5.0, 0, until, lambda line: None)
+def punisher(make_config, *overrides, time_limit_s=0.0):
+    return Punisher(["config.yaml"], make_config(*overrides), 5.0, 0, time_limit_s, lambda line: None)
 
 
 def test_any_missing_or_other_byte_is_a_difference():
@@ -94,3 +94,9 @@ def test_a_block_that_began_too_often_is_found(make_config, tmp_path):
 def test_the_tally_shows_every_kind():
     tally = Tally(Counter({"worker SIGKILL": 3}), runs=2)
     assert tally.table().row_count == len(WEIGHTS) + 1
+
+
+def test_a_punishment_without_a_fault_proves_nothing(make_config, monkeypatch):
+    monkeypatch.setattr(Punisher, "_undisturbed", lambda self: {"00/model": b"abc"})
+    with pytest.raises(IncompleteRunError, match="not one fault"):
+        punisher(make_config, time_limit_s=-1.0).punish(3)
