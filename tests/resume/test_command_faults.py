@@ -88,7 +88,7 @@ def ctrl_c_commits(command: Command, run: Path) -> None:
 
 def a_full_disk_loses_no_commit(command: Command, run: Path, disk: Path) -> None:
     before, newest = count(run, "ready"), commits(run)
-    assert max(newest) >= 20
+    assert max(newest) > 0
     wait_for(lambda: count(run, "ready") > before, 120, "a block that trains")
     filler = fill(disk)
     assert command.wait() == 1, command.output()
