@@ -45,7 +45,7 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             Console(stderr=True).print("stopped; the same command continues from the last commits", highlight=False)
             raise typer.Exit(130) from None
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # a reader that has seen enough, such as head, is no bug: click ends it
             raise
         except Exception:
             traceback.print_exc()

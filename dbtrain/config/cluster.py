@@ -1,0 +1,43 @@
+"""Section `cluster`: where blocks run, and when they start again."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dbtrain.config.section import Count, Positive, Section
+
+
+class BlockResources(Section):
+    """What one block asks of the cluster; unset values are those of `cluster`."""
+
+    workers: Count | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    cpus_per_worker: Positive | None = None
+    micro_batch: Count | None = None
+    resources: dict[str, float] | None = None
+
+
+class ClusterConfig(Section):
+    """Where blocks run."""
+
+    address: str | None = None
+    """Ray cluster: `auto`, `host:port`, `ray://host:port`, or none to start one on this machine alone."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Count = 1
+    """Workers of a block: more than one trains it data-parallel, sharded by training.zero_stage."""
+    gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """GPUs of a worker, when it uses GPUs; a fraction shares one."""
+    cpus_per_worker: Positive = 1.0
+    resources: dict[str, float] = {}
+    """Custom Ray resources that every worker asks for."""
+    blocks: dict[int, BlockResources] = {}
+    """Exceptions for single blocks."""
+    max_crashes: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a block after crashes without progress between them."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 100
+    backoff_s: Annotated[float, Field(ge=0)] = 1.0
+    """Pause before the second restart without progress; doubles with each further one, at most 60 s."""
+    hang_timeout_s: Positive = 600.0
+    """Longest silence of a running block before it is ended and restarted."""
+    restart_damaged: bool = False
+    """Train a block again from its first step when all its checkpoints are damaged; otherwise it fails and says so."""

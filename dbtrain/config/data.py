@@ -1,0 +1,114 @@
+"""Section `data`: one class a source."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dbtrain.config.section import Count, Positive, Section, Share
+
+
+class DigitsConfig(Section):
+    """Scikit-learn's digits; needs nothing but the package."""
+
+    source: Literal["digits"] = "digits"
+    validation: Share = 0.1
+
+
+class FashionMnistConfig(Section):
+    """Fashion-MNIST from a folder of IDX files, Debian's package, or the hub, in this order."""
+
+    source: Literal["fashion_mnist"] = "fashion_mnist"
+    path: str | None = None
+    validation: Share = 0.1
+
+
+class IdxConfig(Section):
+    """A folder with the four IDX files of MNIST."""
+
+    source: Literal["idx"] = "idx"
+    path: str
+    classes: Count = 10
+    validation: Share = 0.1
+
+
+class HuggingFaceConfig(Section):
+    """A data set of the hub, or a local path that `datasets` reads."""
+
+    source: Literal["hf"] = "hf"
+    path: str
+    image: str = "image"
+    label: str = "label"
+    classes: Count
+    validation: Share = 0.1
+
+
+class TextSection(Section):
+    """What every source of text takes; three contiguous parts of it are the splits."""
+
+    tokenizer: str = "letters"
+    """`letters` (27), `bytes` (256), or the path of a Hugging Face tokenizer."""
+    length: Count = 256
+    """Tokens of a sample."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    cache: str | None = None
+    """Folder of the packed tokens; by default that of the user's cache."""
+
+
+class TextConfig(TextSection):
+    """Text files: one, or all .txt and .txt.gz files of a folder."""
+
+    source: Literal["text"] = "text"
+    path: str
+
+
+class GcideConfig(TextSection):
+    """The dictionary of Debian's package dict-gcide."""
+
+    source: Literal["gcide"] = "gcide"
+    path: str | None = None
+
+
+class PythonTopicsConfig(TextSection):
+    """The language reference that comes with Python; needs nothing but Python."""
+
+    source: Literal["python_topics"] = "python_topics"
+
+
+class HuggingFaceTextConfig(TextSection):
+    """A text column of a data set of the hub, or of a local path that `datasets` reads."""
+
+    source: Literal["hf_text"] = "hf_text"
+    path: str
+    name: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+
+class LatentsConfig(Section):
+    """Latents with classes, from tensor files that some encoder wrote; never a pickle."""
+
+    source: Literal["latents"] = "latents"
+    path: str
+    """A safetensors file with `latent` (n, C, H, W) and `label` (n,), or a .npy file of the latents."""
+    labels: str | None = None
+    """A .npy file of the labels, for latents in a .npy file."""
+    classes: Count
+    scale: Positive | None = None
+    """Factor on every latent; by default such that their standard deviation is 0.5."""
+    validation: Share = 0.1
+    test: Share = 0.1
+
+
+DataConfig = Annotated[
+    DigitsConfig
+    | FashionMnistConfig
+    | IdxConfig
+    | HuggingFaceConfig
+    | TextConfig
+    | GcideConfig
+    | PythonTopicsConfig
+    | HuggingFaceTextConfig
+    | LatentsConfig,
+    Field(discriminator="source"),
+]

@@ -1,0 +1,48 @@
+"""Sections `evaluation` and `telemetry`: how a run is read out and observed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dbtrain.config.section import Count, Section
+
+
+class EvaluationConfig(Section):
+    """How the merged model is read out."""
+
+    steps_per_block: Count = 1
+    readout: Literal["chain", "mean", "first"] = "mean"
+    """`chain`: the last evaluation; `mean`: the mean of the chain's predictions; `first`: block 0 alone."""
+    start: Literal["zero", "noise"] = "zero"
+    """Where the chain starts: noise, as in the paper, or its mean, which makes a classifier deterministic."""
+    batch_size: Count = 512
+    metric: str | None = None
+    """An entry of evaluation/metrics.py; by default the architecture's own."""
+    samples: Annotated[int, Field(ge=2)] = 10_000
+    """Samples drawn for a distance between distributions."""
+    steps: Count = 50
+    """Noise levels of a drawn sample."""
+    solver: Literal["euler", "heun"] = "euler"
+    spacing: Literal["karras", "slices"] = "karras"
+    """Steps by EDM's schedule over the whole range, or the same number in every slice."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 for none."""
+    blend: bool = False
+    """Near a boundary average both neighbours, where noise.overlap trained both."""
+    controls: bool = True
+    """Measure the controls too."""
+    classifier: str | None = None
+    """A classifier whose features compare images; by default one is trained for the data set, once."""
+    inception: str | None = None
+    """Inception weights (safetensors) for `metric: frechet_inception`."""
+    judge: str | None = None
+    """Folder of a causal language model of Hugging Face that `metric: generated` asks for the perplexity of texts."""
+    texts: Count | None = None
+    """At most so many samples of a split are measured in bits, spread evenly over it; by default all."""
+
+
+class TelemetryConfig(Section):
+    """Where metrics go besides the JSONL events."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    project: str = "dbtrain"

@@ -1,0 +1,42 @@
+"""Sections `codebook` and `noise`: the targets, and how they are made noisy."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dbtrain.config.section import Count, Positive, Section
+
+
+class CodebookConfig(Section):
+    """Target codes, made once, frozen, common to all blocks."""
+
+    source: Literal["random", "orthogonal", "corpus"] = "orthogonal"
+    """`corpus`: from which tokens stand near each other in the training text (PPMI, then SVD)."""
+    dim: Count = 64
+
+
+class NoiseConfig(Section):
+    """Noise range, its distribution and its split over the blocks."""
+
+    ranges: Literal["calibrated", "equal_information", "paper", "uniform", "explicit", "alpha"] = "calibrated"
+    """Where the range and its edges come from; `calibrated` and `equal_information` measure the data with a pilot.
+    Architectures without a codebook take another by default, see `noise_defaults`. For masking: `alpha`, equal
+    decrements of alpha, or `explicit` masked shares from 1 down to 0."""
+    p_mean: float = -1.2
+    p_std: Positive = 1.2
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    sigma_data: Positive | None = None
+    """Standard deviation of one element of the clean target; by default that of a unit-norm code, 1/sqrt(dim), or 0.5
+    for images and latents."""
+    edges: tuple[float, ...] | None = None
+    """Falling levels, blocks + 1, for `explicit`."""
+    overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    weighting: Literal["none", "edm", "clamp", "mean"] = "none"
+    input_scaling: Literal["unit", "signal"] = "unit"
+
+    @model_validator(mode="after")
+    def _edges_are_for_explicit(self) -> "NoiseConfig":
+        if (self.edges is not None) != (self.ranges == "explicit"):
+            raise ValueError(f"noise.edges and noise.ranges=explicit go together (ranges={self.ranges})")
+        return self

@@ -1,0 +1,73 @@
+"""A whole run: all sections together."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dbtrain.config.cluster import ClusterConfig
+from dbtrain.config.data import DataConfig
+from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
+from dbtrain.config.model import ModelConfig
+from dbtrain.config.noise import CodebookConfig, NoiseConfig
+from dbtrain.config.section import Count, Section
+from dbtrain.config.training import TrainingConfig
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    out: str = "runs"
+    """Directory or URL below which the run gets its own directory, named `name`."""
+    seed: int = 0
+    method: Literal["diffusion_blocks", "end_to_end", "ensemble", "joint", "greedy", "forward_forward"] = (
+        "diffusion_blocks"
+    )
+    """How blocks are trained: isolated, as the paper has it, or as a baseline; `dbtrain baseline` sets it."""
+    blocks: Count = 3
+    layers_per_block: tuple[Count, ...] | None = None
+    model: ModelConfig
+    data: DataConfig
+    codebook: CodebookConfig = CodebookConfig()
+    noise: NoiseConfig = NoiseConfig()
+    training: TrainingConfig = TrainingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _noise_of_the_architecture(self) -> "Config":
+        silent = {k: v for k, v in self.model.noise_defaults.items() if k not in self.noise.model_fields_set}
+        # sections are frozen for everyone else
+        object.__setattr__(self, "noise", self.noise.model_copy(update=silent))
+        return self
+
+    @model_validator(mode="after")
+    def _end_to_end_is_one_block(self) -> "Config":
+        if self.method == "end_to_end" and self.blocks != 1:
+            raise ValueError(f"method=end_to_end trains one block, not blocks={self.blocks}")
+        unknown = [b for b in self.cluster.blocks if not 0 <= b < self.blocks]
+        if unknown:
+            raise ValueError(f"cluster.blocks names block {unknown[0]}; the last is {self.blocks - 1}")
+        return self
+
+    @property
+    def run_url(self) -> str:
+        """Directory or URL of the run."""
+        return f"{self.out.rstrip('/')}/{self.name}"
+
+    def content(self) -> dict[str, Any]:
+        """Everything that determines the weights; where a run is and how it is observed does not."""
+        content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
+        content["data"].pop("cache", None)
+        training = content["training"]
+        for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
+            training.pop(key)
+        training.pop("activation_checkpointing")
+        return content
+
+    def content_hash(self) -> str:
+        """Hash of :meth:`content`, 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""Section `training`, with the optimizer."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dbtrain.config.section import Count, Positive, Section, Share
+
+
+class OptimizerConfig(Section):
+    """AdamW, or Muon for the layers' matrices with AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: Positive = 1e-3
+    muon_lr: Positive = 0.02
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up, before a cosine to `final_lr`."""
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the last step as a share of the peak."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Greatest gradient norm; 0 for none."""
+
+    @model_validator(mode="after")
+    def _muon_is_not_clipped(self) -> "OptimizerConfig":
+        # DeepSpeed clips Muon's orthogonalised update together with AdamW's gradients under ZeRO, and not without it
+        if self.name == "muon" and self.clip:
+            raise ValueError(f"optimizer.name=muon needs optimizer.clip=0, not {self.clip}: its updates have unit norm")
+        return self
+
+
+class TrainingConfig(Section):
+    """How each block is trained."""
+
+    steps: Count = 600
+    batch_size: Count = 128
+    """Effective batch: over all workers of a block and all micro-batches."""
+    micro_batch: Count | None = None
+    """Samples a worker takes at once; by default its whole share of the batch."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """`optimizer`: its states to host memory (ZeRO 1 to 3); `all`: the parameters too (ZeRO 3)."""
+    compile: bool = False
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass, and compute the rest again: less memory, more time."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the averaged weights; 0 for none."""
+    checkpoint_every: Count = 200
+    keep: Annotated[int, Field(ge=2)] = 2
+    log_every: Count = 20
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> "TrainingConfig":
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError("training.offload needs training.zero_stage of 1 or more")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError("training.offload=all needs training.zero_stage=3")
+        return self
