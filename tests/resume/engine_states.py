@@ -4,6 +4,7 @@ import json
 import sys
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -67,6 +68,19 @@ def case(stage: int, optimizer: str, offload: str, reference: tuple[Parts, Parts
     }
 
 
+def frozen(stage: int) -> dict[str, Any]:
+    """A greedy block's module: what is frozen is neither moved nor stored."""
+    torch.manual_seed(0)
+    toy = Toy()
+    toy.layers["0"].requires_grad_(False)
+    before, size = toy.layers["0"].weight.detach().clone(), BATCH // dist.get_world_size()
+    engine = Engine(toy, TrainingConfig(zero_stage=stage, ema=0.9), size, 1, dist.get_world_size())  # type: ignore[arg-type]
+    snapshot = advance(engine, 0, CUT)
+    with deepspeed.zero.GatheredParameters([toy.layers["0"].weight], enabled=stage == 3):
+        kept = torch.equal(toy.layers["0"].weight, before)
+    return {"case": f"frozen zero{stage}", "kept": kept, "stored": sorted(snapshot["model"])}
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     results = []
@@ -79,6 +93,7 @@ def main() -> None:
         results += [case(stage, optimizer, offload, reference) for stage, offload in cases]
         cut = advance(make(0, optimizer, 2), 0, STEPS, 2)
         results.append({"case": f"{optimizer} accumulated", "difference": distance(cut, reference[1])})
+    results += [frozen(stage) for stage in range(4)]
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as out:
             json.dump(results, out)
