@@ -37,6 +37,8 @@ class EvaluationConfig(Section):
     """Inception weights (safetensors) for `metric: frechet_inception`."""
     judge: str | None = None
     """Folder of a causal language model of Hugging Face that `metric: generated` asks for the perplexity of texts."""
+    mauve: bool = False
+    """Also compare drawn and real texts by MAUVE (`metric: generated`): by the judge's features, else by n-grams."""
     texts: Count | None = None
     """At most so many samples of a split are measured in bits, spread evenly over it; by default all."""
 

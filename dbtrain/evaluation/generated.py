@@ -3,12 +3,10 @@
 Perplexity alone is met best by a text that says the same word for ever; entropy and distinct-2 show that.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -18,6 +16,8 @@ from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.bits import evenly
 from dbtrain.evaluation.generate import GENERATORS, Generate
+from dbtrain.evaluation.judge import Judge, hash_of
+from dbtrain.evaluation.mauve import mauve, ngram_features
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.models.registry import architecture
 
@@ -28,10 +28,11 @@ SEED = 0
 
 def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """``entropy`` (bits a token), ``distinct_2`` and, with a judge, ``perplexity`` of texts of full length drawn at
-    temperature 1; the same of as many texts of the split under ``text_...``, which is what they should be like.
+    temperature 1; the same of as many texts of the split under ``text_...``, which is what they should be like; with
+    ``evaluation.mauve`` how near the two are, see :mod:`dbtrain.evaluation.mauve`.
 
     Raises:
-        ConfigError: the model draws no texts, or the judge cannot be read.
+        ConfigError: the model draws no texts, the judge cannot be read, or MAUVE's package is missing.
     """
     generates = architecture(model.blueprint.config.model.arch).generates
     if not isinstance(split, TokenWindows) or generates is None:
@@ -41,13 +42,17 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     while len(own) < len(indices):
         own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), SEED + len(own))
     given = [split.tokens[index].tolist() for index in indices.tolist()]
+    texts = {prefix: [split.tokenizer.decode(row) for row in rows] for prefix, rows in (("", own), ("text_", given))}
+    judge = Judge(section.judge, model.device) if section.judge else None
     scores: dict[str, float] = {}
     for prefix, rows in (("", own), ("text_", given)):
-        if section.judge:
-            texts = [split.tokenizer.decode(row) for row in rows]
-            scores[f"{prefix}perplexity"] = perplexity(texts, section.judge, model.device)
+        if judge:
+            scores[f"{prefix}perplexity"] = judge.perplexity(texts[prefix])
         scores[f"{prefix}entropy"] = entropy(rows)
         scores[f"{prefix}distinct_2"] = distinct(rows, 2)
+    if section.mauve:
+        name, features = ("mauve", judge.features) if judge else ("ngram_mauve", ngram_features)
+        scores[name] = mauve(features(texts["text_"]), features(texts[""]))
     return scores
 
 
@@ -76,41 +81,8 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
     return sum(shares) / len(shares)
 
 
-def perplexity(texts: Sequence[str], judge: str, device: torch.device) -> float:
-    """exp of the judge's mean cross-entropy, in nats for each of its own tokens after the first of a text.
-
-    Raises:
-        ConfigError: the folder holds no causal language model with its tokenizer.
-    """
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer: Any = AutoTokenizer.from_pretrained(judge, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(judge, local_files_only=True, use_safetensors=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"evaluation.judge={judge!r} cannot be read as a causal language model of Hugging Face with safetensors "
-            f"and its tokenizer ({reason}); it also needs the extra packages of dbtrain[text]"
-        ) from error
-    model.to(device).eval()
-    nats, tokens = 0.0, 0
-    with torch.no_grad():
-        for text in texts:
-            ids = cast(torch.Tensor, tokenizer(text, return_tensors="pt")["input_ids"]).to(device)
-            if ids.shape[1] > 1:
-                nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
-                tokens += ids.shape[1] - 1
-    if not tokens:
-        raise ConfigError(f"evaluation.judge={judge!r} finds no two tokens in any text: choose another judge")
-    return math.exp(nats / tokens)
-
-
 def describe_judge(model: MergedModel, section: EvaluationConfig) -> dict[str, Any]:
     """Path of the judge and the hash of its weights."""
     if section.judge is None:
         return {"judge": None}
-    digest = hashlib.sha256()
-    for file in sorted(Path(section.judge).glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return {"judge": section.judge, "judge_sha256": digest.hexdigest()}
+    return {"judge": section.judge, "judge_sha256": hash_of(section.judge)}

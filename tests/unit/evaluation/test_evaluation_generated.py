@@ -6,7 +6,9 @@ import torch
 
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.generate import GENERATORS
-from dbtrain.evaluation.generated import _draw, describe_judge, distinct, entropy, generated, perplexity
+from dbtrain.evaluation.generated import _draw, describe_judge, distinct, entropy, generated
+from dbtrain.evaluation.judge import Judge
+from dbtrain.evaluation.mauve import mauve, ngram_features
 from dbtrain.models.registry import architecture
 from tests.unit.evaluation.test_evaluation_text import CPU, configure, data, merged  # noqa: F401
 
@@ -37,14 +39,15 @@ def test_entropy_and_distinct_2_show_a_text_that_repeats_itself():
 
 def test_a_judge_that_guesses_evenly_has_the_perplexity_of_its_vocabulary(tmp_path):
     path = judge(tmp_path)
-    assert perplexity(["the cat sat", "on", "a"], path, CPU) == pytest.approx(27, rel=1e-4)
+    assert Judge(path, CPU).perplexity(["the cat sat", "on", "a"]) == pytest.approx(27, rel=1e-4)
+    assert Judge(path, CPU).features(["the cat sat", "on"]).shape == (2, 8)
     with pytest.raises(ConfigError, match="finds no two tokens"):
-        perplexity(["a", ""], path, CPU)
+        Judge(path, CPU).perplexity(["a", ""])
 
 
 def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="evaluation.judge=.*cannot be read") as caught:
-        perplexity(["a text"], str(tmp_path / "none"), CPU)
+        Judge(str(tmp_path / "none"), CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -57,8 +60,17 @@ def test_perplexity_stands_beside_entropy_and_distinct_2_and_the_same_of_real_te
     assert {"distinct_2", "text_distinct_2"} <= scores.keys() and len(scores) == 6
     assert generated(model, data.test, config.evaluation) == scores
     assert len(describe_judge(model, config.evaluation)["judge_sha256"]) == 64
+    both = configure(f"evaluation.judge={config.evaluation.judge}", "evaluation.texts=6", "evaluation.mauve=true")
+    assert 0 < generated(model, data.test, both.evaluation)["mauve"] <= 1
     without = generated(model, data.test, configure("evaluation.texts=6").evaluation)
     assert without == {name: score for name, score in scores.items() if "perplexity" not in name}
+
+
+def test_mauve_by_ngrams_tells_texts_of_another_kind_from_those_of_the_same():
+    words, rest = [f"the cat sat on mat {n}" for n in range(40)], [f"xyz qqq {n} zzz kkk" for n in range(40)]
+    near = mauve(ngram_features(words[::2]), ngram_features(words[1::2]))
+    far = mauve(ngram_features(words[::2]), ngram_features(rest[::2]))
+    assert 0 <= far < 0.1 and near > 0.5
 
 
 @pytest.mark.parametrize(

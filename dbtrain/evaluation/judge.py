@@ -1,0 +1,69 @@
+"""A causal language model that others trained, from a folder, which reads texts: their perplexity and features."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dbtrain.errors import ConfigError
+
+
+class Judge:
+    """Reads texts one by one with a language model of Hugging Face.
+
+    Raises:
+        ConfigError: the folder holds no causal language model with its tokenizer.
+    """
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"evaluation.judge={folder!r} cannot be read as a causal language model of Hugging Face with "
+                f"safetensors and its tokenizer ({reason}); it also needs the extra packages of dbtrain[text]"
+            ) from error
+        self.folder = folder
+        self._device = device
+        self._model = model.to(device).eval()
+
+    def _ids(self, text: str) -> Tensor:
+        return cast(Tensor, self._tokenizer(text, return_tensors="pt")["input_ids"]).to(self._device)
+
+    @torch.no_grad()
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """exp of the mean cross-entropy, in nats for each of the judge's own tokens after the first of a text.
+
+        Raises:
+            ConfigError: no text has two tokens.
+        """
+        nats, tokens = 0.0, 0
+        for ids in map(self._ids, texts):
+            if ids.shape[1] > 1:
+                nats += float(self._model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+                tokens += ids.shape[1] - 1
+        if not tokens:
+            raise ConfigError(f"evaluation.judge={self.folder!r} finds no two tokens in any text: choose another judge")
+        return math.exp(nats / tokens)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """The last layer's output at the last token of each text, (texts, width)  # Pillutla et al. 2021, section 3."""
+        outputs = [self._model(self._ids(text), output_hidden_states=True).hidden_states[-1] for text in texts]
+        return torch.stack([output[0, -1].float().cpu() for output in outputs])
+
+
+def hash_of(folder: str) -> str:
+    """SHA-256 of a judge's weights."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
