@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example, NoiseProcess
 from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
@@ -109,10 +108,6 @@ class ARLM(nn.Module):
         layers: range | None = None,
     ) -> None:
         super().__init__()
-        if dim % (2 * heads):
-            raise ConfigError(
-                f"model.dim={dim} is not an even multiple of model.heads={heads}, as rotary positions need"
-            )
         self.num_layers = depth
         self.noise = noise
         self.stream: Stream = STREAMS[stream]()

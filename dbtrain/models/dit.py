@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 LABEL_STREAM = 2
 """Stream of the draws that drops labels; 0 makes the levels and 1 the noise."""
@@ -61,11 +61,7 @@ class DiT(nn.Module):
         layers: range | None = None,
     ) -> None:
         super().__init__()
-        channels, height, width = image
-        if height % patch or width % patch:
-            raise ConfigError(f"model.patch={patch} does not divide the {height}x{width} image")
-        if dim % heads:
-            raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+        check_patches(image, patch)
         self.num_layers = depth
         self.noise = noise
         self.image = image
@@ -75,7 +71,7 @@ class DiT(nn.Module):
         self.stem = DiTStem(image, patch, dim, classes)
         held = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in held})
-        self.head = AdaLNHead(dim, channels * patch * patch)
+        self.head = AdaLNHead(dim, image[0] * patch * patch)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""

@@ -8,6 +8,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dbtrain.errors import ConfigError
+
+
+def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
+    """Whether the width divides into heads; rotary positions turn pairs of elements.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if rotary and dim % (2 * heads):
+        raise ConfigError(f"model.dim={dim} is not an even multiple of model.heads={heads}: rotary positions need it")
+    if dim % heads:
+        raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+
+
+def check_patches(image: tuple[int, int, int], patch: int) -> None:
+    """Whether a (channels, height, width) image is a whole number of patches.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if image[1] % patch or image[2] % patch:
+        raise ConfigError(f"model.patch={patch} does not divide the {image[1]}x{image[2]} image")
+
 
 class LevelEmbedding(nn.Module):
     """The level as a conditioning vector: sinusoids of c_noise, then a two-layer network, always in float32.
@@ -32,13 +56,12 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention over (N, T, dim).
 
     Raises:
-        ValueError: dim is not a multiple of heads.
+        ConfigError: dim is not a multiple of heads.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
+        check_heads(dim, heads)
         self.heads = heads
         self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim)

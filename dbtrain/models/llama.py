@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbtrain.models.layers import LevelEmbedding
+from dbtrain.models.layers import LevelEmbedding, check_heads
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,15 @@ def rotate(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention with rotary positions and without biases."""
+    """Multi-head self-attention with rotary positions and without biases.
+
+    Raises:
+        ConfigError: dim is not an even multiple of heads.
+    """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        check_heads(dim, heads, rotary=True)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)

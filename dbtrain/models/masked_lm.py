@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example, NoiseProcess
 from dbtrain.models.layers import LevelEmbedding
@@ -55,10 +54,6 @@ class MaskedLM(nn.Module):
         layers: range | None = None,
     ) -> None:
         super().__init__()
-        if dim % (2 * heads):
-            raise ConfigError(
-                f"model.dim={dim} is not an even multiple of model.heads={heads}: rotary positions need it"
-            )
         self.num_layers = depth
         self.noise = noise
         self.vocabulary = vocabulary

@@ -104,10 +104,6 @@ class Recurrent(nn.Module):
         unrolled: bool = False,
     ) -> None:
         super().__init__()
-        if dim % (2 * heads):
-            raise ConfigError(
-                f"model.dim={dim} is not an even multiple of model.heads={heads}: rotary positions need it"
-            )
         if backprop > iterations:
             raise ConfigError(f"model.backprop={backprop} is more than model.iterations={iterations}")
         self.num_layers = depth

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 
 class ViTStem(nn.Module):
@@ -57,10 +56,7 @@ class ViT(nn.Module):
         layers: range | None = None,
     ) -> None:
         super().__init__()
-        if image[1] % patch or image[2] % patch:
-            raise ConfigError(f"model.patch={patch} does not divide the {image[1]}x{image[2]} image")
-        if dim % heads:
-            raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+        check_patches(image, patch)
         self.num_layers = depth
         self.noise = noise
         self.image = image
