@@ -18,10 +18,10 @@ lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 test-unit: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8
 
 test: $(READY) lint  ## all tests: unit, then real clusters and faults
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8
 	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm and not long"
 
 test-launchers: $(READY)  ## the image and Slurm, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge

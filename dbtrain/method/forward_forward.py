@@ -125,8 +125,11 @@ class ForwardForwardObjective(nn.Module):
         right, wrong = goodness.chunk(2, dim=1)
         return (functional.softplus(-right) + functional.softplus(wrong)).mean()
 
-    # torch.compile stays out, as in BlockObjective
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As of :class:`dbtrain.method.objective.BlockObjective`."""
+        self.__dict__["_right_and_wrong"] = torch.compiler.disable(self._right_and_wrong)  # type: ignore[no-untyped-call]
+        super().compile(*arguments, **options)
+
     def _right_and_wrong(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """(2N, D) codes of the right labels, then of wrong ones, and the context of both."""
         model = cast(ForwardForward, self.model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,16 @@ class BlockObjective(nn.Module):
         loss = model.loss(output.float(), example.target)
         return (model.noise.weight(level) * loss).mean()
 
-    # torch.compile stays out: noise is then the same with and without it, and Triton refuses the 64-bit constants
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As of every module, but without the draws: noise is then the same with and without compilation, and Triton
+        refuses their 64-bit constants."""
+        self.keep_draws_eager()
+        super().compile(*arguments, **options)
+
+    def keep_draws_eager(self) -> None:
+        """Leave the draws out of any graph. Not by a decorator, which would import the compiler, 1.5 s, everywhere."""
+        self.__dict__["_noisy"] = torch.compiler.disable(self._noisy)  # type: ignore[no-untyped-call]
+
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
         model = cast(BlockModel, self.model)
         example = model.example(batch, draws)
@@ -82,6 +90,12 @@ class JointObjective(nn.Module):
         self.model = model
         # in a tuple they are no submodules, which would list the model's parameters again
         self._parts = tuple(BlockObjective(model, s.layers, s.low, s.high, precision) for s in slices)
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As of :class:`BlockObjective`."""
+        for part in self._parts:
+            part.keep_draws_eager()
+        super().compile(*arguments, **options)
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
         """Mean loss over blocks and samples, a float32 scalar; arguments as in :class:`BlockObjective`."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 from torch import Tensor, nn
 
 from dbtrain.config import TrainingConfig
@@ -22,8 +21,9 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 MUON_STATES = ("momentum_buffer",)
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-# on a CPU DeepSpeed compiles a shared-memory all-reduce, for a minute on every new host; gloo does without it
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# None of DeepSpeed's own ops is used. To find out which could be, it runs compilers in every worker; and on a CPU it
+# builds a shared-memory all-reduce, for a minute on every new host, without which gloo does as well.
+vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 
 def _deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: int, workers: int) -> dict[str, Any]:
@@ -52,6 +52,9 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
     groups = parameter_groups(module, config.optimizer)
     if config.optimizer.name == "adamw":
         return adamw([{k: v for k, v in group.items() if k != "use_muon"} for group in groups])
+    # it imports torch's compiler: seconds, of every worker's start
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
     return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs={"fused": True})
 
 

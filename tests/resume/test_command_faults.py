@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dbtrain.coordinator.victims import controllers, send
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
@@ -63,7 +64,8 @@ def test_the_same_command_continues_whatever_ended_it(disk: Path, tmp_path: Path
         full = start("cluster.cpus_per_worker=1.1", "cluster.max_crashes=0", faults=slow(33, 34))
         a_full_disk_loses_no_commit(full, run, disk)
         killed = start("cluster.cpus_per_worker=1.1", faults=slow(42, 43))
-        sigkill(killed, run)
+        a_dead_controller_gives_its_resources_back(killed, run)
+        sigkill(killed)
         last = start("cluster.cpus_per_worker=1.1", faults=slow(52, 53), **frozen_after(FROZEN_S))
         a_frozen_worker_is_replaced_and_a_rival_refused(last, run, start)
     finally:
@@ -110,9 +112,16 @@ def commits(run: Path) -> list[int]:
     return found
 
 
-def sigkill(command: Command, run: Path) -> None:
+def a_dead_controller_gives_its_resources_back(command: Command, run: Path) -> None:
+    """Ray Train's controller of a block goes; nothing could be placed again if what it held were not free."""
     before = count(run, "ready")
     wait_for(lambda: count(run, "ready") > before, 120, "a block that trains")
+    (controller,) = controllers(command.process.pid)
+    assert send(controller, signal.SIGKILL)
+    wait_for(lambda: count(run, "ready") > before + 1, 120, "a block that trains again")
+
+
+def sigkill(command: Command) -> None:
     command.process.kill()
     command.process.wait(30)
 

@@ -1,0 +1,149 @@
+"""One attempt of one block as a Ray Train `TorchTrainer`, in a thread that waits for it."""
+
+import dataclasses
+import os
+import tempfile
+import threading
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from dbtrain.coordinator.placement import Request
+from dbtrain.training.assignment import Assignment
+
+RELEASE_S = 60.0
+"""For a process that gives back what a dead controller held."""
+
+
+class Attempt:
+    """One attempt of one block; it waits for its resources if others hold them."""
+
+    def __init__(self, assignment: Assignment, request: Request, name: str) -> None:
+        self._trainer = _trainer(assignment, request, name)
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        try:
+            self._trainer.fit()
+        except RayActorError as error:
+            self._error = reason(error)
+            _release_orphans()
+        except BaseException as error:
+            self._error = reason(error)
+
+    @property
+    def over(self) -> bool:
+        """Whether its workers have ended."""
+        return not self._thread.is_alive()
+
+    @property
+    def error(self) -> str | None:
+        """Why they died, if they did."""
+        return self._error
+
+
+def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTrainer:
+    resources = dict(request.resources)
+    return _Trainer(
+        _loop,
+        train_loop_config=dataclasses.asdict(assignment),
+        scaling_config=ScalingConfig(
+            num_workers=request.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        torch_config=_GroupConfig(backend="nccl" if request.device == "cuda" else "gloo"),
+        run_config=RunConfig(
+            name=name,
+            # nothing of ours is kept there: our own commits are the truth
+            storage_path=os.path.join(tempfile.gettempdir(), f"dbtrain-ray-{os.getuid()}"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause of an exception of Ray that says something, as one line."""
+    chain = [error]
+    while chain[-1].__cause__ or getattr(chain[-1], "cause", None):
+        chain.append(chain[-1].__cause__ or chain[-1].cause)  # type: ignore[attr-defined]
+    failures = getattr(error, "worker_failures", None)
+    worst = next(iter(failures.values())) if failures else chain[-1]
+    # its message begins with half a page about the worker, before the cause
+    worst = getattr(worst, "health_check_failure", worst)
+    lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
+    return f"{type(worst).__name__}: {' '.join(lines)[:500]}"
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without two of Ray Train's helpers, each a process that imports PyTorch before a worker starts.
+
+    One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the dashboard who is
+    dead: without one it does nothing, and holds up the end of every attempt for 12 s. `_release_orphans` does it here.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unwanted)]
+
+
+def _release_orphans() -> None:
+    """Give back what controllers of this job held that died without doing so; Ray itself waits for the job's end."""
+    task = ray.remote(num_cpus=0, max_retries=2)(_remove_orphaned_groups)
+    try:
+        ray.get(task.remote(), timeout=RELEASE_S)
+    except Exception:  # the cluster is going away, and takes all groups along
+        return
+
+
+def _remove_orphaned_groups() -> None:
+    job = ray.get_runtime_context().get_job_id()
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    for content in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(content)
+        ours = group.creator_job_id.hex() == job and not group.is_detached
+        if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+class _Group(_TorchBackend):  # type: ignore[misc]
+    """Process group of a block's workers; one worker alone gets a store in its own memory.
+
+    PyTorch's TCP store listens on all addresses, without authentication, whatever address it is given.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Called by Ray Train when the workers of an attempt are there."""
+        if len(worker_group) > 1:
+            super().on_start(worker_group, backend_config)
+            return
+        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(_join_alone, backend_config.backend)
+
+
+class _GroupConfig(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_Group]:
+        return _Group
+
+
+def _join_alone(backend: str) -> None:
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+
+
+def _loop(config: dict[str, Any]) -> None:
+    from dbtrain.coordinator.signals import PROCESS_STOP, take_over
+    from dbtrain.training.entry import work
+
+    take_over()
+    work(Assignment(**config), ray.train.get_context().get_world_rank(), PROCESS_STOP)
