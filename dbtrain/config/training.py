@@ -31,6 +31,15 @@ class OptimizerConfig(Section):
         return self
 
 
+class AugmentationConfig(Section):
+    """Random changes to training images, drawn anew every time."""
+
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Pixels by which an image is moved at most, each way; what comes in is black."""
+    flip: bool = False
+    """Mirror half of the images, left to right."""
+
+
 class TrainingConfig(Section):
     """How each block is trained."""
 
@@ -39,6 +48,7 @@ class TrainingConfig(Section):
     """Effective batch: over all workers of a block and all micro-batches."""
     micro_batch: Count | None = None
     """Samples a worker takes at once; by default its whole share of the batch."""
+    augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dbtrain.config import AugmentationConfig
+from dbtrain.data.augment import flip, shift
 from dbtrain.data.order import EpochOrder
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import LabelledImages, Split
 from dbtrain.errors import ConfigError
-from dbtrain.method.draws import derive_seed
+from dbtrain.method.draws import Draws, derive_seed
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,25 @@ class Feed:
         seed, block: of the run.
         rank: of this worker within its block.
         device: where batches go.
+        augmentation: of images.
+
+    Raises:
+        ConfigError: the samples to be augmented are no images.
     """
 
-    def __init__(self, split: Split, shape: BatchShape, seed: int, block: int, rank: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        split: Split,
+        shape: BatchShape,
+        seed: int,
+        block: int,
+        rank: int,
+        device: torch.device,
+        augmentation: AugmentationConfig | None = None,
+    ) -> None:
+        self.augmentation = augmentation or AugmentationConfig()
+        if (self.augmentation.shift or self.augmentation.flip) and not isinstance(split, LabelledImages):
+            raise ConfigError(f"training.augmentation ({self.augmentation}) is for images: leave it out for this data")
         self.split = split
         self.shape = shape
         self.seed = seed
@@ -73,4 +91,14 @@ class Feed:
             positions = range(start, start + self.shape.micro_batch)
             torch.manual_seed(derive_seed(self.seed, "dropout", self.block, step, self.rank, micro))
             batch = self.split.batch(self._order.indices(step, positions), self.device)
-            yield batch, key, torch.arange(start, start + self.shape.micro_batch, device=self.device)
+            where = torch.arange(start, start + self.shape.micro_batch, device=self.device)
+            yield self._augmented(batch, step, where), key, where
+
+    def _augmented(self, batch: dict[str, Tensor], step: int, positions: Tensor) -> dict[str, Tensor]:
+        pixels, mirror = self.augmentation.shift, self.augmentation.flip
+        if not (pixels or mirror):
+            return batch
+        key = torch.tensor(derive_seed(self.seed, "augmentation", self.block, step), device=self.device)
+        draws, image = Draws(key, positions), batch["image"]
+        image = shift(image, pixels, draws) if pixels else image
+        return {**batch, "image": flip(image, draws) if mirror else image}

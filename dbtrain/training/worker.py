@@ -88,7 +88,10 @@ class BlockWorker:
         data = self.blueprint.data()
         engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
-        feed = Feed(data.train, shape, self.config.seed, self.assignment.block, self.rank, self.device)
+        told = self.assignment
+        feed = Feed(
+            data.train, shape, self.config.seed, told.block, self.rank, self.device, self.config.training.augmentation
+        )
         held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
         self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size(), zero_stage=engine.zero_stage)
         return train(engine, feed, self.config.training, start, self, self.should_stop)

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from dbtrain.config import AugmentationConfig
+from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError
 from dbtrain.training.feed import Feed, cut_batch
@@ -44,6 +46,34 @@ def test_dropout_is_seeded_by_step_and_not_by_what_ran_before():
     again = dropout(5)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], other[0])
+
+
+def test_images_are_shifted_and_mirrored_by_the_step_and_not_by_the_layout():
+    images = LabelledImages(
+        torch.arange(1, 1201, dtype=torch.int16).to(torch.uint8).reshape(50, 1, 4, 6), torch.arange(50), 50
+    )
+    chosen = AugmentationConfig(shift=1, flip=True)
+
+    def step(number, workers=1, block=1):
+        shape = cut_batch(24, workers, None)
+        feeds = [Feed(images, shape, 0, block, rank, CPU, chosen) for rank in range(workers)]
+        batches = [b for feed in feeds for b, _, _ in feed.micro_batches(number)]
+        return torch.cat([b["image"] for b in batches]), torch.cat([b["label"] for b in batches])
+
+    changed, labels = step(3)
+    assert torch.equal(step(3, workers=3)[0], changed)
+    assert not torch.equal(step(3, block=0)[0], changed)
+    kinds = set()
+    for new, old in zip(changed, images.batch(labels, CPU)["image"], strict=True):
+        padded = torch.nn.functional.pad(old, [1] * 4, value=-1.0)
+        cuts = {(y, x): padded[:, y : y + 4, x : x + 6] for y in range(3) for x in range(3)}
+        found = [(at, m) for at, cut in cuts.items() for m in (0, 1) if torch.equal(cut.flip(-1) if m else cut, new)]
+        assert len(found) == 1
+        kinds.add(found[0])
+    assert len({at for at, _ in kinds}) > 5 and {m for _, m in kinds} == {0, 1}
+    text = TokenWindows.__new__(TokenWindows)
+    with pytest.raises(ConfigError, match="is for images"):
+        Feed(text, cut_batch(2, 1, None), 0, 0, 0, CPU, chosen)
 
 
 @pytest.mark.parametrize(
