@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from dbtrain.config import AugmentationConfig
-from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError
 from dbtrain.training.feed import Feed, cut_batch
@@ -49,9 +48,8 @@ def test_dropout_is_seeded_by_step_and_not_by_what_ran_before():
 
 
 def test_images_are_shifted_and_mirrored_by_the_step_and_not_by_the_layout():
-    images = LabelledImages(
-        torch.arange(1, 1201, dtype=torch.int16).to(torch.uint8).reshape(50, 1, 4, 6), torch.arange(50), 50
-    )
+    pixels = torch.arange(1, 1201, dtype=torch.int16).to(torch.uint8).reshape(50, 1, 4, 6)
+    images = LabelledImages(pixels, torch.arange(50), 50)
     chosen = AugmentationConfig(shift=1, flip=True)
 
     def step(number, workers=1, block=1):
@@ -71,9 +69,8 @@ def test_images_are_shifted_and_mirrored_by_the_step_and_not_by_the_layout():
         assert len(found) == 1
         kinds.add(found[0])
     assert len({at for at, _ in kinds}) > 5 and {m for _, m in kinds} == {0, 1}
-    text = TokenWindows.__new__(TokenWindows)
     with pytest.raises(ConfigError, match="is for images"):
-        Feed(text, cut_batch(2, 1, None), 0, 0, 0, CPU, chosen)
+        Feed(object(), cut_batch(2, 1, None), 0, 0, 0, CPU, chosen)
 
 
 @pytest.mark.parametrize(
