@@ -5,7 +5,7 @@ import time
 
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import claim
+from dbtrain.shards.fence import claim, newest_attempt
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EventTail
@@ -28,12 +28,11 @@ class Ledger:
 
     def first_state(self, block: int, steps: int) -> BlockState:
         """State of a block when the command starts."""
-        attempts = [int(name) for name in self.stores[block].child("attempts").list() if name.isdigit()]
         committed = self.committed(block)
         if committed >= steps and self._checkpoints[block].verify(committed):
             committed = steps - 1  # its worker says what is wrong, and trains from the commit before
         phase = Phase.DONE if committed >= steps else Phase.PENDING
-        return BlockState(block, phase, attempt=max(attempts, default=0), committed=committed)
+        return BlockState(block, phase, attempt=newest_attempt(self.stores[block]), committed=committed)
 
     def committed(self, block: int) -> int:
         """Newest step that is committed and, by the sizes of its files, whole; workers and merge verify the bytes."""

@@ -50,6 +50,18 @@ def claim(store: Store, attempt: int, token: str) -> None:
     raise FencedError(f"attempt {attempt} lost {TRIES} claims of {store.url} to others: start one attempt at a time")
 
 
+def newest_attempt(store: Store) -> int:
+    """Number of the attempt that owns the block directory; 0 when nobody ever did.
+
+    Raises:
+        ShardError: OWNER.json cannot be read.
+    """
+    try:
+        return _parse(store.read(OWNER), store)[0]
+    except MissingError:
+        return 0
+
+
 def check(store: Store, token: str) -> None:
     """Return if the attempt with this token still owns the block.
 

@@ -252,6 +252,20 @@ def test_a_block_that_crashes_during_a_stop_is_not_started_again(bring):
     assert phases(conductor) == [Phase.STOPPED] * 3 and cluster.attempts(0) == [1]
 
 
+def test_a_command_killed_before_its_workers_spoke_is_continued(bring, monkeypatch):
+    """A block is owned for seconds before its worker starts, by an attempt that then never comes."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Cluster, "start", killed)
+        bring({})
+    conductor, cluster, _ = bring({})
+    assert phases(conductor) == [Phase.DONE] * 3
+    assert [cluster.attempts(block) for block in range(3)] == [[2], [1], [1]]
+
+
 def test_the_same_command_continues_only_what_is_missing(bring):
     first, _, _ = bring({1: [fail]})
     assert phases(first) == [Phase.DONE, Phase.FAILED, Phase.DONE]
