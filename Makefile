@@ -20,9 +20,9 @@ lint: $(READY)
 test-unit: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses 8
 
-test: $(READY) lint  ## all tests: unit, then real clusters and faults
+test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; Docker's, Slurm's and SSH's where they are installed
 	$(BIN)/pytest -n auto --maxprocesses 8
-	$(BIN)/pytest -m "(cluster or fault) and not docker and not slurm and not long"
+	$(BIN)/pytest -m "(cluster or fault) and not long"
 
 test-launchers: $(READY)  ## the image and Slurm, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge
 	$(BIN)/pytest -m "docker or slurm"

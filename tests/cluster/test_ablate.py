@@ -11,7 +11,7 @@ from tests.conftest import ROOT, TINY, Command, wait_for
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 RUNS = ("vit-digits-s0-greedy", "vit-digits-s0-joint", "vit-digits-b2-uniform-back-s0")
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 def test_a_killed_ablation_continues_where_it_was(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
