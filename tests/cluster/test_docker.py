@@ -51,7 +51,7 @@ def test_the_services_survive_a_killed_worker(docker: Docker, expected: dict[str
     code = docker.call("docker", "wait", train, seconds=240).strip()
     log = docker.call("docker", "logs", train)
     assert code == "0", log + docker.compose("logs", "--tail=30")
-    assert "merged 3 block(s)" in log and "mean over the chain" in log
+    assert "merged 3 block(s)" in log and "test accuracy %" in log
     assert shards(run, STEPS) == expected
     assert len(list(run.glob("blocks/01/attempts/*"))) == 2
     after = state(docker, victim)
