@@ -18,12 +18,12 @@ FLOAT_BYTES = 4
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """FLOPs of attention over these shapes."""
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """FLOPs of its gradients; as in flash attention, the scores are computed again."""
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
 # PyTorch has formulas for the kernels of GPUs only, and would count attention on CPU tensors as nothing

@@ -23,8 +23,8 @@ READOUTS: Mapping[str, str] = {
     "shuffled_blocks": "control: each slice by the next block",
     "scrambled_class": "control: another class at every step",
     "training_images": "control: training images, no samples",
-    "shuffled": "control, blocks in another order",
-    "scrambled": "control, images of other samples",
+    "shuffled": "control: blocks in another order",
+    "scrambled": "control: true codes noised, images of other samples",
 }
 
 

@@ -49,7 +49,7 @@ class ForwardForward(nn.Module):
             self.layers.get_submodule(str(layers.stop - 1)).register_forward_hook(partial(_keep, self._seen))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ForwardForward":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # the model is no submodule: its layers move with ours, its codebook has to be handed on
         self._model[0].register_buffer("codebook", self.get_buffer("codebook"), persistent=False)
         return self
