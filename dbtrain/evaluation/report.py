@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from dbtrain.config import Config, load_config
+from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
@@ -28,11 +28,14 @@ READOUTS: Mapping[str, str] = {
 }
 
 
-def evaluate_run(run: Store, overrides: Sequence[str] = ()) -> tuple[Metric, Scores]:
+def evaluate_run(
+    run: Store, overrides: Sequence[str] = (), section: EvaluationConfig | None = None
+) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout; also written to ``evaluation.json``.
 
     Args:
         overrides: of the section `evaluation`, such as ``evaluation.steps=100``.
+        section: how to evaluate, if not as the run's own configuration says.
 
     Raises:
         ConfigError: an override is wrong or of another section.
@@ -40,7 +43,8 @@ def evaluate_run(run: Store, overrides: Sequence[str] = ()) -> tuple[Metric, Sco
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.read(run.child("merged"), device)
-    config, data = _overridden(model.blueprint.config, overrides), model.blueprint.data()
+    config, data = model.blueprint.config, model.blueprint.data()
+    config = _overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
     model.blueprint = replace(model.blueprint, config=config)
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
