@@ -65,9 +65,18 @@ def train(
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
     chosen, console = _at(load_config(config, overrides or []), address), make_console()
+    if evaluate:
+        _check_metric(chosen)
     _train(chosen, console)
     if evaluate:
         _evaluate(chosen.run_url, [], console, chosen.evaluation)
+
+
+def _check_metric(config: Config) -> None:
+    """Refuse a metric that does not fit before hours of training, not after."""
+    from dbtrain.evaluation.metrics import metric_of
+
+    metric_of(config)
 
 
 def _at(config: Config, address: str | None) -> Config:
@@ -248,6 +257,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
 
     console = make_console()
     isolated = _at(load_config(config, overrides or []), address)
+    _check_metric(isolated)
     together = end_to_end(isolated)
     _train(isolated, console)
     _train(together, console)
@@ -282,6 +292,7 @@ def ablate(
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
+    _, metric = metric_of(base)
     kinds = [kind for kind in baselines.split(",") if kind]
     axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
     variants = grid(str(config), overrides or [], axes)
@@ -289,7 +300,6 @@ def ablate(
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
-    _, metric = metric_of(base)
     ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
     for split in ("validation", "test"):
         console.print(ablation_table(rows, metric, split))

@@ -25,6 +25,8 @@ class Metric:
     better: Literal["higher", "lower"]
     measure: Callable[[MergedModel, Split, EvaluationConfig], dict[str, float]]
     """(model, split, section) -> score by readout."""
+    fits: tuple[str, ...]
+    """Architectures (model.arch) that it is for."""
     percent: bool = False
     """Whether scores are shares, which people read in percent."""
     describe: Callable[[MergedModel, EvaluationConfig], dict[str, Any]] | None = None
@@ -36,14 +38,17 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric("accuracy %", "higher", accuracy, percent=True),
-    "bits": Metric("bits a character", "lower", bits),
-    "elbo_bits": Metric("bits a character (ELBO)", "lower", elbo_bits),
-    "generated": Metric("generated texts", "lower", generated, describe=describe_judge),
-    "frechet_classifier": Metric(
-        "Frechet classifier distance", "lower", frechet_classifier, describe=describe_classifier
+    "accuracy": Metric("accuracy %", "higher", accuracy, ("vit",), percent=True),
+    # next-token likelihoods, of which a masked model has none, and the bound that only masking has
+    "bits": Metric("bits a character", "lower", bits, ("ar_lm", "recurrent")),
+    "elbo_bits": Metric("bits a character (ELBO)", "lower", elbo_bits, ("masked_lm",)),
+    "generated": Metric(
+        "generated texts", "lower", generated, ("ar_lm", "masked_lm", "recurrent"), describe=describe_judge
     ),
-    "frechet_inception": Metric("FID", "lower", frechet_inception),
+    "frechet_classifier": Metric(
+        "Frechet classifier distance", "lower", frechet_classifier, ("dit",), describe=describe_classifier
+    ),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",)),
 }
 
 
@@ -51,9 +56,13 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     """Name and row of the metric of a run: the one asked for, or its architecture's.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it is not for this architecture.
     """
     name = config.evaluation.metric or architecture(config.model.arch).metric
     if name not in METRICS:
         raise ConfigError(f"evaluation.metric={name!r} is none of {', '.join(METRICS)}")
+    arch = config.model.arch
+    if arch not in METRICS[name].fits:
+        fitting = ", ".join(name for name, metric in METRICS.items() if arch in metric.fits)
+        raise ConfigError(f"evaluation.metric={name} does not fit model.arch={arch}: set it to {fitting}")
     return name, METRICS[name]
