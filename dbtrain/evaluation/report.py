@@ -48,10 +48,11 @@ def evaluate_run(
     model.blueprint = replace(model.blueprint, config=config)
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
-    scores = {split: metric.measure(model, samples, config.evaluation) for split, samples in splits.items()}
+    measure, depends_on = metric.begin(model, data, config.evaluation)
+    scores = {split: measure(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
-    if metric.describe:
-        record["depends_on"] = metric.describe(model, config.evaluation)
+    if depends_on:
+        record["depends_on"] = depends_on
     run.write_json("evaluation.json", record)
     return metric, scores
 
