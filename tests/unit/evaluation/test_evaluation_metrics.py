@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation import report
 from dbtrain.evaluation.metrics import METRICS, metric_of
 from dbtrain.models.registry import ARCHITECTURES
 
@@ -46,3 +47,14 @@ def test_it_is_refused_before_anything_is_trained(command, tmp_path, monkeypatch
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 2 and "does not fit model.arch=vit" in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_train_evaluates_as_this_command_says(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(cli, "_train", lambda *_: None)
+    monkeypatch.setattr(report, "evaluate_run", lambda run, overrides, section: told.append(section) or (None, {}))
+    monkeypatch.setattr(report, "scores_table", lambda *_: "")
+    arguments = ["train", "--evaluate", str(CONFIGS / "vit_digits.yaml"), f"out={tmp_path}", "evaluation.batch_size=7"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [section.batch_size for section in told] == [7]
