@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dbtrain import __version__
-from dbtrain.config import Config, load_config, parse_config
+from dbtrain.config import Config, EvaluationConfig, load_config, parse_config
 from dbtrain.errors import ConfigError, DbtrainError
 from dbtrain.telemetry.console import make_console
 
@@ -65,9 +65,18 @@ def train(
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
     chosen, console = _at(load_config(config, overrides or []), address), make_console()
+    if evaluate:
+        _check_metric(chosen)
     _train(chosen, console)
     if evaluate:
-        _evaluate(chosen.run_url, [], console)
+        _evaluate(chosen.run_url, [], console, chosen.evaluation)
+
+
+def _check_metric(config: Config) -> None:
+    """Refuse a metric that does not fit before hours of training, not after."""
+    from dbtrain.evaluation.metrics import metric_of
+
+    metric_of(config)
 
 
 def _at(config: Config, address: str | None) -> Config:
@@ -153,11 +162,11 @@ def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
     _evaluate(run, overrides or [], make_console())
 
 
-def _evaluate(run: str, overrides: list[str], console: Console) -> None:
+def _evaluate(run: str, overrides: list[str], console: Console, section: EvaluationConfig | None = None) -> None:
     from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    console.print(scores_table(*evaluate_run(Store(run), overrides)))
+    console.print(scores_table(*evaluate_run(Store(run), overrides, section)))
 
 
 @app.command()
@@ -248,13 +257,14 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
 
     console = make_console()
     isolated = _at(load_config(config, overrides or []), address)
+    _check_metric(isolated)
     together = end_to_end(isolated)
     _train(isolated, console)
     _train(together, console)
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
         console.print(blocks_table([b.row for b in read_status(run)], title))
-    (metric, ours), (_, theirs) = (evaluate_run(run) for run in runs)
+    (metric, ours), (_, theirs) = (evaluate_run(run, section=isolated.evaluation) for run in runs)
     console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
 
 
@@ -272,7 +282,7 @@ def ablate(
         str, typer.Option(help="Shares of layers, with commas: even, front (the first blocks have more), back.")
     ] = "even",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
-    baselines: Annotated[str, typer.Option(help="Kinds of baselines, with commas.")] = "end_to_end",
+    baselines: Annotated[str, typer.Option(help='Kinds of baselines, with commas; "" for none.')] = "end_to_end",
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
 ) -> None:
     """Train a grid of block counts, noise ranges, partitions and seeds beside baselines; one table and one plot."""
@@ -282,13 +292,14 @@ def ablate(
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
-    axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), baselines.split(","))
+    _, metric = metric_of(base)
+    kinds = [kind for kind in baselines.split(",") if kind]
+    axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
     variants = grid(str(config), overrides or [], axes)
     rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
-    _, metric = metric_of(base)
     ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
     for split in ("validation", "test"):
         console.print(ablation_table(rows, metric, split))

@@ -32,7 +32,7 @@ class NoiseConfig(Section):
     edges: tuple[float, ...] | None = None
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    weighting: Literal["none", "edm", "clamp", "mean"] = "none"
+    weighting: Literal["none", "edm", "clamp"] = "none"
     input_scaling: Literal["unit", "signal"] = "unit"
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The ablate command: block counts x ranges x partitions x seeds on one cluster, beside baselines at equal FLOPs."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from dbtrain.config import Config, load_config
-from dbtrain.coordinator.baseline import reshaped, training_flops
+from dbtrain.coordinator.baseline import KINDS, reshaped, training_flops
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.status import status
 from dbtrain.errors import IncompleteRunError
@@ -74,26 +75,33 @@ class Grid:
 
 
 def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
-    """Every run of the grid, the baselines first, with the first block count and its FLOPs.
+    """Every run of the grid, the baselines first.
 
-    Of partitions that are the same for a block count, such as all of one block, the first is taken.
+    A baseline gets the FLOPs of a block count, and its name says of which: end to end of the first, those that have
+    blocks themselves of each. Of partitions that are the same for a block count, such as all of one block, the first is
+    taken.
 
     Raises:
         ConfigError: one of them is no valid configuration.
     """
-    count = axes.blocks[0]
-    base = load_config(path, (*overrides, f"blocks={count}"))
-    variants = []
-    for kind, seed in itertools.product(axes.baselines, axes.seeds):
-        settings = (*overrides, f"blocks={count}", f"seed={seed}", f"name={base.name}-s{seed}")
-        config = reshaped(load_config(path, settings), kind)
-        command = ("baseline", "--kind", kind)
-        variants.append(Variant(command, config.blocks, kind, "even", seed, settings, config.run_url))
+    base = load_config(path, (*overrides, f"blocks={axes.blocks[0]}"))
+    variants = [
+        _baseline(path, base.name, overrides, count, kind, seed)
+        for kind in axes.baselines
+        for count in (axes.blocks[:1] if KINDS.get(kind) == "end_to_end" else axes.blocks)
+        for seed in axes.seeds
+    ]
     for count in axes.blocks:
         sizes = {partition(name, base.model.depth, count): name for name in reversed(axes.partitions)}
         for policy, (layers, name), seed in itertools.product(axes.ranges, reversed(sizes.items()), axes.seeds):
             variants.append(_variant(path, base.name, overrides, count, policy, name, layers, seed))
     return variants
+
+
+def _baseline(path: str, base: str, overrides: Sequence[str], count: int, kind: str, seed: int) -> Variant:
+    settings = (*overrides, f"blocks={count}", f"seed={seed}", f"name={base}-b{count}-s{seed}")
+    config = reshaped(load_config(path, settings), kind)
+    return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, settings, config.run_url)
 
 
 def _variant(
@@ -134,10 +142,16 @@ def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callab
 
 def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None]) -> Measured:
     _command(variant, [*variant.command, path, *variant.overrides, f"cluster.address={address}"])
-    _command(variant, ["eval", variant.run])
+    _command(variant, ["eval", variant.run, *evaluation(path, variant)])
     measured = measure(variant)
     tell(f"{variant.run}: {', '.join(f'{name} {s:.4f}' for name, s in measured.scores['test'].items())}")
     return measured
+
+
+def evaluation(path: str, variant: Variant) -> list[str]:
+    """The section `evaluation` as overrides: that of this command, and not of the one that trained the run."""
+    section = load_config(path, variant.overrides).evaluation.model_dump(mode="json")
+    return [f"evaluation.{name}={json.dumps(value)}" for name, value in section.items()]
 
 
 def _command(variant: Variant, arguments: list[str]) -> None:

@@ -1,17 +1,36 @@
 """Memory of a worker, estimated without a GPU: parameters on the meta device, activations on fake tensors."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dbtrain.data.blank import blank
 from dbtrain.training.blueprint import Blueprint
 
 FLOAT_BYTES = 4
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of attention over these shapes."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of its gradients; as in flash attention, the scores are computed again."""
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+# PyTorch has formulas for the kernels of GPUs only, and would count attention on CPU tensors as nothing
+CPU_ATTENTION: Mapping[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ def _activations(blueprint: Blueprint, block: int, micro_batch: int) -> tuple[in
             return tensor
 
         inputs = (blank(blueprint.shape, micro_batch), torch.tensor(0), torch.arange(micro_batch))
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False, custom_mapping=dict(CPU_ATTENTION))
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             objective(*inputs).backward()
     return sum(kept.values()), counter.get_total_flops()

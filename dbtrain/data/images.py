@@ -33,12 +33,13 @@ def digits(validation: float, test: float = 0.2) -> DataSet:
 def fashion_mnist(path: str | None, validation: float) -> DataSet:
     """Fashion-MNIST from a folder of IDX files, from Debian's package, or else from the Hugging Face hub."""
     if path is None and not DEBIAN_FASHION_MNIST.is_dir():
-        return hugging_face(HUB_FASHION_MNIST, "image", "label", 10, validation)
+        # published well mixed: its order is kept, so that the splits are those of the IDX files
+        return hugging_face(HUB_FASHION_MNIST, "image", "label", 10, validation, mix=False)
     return idx_folder(path or str(DEBIAN_FASHION_MNIST), 10, validation)
 
 
 def idx_folder(path: str, classes: int, validation: float) -> DataSet:
-    """A folder with the four files of MNIST, gzipped or not.
+    """A folder with the four files of MNIST, gzipped or not; the last `validation` share of the training file is kept.
 
     Raises:
         DataError: a file is missing, damaged, or does not fit its partner.
@@ -84,8 +85,11 @@ def read_idx(path: Path, dims: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(body, np.uint8).reshape(shape).copy())
 
 
-def hugging_face(path: str, image: str, label: str, classes: int, validation: float) -> DataSet:
+def hugging_face(path: str, image: str, label: str, classes: int, validation: float, mix: bool = True) -> DataSet:
     """A data set of the hub or a local folder that `datasets` reads, with splits ``train`` and ``test``.
+
+    A folder of pictures is sorted by class, so the validation share of ``train`` is cut after a fixed permutation,
+    unless `mix` is false.
 
     Raises:
         DataError: it cannot be loaded, or lacks a split or column.
@@ -105,7 +109,7 @@ def hugging_face(path: str, image: str, label: str, classes: int, validation: fl
             f"data.path={path!r} cannot be read as a Hugging Face data set with splits train and test and columns "
             f"{image!r} and {label!r}: {reason}"
         ) from error
-    return _data_set(parts[0], parts[1], validation)
+    return _data_set(parts[0].mixed() if mix else parts[0], parts[1], validation)
 
 
 def _from_hugging_face(split: Any, image: str, label: str, classes: int) -> LabelledImages:

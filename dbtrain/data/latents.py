@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbtrain.data.splits import DataSet, check_labels
+from dbtrain.data.splits import DataSet, check_labels, mixed
 from dbtrain.errors import DataError
 
 ReadTensors = Callable[[Path], dict[str, Tensor]]
@@ -41,7 +41,9 @@ class LabelledLatents:
 def latents(
     path: str, labels: str | None, classes: int, scale: float | None, validation: float, test: float, read: ReadTensors
 ) -> DataSet:
-    """Latents from `path`, in its order: the last `test` share is the test set, the `validation` share before it.
+    """Latents from `path`: of a fixed permutation the last `test` share is the test set, `validation` that before it.
+
+    A file may be sorted by class, and its last share then lack most of them.
 
     Args:
         path: a safetensors file with ``latent`` (n, C, H, W) and ``label`` (n,), or a .npy file of the latents.
@@ -56,6 +58,9 @@ def latents(
         raise DataError(
             f"{path} holds {values.dtype} of shape {tuple(values.shape)}: latents are finite (n, C, H, W) floats"
         )
+    check_labels(len(values), numbers, classes)  # names a sample by its place in the file
+    order = mixed(len(values))
+    values, numbers = values[order], numbers[order]
     cut_test = len(values) - round(len(values) * test)
     cut = cut_test - round(cut_test * validation)
     if not 0 < cut < cut_test < len(values):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.errors import DataError
+from dbtrain.method.draws import derive_seed
 
 
 class Split(Protocol):
@@ -77,9 +78,19 @@ class LabelledImages:
         """The samples from `start` to `stop`."""
         return LabelledImages(self.images[start:stop], self.labels[start:stop], self.classes, self.scale)
 
+    def mixed(self) -> "LabelledImages":
+        """The samples in the order of :func:`mixed`."""
+        order = mixed(len(self))
+        return LabelledImages(self.images[order], self.labels[order], self.classes, self.scale)
+
+
+def mixed(count: int) -> Tensor:
+    """A fixed random order (count,), for data that may be sorted by class: its last share would lack classes."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed("dbtrain", "held out")))
+
 
 def hold_out(whole: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
-    """Split off the last `share` of the samples for validation.
+    """Split off the last `share` of the samples, in their order here, for validation.
 
     Raises:
         DataError: nothing would be left on one side.

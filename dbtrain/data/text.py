@@ -22,12 +22,15 @@ def text_files(path: str, tokenizer: str, length: int, validation: float, test: 
     """A file, or all ``.txt`` and ``.txt.gz`` files of a folder, in the order of their names; UTF-8, gzipped or not.
 
     Raises:
-        DataError: there is no such file, it is damaged, or holds too little text.
+        DataError: there is no such file, it is damaged or not readable, or holds too little text.
     """
-    files = _files(Path(path))
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(_hash(file).encode())
+    try:
+        files = _files(Path(path))
+        for file in files:
+            digest.update(_hash(file).encode())
+    except OSError as error:
+        raise DataError(f"data.path={path!r} cannot be read ({error}): mend its files or their permissions") from error
     texts = (piece for file in files for piece in _lines(file))
     return _data_set(texts, digest.hexdigest(), tokenizer, length, validation, test, cache)
 

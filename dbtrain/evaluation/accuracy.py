@@ -14,8 +14,9 @@ from dbtrain.evaluation.merged import MergedModel, readouts
 def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Share of samples classified rightly, by readout: ``chain``, ``mean``, ``first``, ``after_<block>``, and controls.
 
-    The controls are read out as `section.readout` says: ``shuffled`` has every block in the place of its predecessor,
-    ``scrambled`` shows every sample the image of another, and so tells what the noisy code alone can give away.
+    The controls: ``shuffled``, read out as `section.readout` says, has every block in the place of its predecessor;
+    ``scrambled`` shows each block the true code, noised as in training, and another sample's image, so that the mean of
+    the predictions is what the noisy codes alone give away.
 
     The starting noise of each batch follows from the run's seed, so the result can be repeated.
     """
@@ -36,12 +37,12 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
 def _controls(
     model: MergedModel, batch: Mapping[str, Tensor], number: int, section: EvaluationConfig
 ) -> dict[str, Tensor]:
-    """Class probabilities (N, classes) by control; none for a model that is shown no noisy code."""
-    if model.blueprint.distribution["kind"] == "none":
+    """Class probabilities (N, classes) by control; none for a model that is shown no noisy code, or if switched off."""
+    if not section.controls or model.blueprint.distribution["kind"] == "none":
         return {}
     steps = section.steps_per_block
-    others = {name: values if name == "label" else values.roll(1, 0) for name, values in batch.items()}
-    controls = {"scrambled": readouts(model.evaluations(others, number, steps))[section.readout]}
+    others = {name: values.roll(1, 0) for name, values in batch.items()}
+    controls = {"scrambled": readouts(model.on_true_codes(batch, others, number, steps))["mean"]}
     if len(model.blocks) > 1:
         controls["shuffled"] = readouts(model.evaluations(batch, number, steps, rotate=1))[section.readout]
     return controls

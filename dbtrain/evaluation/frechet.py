@@ -1,7 +1,8 @@
 """Frechet distance between drawn samples and a split, on the features of a classifier or of Inception."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dbtrain.config import EvaluationConfig
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import DataSet, Split
 from dbtrain.evaluation.classifier import judge_of
 from dbtrain.evaluation.inception import Inception
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.evaluation.pictures import sample_shape
 from dbtrain.evaluation.sampling import Plan, draw, levels_of
+
+Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
+"""Split -> score by readout, and what the scores depend on besides model and data."""
 
 NOISE_SEED = 0
 """Of the samples, in every run: two models that are compared start from the same noise."""
@@ -28,25 +32,26 @@ class Features(nn.Identity):
         self.num_features = num_features
 
 
-def frechet_classifier(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
-    """Frechet classifier distance between samples and a split, by readout; see :func:`distances`."""
-    judge = judge_of(model.blueprint.data(), section.classifier, model.device)
-    return distances(judge.network, model, split, section)
+def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
+    """Frechet classifier distance between samples and a split, by readout; see :func:`distances`.
+
+    It depends on the classifier and the sample count: those of two classifiers or counts do not compare.
+    """
+    judge = judge_of(data, section.classifier, model.device)
+    depends_on = {"classifier": judge.digest, "classifier_accuracy": judge.accuracy, "samples": section.samples}
+    return partial(distances, judge.network, model, section, data.train), depends_on
 
 
-def describe_classifier(model: MergedModel, section: EvaluationConfig) -> dict[str, Any]:
-    """What a Frechet classifier distance depends on: those of two classifiers or sample counts do not compare."""
-    judge = judge_of(model.blueprint.data(), section.classifier, model.device)
-    return {"classifier": judge.digest, "classifier_accuracy": judge.accuracy, "samples": section.samples}
-
-
-def frechet_inception(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
+def frechet_inception(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
     """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`."""
-    return distances(Inception(section.inception).to(model.device), model, split, section)
+    network = Inception(section.inception).to(model.device)
+    return partial(distances, network, model, section, data.train), {}
 
 
 @torch.no_grad()
-def distances(features: nn.Module, model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
+def distances(
+    features: nn.Module, model: MergedModel, section: EvaluationConfig, train: Split, split: Split
+) -> dict[str, float]:
     """Distances between samples with a split's classes and all its images, lower being better.
 
     ``<solver>_<steps>`` is the score. The rest are controls: ``first`` (block 0 alone, in its own slice),
@@ -73,7 +78,6 @@ def distances(features: nn.Module, model: MergedModel, split: Split, section: Ev
         bounded = samples if "latent_scale" in blueprint.shape else samples.clamp(-1, 1)
         scores[name] = distance(torch.split(bounded, size))
     if section.controls:
-        train = blueprint.data().train
         scores["training_images"] = distance(_images(train, min(section.samples, len(train)), size, model.device))
     return scores
 

@@ -81,7 +81,7 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
     return sum(shares) / len(shares)
 
 
-def describe_judge(model: MergedModel, section: EvaluationConfig) -> dict[str, Any]:
+def describe_judge(section: EvaluationConfig) -> dict[str, Any]:
     """Path of the judge and the hash of its weights."""
     if section.judge is None:
         return {"judge": None}

@@ -1,14 +1,14 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import Batch, BlockModel
-from dbtrain.method.sampler import Evaluation, chain, schedule
+from dbtrain.method.interface import Batch, BlockModel, Example
+from dbtrain.method.sampler import Denoise, Evaluation, chain, schedule
 from dbtrain.method.split import local_name
 from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
@@ -47,33 +47,49 @@ class MergedModel:
 
         `rotate` puts every block into the place of the one so many before it: a control of what the order gives.
         """
-        return list(self.walk(batch, seed, steps_per_block, rotate))
+        blueprint, noise = self.blueprint, self.blueprint.noise()
+        example = self._example(batch)
+        draws = self.draws(seed, len(example.clean))
+        start = noise.prior(tuple(example.clean.shape[1:]), draws)
+        if blueprint.config.evaluation.start == "zero":
+            start = noise.centre(start)
+        levels, shape = chain_levels(blueprint, steps_per_block), noise.level_shape(example)
+        denoise = self._denoiser(example.context, rotate)
+        return list(chain(denoise, noise, blueprint.ranges, levels, start, level_shape=shape, draws=draws))
+
+    def on_true_codes(self, batch: Batch, others: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:
+        """The chain's evaluations, each on the true target of `batch` noised as in training, and what `others` shows.
+
+        A control: it tells how much of the answer is left in the noise.
+        """
+        noise, example = self.blueprint.noise(), self._example(batch)
+        denoise, draws = self._denoiser(self._example(others).context), self.draws(seed, len(example.clean))
+        found = []
+        for value in chain_levels(self.blueprint, steps_per_block):
+            level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
+            noisy = noise.corrupt(example.clean, level, draws)
+            block = int(self.blueprint.ranges.block_of(torch.tensor(value, dtype=torch.float64)))
+            found.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
+        return found
 
     def draws(self, seed: int, count: int) -> Draws:
         """The randomness of a walk over `count` samples."""
         key = derive_seed(self.blueprint.config.seed, "evaluation", seed)
         return Draws(torch.tensor(key, device=self.device), torch.arange(count, device=self.device))
 
-    def walk(self, batch: Batch, seed: int, steps_per_block: int = 1, rotate: int = 0) -> Iterator[Evaluation]:
-        """The evaluations one by one, so that long walks need not be kept."""
-        blueprint, noise = self.blueprint, self.blueprint.noise()
-        models = [cast(BlockModel, model) for model in self.blocks]
-        example = models[0].example(batch)
-        draws = self.draws(seed, len(example.clean))
-        start = noise.prior(tuple(example.clean.shape[1:]), draws)
-        if blueprint.config.evaluation.start == "zero":
-            start = noise.centre(start)
-        levels = chain_levels(blueprint, steps_per_block)
+    def _example(self, batch: Batch) -> Example:
+        return cast(BlockModel, self.blocks[0]).example(batch)
+
+    def _denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
+        """Each block, or the one so many after it, on this context."""
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-            held = (block + rotate) % len(models)
-            model = models[held]
-            hidden = model.run(blueprint.runs(held), noisy, level, example.context)
-            output = model.readout(hidden, noisy, level)
+            held = (block + rotate) % len(self.blocks)
+            model = cast(BlockModel, self.blocks[held])
+            output = model.readout(model.run(self.blueprint.runs(held), noisy, level, context), noisy, level)
             return output, model.denoised(output)
 
-        shape = noise.level_shape(example)
-        return chain(denoise, noise, blueprint.ranges, levels, start, level_shape=shape, draws=draws)
+        return denoise
 
 
 def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:

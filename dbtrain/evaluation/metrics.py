@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dbtrain.config import Config, EvaluationConfig
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import DataSet, Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import accuracy
 from dbtrain.evaluation.bits import bits
 from dbtrain.evaluation.elbo import elbo_bits
-from dbtrain.evaluation.frechet import describe_classifier, frechet_classifier, frechet_inception
+from dbtrain.evaluation.frechet import Begun, frechet_classifier, frechet_inception
 from dbtrain.evaluation.generated import describe_judge, generated
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.models.registry import architecture
+
+Begin = Callable[[MergedModel, DataSet, EvaluationConfig], Begun]
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,41 @@ class Metric:
     label: str
     """As people call it, with its unit."""
     better: Literal["higher", "lower"]
-    measure: Callable[[MergedModel, Split, EvaluationConfig], dict[str, float]]
-    """(model, split, section) -> score by readout."""
+    begin: Begin
+    """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data); what the
+    splits have in common is made once."""
+    fits: tuple[str, ...]
+    """Architectures (model.arch) that it is for."""
     percent: bool = False
     """Whether scores are shares, which people read in percent."""
-    describe: Callable[[MergedModel, EvaluationConfig], dict[str, Any]] | None = None
-    """What a score depends on besides model and data; kept beside the scores."""
 
     def write(self, score: float) -> str:
         """A score as people read it."""
         return f"{100 * score:.2f}" if self.percent else f"{score:.4f}"
 
 
+def _plain(
+    measure: Callable[[MergedModel, Split, EvaluationConfig], dict[str, float]],
+    describe: Callable[[EvaluationConfig], dict[str, Any]] = lambda section: {},
+) -> Begin:
+    """A metric whose splits have nothing in common."""
+
+    def begin(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
+        return lambda split: measure(model, split, section), describe(section)
+
+    return begin
+
+
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric("accuracy %", "higher", accuracy, percent=True),
-    "bits": Metric("bits a character", "lower", bits),
-    "elbo_bits": Metric("bits a character (ELBO)", "lower", elbo_bits),
-    "generated": Metric("generated texts", "lower", generated, describe=describe_judge),
-    "frechet_classifier": Metric(
-        "Frechet classifier distance", "lower", frechet_classifier, describe=describe_classifier
+    "accuracy": Metric("accuracy %", "higher", _plain(accuracy), ("vit",), percent=True),
+    # next-token likelihoods, of which a masked model has none, and the bound that only masking has
+    "bits": Metric("bits a character", "lower", _plain(bits), ("ar_lm", "recurrent")),
+    "elbo_bits": Metric("bits a character (ELBO)", "lower", _plain(elbo_bits), ("masked_lm",)),
+    "generated": Metric(
+        "generated texts", "lower", _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
     ),
-    "frechet_inception": Metric("FID", "lower", frechet_inception),
+    "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, ("dit",)),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",)),
 }
 
 
@@ -51,9 +67,13 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     """Name and row of the metric of a run: the one asked for, or its architecture's.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it is not for this architecture.
     """
     name = config.evaluation.metric or architecture(config.model.arch).metric
     if name not in METRICS:
         raise ConfigError(f"evaluation.metric={name!r} is none of {', '.join(METRICS)}")
+    arch = config.model.arch
+    if arch not in METRICS[name].fits:
+        fitting = ", ".join(name for name, metric in METRICS.items() if arch in metric.fits)
+        raise ConfigError(f"evaluation.metric={name} does not fit model.arch={arch}: set it to {fitting}")
     return name, METRICS[name]

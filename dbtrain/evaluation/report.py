@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from dbtrain.config import Config, load_config
+from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
@@ -23,16 +23,19 @@ READOUTS: Mapping[str, str] = {
     "shuffled_blocks": "control: each slice by the next block",
     "scrambled_class": "control: another class at every step",
     "training_images": "control: training images, no samples",
-    "shuffled": "control, blocks in another order",
-    "scrambled": "control, images of other samples",
+    "shuffled": "control: blocks in another order",
+    "scrambled": "control: true codes noised, images of other samples",
 }
 
 
-def evaluate_run(run: Store, overrides: Sequence[str] = ()) -> tuple[Metric, Scores]:
+def evaluate_run(
+    run: Store, overrides: Sequence[str] = (), section: EvaluationConfig | None = None
+) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout; also written to ``evaluation.json``.
 
     Args:
         overrides: of the section `evaluation`, such as ``evaluation.steps=100``.
+        section: how to evaluate, if not as the run's own configuration says.
 
     Raises:
         ConfigError: an override is wrong or of another section.
@@ -40,14 +43,16 @@ def evaluate_run(run: Store, overrides: Sequence[str] = ()) -> tuple[Metric, Sco
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.read(run.child("merged"), device)
-    config, data = _overridden(model.blueprint.config, overrides), model.blueprint.data()
+    config, data = model.blueprint.config, model.blueprint.data()
+    config = _overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
     model.blueprint = replace(model.blueprint, config=config)
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
-    scores = {split: metric.measure(model, samples, config.evaluation) for split, samples in splits.items()}
+    measure, depends_on = metric.begin(model, data, config.evaluation)
+    scores = {split: measure(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
-    if metric.describe:
-        record["depends_on"] = metric.describe(model, config.evaluation)
+    if depends_on:
+        record["depends_on"] = depends_on
     run.write_json("evaluation.json", record)
     return metric, scores
 

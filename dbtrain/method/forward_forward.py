@@ -1,6 +1,6 @@
 """Forward-Forward (Hinton 2022) behind the plug: each block tells right labels from wrong ones by its own activity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -47,6 +47,12 @@ class ForwardForward(nn.Module):
                 enter = _cut if layer == layers.start else _cut_condition
                 self.layers.get_submodule(str(layer)).register_forward_pre_hook(enter)
             self.layers.get_submodule(str(layers.stop - 1)).register_forward_hook(partial(_keep, self._seen))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ForwardForward":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # the model is no submodule: its layers move with ours, its codebook has to be handed on
+        self._model[0].register_buffer("codebook", self.get_buffer("codebook"), persistent=False)
+        return self
 
     def example(self, batch: Batch) -> Example:
         """The model's own."""

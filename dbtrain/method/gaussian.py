@@ -14,7 +14,10 @@ LEVEL_STREAM = 0
 NOISE_STREAM = 1
 """Stream of the draws that makes the noise."""
 
-Weighting = Literal["none", "edm", "clamp", "mean"]
+Weighting = Literal["none", "edm", "clamp"]
+MOST_WEIGHT = 5.0
+"""Greatest weight under `clamp`."""
+
 InputScaling = Literal["unit", "signal"]
 
 
@@ -28,10 +31,9 @@ class GaussianNoise:
     Args:
         distribution: distribution of the training levels over the whole range.
         sigma_data: standard deviation of one element of y.
-        weighting: `none`; `edm` (L2 losses only); `clamp` (edm, at most `clamp`); `mean` (edm, divided by its mean).
+        weighting: `none`; `edm` (L2 losses only); `clamp` (edm, at most `MOST_WEIGHT`).
         input_scaling: `unit` is c_in; `signal` is 1/(sigma^2 + sigma_data^2), which fades pure noise out of the input.
         per_position: one sigma for each position of (N, L, D) instead of one a sample.
-        clamp: greatest weight under `clamp`.
     """
 
     def __init__(
@@ -41,14 +43,12 @@ class GaussianNoise:
         weighting: Weighting = "none",
         input_scaling: InputScaling = "unit",
         per_position: bool = False,
-        clamp: float = 5.0,
     ) -> None:
         self.distribution = distribution
         self.sigma_data = sigma_data
         self.weighting = weighting
         self.input_scaling = input_scaling
         self.per_position = per_position
-        self.clamp = clamp
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """() for one sigma a sample, (L,) for one a position."""
@@ -86,9 +86,7 @@ class GaussianNoise:
         if self.weighting == "none":
             return torch.ones_like(level)
         weight = (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
-        if self.weighting == "clamp":
-            return weight.clamp(max=self.clamp)
-        return weight / weight.mean() if self.weighting == "mean" else weight
+        return weight.clamp(max=MOST_WEIGHT) if self.weighting == "clamp" else weight
 
     def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
         """sigma_max * eps, (N, *shape)."""
@@ -162,8 +160,8 @@ class NoNoise:
         return self.spread * draws.normal(shape, NOISE_STREAM)
 
     def centre(self, prior: Tensor) -> Tensor:
-        """Zeros."""
-        return torch.zeros_like(prior)
+        """The prior itself: what was trained from noise is evaluated from noise."""
+        return prior
 
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """Unchanged: there is one step only."""

@@ -18,7 +18,8 @@ def lr_scale(step: int, steps: int, warmup: int, final: float) -> float:
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups with ``lr`` (peak), ``weight_decay`` and ``use_muon``; vectors and embeddings are not decayed.
+    """Groups with ``lr`` (peak), ``weight_decay`` and ``use_muon``; what has fewer than two
+    dimensions is not decayed; embeddings and positions are.
 
     Muon takes the matrices of the layers; stem, head and modulation (which starts at zero) stay with AdamW.
     """

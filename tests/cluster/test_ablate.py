@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, TINY, Command, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
-RUNS = ("vit-digits-s0-greedy", "vit-digits-s0-joint", "vit-digits-b2-uniform-back-s0")
+RUNS = ("vit-digits-b2-s0-greedy", "vit-digits-b2-s0-joint", "vit-digits-b2-uniform-back-s0")
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 

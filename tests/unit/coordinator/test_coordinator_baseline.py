@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dbtrain.coordinator.ablate import Grid, Measured, grid, summary
+from dbtrain.config import EvaluationConfig, load_config
+from dbtrain.coordinator.ablate import Grid, Measured, evaluation, grid, summary
 from dbtrain.coordinator.baseline import KINDS, baseline, reshaped, training_flops
 from dbtrain.coordinator.memory import estimate, recomputed
 from dbtrain.coordinator.settle import design, settle
@@ -14,7 +15,7 @@ from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.upstream import load_upstream
-from tests.unit.conftest import never
+from tests.unit.conftest import SMALL, never
 
 THREE = ("model.depth=3", "training.steps=100")
 SHARDS = {"end_to_end": 1, "checkpointing": 1, "joint": 1, "forward_forward": 1, "greedy": 3, "ensemble": 3}
@@ -100,6 +101,8 @@ def test_isolated_blocks_are_evaluated_with_controls(make_config):
     merge_and_verify(run)
     _, scores = evaluate_run(run)
     assert {"chain", "mean", "first", "shuffled", "scrambled"} <= set(scores["test"])
+    _, without = evaluate_run(run, section=EvaluationConfig(controls=False))
+    assert not {"shuffled", "scrambled"} & set(without["test"])
 
 
 def test_a_greedy_block_takes_the_weights_of_those_before_it_and_waits_until_they_are_done(make_config):
@@ -138,13 +141,26 @@ def test_the_grid_has_each_setting_once_and_names_that_stay(file):
     runs = [v.run.removeprefix("runs/") for v in variants if v.seed == 1]
     # of one block there is one partition; of 6 layers, 4 blocks get (2, 2, 1, 1) evenly and from the front
     assert runs == [
-        "g-s1-end-to-end", "g-s1-joint", "g-b1-paper-s1", "g-b3-paper-s1", "g-b3-paper-front-s1", "g-b3-paper-back-s1",
+        "g-b1-s1-end-to-end", "g-b1-s1-joint", "g-b3-s1-joint", "g-b4-s1-joint",
+        "g-b1-paper-s1", "g-b3-paper-s1", "g-b3-paper-front-s1", "g-b3-paper-back-s1",
         "g-b4-paper-s1", "g-b4-paper-back-s1",
     ]  # fmt: skip
     by_run = {v.run.removeprefix("runs/"): v for v in variants}
     assert "layers_per_block=[1,2,3]" in by_run["g-b3-paper-back-s0"].overrides
-    assert by_run["g-s0-joint"].command == ("baseline", "--kind", "joint") and by_run["g-s0-joint"].blocks == 1
-    assert len(variants) == 16
+    assert by_run["g-b3-s0-joint"].command == ("baseline", "--kind", "joint") and by_run["g-b3-s0-joint"].blocks == 3
+    assert len(variants) == 20
+
+
+def test_grids_of_other_block_counts_share_no_baseline(file):
+    axes = [Grid(counts, ("paper",), ("even",), (0,), ("end_to_end",)) for counts in ((2, 3), (3,))]
+    baselines = [{v.run for v in grid(file, (), a) if v.command[0] == "baseline"} for a in axes]
+    assert len(baselines[0]) == 1 and not baselines[0] & baselines[1]
+
+
+def test_a_run_of_the_grid_is_evaluated_as_this_command_says(file):
+    [variant] = grid(file, ("evaluation.steps=7",), Grid((3,), ("paper",), ("even",), (0,), ()))
+    told = load_config(None, evaluation(file, variant), base={"evaluation": {"steps": 9, "texts": 3}, **SMALL})
+    assert told.evaluation == load_config(file, ["evaluation.steps=7"]).evaluation
 
 
 def test_a_partition_or_kind_that_there_is_not_is_refused(file):

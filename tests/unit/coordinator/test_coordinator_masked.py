@@ -9,18 +9,14 @@ from dbtrain.coordinator.settle import design
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.masking import MaskingNoise
+from tests.unit.conftest import SMALL, never
 
+# the noise is masking's own default, and there is no codebook
 BASE = {
-    "name": "toy",
+    **{name: section for name, section in SMALL.items() if name not in ("noise", "codebook")},
     "model": {"arch": "masked_lm", "depth": 6, "dim": 16, "heads": 2},
-    "data": {"source": "digits"},
-    "training": {"steps": 4, "batch_size": 8},
 }
 TOKENS = DataSet(None, None, None, {"length": 12, "vocabulary": 5})  # type: ignore[arg-type]
-
-
-def never(*_):
-    raise AssertionError("nothing here needs a calibration")
 
 
 def settled(*overrides, data=TOKENS):

@@ -3,11 +3,7 @@ import pytest
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.memory import estimate
 from dbtrain.coordinator.settle import design
-
-
-def never(*_):
-    raise AssertionError("nothing here needs a calibration")
-
+from tests.unit.conftest import never
 
 SIZE = ("model.dim=32", "training.ema=0.9")
 
@@ -53,12 +49,18 @@ def test_activations_and_flops_grow_with_the_micro_batch(plan):
     assert large.parameters == small.parameters
 
 
-def test_flops_are_those_of_the_matrices(plan):
-    memory = estimate(plan(), 1, 4, 1)
-    dim, tokens, batch = 32, 5, 4
-    # forward and twice as much backward: qkv, out and the two of the MLP at every token
-    layers = 3 * 2 * 2 * batch * tokens * 12 * dim * dim
-    assert layers < memory.flops < 2 * layers
+@pytest.mark.parametrize(("patch", "tokens"), [(4, 5), (1, 65)])
+def test_flops_of_a_layer_are_those_of_its_matrices_and_of_attention(plan, patch, tokens):
+    two, one = (
+        estimate(plan(f"model.patch={patch}", f"layers_per_block={sizes}"), 1, 4, 1).flops
+        for sizes in ("[2,2,2]", "[2,1,3]")
+    )
+    dim, batch = 32, 4
+    # forward and twice as much backward: qkv, out and the two of the MLP at every token, the modulation once
+    matrices = 3 * 2 * batch * (12 * tokens + 6) * dim * dim
+    # two products forward; backward the scores again and four gradients
+    attention = (2 + 5) * 2 * batch * tokens * tokens * dim
+    assert two - one == matrices + attention
 
 
 def test_three_blocks_cost_little_more_than_the_whole(plan):

@@ -8,21 +8,15 @@ from dbtrain.coordinator.settle import design
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
+from tests.unit.conftest import SMALL, never
 
 BASE = {
-    "name": "toy",
+    **SMALL,
     "blocks": 1,
     "model": {"arch": "recurrent", "depth": 2, "dim": 16, "heads": 2, "iterations": 6, "backprop": 2},
-    "data": {"source": "digits"},
     "codebook": {"dim": 8},
-    "noise": {"ranges": "uniform", "sigma_min": 0.1, "sigma_max": 10.0},
-    "training": {"steps": 4, "batch_size": 8},
 }
 TOKENS = DataSet(None, None, None, {"length": 12, "vocabulary": 5})
-
-
-def never(*_):
-    raise AssertionError("nothing here needs a calibration")
 
 
 def settled(*overrides):

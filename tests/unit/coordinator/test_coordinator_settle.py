@@ -12,10 +12,7 @@ from dbtrain.method.split import split_evenly
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import make_distribution, read_blueprint, read_codebook
-
-
-def never(*_):
-    raise AssertionError("nothing here needs a calibration")
+from tests.unit.conftest import never
 
 
 def test_uniform_ranges_have_equal_log_width(make_config, digits):

@@ -146,6 +146,9 @@ def load_hf(path, **changes):
 
 def test_a_folder_of_pictures_is_read_through_datasets(offline):
     pictures(offline / "pets")
+    data = load_hf(offline / "pets", validation=0.5)
+    # the folder is sorted by class
+    assert [len(s.batch(torch.arange(4), CPU)["label"].unique()) for s in (data.train, data.validation)] == [2, 2]
     data = load_hf(offline / "pets")
     assert [len(split) for split in (data.train, data.validation, data.test)] == [6, 2, 2]
     assert data.shape == {"image": (3, 4, 6), "classes": 2}

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from dbtrain.config import load_config
+from dbtrain.data.splits import mixed
 from dbtrain.errors import DataError
 from dbtrain.training.blueprint import load_data
 
@@ -41,8 +42,8 @@ def test_latents_are_read_from_safetensors_and_npy_alike(tmp_path):
     for a, b in zip((one.train, one.validation, one.test), (two.train, two.validation, two.test), strict=True):
         assert all(torch.equal(whole(a)[name], whole(b)[name]) for name in ("image", "label"))
     image = torch.cat([whole(s)["image"] for s in (one.train, one.validation, one.test)])
-    assert torch.allclose(image / one.shape["latent_scale"], LATENTS, atol=1e-5)
-    assert torch.equal(torch.cat([whole(s)["label"] for s in (one.train, one.validation, one.test)]), LABELS)
+    assert torch.allclose(image / one.shape["latent_scale"], LATENTS[mixed(50)], atol=1e-5)
+    assert torch.equal(torch.cat([whole(s)["label"] for s in (one.train, one.validation, one.test)]), LABELS[mixed(50)])
 
 
 def test_latents_are_scaled_to_sigma_data_by_the_training_split_or_as_told(tmp_path):
@@ -51,6 +52,14 @@ def test_latents_are_scaled_to_sigma_data_by_the_training_split_or_as_told(tmp_p
     assert float(whole(data.train)["image"].std()) == pytest.approx(0.5, rel=1e-3)
     assert whole(data.train)["image"].dtype == torch.float32
     assert load(tmp_path / "a.safetensors", scale=0.25).shape["latent_scale"] == 0.25
+
+
+def test_every_split_of_latents_sorted_by_class_has_several_classes(tmp_path):
+    save_file({"latent": LATENTS.repeat(4, 1, 1, 1), "label": torch.arange(200) // 40}, tmp_path / "a.safetensors")
+    data = load(tmp_path / "a.safetensors")
+    assert [len(whole(s)["label"].unique()) for s in (data.train, data.validation, data.test)] == [5, 5, 5]
+    again = load(tmp_path / "a.safetensors")
+    assert torch.equal(whole(data.test)["label"], whole(again.test)["label"])
 
 
 def refused(message, path, **changes):

@@ -22,6 +22,12 @@ def read(path, cache, **changes):
     return load("text", {**PLAIN, "path": str(path), "cache": str(cache), **changes})
 
 
+def test_what_is_called_a_text_and_cannot_be_opened_is_refused(tmp_path):
+    (tmp_path / "texts" / "a.txt").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"data.path=.*texts' cannot be read .*a.txt"):
+        read(tmp_path / "texts", tmp_path)
+
+
 def stream(data):
     """All tokens of the three splits, in the order of the text."""
     splits = (data.train, data.validation, data.test)

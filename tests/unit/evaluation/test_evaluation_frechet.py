@@ -69,7 +69,7 @@ def test_the_distance_is_that_of_two_gaussians(model, data, monkeypatch):
     drawn = []
     real_draw = frechet.draw
     monkeypatch.setattr(frechet, "draw", lambda *args: drawn.append(real_draw(*args)) or drawn[-1])
-    scores = distances(Pixels(), model, data.test, EvaluationConfig(samples=300, steps=6, batch_size=128))
+    scores = distances(Pixels(), model, EvaluationConfig(samples=300, steps=6, batch_size=128), data.train, data.test)
     assert list(scores) == ["euler_6", "first", "shuffled_blocks", "scrambled_class", "training_images"]
     test = data.test.batch(torch.arange(len(data.test)), CPU)["image"]
     train = data.train.batch(torch.arange(300), CPU)["image"]
@@ -86,7 +86,7 @@ def test_samples_have_the_splits_classes_and_every_model_the_same_noise(model, d
         return torch.rand(len(labels), *shape)
 
     monkeypatch.setattr(frechet, "draw", watched)
-    distances(Pixels(), model, data.test, EvaluationConfig(samples=500, steps=6))
+    distances(Pixels(), model, EvaluationConfig(samples=500, steps=6), data.train, data.test)
     labels = torch.tensor([data.test.labels[i % len(data.test)] for i in range(500)])
     assert all(torch.equal(told, labels) and seed == 0 for told, seed in seen)
 

@@ -59,7 +59,7 @@ def test_perplexity_stands_beside_entropy_and_distinct_2_and_the_same_of_real_te
     assert 2.5 < scores["text_entropy"] < math.log2(24) and 0 < scores["entropy"] < math.log2(24)
     assert {"distinct_2", "text_distinct_2"} <= scores.keys() and len(scores) == 6
     assert generated(model, data.test, config.evaluation) == scores
-    assert len(describe_judge(model, config.evaluation)["judge_sha256"]) == 64
+    assert len(describe_judge(config.evaluation)["judge_sha256"]) == 64
     both = configure(f"evaluation.judge={config.evaluation.judge}", "evaluation.texts=6", "evaluation.mauve=true")
     assert 0 < generated(model, data.test, both.evaluation)["mauve"] <= 1
     without = generated(model, data.test, configure("evaluation.texts=6").evaluation)

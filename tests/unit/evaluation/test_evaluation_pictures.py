@@ -6,7 +6,7 @@ from PIL import Image
 from dbtrain.config import load_config
 from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation import classifier
+from dbtrain.evaluation import classifier, frechet
 from dbtrain.evaluation.pictures import grid, sample_run
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.method.split import global_name
@@ -14,6 +14,7 @@ from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.merge import merge
 from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint
 
 DIT = {
     "name": "toy",
@@ -98,7 +99,12 @@ def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monk
     monkeypatch.setattr(classifier, "STEPS", 30)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = merged_run({**DIT, "out": str(tmp_path)})
+    made = []
+    read, judge = Blueprint.data, frechet.judge_of
+    monkeypatch.setattr(Blueprint, "data", lambda self: made.append("data") or read(self))
+    monkeypatch.setattr(frechet, "judge_of", lambda *told: made.append("judge") or judge(*told))
     metric, scores = evaluate_run(run, ["evaluation.samples=120", "evaluation.steps=4"])
+    assert made == ["data", "judge"]
     assert metric.better == "lower" and set(scores) == {"validation", "test"}
     readouts = ["euler_4", "first", "shuffled_blocks", "scrambled_class", "training_images"]
     assert [list(split) for split in scores.values()] == [readouts] * 2

@@ -9,6 +9,7 @@ from dbtrain.evaluation.merged import MergedModel, readouts, verify
 from dbtrain.evaluation.uncached import uncached
 from dbtrain.evaluation.unmasking import sharpened, unmask
 from dbtrain.method.split import global_name
+from tests.unit.conftest import never
 
 BASE = {
     "name": "toy",
@@ -17,10 +18,6 @@ BASE = {
     "training": {"steps": 4, "batch_size": 8},
 }
 TOKENS = DataSet(None, None, None, {"length": 40, "vocabulary": 3})
-
-
-def never(*_):
-    raise AssertionError("nothing here needs a calibration")
 
 
 @pytest.fixture(scope="module")

@@ -195,3 +195,9 @@ def test_every_partition_gives_all_layers_away_and_each_block_one():
             front = partition("front", layers, blocks)
             assert sum(front) == layers and min(front) >= 1
             assert sorted(front, reverse=True) == list(front) == list(reversed(partition("back", layers, blocks)))
+
+
+def test_the_models_own_codebook_moves_with_forward_forward():
+    model = ForwardForward(awake(NoNoise()), BLOCKS).to("meta")
+    batch = {"image": torch.empty(2, 1, 8, 8, device="meta"), "label": torch.empty(2, dtype=torch.int64, device="meta")}
+    assert model.example(batch).clean.device.type == "meta"

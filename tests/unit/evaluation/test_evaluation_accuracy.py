@@ -1,0 +1,62 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dbtrain.config import EvaluationConfig
+from dbtrain.coordinator.settle import design
+from dbtrain.evaluation.accuracy import accuracy
+from dbtrain.evaluation.merged import MergedModel
+from dbtrain.method.interface import Example
+from tests.unit.conftest import never
+
+CPU = torch.device("cpu")
+
+
+class Labelled:
+    """Fifty samples of ten classes in turn, whose one pixel is the class."""
+
+    def __len__(self):
+        return 50
+
+    def batch(self, indices, device):
+        label = indices % 10
+        return {"image": label.float()[:, None, None, None], "label": label}
+
+
+def reader(codes, reads):
+    """A block that answers with what its code is nearest to, or with what the image says."""
+
+    def run(layers, noisy, level, context):
+        return noisy @ codes.T if reads == "code" else torch.eye(10)[context.flatten().long()]
+
+    return SimpleNamespace(
+        example=lambda batch: Example(codes[batch["label"]], batch["image"], batch["label"]),
+        run=run,
+        readout=lambda hidden, noisy, level: 100 * hidden,
+        denoised=lambda output: output.softmax(dim=-1) @ codes,
+    )
+
+
+def merged(make_config, digits, reads, high):
+    ranges = ["noise.ranges=explicit", f"noise.edges=[{high},{high / 2},{high / 4},{high / 8}]"]
+    model = MergedModel.__new__(MergedModel)
+    model.blueprint, model.device = design(make_config(*ranges), digits, never), CPU
+    model.blocks = [reader(model.blueprint.codebook, reads)] * 3
+    return model
+
+
+@pytest.mark.parametrize(
+    ("reads", "high", "least", "most"), [("code", 0.1, 1, 1), ("code", 1000, 0, 0.4), ("image", 0.1, 0, 0)]
+)
+def test_scrambled_is_what_the_noisy_code_alone_gives_away(make_config, digits, reads, high, least, most):
+    scores = accuracy(merged(make_config, digits, reads, high), Labelled(), EvaluationConfig(batch_size=20))
+    assert least <= scores["scrambled"] <= most
+    # from zeros, as the chain starts, a code tells nothing; an image tells all
+    assert scores["mean"] == pytest.approx(1 if reads == "image" else 0.1)
+
+
+def test_controls_can_be_left_out(make_config, digits):
+    model = merged(make_config, digits, "code", 1.0)
+    assert {"scrambled", "shuffled"} <= set(accuracy(model, Labelled(), EvaluationConfig()))
+    assert not {"scrambled", "shuffled"} & set(accuracy(model, Labelled(), EvaluationConfig(controls=False)))

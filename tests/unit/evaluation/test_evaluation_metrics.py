@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dbtrain import cli
+from dbtrain.config import load_config
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation import report
+from dbtrain.evaluation.metrics import METRICS, metric_of
+from dbtrain.models.registry import ARCHITECTURES
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+FILES = {"vit": "vit_digits", "ar_lm": "ar_tiny", "masked_lm": "masked_tiny", "recurrent": "recurrent_tiny"}
+
+
+def asked(arch, metric):
+    return load_config(CONFIGS / f"{FILES[arch]}.yaml", [f"evaluation.metric={metric}"])
+
+
+def test_every_architecture_fits_its_own_metric():
+    assert all(arch in METRICS[row.metric].fits for arch, row in ARCHITECTURES.items())
+    assert {arch for metric in METRICS.values() for arch in metric.fits} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("arch", "metric", "fitting"),
+    [
+        ("recurrent", "elbo_bits", "bits, generated"),
+        ("masked_lm", "bits", "elbo_bits, generated"),
+        ("ar_lm", "accuracy", "bits, generated"),
+        ("vit", "frechet_classifier", "accuracy"),
+    ],
+)
+def test_a_metric_of_another_architecture_is_refused_with_those_that_fit(arch, metric, fitting):
+    message = f"evaluation.metric={metric} does not fit model.arch={arch}: set it to {fitting}$"
+    with pytest.raises(ConfigError, match=message):
+        metric_of(asked(arch, metric))
+
+
+@pytest.mark.parametrize("command", [["train", "--evaluate"], ["compare"], ["ablate"]], ids=lambda words: words[0])
+def test_it_is_refused_before_anything_is_trained(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("dbtrain.coordinator.ablate.run_grid", lambda *_: pytest.fail("trained"))
+    monkeypatch.chdir(tmp_path)
+    arguments = [*command, str(CONFIGS / "vit_digits.yaml"), "evaluation.metric=bits", f"out={tmp_path}"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 2 and "does not fit model.arch=vit" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_evaluates_as_this_command_says(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(cli, "_train", lambda *_: None)
+    monkeypatch.setattr(report, "evaluate_run", lambda run, overrides, section: told.append(section) or (None, {}))
+    monkeypatch.setattr(report, "scores_table", lambda *_: "")
+    arguments = ["train", "--evaluate", str(CONFIGS / "vit_digits.yaml"), f"out={tmp_path}", "evaluation.batch_size=7"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [section.batch_size for section in told] == [7]

@@ -1,0 +1,25 @@
+import pytest
+from torch import nn
+
+from dbtrain.config import OptimizerConfig
+from dbtrain.training.optimizer import parameter_groups
+
+
+def network():
+    module = nn.Module()
+    module.stem = nn.Embedding(5, 4)
+    module.layers = nn.ModuleDict({"0": nn.ModuleDict({"mlp": nn.Linear(4, 4), "modulation": nn.Linear(4, 8)})})
+    module.frozen = nn.Parameter(nn.Linear(2, 2).weight.detach(), requires_grad=False)
+    return module
+
+
+@pytest.mark.parametrize(("name", "muon"), [("adamw", set()), ("muon", {"layers.0.mlp.weight"})], ids=["adamw", "muon"])
+def test_matrices_and_embeddings_are_decayed_and_vectors_are_not(name, muon):
+    module = network()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = parameter_groups(module, OptimizerConfig(name=name, weight_decay=0.3, clip=0))
+    found = {names[id(p)]: (group["weight_decay"], group["use_muon"]) for group in groups for p in group["params"]}
+    decayed = {"stem.weight", "layers.0.mlp.weight", "layers.0.modulation.weight"}
+    assert set(found) == decayed | {"layers.0.mlp.bias", "layers.0.modulation.bias"}
+    assert {name for name, (decay, _) in found.items() if decay == 0.3} == decayed
+    assert {name for name, (_, use) in found.items() if use} == muon
