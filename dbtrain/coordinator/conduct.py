@@ -166,7 +166,7 @@ class Conductor:
         try:
             for event in running_.tail.read():
                 self._take(block, event)
-            committed = self.ledger.committed(block) if over else 0
+            committed = self.ledger.committed(block, self.config.training.steps) if over else 0
         except ShardError as error:
             self._wait_for_storage(block, running_, error)
             return

@@ -76,8 +76,8 @@ def merge(
         report: gets one line for each damaged checkpoint that is passed over; default: standard error.
 
     Raises:
-        ShardError: blocks without a checkpoint (all of them in one message), a shard that belongs elsewhere, a codebook
-            that is not the run's, a damaged run.json, or storage out of reach.
+        ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that belongs
+            elsewhere, a codebook that is not the run's, a damaged run.json, or storage out of reach.
     """
     manifest = read_manifest(run)
     codebook = _read_codebook(run, manifest)
@@ -123,6 +123,7 @@ def _collect(
 ) -> list[_Piece]:
     """Every block's newest checkpoint, or one error that names all blocks that have none."""
     pieces, missing = [], []
+    steps = int(manifest["config"]["training"]["steps"])
     blocks = range(len(manifest["plan"]))
     for block in blocks:
         piece = _piece(run, manifest, block, prefer, report)
@@ -135,6 +136,12 @@ def _collect(
         raise ShardError(
             f"cannot merge {run.url}: {len(missing)} of {len(blocks)} blocks have no good checkpoint: {names}; "
             "train those (the same train command continues only what is missing)"
+        )
+    short = [f"{piece.block} (step {piece.step})" for piece in pieces if piece.step < steps]
+    if short:
+        raise ShardError(
+            f"cannot merge {run.url}: {len(short)} of {len(blocks)} blocks have no good checkpoint of the last step, "
+            f"{steps}: {', '.join(short)}; train those to their end (the same train command continues only those)"
         )
     return pieces
 

@@ -286,6 +286,29 @@ def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
     assert [(a.block, a.attempt) for a in cluster.started] == [(2, 2)] and phases(again) == [Phase.DONE] * 3
 
 
+@pytest.mark.parametrize(
+    ("repair", "phase", "error"),
+    [
+        (crash, Phase.FAILED, "CUDA error"),
+        (fail, Phase.FAILED, "loss of step 1"),
+        (wait, Phase.STOPPED, "SIGTERM"),
+    ],
+)
+def test_a_block_whose_damaged_last_commit_is_not_repaired_is_not_done(bring, repair, phase, error):
+    conductor, _, _ = bring({2: [crash_after(2), finish]})
+    shard = conductor.ledger.stores[2].path / "step_00000004" / "model.safetensors"
+    shard.write_bytes(bytes([*shard.read_bytes()[:-1], shard.read_bytes()[-1] ^ 1]))
+
+    def stop_when_running(conductor):
+        if conductor.states[2].phase is Phase.RUNNING and not conductor.stopping:
+            conductor.stop("SIGTERM")
+
+    act = stop_when_running if repair is wait else lambda conductor: None
+    again, cluster, _ = bring({2: [repair]}, act=act)
+    assert cluster.attempts(2)[0] == 3 and again.states[2].phase is phase
+    assert error in again.states[2].error and again.states[2].committed == 2
+
+
 def test_an_outage_of_the_storage_ends_no_attempt(bring, monkeypatch):
     read, outage = EventTail.read, iter(range(40))
 

@@ -104,6 +104,11 @@ def test_all_missing_blocks_are_named_at_once(store, make):
     assert "2 of 3 blocks have no good checkpoint: 0, 2" in refused(store, "train")
 
 
+def test_blocks_that_are_not_at_the_last_step_are_named_at_once(store, make):
+    make.run(store, steps=(4, 5, 3))
+    assert "2 of 3 blocks" in refused(store, r"last step, 5: 0 \(step 4\), 2 \(step 3\)")
+
+
 def test_a_damaged_newest_is_passed_over(store, make):
     make.run(store)
     written = make.run(store, seed=9, steps=(6, 6, 6))
