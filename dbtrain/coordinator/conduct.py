@@ -18,7 +18,7 @@ from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EventTail
+from dbtrain.telemetry.events import EventTail, last_words
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.watchdog import STOP
 
@@ -165,6 +165,8 @@ class Conductor:
         over = running_.attempt.over  # asked before reading, so that the last events are not missed
         try:
             for event in running_.tail.read():
+                self._take(block, event)
+            for event in last_words(running_.tail.store, self.wanted[block].workers) if over else ():
                 self._take(block, event)
             committed = self.ledger.committed(block, self.config.training.steps) if over else 0
         except ShardError as error:

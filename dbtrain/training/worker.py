@@ -76,8 +76,10 @@ class BlockWorker:
         try:
             return self._train()
         finally:
-            self.writer.close()
-            self.watchdog.close()
+            try:
+                self.writer.close()
+            finally:
+                self.watchdog.close()
 
     def _train(self) -> str:
         shape = cut_batch(self.config.training.batch_size, self.assignment.workers, self.assignment.micro_batch)

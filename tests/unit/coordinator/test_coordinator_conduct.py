@@ -359,6 +359,44 @@ def test_a_coordinator_that_lost_its_run_stops(bring):
         bring({0: [wait]}, guard=guard)
 
 
+def of_two(first, second, error="RuntimeError: connection closed by peer"):
+    """An attempt of two ranks that end so; None for one that says nothing."""
+
+    def part(attempt):
+        logs = [attempt.log, EventLog(attempt.log.store, 1)]
+        for rank, fields in enumerate((first, second)):
+            if fields:
+                logs[rank].clock = lambda at=fields["at"]: at
+                logs[rank].emit("end", **fields, **({"rank": rank} if rank else {}))
+        attempt.error = error
+
+    return part
+
+
+CLOSED = {"outcome": "crashed", "error": "connection closed"}
+NAN = {"outcome": "failed", "error": "the data of rank 1", "retry": False}
+MEMORY = {"outcome": "crashed", "error": "out of memory"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "phase", "error"),
+    [
+        ((None, {**NAN, "at": 1}), Phase.FAILED, "the data of rank 1"),
+        (({**CLOSED, "at": 2}, {**NAN, "at": 1}), Phase.FAILED, "the data of rank 1"),
+        (({**CLOSED, "at": 1}, {**NAN, "at": 2}), Phase.FAILED, "the data of rank 1"),
+        (({**CLOSED, "at": 2}, {**MEMORY, "at": 1}), Phase.FAILED, "out of memory"),
+        (({**MEMORY, "at": 1}, {**CLOSED, "at": 2}), Phase.FAILED, "out of memory"),
+        ((None, {**CLOSED, "at": 1}), Phase.FAILED, "RuntimeError: connection closed by peer"),
+        (({"outcome": "stopped", "reason": "SIGTERM", "at": 1}, {**NAN, "at": 2}), Phase.FAILED, "SIGTERM"),
+    ],
+)
+def test_an_error_of_any_rank_reaches_the_user(bring, ends, phase, error):
+    overrides = ["cluster.blocks.1.workers=2", "cluster.max_crashes=0", "cluster.max_preemptions=0"]
+    conductor, cluster, _ = bring({1: [of_two(*ends)]}, *overrides)
+    assert cluster.attempts(1) == [1]
+    assert (conductor.states[1].phase, conductor.states[1].error) == (phase, error)
+
+
 def test_progress_follows_the_events(bring):
     conductor, _, _ = bring({1: [crash_after(2), finish]})
     progress = conductor.progress[1]

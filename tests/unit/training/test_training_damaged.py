@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dbtrain.errors import WorkerError
+from dbtrain.errors import ShardError, WorkerError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import claim
-from dbtrain.telemetry.events import EventLog, read_events
+from dbtrain.telemetry.events import EventLog, EventTail, events_of, read_events
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest
@@ -74,6 +74,30 @@ def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_wor
     again = BlockWorker(told, 0, StopRequest(), worker.log)
     assert (worker.config.training.zero_stage, again.config.training.zero_stage) == (0, 1)
     assert again.config == now and again.blueprint.split == worker.blueprint.split
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_several_workers_records_its_error_and_raises_it_for_the_others(make_worker, monkeypatch, rank):
+    worker, _, _ = make_worker()
+    damage(worker, 1, 2)
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self._resume(None))
+    with pytest.raises(WorkerError, match="all 2 checkpoints"):
+        work(replace(worker.assignment, workers=2), rank, StopRequest())
+    end = EventTail(worker.log.store, rank).read()[-1]
+    assert (end["outcome"], end["retry"], end.get("rank", 0)) == ("failed", False, rank)
+    assert "all 2 checkpoints" in end["error"] and worker.log.store.list() == [events_of(rank)]
+
+
+def test_a_last_commit_that_fails_leaves_no_watchdog(make_worker, monkeypatch):
+    worker, _, _ = make_worker()
+
+    def fail():
+        raise ShardError("the disk is full")
+
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self.writer.submit(fail) and "done")
+    with pytest.raises(ShardError, match="disk is full"):
+        worker.run()
+    assert worker.watchdog._closing.is_set()
 
 
 def test_the_refusal_is_recorded_as_one_that_another_attempt_would_meet_again(make_worker, monkeypatch):
