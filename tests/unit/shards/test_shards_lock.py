@@ -7,7 +7,7 @@ import pytest
 
 from dbtrain.errors import FencedError, RunLockedError, ShardError
 from dbtrain.shards.fence import check, claim
-from dbtrain.shards.lock import LOCK, RunLock
+from dbtrain.shards.lock import LOCK, RunLock, is_held
 from dbtrain.shards.sealed import seal, unseal
 from dbtrain.shards.store import Store
 from dbtrain.shards.writer import BackgroundWriter
@@ -48,6 +48,22 @@ def test_acquire_twice_and_release_twice(store):
     lock.release()
     lock.acquire()
     lock.release()
+
+
+def test_whether_somebody_works_on_a_run_is_told_without_taking_it(store):
+    assert not is_held(store)
+    with RunLock(store, "a"):
+        assert is_held(store)
+    plant(store, pid=dead_pid(), beat=time.time())
+    assert not is_held(store)
+    plant(store, pid=dead_pid(), beat=time.time(), machine="elsewhere")
+    assert is_held(store)
+    store.remove(LOCK)
+    plant(store, beat=time.time() - 31, machine="elsewhere", ttl=30.0)
+    assert not is_held(store)
+    store.write(LOCK, b"torn")
+    with pytest.raises(ShardError, match="delete it"):
+        is_held(store)
 
 
 def test_heartbeat_keeps_it(store):
