@@ -148,14 +148,13 @@ class BlockWorker:
 
         def write() -> None:
             started = time.monotonic()
-            self.faults.in_commit(step)
             _refuse_non_finite(named["model"], step)
             self.checkpoints.commit(
                 step,
                 named,
                 loss=loss,
                 attempt=self.assignment.attempt,
-                fence=self._fence,
+                fence=self.faults.in_commit(step, self._fence),
             )
             self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 

@@ -1,5 +1,6 @@
 """A block whose checkpoints are damaged: the one before, and when there is none, a refusal that names them all."""
 
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -86,6 +87,21 @@ def test_one_of_several_workers_records_its_error_and_raises_it_for_the_others(m
     end = EventTail(worker.log.store, rank).read()[-1]
     assert (end["outcome"], end["retry"], end.get("rank", 0)) == ("failed", False, rank)
     assert "all 2 checkpoints" in end["error"] and worker.log.store.list() == [events_of(rank)]
+
+
+def test_a_kill_in_a_commit_comes_after_its_shards_and_before_what_makes_it_count(make_worker, monkeypatch):
+    monkeypatch.setenv("DBTRAIN_FAULTS", '[{"block": 1, "step": 3, "kind": "kill_in_commit"}]')
+    worker, _, _ = make_worker()
+    found = []
+    monkeypatch.setattr(
+        "os.kill", lambda pid, number: found.append((number, worker.store.child("step_00000003").list()))
+    )
+    state = {name: torch.ones(2) for name in ("exp_avg/model.stem.w", "exp_avg_sq/model.stem.w")}
+    for _ in range(2):
+        worker.commit(3, {"model": {"model.stem.w": torch.ones(2)}, "optim": state}, 0.5)
+        worker.writer.drain()
+    assert found == [(signal.SIGKILL, ["model.safetensors", "optim.safetensors"])]
+    assert worker.checkpoints.steps()[-1] == 3
 
 
 def test_a_last_commit_that_fails_leaves_no_watchdog(make_worker, monkeypatch):
