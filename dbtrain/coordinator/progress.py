@@ -1,6 +1,6 @@
 """What a block's events say of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -19,7 +19,6 @@ class Progress:
     """Of this attempt: the rank that says most of why it ended."""
     warned: str | None = None
     """The signal that told its workers to leave, in this attempt."""
-    skipped: list[str] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> None:
         """Update by one event."""
@@ -31,8 +30,6 @@ class Progress:
         if kind == "step":
             self.rate = event["steps"] / event["seconds"] if event["seconds"] else None
             self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]
-        if kind == "skipped":
-            self.skipped.append(event["reason"])
         if kind in ("start", "stopping"):
             self.warned = event.get("reason")
         if kind == "end" and _says_more(event, self.end):

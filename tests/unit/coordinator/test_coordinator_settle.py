@@ -114,7 +114,7 @@ def test_settling_again_changes_nothing_and_calibrates_nothing(make_run):
     before = {name: run.read(name) for name in run.list()}
     blueprint = settle(config, run, never)
     assert {name: run.read(name) for name in run.list()} == before
-    assert blueprint.ranges.to_hex()[1] == read_manifest(run)["plan"][0]["sigma_range"][0]
+    assert blueprint.ranges.edges[1].hex() == read_manifest(run)["plan"][0]["sigma_range"][0]
 
 
 def test_where_a_run_continues_may_change(make_run, make_config):

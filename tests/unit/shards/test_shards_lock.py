@@ -262,10 +262,10 @@ def test_writer_one_in_flight_and_waits():
         time.sleep(0.15)
         running.pop()
 
-    assert writer.submit(work) < 0.1 and writer.busy
+    assert writer.submit(work) < 0.1
     assert writer.submit(work) > 0.1
     writer.drain()
-    assert not writer.busy and most == [1, 1]
+    assert running == [] and most == [1, 1]
     writer.close()
     writer.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -285,12 +285,13 @@ def test_writer_raises_the_error_once_at_the_next_call():
     writer.submit(fail)
     with pytest.raises(ShardError):
         writer.drain()
-    with pytest.raises(ShardError), writer:
-        writer.submit(fail)
+    writer.submit(fail)
+    with pytest.raises(ShardError):
+        writer.close()
 
 
 def test_writer_runs_on_a_daemon_thread():
-    seen = []
-    with BackgroundWriter() as writer:
-        writer.submit(lambda: seen.append(threading.current_thread()))
+    seen, writer = [], BackgroundWriter()
+    writer.submit(lambda: seen.append(threading.current_thread()))
+    writer.close()
     assert seen[0].daemon and seen[0] is not threading.current_thread()
