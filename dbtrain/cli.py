@@ -99,10 +99,22 @@ def _train(config: Config, console: Console) -> None:
 @_reported
 def resume(run: RunDirectory, address: Address = None) -> None:
     """Continue a run from its directory, with the configuration it was started with."""
-    from dbtrain.shards.manifest import read_manifest
+    _train(_at(_settled(run), address), make_console())
+
+
+def _settled(run: str) -> Config:
+    """The configuration of a run, where the run is now: its directory may have moved since it was started."""
+    from dbtrain.shards.manifest import MANIFEST, read_manifest
     from dbtrain.shards.store import Store
 
-    _train(_at(parse_config(read_manifest(Store(run))["config"], f"{run}/run.json"), address), make_console())
+    store = Store(run)
+    config = parse_config(read_manifest(store)["config"], store.where(MANIFEST))
+    out, _, name = store.url.rpartition("/")
+    if name != config.name:
+        raise ConfigError(
+            f"{store.url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
+        )
+    return config.model_copy(update={"out": out or "/"})
 
 
 @app.command()

@@ -11,7 +11,7 @@ class BlockResources(Section):
     """What one block asks of the cluster; unset values are those of `cluster`."""
 
     workers: Count | None = None
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_worker: Positive | None = None
     cpus_per_worker: Positive | None = None
     micro_batch: Count | None = None
     resources: dict[str, float] | None = None
@@ -25,7 +25,7 @@ class ClusterConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Count = 1
     """Workers of a block: more than one trains it data-parallel, sharded by training.zero_stage."""
-    gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Positive = 1.0
     """GPUs of a worker, when it uses GPUs; a fraction shares one."""
     cpus_per_worker: Positive = 1.0
     resources: dict[str, float] = {}

@@ -24,7 +24,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
         ConfigError: the file is missing or no YAML, an override is malformed, a key unknown or a value wrong.
     """
     try:
-        loaded = OmegaConf.create(base or {}) if path is None else OmegaConf.load(path)
+        loaded = OmegaConf.create(base or {}) if path is None else _with_text_keys(OmegaConf.load(path))
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_checked(overrides)))
         content = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
@@ -38,6 +38,17 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
         raise
     return parse_config(content, str(path or "the configuration"))
+
+
+def _with_text_keys(loaded: Any) -> Any:
+    """YAML makes whole numbers of the blocks' numbers, and an override has text; OmegaConf refuses to mix them."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, list):
+            return [text(part) for part in value]
+        return {str(key): text(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+    return OmegaConf.create(text(OmegaConf.to_container(loaded)))
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:

@@ -55,7 +55,7 @@ def _conduct(
 ) -> list[BlockState]:
     nodes = cluster.nodes()
     device = choose_device(config.cluster.device, nodes)
-    trackers = _trackers(config, run)
+    trackers = _trackers(config, run, view.tell)
 
     def show(states: list[BlockState], progress: list[Progress]) -> None:
         view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
@@ -73,9 +73,10 @@ def _conduct(
         trackers.close()
 
 
-def _trackers(config: Config, run: Store) -> Trackers:
+def _trackers(config: Config, run: Store, tell: Callable[[str], None]) -> Trackers:
     directory = f"{run.url}/trackers" if run.is_local else f"{config.name}-trackers"
-    return Trackers(config.telemetry.trackers, config.telemetry.project, directory, config.model_dump(mode="json"))
+    content = config.model_dump(mode="json")
+    return Trackers(config.telemetry.trackers, config.telemetry.project, directory, content, tell)
 
 
 def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:

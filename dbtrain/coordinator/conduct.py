@@ -13,16 +13,18 @@ from dbtrain.coordinator.exits import classify
 from dbtrain.coordinator.interface import Attempt, Cluster
 from dbtrain.coordinator.ledger import Ledger
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Budgets, Exit, Phase, ended, placed, running
-from dbtrain.coordinator.placement import Request, fits, place
+from dbtrain.coordinator.placement import Node, Request, fits, obstacle, place
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EventTail
+from dbtrain.telemetry.events import EventTail, last_words
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.watchdog import STOP
 
 POLL_S = 0.25
+STOP_GRACE_S = 5.0
+"""For the workers of an attempt that was just placed to say that they have started, once they are asked to stop."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Running:
 
     attempt: Attempt
     tail: EventTail
+    started: bool = False
+    """Whether a worker has said so; Ray may hold an attempt back while others use its resources."""
     silent_since: float | None = None
     """Monotonic time since which the storage has not given its events."""
 
@@ -74,6 +78,8 @@ class Conductor:
         self.states = [self.ledger.first_state(block, config.training.steps) for block in range(len(wanted))]
         self.progress = [Progress(step=state.committed) for state in self.states]
         self.running: dict[int, Running] = {}
+        self._stop_asked = 0.0
+        self._obstacles: dict[int, str | None] = {}
 
     def conduct(self) -> list[BlockState]:
         """Until every block is done, stopped or failed; returns the last states.
@@ -98,7 +104,7 @@ class Conductor:
 
     def stop(self, reason: str) -> None:
         """Ask all workers to commit and leave; nothing is started any more."""
-        self.stopping = True
+        self.stopping, self._stop_asked = True, time.monotonic()
         self.run_store.write_json(STOP, {"session": self.session, "reason": reason, "pid": os.getpid()})
 
     def _admit(self) -> None:
@@ -120,6 +126,14 @@ class Conductor:
             if fits(self.wanted[block], busy, nodes):
                 self._start(block)
                 busy.append(self.wanted[block])
+            self._tell_obstacle(block, nodes)
+
+    def _tell_obstacle(self, block: int, nodes: list[Node]) -> None:
+        """Say once why a block fits on no node that is left, and again when that changes: it may wait for ever."""
+        why = obstacle(self.wanted[block], nodes)
+        if why is not None and why != self._obstacles.get(block):
+            self.tell(f"block {block}: waits for nodes: {why}")
+        self._obstacles[block] = why
 
     def _next_in_turn(self, ready: list[int]) -> list[int]:
         """The first block that is not done, if it is ready; those after one that failed will never start."""
@@ -166,7 +180,9 @@ class Conductor:
         try:
             for event in running_.tail.read():
                 self._take(block, event)
-            committed = self.ledger.committed(block) if over else 0
+            for event in last_words(running_.tail.store, self.wanted[block].workers) if over else ():
+                self._take(block, event)
+            committed = self.ledger.committed(block, self.config.training.steps) if over else 0
         except ShardError as error:
             self._wait_for_storage(block, running_, error)
             return
@@ -174,9 +190,15 @@ class Conductor:
         if over:
             del self.running[block]
             self._end(block, running_.attempt.error, committed)
+        elif self.stopping and not running_.started and time.monotonic() - self._stop_asked > STOP_GRACE_S:
+            # nobody is there to read the request; what Ray may still start ends when the command leaves the cluster
+            del self.running[block]
+            self._leave(block, Exit("stopped", "stopped before its workers started", self.states[block].committed))
 
     def _take(self, block: int, event: dict[str, Any]) -> None:
         self.progress[block].take(event)
+        if event["event"] == "start":
+            self.running[block].started = True
         self.on_event(block, event)
         if event["event"] == "ready":
             self._record(running(self.states[block]))

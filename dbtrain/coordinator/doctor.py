@@ -13,7 +13,7 @@ from dbtrain import __version__
 from dbtrain.coordinator import probe
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.preflight import CLOCK_BAD_S, Finding, examine_cluster, machine_findings
-from dbtrain.errors import DbtrainError, PreflightError, ShardError
+from dbtrain.errors import ConfigError, DbtrainError, PreflightError, ShardError
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import size
 
@@ -33,9 +33,14 @@ def doctor(address: str | None, storage: str, nodes: int | None, gpus: int | Non
         console: to show it on.
 
     Raises:
+        ConfigError: nodes or GPUs are planned, but no cluster is named.
         PreflightError: something would not work.
         PlacementError: no cluster answers at the address.
     """
+    planned = {"--nodes": nodes, "--gpus": gpus}
+    given = [f"{option}={value}" for option, value in planned.items() if value is not None]
+    if given and address is None:
+        raise ConfigError(f"{' '.join(given)} is of a cluster, and none is named: add --address, or leave it out")
     findings = examine_machine(storage) if address is None else _at(address, storage, nodes, gpus)
     where = "this machine" if address is None else f"the cluster at {address}"
     console.print(table(findings, f"dbtrain {__version__} on {where}"))

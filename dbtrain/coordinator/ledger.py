@@ -28,15 +28,21 @@ class Ledger:
 
     def first_state(self, block: int, steps: int) -> BlockState:
         """State of a block when the command starts."""
-        committed = self.committed(block)
-        if committed >= steps and self._checkpoints[block].verify(committed):
-            committed = steps - 1  # its worker says what is wrong, and trains from the commit before
+        committed = self.committed(block, steps)
         phase = Phase.DONE if committed >= steps else Phase.PENDING
         return BlockState(block, phase, attempt=newest_attempt(self.stores[block]), committed=committed)
 
-    def committed(self, block: int) -> int:
-        """Newest step that is committed and, by the sizes of its files, whole; workers and merge verify the bytes."""
-        return self._checkpoints[block].newest_step() or 0
+    def committed(self, block: int, steps: int) -> int:
+        """Newest step that is committed and, by the sizes of its files, whole; of the last one every byte is verified.
+
+        Nothing comes after the last of the `steps` steps: where one that is damaged counted, its block would be done.
+        A worker verifies the bytes of those before it, when it resumes.
+        """
+        checkpoints = self._checkpoints[block]
+        newest = checkpoints.newest_step() or 0
+        if newest < steps or not checkpoints.verify(newest):
+            return newest
+        return max((step for step in checkpoints.steps() if step < steps), default=0)
 
     def claim(self, block: int, attempt: int, token: str) -> EventTail:
         """Make an attempt the owner of a block; returns its events to come."""

@@ -72,8 +72,8 @@ def place(wanted: Sequence[Request], nodes: Sequence[Node]) -> dict[int, list[st
         PlacementError: a block would not fit on the empty cluster.
     """
     for request in wanted:
-        if _fit(request, {node.name: dict(node.resources) for node in nodes}) is None:
-            raise PlacementError(_why(request, nodes))
+        if (why := obstacle(request, nodes)) is not None:
+            raise PlacementError(why)
     free = {node.name: dict(node.resources) for node in nodes}
     return {request.block: _fit(request, free) for request in wanted}
 
@@ -85,6 +85,12 @@ def fits(request: Request, busy: Sequence[Request], nodes: Sequence[Node]) -> bo
     except PlacementError:
         # a node went away and the block fits on none of the rest: it waits until one comes back
         return False
+
+
+def obstacle(request: Request, nodes: Sequence[Node]) -> str | None:
+    """Why a block would not fit even if nothing else ran; None if it would."""
+    free = {node.name: dict(node.resources) for node in nodes}
+    return _why(request, nodes) if _fit(request, free) is None else None
 
 
 def _fit(request: Request, free: dict[str, dict[str, float]]) -> list[str] | None:

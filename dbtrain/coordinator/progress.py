@@ -1,6 +1,6 @@
 """What a block's events say of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -16,9 +16,9 @@ class Progress:
     seconds: float = 0.0
     """Spent training, over all attempts that this command saw."""
     end: dict[str, Any] | None = None
+    """Of this attempt: the rank that says most of why it ended."""
     warned: str | None = None
     """The signal that told its workers to leave, in this attempt."""
-    skipped: list[str] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> None:
         """Update by one event."""
@@ -30,9 +30,20 @@ class Progress:
         if kind == "step":
             self.rate = event["steps"] / event["seconds"] if event["seconds"] else None
             self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]
-        if kind == "skipped":
-            self.skipped.append(event["reason"])
         if kind in ("start", "stopping"):
             self.warned = event.get("reason")
-        if kind == "end":
+        if kind == "end" and _says_more(event, self.end):
             self.end = event
+
+
+def _says_more(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
+    """Whether an end tells better than the one before why the attempt ended; that of the first rank comes first.
+
+    An error that another attempt would meet again counts above all. Of crashes the first is the cause, and the broken
+    connections of those that waited are not; when the first rank went without a word, Ray knows more than the others.
+    """
+    if not new.get("rank"):
+        return True
+    if old is None or (new["outcome"] == "failed") != (old["outcome"] == "failed"):
+        return bool(new["outcome"] == "failed" and (old is None or old["outcome"] not in ("done", "stopped")))
+    return old["outcome"] not in ("done", "stopped") and bool(new["t"] < old["t"])

@@ -23,14 +23,13 @@ class RayCluster:
 
     Args:
         address: ``auto``, ``host:port``, or None.
-        cpus: CPUs of a cluster of its own; those of the machine by default.
 
     Raises:
         PlacementError: there is no cluster at the address.
         VersionError: it has another version of Ray or Python than this process.
     """
 
-    def __init__(self, address: str | None, cpus: float | None = None) -> None:
+    def __init__(self, address: str | None) -> None:
         common: dict[str, Any] = {
             "runtime_env": runtime_env(address),
             "log_to_driver": False,
@@ -38,7 +37,7 @@ class RayCluster:
         }
         try:
             if address is None:
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+                ray.init(address="local", include_dashboard=False, **common)
             else:
                 ray.init(address=address, **common)
         except Exception as error:

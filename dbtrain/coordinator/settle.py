@@ -11,6 +11,7 @@ from torch import Tensor
 from dbtrain import __version__
 from dbtrain.analysis.corpus import corpus_codebook
 from dbtrain.config import Config, parse_config
+from dbtrain.coordinator.placement import requests
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
@@ -24,6 +25,7 @@ from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.merged import CODEBOOK
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint, load_data, make_distribution, read_blueprint, read_codebook
+from dbtrain.training.feed import check_augmentation, cut_batch
 
 Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
 """(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
@@ -142,20 +144,34 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
     """Write codebook.safetensors and run.json, or check those that are there.
 
     Raises:
-        ConfigError: the directory belongs to a run of another configuration.
+        ConfigError: the directory belongs to a run of another configuration, or no worker could train this one.
         ShardError: its files are damaged or the storage fails.
         DataError: the data cannot be read.
     """
+    _check_batches(config)
     if run.exists("run.json"):
         return _continue(config, run)
     data = load_data(config)
+    check_augmentation(config.training.augmentation, data.train)
     blueprint = design(config, data, calibrate)
+    _check_models(blueprint)
     code_hash = ""
     if blueprint.codebook is not None:
         run.write(CODEBOOK, encode_codebook(blueprint.codebook))
         code_hash = tensor_hash(blueprint.codebook)
     write_manifest(run, _manifest(blueprint, code_hash))
     return blueprint
+
+
+def _check_batches(config: Config) -> None:
+    for request in requests(config, "cpu"):
+        cut_batch(config.training.batch_size, request.workers, request.micro_batch)
+
+
+def _check_models(blueprint: Blueprint) -> None:
+    # once run.json is there, a configuration that no worker can build would keep the mended one from the run's name
+    for shard in range(blueprint.shards.blocks):
+        blueprint.objective(shard, "meta")
 
 
 def _continue(config: Config, run: Store) -> Blueprint:

@@ -1,12 +1,14 @@
 """What a run is doing, from its files alone."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.lock import is_held
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import Row
@@ -21,7 +23,7 @@ class BlockStatus:
     attempts: int
     committed: int
     since: float | None
-    """Seconds since the last change of its phase."""
+    """Seconds since the last change of its phase, if that is known."""
     error: str | None
 
 
@@ -32,7 +34,19 @@ def status(run: Store) -> list[BlockStatus]:
         ShardError: it is no run, or its manifest is damaged.
     """
     manifest = read_manifest(run)
-    return [_block(run, manifest, block) for block in range(len(manifest["plan"]))]
+    found = [_block(run, manifest, block) for block in range(len(manifest["plan"]))]
+    # after the blocks: a command that ends meanwhile has written their last states before it gives the lock back
+    return found if is_held(run) else [_without_command(status) for status in found]
+
+
+def _without_command(status: BlockStatus) -> BlockStatus:
+    """A command that was killed leaves its blocks in the phases that they had."""
+    phase = status.row.phase
+    if status.since is None or phase in {final.value for final in FINAL}:
+        return status
+    error = f"no command runs, it was {phase}: the same command, or dbtrain resume, continues it"
+    before = f"; before: {status.error}" if status.error else ""
+    return replace(status, row=replace(status.row, phase=Phase.LOST.value), since=None, error=error + before)
 
 
 def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:

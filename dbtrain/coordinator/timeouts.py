@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from dbtrain.coordinator.conduct import STOP_GRACE_S
 from dbtrain.coordinator.ray_settings import SETTINGS
 from dbtrain.shards.lock import TTL_S
 from dbtrain.shards.remote import PUT_LIMIT_S, RETRY_DELAYS_S
@@ -35,6 +36,12 @@ def timeouts(hang_timeout_s: float, local: bool) -> list[TimeOut]:
         TimeOut("a worker makes no step", hang_timeout_s, "it ends itself: crash", "cluster.hang_timeout_s"),
         TimeOut("a worker's block has a newer attempt", poll, "it ends itself, and commits no more", "fixed"),
         TimeOut("the command asks to stop", poll, "workers commit and leave", "fixed"),
+        TimeOut(
+            "a block has no worker when the command asks to stop",
+            STOP_GRACE_S,
+            "it is given up: stopped",
+            "fixed",
+        ),
         TimeOut("a node's connection is silent", _ray(alive) / 1000, "it is asked whether it lives", alive),
         TimeOut("it gives no answer", _ray(answer) / 1000, "the connection is lost", answer),
         TimeOut("the head is lost", _ray(head), "a node and its workers end", head),

@@ -63,13 +63,9 @@ class Ranges:
         rising = torch.tensor(self.edges[-2:0:-1], dtype=torch.float64, device=level.device)
         return (self.blocks - 1) - torch.bucketize(level.double(), rising, right=False)
 
-    def to_hex(self) -> list[str]:
-        """The edges as hexadecimal floats: exact on disk."""
-        return [edge.hex() for edge in self.edges]
-
     @staticmethod
     def from_hex(edges: Sequence[str]) -> "Ranges":
-        """Inverse of :meth:`to_hex`."""
+        """From the edges as hexadecimal floats, which are exact on disk."""
         return Ranges(tuple(float.fromhex(edge) for edge in edges))
 
 

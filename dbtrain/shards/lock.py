@@ -25,6 +25,21 @@ WATCH_SHARE = 0.5
 """Share of the ttl for which a lock that looks dead by the wall clock is watched: longer than one heartbeat."""
 
 
+def is_held(store: Store) -> bool:
+    """Whether a coordinator works on a run, by the clocks of this machine and its own: good enough to tell people.
+
+    Raises:
+        ShardError: the storage cannot be reached, or LOCK.json is damaged.
+    """
+    try:
+        holder = parse_holder(store.read(LOCK), store.where(LOCK))
+    except MissingError:
+        return False
+    if holder.machine == machine() and not is_process(holder.pid):
+        return False
+    return abs(time.time() - holder.beat) <= holder.ttl
+
+
 class RunLock:
     """Coordinator's lock on a run directory, local or remote; also a context manager.
 

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
@@ -29,6 +29,12 @@ from dbtrain.shards.sealed import seal
 from dbtrain.shards.store import Store
 
 __all__ = ["MergeResult", "load_block", "load_codebook", "merge", "read_config"]
+
+
+OUT = "merged"
+"""Directory of the merged model, in the run's."""
+WEIGHTS: tuple[Role, ...] = ("ema", "model")
+"""What is merged: the first of these that a block has."""
 
 
 @dataclass(frozen=True)
@@ -59,47 +65,39 @@ class _Piece:
     """Elements and bytes of each tensor, by global name."""
 
 
-def merge(
-    run: Store,
-    *,
-    prefer: Literal["ema", "model"] = "ema",
-    out: str = "merged",
-    report: Callable[[str], None] | None = None,
-) -> MergeResult:
-    """Merge each block's newest verified checkpoint into the directory ``out`` of the run.
+def merge(run: Store) -> MergeResult:
+    """Merge each block's newest verified checkpoint, its averaged weights if it has them, into ``merged`` of the run.
+
+    A line on standard error tells of each damaged checkpoint that is passed over.
 
     On a disk the directory is built beside and exchanged for the old one in one step. In an object store, which has no
     such step, config.json goes first and comes last, and without it there is no merged model.
 
-    Args:
-        prefer: which weights to take; ``model`` where a block has no ``ema``.
-        report: gets one line for each damaged checkpoint that is passed over; default: standard error.
-
     Raises:
-        ShardError: blocks without a checkpoint (all of them in one message), a shard that belongs elsewhere, a codebook
-            that is not the run's, a damaged run.json, or storage out of reach.
+        ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that belongs
+            elsewhere, a codebook that is not the run's, a damaged run.json, or storage out of reach.
     """
     manifest = read_manifest(run)
     codebook = _read_codebook(run, manifest)
-    pieces = _collect(run, manifest, prefer, report)
+    pieces = _collect(run, manifest)
     index = _index(pieces)
     config = _config(manifest, pieces, index, codebook)
     if run.is_local:
         # Not hidden, so that list() finds what a killed merge left behind.
-        building = f"{out}.building-{secrets.token_hex(8)}"
-        _remove_leftovers(run, out)
+        building = f"{OUT}.building-{secrets.token_hex(8)}"
+        _remove_leftovers(run)
         try:
             _fill(run, building, pieces, index, codebook, config)
-            run.move(building, out)
+            run.move(building, OUT)
         finally:
             with contextlib.suppress(ShardError):
                 run.remove(building)
     else:
-        run.remove(f"{out}/{CONFIG}")
-        run.remove(out)
-        _fill(run, out, pieces, index, codebook, config)
+        run.remove(f"{OUT}/{CONFIG}")
+        run.remove(OUT)
+        _fill(run, OUT, pieces, index, codebook, config)
     return MergeResult(
-        path=run.child(out).url,
+        path=run.child(OUT).url,
         blocks=[(piece.block, piece.step, piece.loss, piece.record["sha256"]) for piece in pieces],
         tensors=sum(len(piece.sizes) for piece in pieces),
         parameters=sum(elements for piece in pieces for elements, _ in piece.sizes.values()),
@@ -118,14 +116,13 @@ def _read_codebook(run: Store, manifest: Mapping[str, Any]) -> bytes | None:
     return data
 
 
-def _collect(
-    run: Store, manifest: Mapping[str, Any], prefer: Role, report: Callable[[str], None] | None
-) -> list[_Piece]:
+def _collect(run: Store, manifest: Mapping[str, Any]) -> list[_Piece]:
     """Every block's newest checkpoint, or one error that names all blocks that have none."""
     pieces, missing = [], []
+    steps = int(manifest["config"]["training"]["steps"])
     blocks = range(len(manifest["plan"]))
     for block in blocks:
-        piece = _piece(run, manifest, block, prefer, report)
+        piece = _piece(run, manifest, block)
         if piece is None:
             missing.append(block)
         else:
@@ -136,19 +133,22 @@ def _collect(
             f"cannot merge {run.url}: {len(missing)} of {len(blocks)} blocks have no good checkpoint: {names}; "
             "train those (the same train command continues only what is missing)"
         )
+    short = [f"{piece.block} (step {piece.step})" for piece in pieces if piece.step < steps]
+    if short:
+        raise ShardError(
+            f"cannot merge {run.url}: {len(short)} of {len(blocks)} blocks have no good checkpoint of the last step, "
+            f"{steps}: {', '.join(short)}; train those to their end (the same train command continues only those)"
+        )
     return pieces
 
 
-def _piece(
-    run: Store, manifest: Mapping[str, Any], block: int, prefer: Role, report: Callable[[str], None] | None
-) -> _Piece | None:
+def _piece(run: Store, manifest: Mapping[str, Any], block: int) -> _Piece | None:
     folder = f"blocks/{block:02d}"
     checkpoints = Checkpoints(run.child(folder), plan_identity(manifest, block))
-    roles: tuple[Role, ...] = ("ema", "model") if prefer == "ema" else ("model",)
-    loaded = checkpoints.newest(roles=roles) if report is None else checkpoints.newest(report, roles)
+    loaded = checkpoints.newest(roles=WEIGHTS)
     if loaded is None:
         return None
-    role = next(role for role in roles if role in loaded.parts)
+    role = next(role for role in WEIGHTS if role in loaded.parts)
     return _describe(loaded, role, block, len(manifest["plan"]), folder)
 
 
@@ -203,8 +203,8 @@ def _fill(run: Store, target: str, pieces: list[_Piece], index: bytes, codebook:
     run.write(f"{target}/{CONFIG}", config)
 
 
-def _remove_leftovers(run: Store, out: str) -> None:
+def _remove_leftovers(run: Store) -> None:
     """What killed merges left; a merge that runs at the same time fails with an error, and spoils nothing."""
     for name in run.list():
-        if name.startswith(f"{out}.building-"):
+        if name.startswith(f"{OUT}.building-"):
             run.remove(name)

@@ -126,10 +126,6 @@ class Fields:
             self.reject(name, "a list")
         return list(value)
 
-    def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
-        return self._data.get(name) is not None
-
     def reject(self, name: str, wanted: str) -> NoReturn:
         """Raise the DamagedError of one field."""
         damaged(self._where, f"{name} must be {wanted}, found {short(self._data.get(name))}")

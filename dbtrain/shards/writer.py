@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 
 class BackgroundWriter:
@@ -34,11 +33,6 @@ class BackgroundWriter:
         self._thread.start()
         return waited
 
-    @property
-    def busy(self) -> bool:
-        """True while a function runs."""
-        return self._thread is not None and self._thread.is_alive()
-
     def drain(self) -> None:
         """Wait until nothing is in flight; raises what the last function raised, once."""
         if self._thread is not None:
@@ -52,14 +46,6 @@ class BackgroundWriter:
         """Drain, and accept nothing more; closing twice is fine."""
         self._closed = True
         self.drain()
-
-    def __enter__(self) -> "BackgroundWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self, fn: Callable[[], object]) -> None:
         try:

@@ -31,7 +31,6 @@ class Row:
     memory: int | None
     """Peak bytes of a worker."""
     restarts: int
-    note: str = ""
 
     @property
     def eta(self) -> float | None:

@@ -1,6 +1,7 @@
 """Events of one attempt of one block, appended to ``events.jsonl`` one JSON object a line."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,36 +11,52 @@ from dbtrain.shards.store import Store
 EVENTS = "events.jsonl"
 
 
+def events_of(rank: int) -> str:
+    """Name of the file of one rank: each has its own, since adding to one file is for one process."""
+    return EVENTS if rank == 0 else f"events-{rank}.jsonl"
+
+
 class EventLog:
     """Append events; a line is written whole or, if the machine dies, torn and later ignored.
 
     Args:
         store: directory of the attempt.
+        rank: of the worker within its block.
         clock: seconds since the epoch.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store, rank: int = 0, clock: Callable[[], float] = time.time) -> None:
         self.store = store
+        self.name = events_of(rank)
+        # the background writer tells of commits while the training thread tells of steps
+        self._one_at_a_time = threading.Lock()
         self.clock = clock
 
     def emit(self, event: str, **fields: Any) -> None:
         """Append one event with its time ``t``."""
-        line = json.dumps({"t": round(self.clock(), 3), "event": event, **fields})
-        self.store.append(EVENTS, line.encode() + b"\n")
+        with self._one_at_a_time:
+            line = json.dumps({"t": round(self.clock(), 3), "event": event, **fields})
+            self.store.append(self.name, line.encode() + b"\n")
 
 
 class EventTail:
-    """Read the events of an attempt as they come."""
+    """Read the events of one rank of an attempt as they come."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, rank: int = 0) -> None:
         self.store = store
+        self.name = events_of(rank)
         self._taken = 0
+        self._size = 0
 
     def read(self) -> list[dict[str, Any]]:
         """Events appended since the last call; a torn last line waits until it is whole."""
-        if not self.store.exists(EVENTS):
+        if not self.store.exists(self.name):
             return []
-        data = self.store.read(EVENTS)[self._taken :]
+        size = self.store.size(self.name)
+        if size == self._size:
+            return []
+        content = self.store.read(self.name)
+        data, self._size = content[self._taken :], len(content)
         whole = data.rfind(b"\n") + 1
         self._taken += whole
         return [event for line in data[:whole].splitlines() if (event := _parse(line)) is not None]
@@ -53,6 +70,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and "event" in event and "t" in event else None
 
 
+def last_words(store: Store, workers: int) -> list[dict[str, Any]]:
+    """Events of the ranks after the first, which tell only how they ended."""
+    return [event for rank in range(1, workers) for event in EventTail(store, rank).read()]
+
+
 def read_events(store: Store) -> list[dict[str, Any]]:
-    """All whole events of an attempt, oldest first."""
+    """All whole events of the first rank of an attempt, oldest first."""
     return EventTail(store).read()

@@ -1,6 +1,6 @@
 """TensorBoard, W&B and MLflow, through Accelerate's trackers; fed by the events, so that a tracker can be replayed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -16,23 +16,26 @@ class Trackers:
         project: project or experiment.
         directory: where a tracker that writes files puts them.
         config: of the run, stored as hyperparameters.
+        tell: called with one line for a tracker that fails later, which is then given up.
 
     Raises:
         ConfigError: a tracker's package is not installed, or it refuses to start.
     """
 
-    def __init__(self, names: Sequence[str], project: str, directory: str, config: dict[str, Any]) -> None:
-        self._trackers = [self._start(name, project, directory) for name in names]
-        for tracker in self._trackers:
-            tracker.store_init_configuration(_scalars(config))
+    def __init__(
+        self, names: Sequence[str], project: str, directory: str, config: dict[str, Any], tell: Callable[[str], None]
+    ) -> None:
+        self._trackers = {name: self._start(name, project, directory, config) for name in names}
+        self._tell = tell
 
     @staticmethod
-    def _start(name: str, project: str, directory: str) -> Any:
+    def _start(name: str, project: str, directory: str, config: dict[str, Any]) -> Any:
         kind = LOGGER_TYPE_TO_CLASS[name]
         try:
             tracker = kind(project, logging_dir=directory) if kind.requires_logging_directory else kind(project)
             if hasattr(tracker, "start"):
                 tracker.start()
+            tracker.store_init_configuration(_scalars(config))
         except Exception as error:
             raise ConfigError(f"telemetry.trackers: {name} does not start ({error}): install or configure it") from None
         return tracker
@@ -44,13 +47,20 @@ class Trackers:
         values = {f"block{block}/loss": event["loss"], f"block{block}/memory_bytes": event["memory"]}
         if event["seconds"]:
             values[f"block{block}/steps_per_second"] = event["steps"] / event["seconds"]
-        for tracker in self._trackers:
-            tracker.log(values, step=event["step"])
+        self._each(lambda tracker: tracker.log(values, step=event["step"]))
 
     def close(self) -> None:
         """Flush and end."""
-        for tracker in self._trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, call: Callable[[Any], object]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                call(tracker)
+            except Exception as error:  # a full disk or a lost network of theirs is no reason to end a training
+                del self._trackers[name]
+                words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                self._tell(f"telemetry.trackers: {name} fails and gets no more ({words}); the events stay in the run")
 
 
 def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dbtrain.config import TrainingConfig
@@ -139,20 +140,25 @@ class Engine:
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, dict[str, Tensor]]:
-        """Full float32 copies on the host: parts ``model``, ``ema`` and ``optim``, by parameter name; collective."""
+        """Full float32 copies on the host: parts ``model``, ``ema`` and ``optim``, by parameter name; collective.
+
+        Empty parts on all ranks but the first, which alone writes them: the host has room for one copy.
+        """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}}
         if self._ema_decay:
             parts["ema"] = {}
         for name, parameter in self._parameters.items():
-            parts["model"][name] = self._full(parameter, self._layout.piece(parameter, None))
+            self._keep(parts["model"], name, parameter, self._layout.piece(parameter, None))
             if self._ema_decay:
-                parts["ema"][name] = self._full(parameter, self._ema.get(name))
+                self._keep(parts["ema"], name, parameter, self._ema.get(name))
             for state in self._states(parameter):
-                parts["optim"][f"{state}/{name}"] = self._full(parameter, self._layout.piece(parameter, state))
+                self._keep(parts["optim"], f"{state}/{name}", parameter, self._layout.piece(parameter, state))
         return parts
 
-    def _full(self, parameter: nn.Parameter, piece: Tensor | None) -> Tensor:
-        return self._layout.gather(parameter, piece).to("cpu", torch.float32, copy=True).contiguous()
+    def _keep(self, part: dict[str, Tensor], key: str, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        full = self._layout.gather(parameter, piece)  # of all ranks: each must take part
+        if dist.get_rank() == 0:
+            part[key] = full.to("cpu", torch.float32, copy=True).contiguous()
 
     @staticmethod
     def _states(parameter: nn.Parameter) -> tuple[str, ...]:

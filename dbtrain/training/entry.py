@@ -27,24 +27,31 @@ def prepare_process(assignment: Assignment) -> None:
 def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     """Run one rank of an attempt and record how it ended.
 
-    Errors that another attempt would meet again are recorded as ``failed`` and not raised; all others are raised, so
+    Errors that another attempt would meet again are recorded as ``failed``, and raised only where there are other
+    ranks: those would wait for this one in a collective, and Ray ends them when one raises. All others are raised, so
     that the coordinator sees a crash.
     """
     block = Store(assignment.run_url).child("blocks", f"{assignment.block:02d}")
-    log = EventLog(block.child("attempts", str(assignment.attempt)))
+    log = EventLog(block.child("attempts", str(assignment.attempt)), rank)
 
     def end(outcome: str, **fields: Any) -> None:
         if rank == 0:
             log.emit("end", outcome=outcome, reason=stop.reason, **fields)
+        elif "error" in fields:  # only the first rank commits, so only it knows that all is done
+            log.emit("end", outcome=outcome, reason=stop.reason, rank=rank, **fields)
 
     prepare_process(assignment)
     try:
         end(BlockWorker(assignment, rank, stop, log).run())
     except FencedError as error:
         end("fenced", error=str(error))
+        if assignment.workers > 1:
+            raise
     except DbtrainError as error:
         end("failed", error=str(error), retry=isinstance(error, ShardError))
+        if assignment.workers > 1:
+            raise
     except Exception as error:
-        log.store.append("log.txt", traceback.format_exc().encode())
+        log.store.append("log.txt" if rank == 0 else f"log-{rank}.txt", traceback.format_exc().encode())
         end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         raise

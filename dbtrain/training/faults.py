@@ -3,13 +3,14 @@
 Each fault fires once: before it does, it leaves a marker in the block's directory, which also lets a test count it.
 """
 
+import itertools
 import json
 import math
 import os
 import resource
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,17 @@ class FaultPlan:
         planned = any(fault["kind"] == "nan" and self._first_time(fault) for fault in self._due(step))
         return loss * math.nan if planned else loss
 
-    def in_commit(self, step: int) -> None:
-        """Fire a kill planned for the commit of this step, after a pause that lets some of its files be written."""
-        for fault in self._due(step):
-            if fault["kind"] == "kill_in_commit" and self._first_time(fault):
+    def in_commit(self, step: int, fence: Callable[[], None]) -> Callable[[], None]:
+        """The fence of the commit of this step; a kill planned for it fires after the shards and before COMMIT.json."""
+        calls = itertools.count(1)
+
+        def then_kill() -> None:
+            fence()
+            # a commit asks before its first write, and right before COMMIT.json
+            if next(calls) > 1 and any(f["kind"] == "kill_in_commit" and self._first_time(f) for f in self._due(step)):
                 os.kill(os.getpid(), signal.SIGKILL)
+
+        return then_kill
 
     def _due(self, step: int) -> list[Mapping[str, Any]]:
         return [fault for fault in self.faults if fault["step"] == step]

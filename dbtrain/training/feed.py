@@ -46,6 +46,12 @@ def cut_batch(batch_size: int, workers: int, micro_batch: int | None) -> BatchSh
     return BatchShape(workers, share // micro, micro)
 
 
+def check_augmentation(augmentation: AugmentationConfig, split: Split) -> None:
+    """Raise ConfigError when samples are to be augmented that are no images."""
+    if (augmentation.shift or augmentation.flip) and not isinstance(split, LabelledImages):
+        raise ConfigError(f"training.augmentation ({augmentation}) is for images: leave it out for this data")
+
+
 class Feed:
     """Data and randomness of the steps of one worker.
 
@@ -72,8 +78,7 @@ class Feed:
         augmentation: AugmentationConfig | None = None,
     ) -> None:
         self.augmentation = augmentation or AugmentationConfig()
-        if (self.augmentation.shift or self.augmentation.flip) and not isinstance(split, LabelledImages):
-            raise ConfigError(f"training.augmentation ({self.augmentation}) is for images: leave it out for this data")
+        check_augmentation(self.augmentation, split)
         self.split = split
         self.shape = shape
         self.seed = seed

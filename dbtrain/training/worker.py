@@ -76,8 +76,10 @@ class BlockWorker:
         try:
             return self._train()
         finally:
-            self.writer.close()
-            self.watchdog.close()
+            try:
+                self.writer.close()
+            finally:
+                self.watchdog.close()
 
     def _train(self) -> str:
         shape = cut_batch(self.config.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
@@ -146,14 +148,13 @@ class BlockWorker:
 
         def write() -> None:
             started = time.monotonic()
-            self.faults.in_commit(step)
             _refuse_non_finite(named["model"], step)
             self.checkpoints.commit(
                 step,
                 named,
                 loss=loss,
                 attempt=self.assignment.attempt,
-                fence=self._fence,
+                fence=self.faults.in_commit(step, self._fence),
             )
             self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 

@@ -113,6 +113,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ("seed=${nothing}", ["nothing"]),
         ("training.offload=all", ["training.offload needs training.zero_stage"]),
         ("method=end_to_end", ["method=end_to_end trains one block, not blocks=3"]),
+        ("cluster.blocks.1.gpus_per_worker=0", ["gpus_per_worker=0", "greater than 0"]),
         ("cluster.blocks.3.workers=1", ["cluster.blocks names block 3; the last is 2"]),
     ],
 )
@@ -155,6 +156,14 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(ConfigError, match="is no YAML") as caught:
         load_config(write(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_an_override_reaches_a_block_that_the_file_names(tmp_path):
+    path = tmp_path / "config.yaml"
+    text = "name: x\nmodel: {arch: vit}\ndata: {source: digits}\n"
+    path.write_text(text + "cluster: {blocks: {2: {workers: 2, micro_batch: 4}}}\n")
+    blocks = load_config(path, ["cluster.blocks.2.micro_batch=8", "cluster.blocks.0.workers=3"]).cluster.blocks
+    assert (blocks[2].workers, blocks[2].micro_batch, blocks[0].workers) == (2, 8, 3)
 
 
 def test_an_empty_file_says_what_is_missing(tmp_path):

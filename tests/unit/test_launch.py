@@ -1,5 +1,7 @@
 """What `dbtrain launch` refuses and shows; a real Slurm runs it in tests/cluster/test_slurm.py."""
 
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,6 +43,25 @@ def test_what_sbatch_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(PlacementError, match="sbatch refused: sbatch: error: invalid partition"):
         submit({"partition": "nope"}, DIGITS, [], None, dry_run=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "storage"),
+    [
+        ({}, "CONFIG blocks=2", "runs"),
+        ({}, "CONFIG 'out=/shared/my runs' blocks=2", "/shared/my runs"),
+        ({"DBTRAIN_STORAGE": "/of/the/file"}, "CONFIG name=out", "/of/the/file"),
+        ({"DBTRAIN_STORAGE": "/of/the/file"}, "CONFIG out=a out=s3://b/c", "s3://b/c"),
+    ],
+)
+def test_the_preflight_of_a_job_looks_where_the_run_will_lie(
+    variables: dict[str, str], arguments: str, storage: str
+) -> None:
+    found = re.search(r"^storage\(\) \{\n.*?^\}$", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)
+    assert found and '--storage "$(storage "$@")"' in SCRIPT.read_text()
+    command = ["bash", "-uc", f"{found[0]}\nstorage {arguments}"]
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"], **variables}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{storage}\n", "")
 
 
 def test_the_launcher_is_the_packages_script() -> None:

@@ -84,7 +84,12 @@ def test_autoscaler_files_fit_the_schema_of_ray(path: Path) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**content, "max_wrokers": 3}, schema)
     if "available_node_types" in content:
-        assert content["head_node_type"] in content["available_node_types"]
+        kinds = content["available_node_types"]
+        assert content["head_node_type"] in kinds
+        # dbtrain asks for no node, so the autoscaler starts those that are always to be there and no more
+        assert min(kind["min_workers"] for name, kind in kinds.items() if name != content["head_node_type"]) > 0
+    # the command runs in the home directory, and names a file of the package's
+    assert "'cd ~/dbtrain && dbtrain train configs/" in path.read_text()
     for part in ("head", "worker"):
         command = content[f"{part}_start_ray_commands"][-1]
         assert "RAY_AUTH_MODE=token" in command and "0.0.0.0" not in command

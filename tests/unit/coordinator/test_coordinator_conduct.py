@@ -9,6 +9,7 @@ from dbtrain.coordinator.status import status
 from dbtrain.errors import FencedError, PlacementError, RunLockedError, ShardError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
+from dbtrain.shards.lock import RunLock
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EventLog, EventTail
@@ -27,6 +28,9 @@ class Attempt:
         self.store = self.run.child("blocks", f"{assignment.block:02d}")
         self.log = EventLog(self.store.child("attempts", str(assignment.attempt)))
         self.error, self.polls, self.waits = None, 3, False
+        if assignment.block in cluster.silent:  # it is held back: no worker ever starts
+            self.waits, self.run = True, Store(f"{assignment.run_url}-nobody")
+            return
         self.log.emit("start")
         part(self)
 
@@ -62,6 +66,8 @@ class Attempt:
 
 class Cluster:
     """Nodes, and for each block the parts that its attempts play, the last one for all that follow."""
+
+    silent = ()
 
     def __init__(self, parts, cpus=8):
         self.parts, self.machines = parts, [Node("a", {"CPU": cpus})]
@@ -243,6 +249,36 @@ def test_a_stop_lets_workers_commit_and_starts_nothing_more(bring):
     assert conductor.states[0].error == "SIGTERM" and "before it started" in conductor.states[2].error
 
 
+def test_a_stop_does_not_wait_for_what_ray_holds_back(bring, monkeypatch):
+    monkeypatch.setattr(conduct, "STOP_GRACE_S", 0.05)
+    monkeypatch.setattr(Cluster, "silent", (1,))
+
+    def stop_when_running(conductor):
+        if 1 in conductor.running and conductor.states[0].phase is Phase.RUNNING and not conductor.stopping:
+            conductor.stop("SIGINT")
+
+    conductor, cluster, _ = bring({0: [wait], 1: [wait]}, cpus=2, act=stop_when_running)
+    assert phases(conductor) == [Phase.STOPPED] * 3 and [a.block for a in cluster.started] == [0, 1]
+    assert [state.committed for state in conductor.states] == [2, 0, 0]
+    assert conductor.states[1].error == "stopped before its workers started"
+
+
+def test_a_block_that_fits_on_no_node_that_is_left_says_so_once_and_again_when_that_changes(bring):
+    seen = iter(range(60))
+
+    def change(conductor):
+        looks = next(seen, 60)
+        size = 1 if looks < 20 else 2 if looks < 40 else 8
+        if conductor.states[1].attempt:
+            conductor.cluster.machines = [Node("a", {"CPU": size})]
+
+    overrides = ["cluster.blocks.1.cpus_per_worker=4"]
+    conductor, _, told = bring({1: [lose_node, finish]}, *overrides, act=change)
+    assert phases(conductor) == [Phase.DONE] * 3
+    waits = [line for line in told if line.startswith("block 1: waits for nodes")]
+    assert len(waits) == 2 and "a has 1 CPU" in waits[0] and "a has 2 CPU" in waits[1]
+
+
 def test_a_block_that_crashes_during_a_stop_is_not_started_again(bring):
     def stop_at_once(conductor):
         if conductor.running and not conductor.stopping:
@@ -284,6 +320,29 @@ def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
     shard.write_bytes(bytes(data))
     again, cluster, _ = bring({})
     assert [(a.block, a.attempt) for a in cluster.started] == [(2, 2)] and phases(again) == [Phase.DONE] * 3
+
+
+@pytest.mark.parametrize(
+    ("repair", "phase", "error"),
+    [
+        (crash, Phase.FAILED, "CUDA error"),
+        (fail, Phase.FAILED, "loss of step 1"),
+        (wait, Phase.STOPPED, "SIGTERM"),
+    ],
+)
+def test_a_block_whose_damaged_last_commit_is_not_repaired_is_not_done(bring, repair, phase, error):
+    conductor, _, _ = bring({2: [crash_after(2), finish]})
+    shard = conductor.ledger.stores[2].path / "step_00000004" / "model.safetensors"
+    shard.write_bytes(bytes([*shard.read_bytes()[:-1], shard.read_bytes()[-1] ^ 1]))
+
+    def stop_when_running(conductor):
+        if conductor.states[2].phase is Phase.RUNNING and not conductor.stopping:
+            conductor.stop("SIGTERM")
+
+    act = stop_when_running if repair is wait else lambda conductor: None
+    again, cluster, _ = bring({2: [repair]}, act=act)
+    assert cluster.attempts(2)[0] == 3 and again.states[2].phase is phase
+    assert error in again.states[2].error and again.states[2].committed == 2
 
 
 def test_an_outage_of_the_storage_ends_no_attempt(bring, monkeypatch):
@@ -336,6 +395,44 @@ def test_a_coordinator_that_lost_its_run_stops(bring):
         bring({0: [wait]}, guard=guard)
 
 
+def of_two(first, second, error="RuntimeError: connection closed by peer"):
+    """An attempt of two ranks that end so; None for one that says nothing."""
+
+    def part(attempt):
+        logs = [attempt.log, EventLog(attempt.log.store, 1)]
+        for rank, fields in enumerate((first, second)):
+            if fields:
+                logs[rank].clock = lambda at=fields["at"]: at
+                logs[rank].emit("end", **fields, **({"rank": rank} if rank else {}))
+        attempt.error = error
+
+    return part
+
+
+CLOSED = {"outcome": "crashed", "error": "connection closed"}
+NAN = {"outcome": "failed", "error": "the data of rank 1", "retry": False}
+MEMORY = {"outcome": "crashed", "error": "out of memory"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "phase", "error"),
+    [
+        ((None, {**NAN, "at": 1}), Phase.FAILED, "the data of rank 1"),
+        (({**CLOSED, "at": 2}, {**NAN, "at": 1}), Phase.FAILED, "the data of rank 1"),
+        (({**CLOSED, "at": 1}, {**NAN, "at": 2}), Phase.FAILED, "the data of rank 1"),
+        (({**CLOSED, "at": 2}, {**MEMORY, "at": 1}), Phase.FAILED, "out of memory"),
+        (({**MEMORY, "at": 1}, {**CLOSED, "at": 2}), Phase.FAILED, "out of memory"),
+        ((None, {**CLOSED, "at": 1}), Phase.FAILED, "RuntimeError: connection closed by peer"),
+        (({"outcome": "stopped", "reason": "SIGTERM", "at": 1}, {**NAN, "at": 2}), Phase.FAILED, "SIGTERM"),
+    ],
+)
+def test_an_error_of_any_rank_reaches_the_user(bring, ends, phase, error):
+    overrides = ["cluster.blocks.1.workers=2", "cluster.max_crashes=0", "cluster.max_preemptions=0"]
+    conductor, cluster, _ = bring({1: [of_two(*ends)]}, *overrides)
+    assert cluster.attempts(1) == [1]
+    assert (conductor.states[1].phase, conductor.states[1].error) == (phase, error)
+
+
 def test_progress_follows_the_events(bring):
     conductor, _, _ = bring({1: [crash_after(2), finish]})
     progress = conductor.progress[1]
@@ -351,6 +448,26 @@ def test_status_reads_the_same_from_the_files_alone(bring):
     assert (zero.attempts, zero.row.restarts, zero.error) == (2, 1, None)
     assert "loss of step 1" in one.error and one.since >= 0
     assert (two.row.layers, two.row.levels) == ((4, 6), pytest.approx((0.1, 10 ** (-1 / 3))))
+
+
+def test_status_tells_that_a_killed_command_left_its_blocks_behind(bring):
+    def kill_when_running(conductor):
+        if conductor.states[1].phase is Phase.RUNNING:
+            raise KeyboardInterrupt
+
+    conductors = []
+    with pytest.raises(KeyboardInterrupt):
+        bring({0: [crash, wait], 1: [wait], 2: [wait]}, act=lambda c: conductors.append(c) or kill_when_running(c))
+    run = conductors[0].run_store
+    with RunLock(run, "dbtrain train toy"):
+        assert status(run)[1].row.phase == "running" and status(run)[1].error is None
+    for block in status(run):
+        assert (block.row.phase, block.since) == ("lost", None) and "no command runs, it was" in block.error
+
+
+def test_status_of_a_run_that_was_never_started_is_pending(make_run):
+    _, run = make_run()
+    assert [(block.row.phase, block.error) for block in status(run)] == [("pending", None)] * 3
 
 
 def test_greedy_blocks_start_one_after_another(bring):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,13 +111,40 @@ def test_settling_again_changes_nothing_and_calibrates_nothing(make_run):
     before = {name: run.read(name) for name in run.list()}
     blueprint = settle(config, run, never)
     assert {name: run.read(name) for name in run.list()} == before
-    assert blueprint.ranges.to_hex()[1] == read_manifest(run)["plan"][0]["sigma_range"][0]
+    assert blueprint.ranges.edges[1].hex() == read_manifest(run)["plan"][0]["sigma_range"][0]
 
 
 def test_where_a_run_continues_may_change(make_run, make_config):
     _, run = make_run()
     moved = make_config("cluster.cpus_per_worker=0.5", "training.micro_batch=4", "training.zero_stage=1")
     assert settle(moved, run, never).config == moved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.heads=7"], "heads"),
+        (["training.batch_size=9", "cluster.workers=2"], "batch_size=9"),
+        (["cluster.blocks.2.micro_batch=3"], "micro_batch=3"),
+        (["training.augmentation.flip=true"], "augmentation"),
+    ],
+)
+def test_what_no_worker_could_train_leaves_the_name_to_what_is_mended(
+    make_run, make_config, monkeypatch, digits, overrides, words
+):
+    config = make_config(*overrides)
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=words):
+        if words == "augmentation":
+            patch.setattr("dbtrain.coordinator.settle.load_data", lambda _: replace(digits, train=range(9)))
+        settle(config, Store(config.run_url), never)
+    assert not Store(config.run_url).exists("run.json")
+    make_run()
+
+
+def test_a_run_is_not_continued_with_a_batch_that_cannot_be_cut(make_run, make_config):
+    _, run = make_run()
+    with pytest.raises(ConfigError, match="micro_batch=3"):
+        settle(make_config("training.micro_batch=3"), run, never)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def make_manifest(codes=None, blocks=3):
         for b in range(blocks)
     ]
     return {
-        "config": {"name": "toy", "lr": 0.001},
+        "config": {"name": "toy", "lr": 0.001, "training": {"steps": 5}},
         "plan": plan,
         "codebook_hash": "" if codes is None else tensor_hash(codes),
         "versions": {"torch": "2"},

@@ -7,7 +7,7 @@ import pytest
 
 from dbtrain.errors import FencedError, RunLockedError, ShardError
 from dbtrain.shards.fence import check, claim
-from dbtrain.shards.lock import LOCK, RunLock
+from dbtrain.shards.lock import LOCK, RunLock, is_held
 from dbtrain.shards.sealed import seal, unseal
 from dbtrain.shards.store import Store
 from dbtrain.shards.writer import BackgroundWriter
@@ -48,6 +48,22 @@ def test_acquire_twice_and_release_twice(store):
     lock.release()
     lock.acquire()
     lock.release()
+
+
+def test_whether_somebody_works_on_a_run_is_told_without_taking_it(store):
+    assert not is_held(store)
+    with RunLock(store, "a"):
+        assert is_held(store)
+    plant(store, pid=dead_pid(), beat=time.time())
+    assert not is_held(store)
+    plant(store, pid=dead_pid(), beat=time.time(), machine="elsewhere")
+    assert is_held(store)
+    store.remove(LOCK)
+    plant(store, beat=time.time() - 31, machine="elsewhere", ttl=30.0)
+    assert not is_held(store)
+    store.write(LOCK, b"torn")
+    with pytest.raises(ShardError, match="delete it"):
+        is_held(store)
 
 
 def test_heartbeat_keeps_it(store):
@@ -246,10 +262,10 @@ def test_writer_one_in_flight_and_waits():
         time.sleep(0.15)
         running.pop()
 
-    assert writer.submit(work) < 0.1 and writer.busy
+    assert writer.submit(work) < 0.1
     assert writer.submit(work) > 0.1
     writer.drain()
-    assert not writer.busy and most == [1, 1]
+    assert running == [] and most == [1, 1]
     writer.close()
     writer.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -269,12 +285,13 @@ def test_writer_raises_the_error_once_at_the_next_call():
     writer.submit(fail)
     with pytest.raises(ShardError):
         writer.drain()
-    with pytest.raises(ShardError), writer:
-        writer.submit(fail)
+    writer.submit(fail)
+    with pytest.raises(ShardError):
+        writer.close()
 
 
 def test_writer_runs_on_a_daemon_thread():
-    seen = []
-    with BackgroundWriter() as writer:
-        writer.submit(lambda: seen.append(threading.current_thread()))
+    seen, writer = [], BackgroundWriter()
+    writer.submit(lambda: seen.append(threading.current_thread()))
+    writer.close()
     assert seen[0].daemon and seen[0] is not threading.current_thread()

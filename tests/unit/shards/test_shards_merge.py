@@ -19,9 +19,9 @@ def store(request, tmp_path):
     return Store(tmp_path / "run") if request.param == "local" else Store(f"memory://{tmp_path.name}/run")
 
 
-def refused(store, match, **options):
+def refused(store, match):
     with pytest.raises(ShardError, match=match) as caught:
-        merge(store, **options)
+        merge(store)
     assert "\n" not in str(caught.value)
     assert not store.exists("merged") and not [n for n in store.list() if n.startswith("merged")]
     return str(caught.value)
@@ -72,12 +72,6 @@ def test_local_shards_are_links(tmp_path, make):
     assert os.stat(tmp_path / source).st_ino == os.stat(tmp_path / target).st_ino
 
 
-def test_prefer(store, make):
-    written = make.run(store)
-    merge(store, prefer="model")
-    assert make.same(load_block(store.child("merged"), 1), written[1]["model"])
-
-
 def test_without_ema_the_model_is_taken(store, make):
     written = make.run(store, ema=False)
     merge(store)
@@ -104,12 +98,17 @@ def test_all_missing_blocks_are_named_at_once(store, make):
     assert "2 of 3 blocks have no good checkpoint: 0, 2" in refused(store, "train")
 
 
-def test_a_damaged_newest_is_passed_over(store, make):
+def test_blocks_that_are_not_at_the_last_step_are_named_at_once(store, make):
+    make.run(store, steps=(4, 5, 3))
+    assert "2 of 3 blocks" in refused(store, r"last step, 5: 0 \(step 4\), 2 \(step 3\)")
+
+
+def test_a_damaged_newest_is_passed_over(store, make, capsys):
     make.run(store)
     written = make.run(store, seed=9, steps=(6, 6, 6))
     store.write("blocks/01/step_00000006/ema.safetensors", b"torn")
-    told = []
-    assert [row[1] for row in merge(store, report=told.append).blocks] == [6, 5, 6] and len(told) == 1
+    assert [row[1] for row in merge(store).blocks] == [6, 5, 6]
+    assert capsys.readouterr().err.count("skipped checkpoint 6 of block 1") == 1
     assert not make.same(load_block(store.child("merged"), 1), written[1]["ema"])
 
 

@@ -1,10 +1,12 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dbtrain.coordinator.progress import Progress
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EVENTS, EventLog, EventTail, read_events
+from dbtrain.telemetry.events import EVENTS, EventLog, EventTail, last_words, read_events
 
 
 @pytest.fixture
@@ -33,6 +35,39 @@ def test_a_tail_gives_every_event_once_as_they_come(store):
     log.emit("step", step=1)
     log.emit("step", step=2)
     assert [event["step"] for event in tail.read()] == [1, 2]
+
+
+def test_a_tail_reads_only_what_has_grown(store, monkeypatch):
+    log, tail, reads, read = EventLog(store), EventTail(store), [], Store.read
+    monkeypatch.setattr(Store, "read", lambda of, name: reads.append(name) or read(of, name))
+    log.emit("start")
+    assert [len(tail.read()) for _ in range(3)] == [1, 0, 0] and len(reads) == 1
+    log.emit("end")
+    assert [len(tail.read()) for _ in range(3)] == [1, 0, 0] and len(reads) == 2
+
+
+def test_events_of_two_threads_do_not_overwrite_each_other(tmp_path, monkeypatch):
+    """On an object store to add is to read, to add and to write."""
+    store = Store(f"memory://{tmp_path.name}/attempts/1")
+    log, read = EventLog(store), type(store._files).read
+
+    def slow(files, name):
+        content = read(files, name)
+        time.sleep(0.01)
+        return content
+
+    log.emit("start")
+    monkeypatch.setattr(type(store._files), "read", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda step: log.emit("step", step=step), range(12)))
+    assert sorted(event["step"] for event in read_events(store)[1:]) == list(range(12))
+
+
+def test_every_rank_has_a_file_of_its_own(store):
+    EventLog(store).emit("start")
+    EventLog(store, 2).emit("end", outcome="failed")
+    assert [event["event"] for event in read_events(store)] == ["start"]
+    assert [event["event"] for event in last_words(store, 3)] == ["end"] and last_words(store, 2) == []
 
 
 def test_a_torn_last_line_waits_until_it_is_whole(store):
@@ -68,6 +103,6 @@ def test_progress_is_that_of_the_newest_attempt_and_time_adds_up():
     assert (progress.step, progress.loss, progress.rate, progress.seconds) == (5, 2.5, 5.0, 2.0)
     progress.take({**step, "step": 15, "loss": 1.5, "seconds": 0.0})
     assert (progress.step, progress.loss, progress.rate, progress.memory) == (15, 1.5, None, 5)
-    assert progress.skipped == ["damaged"] and progress.end is None
+    assert progress.end is None
     progress.take({"event": "end", "outcome": "done"})
     assert progress.end["outcome"] == "done"

@@ -1,15 +1,16 @@
 """A block whose checkpoints are damaged: the one before, and when there is none, a refusal that names them all."""
 
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dbtrain.errors import WorkerError
+from dbtrain.errors import ShardError, WorkerError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import claim
-from dbtrain.telemetry.events import EventLog, read_events
+from dbtrain.telemetry.events import EventLog, EventTail, events_of, read_events
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest
@@ -74,6 +75,45 @@ def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_wor
     again = BlockWorker(told, 0, StopRequest(), worker.log)
     assert (worker.config.training.zero_stage, again.config.training.zero_stage) == (0, 1)
     assert again.config == now and again.blueprint.split == worker.blueprint.split
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_several_workers_records_its_error_and_raises_it_for_the_others(make_worker, monkeypatch, rank):
+    worker, _, _ = make_worker()
+    damage(worker, 1, 2)
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self._resume(None))
+    with pytest.raises(WorkerError, match="all 2 checkpoints"):
+        work(replace(worker.assignment, workers=2), rank, StopRequest())
+    end = EventTail(worker.log.store, rank).read()[-1]
+    assert (end["outcome"], end["retry"], end.get("rank", 0)) == ("failed", False, rank)
+    assert "all 2 checkpoints" in end["error"] and worker.log.store.list() == [events_of(rank)]
+
+
+def test_a_kill_in_a_commit_comes_after_its_shards_and_before_what_makes_it_count(make_worker, monkeypatch):
+    monkeypatch.setenv("DBTRAIN_FAULTS", '[{"block": 1, "step": 3, "kind": "kill_in_commit"}]')
+    worker, _, _ = make_worker()
+    found = []
+    monkeypatch.setattr(
+        "os.kill", lambda pid, number: found.append((number, worker.store.child("step_00000003").list()))
+    )
+    state = {name: torch.ones(2) for name in ("exp_avg/model.stem.w", "exp_avg_sq/model.stem.w")}
+    for _ in range(2):
+        worker.commit(3, {"model": {"model.stem.w": torch.ones(2)}, "optim": state}, 0.5)
+        worker.writer.drain()
+    assert found == [(signal.SIGKILL, ["model.safetensors", "optim.safetensors"])]
+    assert worker.checkpoints.steps()[-1] == 3
+
+
+def test_a_last_commit_that_fails_leaves_no_watchdog(make_worker, monkeypatch):
+    worker, _, _ = make_worker()
+
+    def fail():
+        raise ShardError("the disk is full")
+
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self.writer.submit(fail) and "done")
+    with pytest.raises(ShardError, match="disk is full"):
+        worker.run()
+    assert worker.watchdog._closing.is_set()
 
 
 def test_the_refusal_is_recorded_as_one_that_another_attempt_would_meet_again(make_worker, monkeypatch):

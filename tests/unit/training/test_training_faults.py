@@ -24,7 +24,7 @@ def test_without_the_variable_nothing_happens(tmp_path, monkeypatch):
     faults = FaultPlan.from_environment(0, Store(tmp_path))
     for step in range(100):
         faults.at_step(step)
-        faults.in_commit(step)
+        faults.in_commit(step, lambda: None)()
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,47 @@
+"""What the commands make of their arguments."""
+
+import pytest
+from typer.testing import CliRunner
+
+from dbtrain import cli
+from dbtrain.shards.store import Store
+
+
+def resumed(monkeypatch, where):
+    """(exit code, configurations that were trained, what was said)."""
+    trained = []
+    monkeypatch.setattr(cli, "_train", lambda config, console: trained.append(config))
+    result = CliRunner().invoke(cli.app, ["resume", where])
+    return result.exit_code, trained, " ".join(result.output.split())
+
+
+def test_a_run_that_was_moved_is_resumed_where_it_is(make_run, monkeypatch, tmp_path):
+    config, run = make_run()
+    (tmp_path / "larger").mkdir()
+    run.path.rename(tmp_path / "larger" / "toy")
+    monkeypatch.chdir(tmp_path)
+    code, (again,), _ = resumed(monkeypatch, "larger/toy/")
+    assert code == 0 and again.run_url == str(tmp_path / "larger" / "toy")
+    assert again == config.model_copy(update={"out": str(tmp_path / "larger")})
+
+
+def test_a_run_in_an_object_store_is_resumed_where_it_is(make_run, monkeypatch, tmp_path):
+    _, run = make_run()
+    moved = Store(f"memory://{tmp_path.name}/runs/toy")
+    for name in ("run.json", "codebook.safetensors"):
+        moved.write(name, run.read(name))
+    _, (again,), _ = resumed(monkeypatch, moved.url)
+    assert again.run_url == moved.url and again.out == f"memory://{tmp_path.name}/runs"
+
+
+def test_a_run_whose_directory_has_another_name_is_refused(make_run, monkeypatch, tmp_path):
+    _, run = make_run()
+    run.path.rename(tmp_path / "other")
+    code, trained, said = resumed(monkeypatch, str(tmp_path / "other"))
+    assert code == 2 and trained == [] and "holds the run 'toy'" in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize("option", [["--nodes", "2"], ["--gpus", "1"]])
+def test_a_plan_for_a_cluster_is_refused_without_one(option):
+    result = CliRunner().invoke(cli.app, ["doctor", *option])
+    assert result.exit_code == 2 and "--address" in result.output

@@ -1,0 +1,32 @@
+"""What of an engine needs no DeepSpeed: its host copies. tests/resume/engine_states.py tests the rest, on two ranks."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from dbtrain.training import engine as engine_module
+from dbtrain.training.engine import Engine
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_gathers_and_the_first_alone_copies_to_the_host(monkeypatch, rank):
+    gathered = []
+    layout = SimpleNamespace(
+        piece=lambda parameter, state: parameter.data,
+        gather=lambda parameter, piece: gathered.append(1) or piece,
+    )
+    parameter = nn.Parameter(torch.arange(4.0))
+    engine = object.__new__(Engine)
+    vars(engine).update(
+        _layout=layout, _parameters={"w": parameter}, _ema={"w": parameter.data.clone()}, _ema_decay=0.9
+    )
+    monkeypatch.setattr(engine_module.dist, "get_rank", lambda: rank)
+    parts = engine.snapshot()
+    assert len(gathered) == 4 and set(parts) == {"model", "ema", "optim"}
+    if rank:
+        assert parts == {"model": {}, "ema": {}, "optim": {}}
+        return
+    assert set(parts["optim"]) == {"exp_avg/w", "exp_avg_sq/w"}
+    assert torch.equal(parts["model"]["w"], parameter.data) and parts["model"]["w"] is not parameter.data
