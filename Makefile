@@ -20,12 +20,12 @@ lint: $(READY)
 test-unit: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses 8
 
-test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; Docker's, Slurm's and SSH's where they are installed
+test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; of Docker, Slurm and SSH if they are installed
 	$(BIN)/pytest -n auto --maxprocesses 8
 	$(BIN)/pytest -m "(cluster or fault) and not long"
 
-test-launchers: $(READY)  ## the image and Slurm, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge
-	$(BIN)/pytest -m "docker or slurm"
+test-launchers: $(READY)  ## the image, Slurm and SSH, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge openssh-server
+	$(BIN)/pytest -m "docker or slurm or ssh"
 
 test-long: $(READY)  ## what takes minutes, or was not seen to pass yet
 	$(BIN)/pytest -m long
