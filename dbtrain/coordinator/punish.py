@@ -62,6 +62,7 @@ class Punisher:
         self.tally = Tally()
         self._aimed: Counter[int | None] = Counter()
         self._command_hit = False
+        self._kind: str | None = None
         folder = self._folder("")
         if folder.exists():
             raise ConfigError(f"{folder} exists: remove it, or give another name or out")
@@ -143,13 +144,15 @@ class Punisher:
         return self._folder(label).with_suffix(".log")
 
     def _fault(self, run: Store, command: "subprocess.Popen[bytes]") -> bool:
-        """Make one fault; False when there was nothing to hit."""
-        found = workers(run, command.pid)
-        kinds = [kind for kind in WEIGHTS if found or not kind.startswith("worker")]
-        kind = self.dice.choices(kinds, [WEIGHTS[k] for k in kinds])[0]
+        """Make one fault; False when there was nothing to hit: the same kind then waits for its victim.
+
+        Were another one drawn, a command that has no workers yet would nearly always be the one that is hit.
+        """
+        kind = self._kind = self._kind or self.dice.choices([*WEIGHTS], [*WEIGHTS.values()])[0]
         target, what = kind.split(" ", 1)
         done: str | None = None
-        if target == "worker":
+        found = workers(run, command.pid) if target == "worker" else []
+        if found:
             worker = self.dice.choice(found)
             done = self._hit_worker(run, worker, what)
             self._aimed[worker.block] += done is not None
@@ -157,11 +160,13 @@ class Punisher:
             there = controllers(command.pid)
             done = kind if there and send(self.dice.choice(there), signal.SIGKILL) else None
             self._aimed[None] += done is not None  # which block's it was is not known
-        elif run.exists("LOCK.json") and command.poll() is None:  # before that there is nothing to continue
+        # before its lock is there, there is nothing to continue
+        elif target == "command" and run.exists("LOCK.json") and command.poll() is None:
             command.send_signal(signal.Signals[what])
             self._command_hit, done = True, kind
         if done:
             self.tally.faults[done] += 1
+            self._kind = None
         return done is not None
 
     def _hit_worker(self, run: Store, worker: Worker, what: str) -> str | None:

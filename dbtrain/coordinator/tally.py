@@ -17,7 +17,7 @@ WEIGHTS = {
     "command SIGINT": 1,
     "command SIGTERM": 1,
 }
-"""How often each kind of fault is drawn, when there is something that it can hit."""
+"""How often each kind of fault is drawn; it then waits until there is something that it can hit."""
 
 
 @dataclass
