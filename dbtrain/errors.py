@@ -1,6 +1,11 @@
 """Every error a user can cause or meet; the command line prints these as one line, and anything else as a bug."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says first; its kind if it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class DbtrainError(Exception):
     """Base of all expected errors: the message says what, the offending value and how to mend it."""
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dbtrain.config.explain import explain
 from dbtrain.config.run import Config
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, first_line
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 """How an override begins: a dotted key and an equals sign."""
@@ -32,7 +32,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
     except (OSError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{path} is no file of keys and values in YAML: {' '.join(str(error).split())}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path}: {first_line(error)}") from None
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.data.splits import DataSet, LabelledImages, hold_out
-from dbtrain.errors import DataError
+from dbtrain.errors import DataError, first_line
 
 IDX_UINT8 = 0x08
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -104,10 +104,9 @@ def hugging_face(path: str, image: str, label: str, classes: int, validation: fl
     except ImportError as error:
         raise DataError(f"data.source=hf needs the extra packages of dbtrain[hub] ({error}): install them") from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"data.path={path!r} cannot be read as a Hugging Face data set with splits train and test and columns "
-            f"{image!r} and {label!r}: {reason}"
+            f"{image!r} and {label!r}: {first_line(error)}"
         ) from error
     return _data_set(parts[0].mixed() if mix else parts[0], parts[1], validation)
 

@@ -10,7 +10,7 @@ from typing import Any
 from dbtrain.data.packed import cache_folder, content_key, pack, token_data_set
 from dbtrain.data.splits import DataSet
 from dbtrain.data.tokenizers import load_tokenizer
-from dbtrain.errors import DataError
+from dbtrain.errors import DataError, first_line
 
 CHUNK = 1 << 20
 """Characters that are encoded at once; a piece ends at the end of a line."""
@@ -81,10 +81,9 @@ def hugging_face_text(
     except ImportError as error:
         raise DataError(f"data.source=hf_text needs the extra packages of dbtrain[hub] ({error})") from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"data.path={path!r} cannot be read as a Hugging Face data set with split {split!r} and column "
-            f"{column!r}: {reason}"
+            f"{column!r}: {first_line(error)}"
         ) from error
     return _data_set(texts, fingerprint, tokenizer, length, validation, test, cache)
 

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from dbtrain.errors import ConfigError, DataError
+from dbtrain.errors import ConfigError, DataError, first_line
 from dbtrain.shards.tensor_file import read_tensors
 
 
@@ -51,5 +51,5 @@ def _network(weights: dict[str, Tensor], path: str) -> Any:
         ) from error
     except RuntimeError as error:
         raise DataError(
-            f"{path} does not hold the weights of torch-fidelity's Inception: {str(error).splitlines()[0]}"
+            f"{path} does not hold the weights of torch-fidelity's Inception: {first_line(error)}"
         ) from error

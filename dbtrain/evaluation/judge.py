@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, first_line
 
 
 class Judge:
@@ -26,10 +26,10 @@ class Judge:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
                 f"evaluation.judge={folder!r} cannot be read as a causal language model of Hugging Face with "
-                f"safetensors and its tokenizer ({reason}); it also needs the extra packages of dbtrain[text]"
+                f"safetensors and its tokenizer ({first_line(error)}); it also needs the extra packages of "
+                "dbtrain[text]"
             ) from error
         self.folder = folder
         self._device = device

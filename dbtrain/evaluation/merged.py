@@ -68,7 +68,7 @@ class MergedModel:
         for value in chain_levels(self.blueprint, steps_per_block):
             level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
             noisy = noise.corrupt(example.clean, level, draws)
-            block = int(self.blueprint.ranges.block_of(torch.tensor(value, dtype=torch.float64)))
+            block = self.blueprint.ranges.owner(value)
             found.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
         return found
 

@@ -54,9 +54,13 @@ class Ranges:
 
     def trained_at(self, level: float, overlap: float) -> tuple[int, ...]:
         """Blocks whose widened slice holds a level, falling: its owner, and near a boundary its neighbour too."""
-        owner = int(self.block_of(torch.tensor(level, dtype=torch.float64)))
+        owner = self.owner(level)
         slices = [self.widened(block, overlap) for block in range(self.blocks)]
         return tuple(b for b, (low, high) in enumerate(slices) if b == owner or low <= level <= high)
+
+    def owner(self, level: float) -> int:
+        """The block of one level, as :meth:`block_of` has it."""
+        return int(self.block_of(torch.tensor(level, dtype=torch.float64)))
 
     def block_of(self, level: Tensor) -> Tensor:
         """Block that owns each level, int64, same shape; levels outside the range belong to the nearest block."""

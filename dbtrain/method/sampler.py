@@ -86,7 +86,7 @@ def chain(
         draws = Draws(torch.tensor(0, device=start.device), torch.arange(len(start), device=start.device))
     for index, value in enumerate(levels):
         level = torch.full((len(start), *level_shape), value, dtype=torch.float32, device=start.device)
-        block = int(ranges.block_of(torch.tensor(value, dtype=torch.float64)))
+        block = ranges.owner(value)
         output, denoised = denoise(block, noisy, level)
         yield Evaluation(block, value, output, denoised, noisy)
         if index + 1 == len(levels):
@@ -94,7 +94,7 @@ def chain(
         following = torch.full_like(level, levels[index + 1])
         proposal = noise.step(noisy, denoised, level, following, draws.fork(index))
         if solver == "heun":
-            next_block = int(ranges.block_of(torch.tensor(levels[index + 1], dtype=torch.float64)))
+            next_block = ranges.owner(levels[index + 1])
             _, corrected = denoise(next_block, proposal, following)
             # EDM, Algorithm 1, lines 7 and 8: the step with the mean of the slopes (z - D)/sigma at both ends
             shape = level.shape + (1,) * (start.ndim - level.ndim)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dbtrain.shards.faults import MissingError
 from dbtrain.shards.store import Store
 
 EVENTS = "events.jsonl"
@@ -50,10 +51,10 @@ class EventTail:
 
     def read(self) -> list[dict[str, Any]]:
         """Events appended since the last call; a torn last line waits until it is whole."""
-        if not self.store.exists(self.name):
-            return []
-        size = self.store.size(self.name)
-        if size == self._size:
+        try:
+            if self.store.size(self.name) == self._size:
+                return []
+        except MissingError:
             return []
         content = self.store.read(self.name)
         data, self._size = content[self._taken :], len(content)
