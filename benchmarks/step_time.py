@@ -10,19 +10,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dbtrain.config import OptimizerConfig, TrainingConfig
 from dbtrain.method.codebook import make_codebook
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective
+from dbtrain.models.layers import recompute
 from dbtrain.models.vit import ViT
 
 CLASSES, CODE = 10, 64
@@ -103,23 +104,29 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(arguments: argparse.Namespace, layers: range, device: torch.device, recompute: bool) -> float:
+def memory(arguments: argparse.Namespace, own: range, device: torch.device) -> dict[str, float]:
+    """GiB of one block and of all layers, without and with activation checkpointing."""
+    whole = range(arguments.depth)
+    cases = {
+        "one block": (own, False),
+        "end-to-end": (whole, False),
+        "end-to-end, activation checkpointing": (whole, True),
+    }
+    return {name: peak_memory(arguments, layers, device, again) for name, (layers, again) in cases.items()}
+
+
+def peak_memory(arguments: argparse.Namespace, layers: range, device: torch.device, again: bool) -> float:
     """GiB allocated at most in a hand-written, compiled step of these layers."""
     torch.compiler.reset()
     module = objective(arguments, layers, device)
-    if recompute:
-        for layer in module.model.layers.values():  # type: ignore[union-attr, operator]
-            layer.forward = _checkpointed(layer.forward)
+    if again:
+        recompute(cast(nn.Module, module.model))
     # compiled as a worker's is: without it the backward pass of one layer alone needs 4 GiB more at the default size
     step, args = hand_written(module, True), inputs(arguments, device)
     step(*args)
     torch.cuda.reset_peak_memory_stats()
     step(*args)
     return torch.cuda.max_memory_allocated() / 2**30
-
-
-def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *args: checkpoint(forward, *args, use_reentrant=False)
 
 
 @contextmanager
@@ -143,6 +150,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compiled, own, console = device.type == "cuda", range(arguments.depth // arguments.blocks), Console()
+    # before the two sides are made: what they hold would count as well
+    peaks = memory(arguments, own, device) if compiled else {}
     with process_group(device):
         args = inputs(arguments, device)
         sides = {
@@ -163,15 +172,11 @@ def main() -> None:
     table.add_row("ratio", *(f"{v:.3f}" for v in (statistics.median(ratios), min(ratios), max(ratios))))
     console.print(f"{torch.cuda.get_device_name() if compiled else 'CPU'}, {vars(arguments)}", table)
     if compiled:
-        whole = range(arguments.depth)
-        peaks = [
-            peak_memory(arguments, *a) for a in ((own, device, False), (whole, device, False), (whole, device, True))
-        ]
-        labels = ("one block", "end-to-end", "end-to-end, activation checkpointing")
-        memory = Table("peak GPU memory", "GiB", "of end-to-end")
-        for label, peak in zip(labels, peaks, strict=True):
-            memory.add_row(label, f"{peak:.2f}", f"{peak / peaks[1]:.3f}")
-        console.print(memory)
+        whole = peaks["end-to-end"]
+        table = Table("peak GPU memory", "GiB", "of end-to-end")
+        for label, peak in peaks.items():
+            table.add_row(label, f"{peak:.2f}", f"{peak / whole:.3f}")
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ from dbtrain.config import Config, load_config
 from dbtrain.coordinator.baseline import KINDS, reshaped, training_flops
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.status import status
-from dbtrain.errors import IncompleteRunError
+from dbtrain.errors import ConfigError, IncompleteRunError
 from dbtrain.method.split import partition
 from dbtrain.models.registry import architecture
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import read_blueprint, read_codebook
+
+EVENLY = "layers_per_block=null"
+"""Said of every run: the file may name the layers of one block count."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,10 @@ def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
     taken.
 
     Raises:
-        ConfigError: one of them is no valid configuration.
+        ConfigError: one of them is no valid configuration, or an override says what the partitions vary.
     """
+    if any(override.startswith("layers_per_block=") for override in overrides):
+        raise ConfigError("layers_per_block is what a grid varies: leave it out, and choose with --partitions")
     base = load_config(path, (*overrides, f"blocks={axes.blocks[0]}"))
     variants = [
         _baseline(path, base.name, overrides, count, kind, seed)
@@ -99,7 +104,7 @@ def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
 
 
 def _baseline(path: str, base: str, overrides: Sequence[str], count: int, kind: str, seed: int) -> Variant:
-    settings = (*overrides, f"blocks={count}", f"seed={seed}", f"name={base}-b{count}-s{seed}")
+    settings = (*overrides, f"blocks={count}", EVENLY, f"seed={seed}", f"name={base}-b{count}-s{seed}")
     config = reshaped(load_config(path, settings), kind)
     return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, settings, config.run_url)
 
@@ -116,8 +121,7 @@ def _variant(
 ) -> Variant:
     run = "-".join([base, f"b{count}", policy, *([] if name == "even" else [name]), f"s{seed}"])
     settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={run}")
-    if name != "even":
-        settings += (f"layers_per_block=[{','.join(map(str, layers))}]",)
+    settings += (EVENLY if name == "even" else f"layers_per_block=[{','.join(map(str, layers))}]",)
     return Variant(("train",), count, policy, name, seed, settings, load_config(path, settings).run_url)
 
 

@@ -53,7 +53,10 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     sizes = config.layers_per_block
     split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)
     if split.blocks != config.blocks:
-        raise ConfigError(f"layers_per_block has {split.blocks} entries; blocks={config.blocks}")
+        raise ConfigError(
+            f"layers_per_block has {split.blocks} entries, and blocks={config.blocks}: give one for each block, or "
+            "layers_per_block=null to share the layers evenly"
+        )
     codebook = None
     if kind.codes:
         codebook = _codebook(config, data, int(str(data.shape[kind.codes])))

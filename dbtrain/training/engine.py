@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import ShardError
+from dbtrain.models.layers import compile_recomputed
 from dbtrain.training.layout import layout_of
 from dbtrain.training.optimizer import adamw, parameter_groups
 
@@ -63,7 +64,7 @@ class Engine:
     """One block's module under DeepSpeed, on this worker.
 
     Args:
-        module: returns a scalar loss; its parameter names are those on disk.
+        module: returns a scalar loss; its parameter names are those on disk, its submodule `model` has the layers.
         config: training section.
         micro_batch, accumulation, workers: their product is the effective batch.
     """
@@ -89,7 +90,9 @@ class Engine:
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
         self._ema_decay = config.ema
-        if config.compile:
+        if config.compile and config.activation_checkpointing:
+            compile_recomputed(module.get_submodule("model"))
+        elif config.compile:
             self._engine.compile()
 
     @property

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -155,6 +157,15 @@ def test_grids_of_other_block_counts_share_no_baseline(file):
     axes = [Grid(counts, ("paper",), ("even",), (0,), ("end_to_end",)) for counts in ((2, 3), (3,))]
     baselines = [{v.run for v in grid(file, (), a) if v.command[0] == "baseline"} for a in axes]
     assert len(baselines[0]) == 1 and not baselines[0] & baselines[1]
+
+
+def test_a_grid_shares_layers_evenly_whatever_its_file_says_of_one_block_count(file, tmp_path):
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(f"blocks: 3\nlayers_per_block: [3, 2, 1]\n{Path(file).read_text()}")
+    for variant in grid(str(odd), (), Grid((2, 3), ("paper",), ("even",), (0,), ("joint",))):
+        assert load_config(str(odd), variant.overrides).layers_per_block is None
+    with pytest.raises(ConfigError, match="--partitions"):
+        grid(file, ("layers_per_block=[3,2,1]",), Grid((3,), ("paper",), ("even",), (0,), ()))
 
 
 def test_a_run_of_the_grid_is_evaluated_as_this_command_says(file):

@@ -1,7 +1,7 @@
 import pytest
 
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
-from dbtrain.errors import PlacementError
+from dbtrain.errors import ConfigError, PlacementError
 
 
 def ask(block, workers=1, **resources):
@@ -70,6 +70,15 @@ def test_requests_take_the_clusters_values_and_the_exceptions_of_a_block(make_co
     assert (one.workers, one.micro_batch, one.resources) == (3, 2, {"CPU": 2, "GPU": 1, "zone": 2})
     assert (two.workers, two.resources["CPU"]) == (1, 0.5)
     assert all("GPU" not in request.resources for request in requests(config, "cpu"))
+
+
+def test_workers_of_one_block_never_share_a_gpu_and_none_holds_several(make_config):
+    shared = make_config("cluster.workers=2", "cluster.gpus_per_worker=0.5")
+    with pytest.raises(ConfigError, match="block 0 has 2 workers of gpus_per_worker=0.5.*gpus_per_worker=1"):
+        requests(shared, "cuda")
+    assert requests(shared, "cpu")[0].workers == 2  # no GPU, nothing to share
+    with pytest.raises(ConfigError, match="gpus_per_worker=2.*one GPU: set workers=2"):
+        requests(make_config("cluster.blocks.1.gpus_per_worker=2"), "cuda")
 
 
 def test_the_device_follows_the_nodes_unless_it_is_demanded():

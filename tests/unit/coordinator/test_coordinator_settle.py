@@ -42,7 +42,7 @@ def test_explicit_ranges_are_taken_as_given_and_set_the_full_range(make_config, 
     ("overrides", "message"),
     [
         (["blocks=7"], "blocks=7 cannot share 6 layers"),
-        (["layers_per_block=[3,3]"], "layers_per_block has 2 entries; blocks=3"),
+        (["layers_per_block=[3,3]"], "layers_per_block has 2 entries, and blocks=3.*layers_per_block=null"),
         (["layers_per_block=[1,2,2]"], "add up to model.depth=6"),
         (["noise.ranges=explicit", "noise.edges=[7,1]"], "noise.edges has 2 values; blocks=3 needs 4"),
         (["noise.ranges=explicit", "noise.edges=[1,2,3,4]"], "do not tile"),

@@ -12,7 +12,7 @@ from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective, JointObjective, Slice
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import partition, split_evenly
-from dbtrain.models.layers import recompute
+from dbtrain.models.layers import compile_recomputed, recompute
 from dbtrain.models.vit import ViT
 
 CODES = make_codebook("orthogonal", 10, 16, seed=0)
@@ -172,6 +172,30 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(batch, drop
     (loss, plain), (again, recomputed) = found
     assert torch.equal(loss, again) and plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_compiled_layer_by_layer_activation_checkpointing_still_keeps_inputs_only(batch):
+    found, kept = [], []
+    for checkpointed in (False, True):
+        model = awake()
+        if checkpointed:
+            recompute(model)
+            compile_recomputed(model, backend="aot_eager")
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found.append(gradients(BlockObjective(model, range(6), 0.1, 10.0, "fp32"), batch, KEY, POSITIONS))
+        kept.append(sum(sizes))
+    (loss, plain), (again, recomputed) = found
+    torch.testing.assert_close(loss, again)
+    assert plain.keys() == recomputed.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], recomputed[name])
+    assert kept[1] < 0.3 * kept[0]
 
 
 @pytest.mark.parametrize(
