@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dbtrain.config import Config
+from dbtrain.config import Config, TrainingConfig
 from dbtrain.coordinator.memory import estimate, recomputed
 from dbtrain.coordinator.settle import design
 from dbtrain.data.splits import DataSet
@@ -60,11 +60,19 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     budget = config.training.steps * _per_step(_counted(config, data))
     counted = _counted(other, data)
     per_step = _per_step(counted)
-    training = other.training.model_copy(update={"steps": max(1, round(budget / per_step))})
+    training = _stretched(other.training, max(1, round(budget / per_step)))
     again = 0.0
     if training.activation_checkpointing:
         again = recomputed(counted, 0, COUNTED) / COUNTED * training.batch_size * training.steps
     return Baseline(other.model_copy(update={"training": training}), training.steps * per_step, budget, again)
+
+
+def _stretched(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """The same schedule over other steps: a warm-up that stayed would eat a short run."""
+    warmup = round(training.optimizer.warmup * steps / training.steps)
+    return training.model_copy(
+        update={"steps": steps, "optimizer": training.optimizer.model_copy(update={"warmup": warmup})}
+    )
 
 
 def end_to_end(config: Config) -> Config:

@@ -20,6 +20,8 @@ class Slice:
     layers: range
     low: float
     high: float
+    share: float = 1.0
+    """Of the training levels that lie in the block's slice without overlap; what counts is its ratio to the others'."""
 
 
 class BlockObjective(nn.Module):
@@ -76,8 +78,10 @@ class BlockObjective(nn.Module):
 class JointObjective(nn.Module):
     """All blocks in one process, with one stem and one head: the mean of their losses on the same batch.
 
-    The authors' released code draws one block a step. Here every step trains them all: DeepSpeed fills gradients that
-    are missing with zeros, by which Adam would still move the layers of the blocks that were not drawn.
+    Each counts by the share of the training levels that its own slice holds, as it would in one network over the whole
+    range: equal shares under every policy but `alpha` and `explicit`. The authors' released code draws one block a
+    step. Here every step trains them all: DeepSpeed fills gradients that are missing with zeros, by which Adam would
+    still move the layers of the blocks that were not drawn.
 
     Args:
         model: holds all layers.
@@ -90,6 +94,8 @@ class JointObjective(nn.Module):
         self.model = model
         # in a tuple they are no submodules, which would list the model's parameters again
         self._parts = tuple(BlockObjective(model, s.layers, s.low, s.high, precision) for s in slices)
+        total = sum(s.share for s in slices)
+        self._weights = tuple(s.share / total for s in slices)
 
     def compile(self, *arguments: Any, **options: Any) -> None:
         """As of :class:`BlockObjective`."""
@@ -100,4 +106,5 @@ class JointObjective(nn.Module):
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
         """Mean loss over blocks and samples, a float32 scalar; arguments as in :class:`BlockObjective`."""
         losses = [part(batch, key + block, positions) for block, part in enumerate(self._parts)]
-        return torch.stack(losses).mean()
+        weighted = [weight * loss for weight, loss in zip(self._weights, losses, strict=True)]
+        return torch.stack(weighted).sum()

@@ -1,7 +1,7 @@
 """Autoregressive language model as a denoiser of the next token's code, seeing the clean tokens before it."""
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -164,3 +164,8 @@ class ARLM(nn.Module):
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, T, D)."""
         return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+
+
+def end_to_end_lm(**arguments: Any) -> ARLM:
+    """The end-to-end baseline of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
+    return ARLM(**{**arguments, "stream": "single"})

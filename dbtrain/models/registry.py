@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from dbtrain.errors import ConfigError
-from dbtrain.models.ar_lm import ARLM
+from dbtrain.models.ar_lm import ARLM, end_to_end_lm
 from dbtrain.models.dit import DiT
 from dbtrain.models.masked_lm import MaskedLM
 from dbtrain.models.recurrent import Recurrent
@@ -65,6 +65,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         metric="bits",
         per_position=True,
         generates="cached",
+        build_whole=end_to_end_lm,
     ),
     "masked_lm": Architecture(
         MaskedLM,

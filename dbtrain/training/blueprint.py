@@ -87,8 +87,13 @@ class Blueprint:
         if self.config.training.activation_checkpointing:
             recompute(model)
         overlap = self.config.noise.overlap
-        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap)) for b in blocks]
+        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b)) for b in blocks]
         return self.scheme.objective(model, slices, shard, self.config.training.precision)
+
+    def _share(self, block: int) -> float:
+        """Of the training levels that the slice of a block holds."""
+        low, high = self.noise().quantile(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
+        return high - low
 
     def data(self) -> DataSet:
         """Load the data set.

@@ -17,7 +17,10 @@ from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.upstream import load_upstream
+from tests.conftest import ROOT
 from tests.unit.conftest import SMALL, never
+
+CONFIGS = ROOT / "configs"
 
 THREE = ("model.depth=3", "training.steps=100")
 SHARDS = {"end_to_end": 1, "checkpointing": 1, "joint": 1, "forward_forward": 1, "greedy": 3, "ensemble": 3}
@@ -34,6 +37,23 @@ def test_a_baseline_takes_the_flops_of_the_blocks(make_config, digits, kind):
     assert made.flops == pytest.approx(made.budget, rel=0.01)
     assert made.flops == training_flops(design(made.config, digits, never))
     assert made.config.name == f"toy-{kind.replace('_', '-')}" and made.config.model == config.model
+
+
+def test_the_warm_up_of_a_baseline_is_the_same_share_of_its_steps():
+    config = load_config(CONFIGS / "recurrent_tiny.yaml")
+    training = baseline(config).config.training
+    assert training.steps < 0.5 * config.training.steps  # a step through all iterations costs more
+    share = config.training.optimizer.warmup / config.training.steps
+    assert training.optimizer.warmup / training.steps == pytest.approx(share, rel=0.05)
+
+
+def test_the_concatenated_stream_has_the_single_streams_baseline():
+    single, concat = (
+        baseline(load_config(CONFIGS / "ar_tiny.yaml", [f"model.stream={stream}"])) for stream in ("single", "concat")
+    )
+    per_step = [made.flops / made.config.training.steps for made in (single, concat)]
+    assert per_step[0] == pytest.approx(per_step[1])
+    assert concat.config.training.steps > 1.5 * single.config.training.steps
 
 
 def test_activation_checkpointing_is_the_same_run_with_less_memory_and_says_what_it_computes_again(make_config, digits):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -54,13 +55,23 @@ def test_the_joint_loss_is_the_mean_of_the_blocks_on_shared_weights(batch):
     alone = [BlockObjective(model, s.layers, s.low, s.high, "fp32") for s in SLICES]
     losses = [block(batch, KEY + b, POSITIONS).detach() for b, block in enumerate(alone)]
     joint, shared = gradients(JointObjective(model, SLICES, "fp32"), batch, KEY, POSITIONS)
-    assert torch.equal(joint, torch.stack(losses).mean())
+    torch.testing.assert_close(joint, torch.stack(losses).mean())
     # every layer learns at every step, and the stem and head from all blocks
     assert {n for n, _ in model.named_parameters()} == {n.removeprefix("model.") for n in shared}
     own = [gradients(block, batch, KEY + b, POSITIONS)[1] for b, block in enumerate(alone)]
     mean = sum(g["model.head.linear.weight"] for g in own) / 3
     torch.testing.assert_close(shared["model.head.linear.weight"], mean)
     torch.testing.assert_close(shared["model.layers.2.mlp.0.weight"], own[1]["model.layers.2.mlp.0.weight"] / 3)
+
+
+def test_the_joint_loss_weighs_each_block_by_its_share_of_the_levels(batch):
+    model, shares = awake(), (0.2, 0.3, 0.5)
+    losses = [
+        BlockObjective(model, s.layers, s.low, s.high, "fp32")(batch, KEY + b, POSITIONS) for b, s in enumerate(SLICES)
+    ]
+    slices = [replace(s, share=2 * share) for s, share in zip(SLICES, shares, strict=True)]
+    joint = JointObjective(model, slices, "fp32")(batch, KEY, POSITIONS)
+    torch.testing.assert_close(joint, sum(share * loss for share, loss in zip(shares, losses, strict=True)))
 
 
 def test_the_joint_blocks_draw_noise_of_their_own(batch):
