@@ -44,11 +44,14 @@ class Ranges:
     def widened(self, block: int, overlap: float) -> tuple[float, float]:
         """(low, high) for training: wider by `overlap` of the slice's log width at both ends, within the full range.
 
-        # paper, section 3.3 (gamma)
+        Of a range that ends at 0, masked shares, by `overlap` of the width itself  # paper, section 3.3 (gamma)
         """
         low, high = self.of(block)
-        if overlap == 0 or low == 0:
+        if overlap == 0:
             return low, high
+        if self.edges[-1] == 0:
+            extra = overlap * (high - low)
+            return max(low - extra, 0.0), min(high + extra, self.edges[0])
         factor = (high / low) ** overlap
         return max(low / factor, self.edges[-1]), min(high * factor, self.edges[0])
 

@@ -103,6 +103,13 @@ def test_widened_adds_the_share_of_the_log_width_at_both_ends():
     assert (low, high) == pytest.approx((10**-0.2, 10**2.2))
 
 
+def test_masked_shares_reach_0_and_are_widened_by_their_width():
+    ranges = Ranges((1.0, 0.7, 0.3, 0.0))
+    assert [ranges.widened(b, 0.5) for b in range(3)] == [
+        pytest.approx(wide) for wide in ((0.55, 1.0), (0.1, 0.9), (0.0, 0.45))
+    ]
+
+
 def test_no_overlap_means_the_exact_slice():
     ranges = equal_shares(PAPER, 3)
     assert [ranges.widened(b, 0.0) for b in range(3)] == [ranges.of(b) for b in range(3)]
