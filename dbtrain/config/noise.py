@@ -32,6 +32,8 @@ class NoiseConfig(Section):
     edges: tuple[float, ...] | None = None
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    whole_range: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a block's training levels that are drawn from the whole range instead of its slice."""
     weighting: Literal["none", "edm", "clamp"] = "none"
     input_scaling: Literal["unit", "signal"] = "unit"
 
