@@ -33,6 +33,8 @@ class NoiseConfig(Section):
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     weighting: Literal["none", "edm", "clamp"] = "none"
+    """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2, edm's but for a factor,
+    at most 5."""
     input_scaling: Literal["unit", "signal"] = "unit"
 
     @model_validator(mode="after")
