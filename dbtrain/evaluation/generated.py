@@ -40,7 +40,7 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     indices = evenly(len(split), section.texts or GENERATED)
     own: list[list[int]] = []
     while len(own) < len(indices):
-        own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), SEED + len(own))
+        own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), len(own))
     given = [split.tokens[index].tolist() for index in indices.tolist()]
     texts = {prefix: [split.tokenizer.decode(row) for row in rows] for prefix, rows in (("", own), ("text_", given))}
     judge = Judge(section.judge, model.device) if section.judge else None
@@ -56,9 +56,9 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     return scores
 
 
-def _draw(model: MergedModel, generate: Generate, count: int, seed: int) -> list[list[int]]:
+def _draw(model: MergedModel, generate: Generate, count: int, first: int) -> list[list[int]]:
     nothing = torch.zeros(count, 0, dtype=torch.int64, device=model.device)
-    rows: list[list[int]] = generate(model, nothing, int(model.blueprint.shape["length"]), 1.0, seed).tolist()
+    rows: list[list[int]] = generate(model, nothing, int(model.blueprint.shape["length"]), 1.0, SEED, first).tolist()
     return rows
 
 

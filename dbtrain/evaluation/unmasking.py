@@ -12,7 +12,9 @@ from dbtrain.method.sampler import chain
 
 
 @torch.no_grad()
-def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature: float, seed: int) -> Tensor:
+def unmask(
+    model: MergedModel, start: Tensor, steps_per_block: int, temperature: float, seed: int, first: int = 0
+) -> Tensor:
     """Token ids (N, L) in place of the masks of `start` (N, L); what is seen there stays. A function of its arguments.
 
     Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). A step reveals several tokens without
@@ -24,6 +26,7 @@ def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature:
         steps_per_block: steps in each block's slice.
         temperature: of the softmax; at 0 a revealed token is the likeliest.
         seed: of the draws.
+        first: number of the first text, from which its draws follow.
     """
     blueprint, noise = model.blueprint, model.blueprint.noise()
 
@@ -33,7 +36,7 @@ def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature:
         output = own.readout(hidden, noisy, level)
         return output, own.denoised(sharpened(output, temperature))
 
-    levels, draws = chain_levels(blueprint, steps_per_block), model.draws(seed, len(start))
+    levels, draws = chain_levels(blueprint, steps_per_block), model.draws(first + torch.arange(len(start)), seed)
     for last in chain(denoise, noise, blueprint.ranges, levels, start, draws=draws):
         noisy, denoised, at = last.noisy, last.denoised, last.level
     level = torch.full((len(start),), at, device=start.device)
@@ -47,12 +50,12 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
     return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
 
 
-def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
+def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
     """`length` tokens (N, length) after prompts (N, P), in about as many steps as the window has tokens."""
     blueprint = model.blueprint
     window = int(blueprint.shape["length"])
     start = torch.full((len(prompt), window), int(blueprint.shape["vocabulary"]), device=model.device)
     start[:, : prompt.shape[1]] = prompt
     # the whole window is drawn, as in training: what a text is cut off from counts for what it says
-    tokens = unmask(model, start, math.ceil(window / blueprint.split.blocks), temperature, seed)
+    tokens = unmask(model, start, math.ceil(window / blueprint.split.blocks), temperature, seed, first)
     return tokens[:, prompt.shape[1] : prompt.shape[1] + length]

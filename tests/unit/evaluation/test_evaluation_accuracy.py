@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,14 @@ def test_scrambled_is_what_the_noisy_code_alone_gives_away(make_config, digits, 
     assert least <= scores["scrambled"] <= most
     # from zeros, as the chain starts, a code tells nothing; an image tells all
     assert scores["mean"] == pytest.approx(1 if reads == "image" else 0.1)
+
+
+def test_scores_do_not_depend_on_how_the_samples_are_cut_into_batches(make_config, digits):
+    model = merged(make_config, digits, "code", 1.0)
+    section = EvaluationConfig(start="noise")
+    model.blueprint = replace(model.blueprint, config=model.blueprint.config.model_copy(update={"evaluation": section}))
+    whole, cut = (accuracy(model, Labelled(), section.model_copy(update={"batch_size": n})) for n in (50, 7))
+    assert whole == cut and 0 < whole["mean"] < 0.5
 
 
 def test_controls_can_be_left_out(make_config, digits):

@@ -80,7 +80,10 @@ def test_every_language_model_draws_texts_that_differ(configure, data, arch, ran
     changes = [f"noise.ranges={ranges}", "evaluation.texts=3", "evaluation.steps_per_block=2"]
     config = configure(f"model.arch={arch}", *(["blocks=1"] if arch == "recurrent" else []), *changes)
     model = merged(config, data)
-    rows = _draw(model, GENERATORS[architecture(arch).generates], 3, 0)
+    generate = GENERATORS[architecture(arch).generates]
+    rows = _draw(model, generate, 3, 0)
+    # a text is a function of its number, however many are drawn at a time
+    assert _draw(model, generate, 1, 2) == rows[2:]
     assert [len(row) for row in rows] == [24] * 3 and len({tuple(row) for row in rows}) == 3
     assert max(map(max, rows)) < 27
     assert 0 < generated(model, data.test, config.evaluation)["entropy"] < math.log2(24)
