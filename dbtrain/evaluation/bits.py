@@ -57,5 +57,9 @@ def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) 
 
 def evenly(size: int, most: int | None) -> Tensor:
     """Numbers of at most `most` samples (all if None), evenly spread over `size`."""
-    count = size if most is None else min(most, size)
+    return spread(size, size if most is None else min(most, size))
+
+
+def spread(size: int, count: int) -> Tensor:
+    """Numbers (count,) evenly spread over `size` samples, some more than once if there are fewer."""
     return torch.arange(count) * size // count
