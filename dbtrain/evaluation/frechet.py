@@ -11,6 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import DataSet, Split
+from dbtrain.errors import ConfigError
 from dbtrain.evaluation.bits import evenly, spread
 from dbtrain.evaluation.classifier import judge_of
 from dbtrain.evaluation.inception import Inception
@@ -44,8 +45,19 @@ def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationCon
 
 
 def frechet_inception(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
-    """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`."""
-    network = Inception(section.inception).to(model.device)
+    """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`.
+
+    Raises:
+        ConfigError: the images are of other than 1 or 3 channels.
+        DataError: the weights cannot be read.
+    """
+    channels = sample_shape(model.blueprint)[0]
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"evaluation.metric=frechet_inception reads images of 1 or 3 channels, these have {channels}: set it to "
+            "frechet_classifier"
+        )
+    network = Inception(str(section.inception)).to(model.device)
     return partial(distances, network, model, section, data.train), {}
 
 

@@ -12,6 +12,7 @@ from dbtrain.evaluation.bits import bits
 from dbtrain.evaluation.elbo import elbo_bits
 from dbtrain.evaluation.frechet import Begun, frechet_classifier, frechet_inception
 from dbtrain.evaluation.generated import describe_judge, generated
+from dbtrain.evaluation.inception import check_inception
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.models.registry import architecture
 
@@ -30,6 +31,8 @@ class Metric:
     splits have in common is made once."""
     fits: tuple[str, ...]
     """Architectures (model.arch) that it is for."""
+    check: Callable[[Config], None] = lambda config: None
+    """Raises ConfigError if something that it needs is missing, so that this shows before anything is trained."""
     percent: bool = False
     """Whether scores are shares, which people read in percent."""
 
@@ -59,7 +62,7 @@ METRICS: Mapping[str, Metric] = {
         "generated texts", "lower", _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
     ),
     "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, ("dit",)),
-    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",)),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",), check_inception),
 }
 
 
@@ -67,7 +70,7 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     """Name and row of the metric of a run: the one asked for, or its architecture's.
 
     Raises:
-        ConfigError: there is none of that name, or it is not for this architecture.
+        ConfigError: there is none of that name, it is not for this architecture, or something that it needs is missing.
     """
     name = config.evaluation.metric or architecture(config.model.arch).metric
     if name not in METRICS:
@@ -76,4 +79,5 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     if arch not in METRICS[name].fits:
         fitting = ", ".join(name for name, metric in METRICS.items() if arch in metric.fits)
         raise ConfigError(f"evaluation.metric={name} does not fit model.arch={arch}: set it to {fitting}")
+    METRICS[name].check(config)
     return name, METRICS[name]

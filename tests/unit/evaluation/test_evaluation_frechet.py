@@ -9,7 +9,7 @@ from dbtrain.coordinator.settle import design
 from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError, DataError, ShardError
 from dbtrain.evaluation import classifier as room
-from dbtrain.evaluation import frechet
+from dbtrain.evaluation import frechet, inception
 from dbtrain.evaluation.bits import evenly
 from dbtrain.evaluation.classifier import Classifier, accuracy_of, fit, judge_of
 from dbtrain.evaluation.frechet import distances, plans
@@ -175,8 +175,34 @@ def test_the_metric_is_never_called_fid_without_inception():
         metric_of(load_config(None, ["evaluation.metric=fid"], base=SMALL))
 
 
+def fid(*overrides, **changes):
+    return load_config(None, ["evaluation.metric=frechet_inception", *overrides], base={**SMALL, **changes})
+
+
+def test_what_fid_needs_is_looked_at_before_anything_is_trained(tmp_path, monkeypatch):
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    latents = {"source": "latents", "path": "latents.safetensors", "classes": 10}
+    with pytest.raises(ConfigError, match="data.source=latents holds none: set it to frechet_classifier"):
+        metric_of(fid(f"evaluation.inception={weights}", data=latents))
+    for installed in (None, object()):
+        monkeypatch.setattr(inception, "find_spec", {"torch_fidelity": installed}.__getitem__)
+        if installed:
+            assert metric_of(fid(f"evaluation.inception={weights}"))[1].label == "FID"
+        else:
+            with pytest.raises(ConfigError, match="pip install torch-fidelity"):
+                metric_of(fid(f"evaluation.inception={weights}"))
+
+
+def test_fid_of_images_of_four_channels_is_refused_in_one_line(model, data, monkeypatch):
+    monkeypatch.setattr(frechet, "sample_shape", lambda _: (4, 8, 8))
+    with pytest.raises(ConfigError, match="1 or 3 channels, these have 4"):
+        frechet.frechet_inception(model, data, fid().evaluation)
+
+
 def test_inception_weights_are_asked_for_and_never_a_pickle(tmp_path):
-    with pytest.raises(ConfigError, match="needs evaluation.inception"):
-        Inception(None)
+    for asked, found in ([], "None"), (["evaluation.inception=/absent.safetensors"], "'/absent.safetensors'"):
+        with pytest.raises(ConfigError, match=f"needs evaluation.inception, a safetensors file: {found} is none"):
+            metric_of(fid(*asked))
     with pytest.raises(DataError, match="never read"):
         Inception(str(tmp_path / "weights.pth"))

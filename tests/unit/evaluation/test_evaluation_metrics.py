@@ -43,9 +43,11 @@ def test_it_is_refused_before_anything_is_trained(command, tmp_path, monkeypatch
     monkeypatch.setattr(cli, "_train", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr("dbtrain.coordinator.ablate.run_grid", lambda *_: pytest.fail("trained"))
     monkeypatch.chdir(tmp_path)
-    arguments = [*command, str(CONFIGS / "vit_digits.yaml"), "evaluation.metric=bits", f"out={tmp_path}"]
-    result = CliRunner().invoke(cli.app, arguments)
-    assert result.exit_code == 2 and "does not fit model.arch=vit" in result.output
+    wrong = {"vit_digits": ("bits", "does not fit model.arch=vit"), "dit_digits": ("frechet_inception", "needs eval")}
+    for name, (metric, message) in wrong.items():
+        arguments = [*command, str(CONFIGS / f"{name}.yaml"), f"evaluation.metric={metric}", f"out={tmp_path}"]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 2 and message in result.output
     assert not list(tmp_path.iterdir())
 
 
