@@ -45,6 +45,14 @@ def test_a_judge_that_guesses_evenly_has_the_perplexity_of_its_vocabulary(tmp_pa
         Judge(path, CPU).perplexity(["a", ""])
 
 
+def test_a_text_longer_than_the_judge_reads_is_refused_with_its_limit(tmp_path):
+    reader = Judge(judge(tmp_path), CPU)
+    assert reader.perplexity(["a" * 64]) == pytest.approx(27, rel=1e-4)
+    for read in (reader.perplexity, reader.features):
+        with pytest.raises(ConfigError, match="evaluation.judge=.* reads at most 64 tokens, and a text has 65"):
+            read(["the cat", "a" * 65])
+
+
 def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="evaluation.judge=.*cannot be read") as caught:
         Judge(str(tmp_path / "none"), CPU)
