@@ -18,6 +18,8 @@ from dbtrain.models.registry import architecture
 
 Begin = Callable[[MergedModel, DataSet, EvaluationConfig], Begun]
 
+Better = Literal["higher", "lower"]
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -25,7 +27,8 @@ class Metric:
 
     label: str
     """As people call it, with its unit."""
-    better: Literal["higher", "lower"]
+    better: Better | Mapping[str, Better]
+    """Of every readout alike; or, if they differ, of each for which it is known."""
     begin: Begin
     """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data); what the
     splits have in common is made once."""
@@ -40,6 +43,11 @@ class Metric:
         """A score as people read it."""
         return f"{100 * score:.2f}" if self.percent else f"{score:.4f}"
 
+    def direction(self, readout: str) -> str:
+        """What is better, as a note to a readout; none where it goes for all alike or is not known."""
+        known = self.better.get(readout) if isinstance(self.better, Mapping) else None
+        return f" ({known} is better)" if known else ""
+
 
 def _plain(
     measure: Callable[[MergedModel, Split, EvaluationConfig], dict[str, float]],
@@ -53,13 +61,21 @@ def _plain(
     return begin
 
 
+GENERATED_BETTER: Mapping[str, Better] = {
+    "perplexity": "lower",
+    "distinct_2": "higher",
+    "mauve": "higher",
+    "ngram_mauve": "higher",
+}
+"""Entropy should be that of real texts, neither more nor less; and theirs (``text_...``) are no scores."""
+
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", _plain(accuracy), ("vit",), percent=True),
     # next-token likelihoods, of which a masked model has none, and the bound that only masking has
     "bits": Metric("bits a character", "lower", _plain(bits), ("ar_lm", "recurrent")),
     "elbo_bits": Metric("bits a character (ELBO)", "lower", _plain(elbo_bits), ("masked_lm",)),
     "generated": Metric(
-        "generated texts", "lower", _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
+        "generated texts", GENERATED_BETTER, _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
     ),
     "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, ("dit",)),
     "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",), check_inception),
