@@ -73,7 +73,7 @@ def train(
 
 
 def _check_metric(config: Config) -> None:
-    """Refuse a metric that does not fit before hours of training, not after."""
+    """Refuse a metric that does not fit, or lacks what it needs, before hours of training, not after."""
     from dbtrain.evaluation.metrics import metric_of
 
     metric_of(config)

@@ -35,6 +35,8 @@ class NoiseConfig(Section):
     whole_range: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a block's training levels that are drawn from the whole range instead of its slice."""
     weighting: Literal["none", "edm", "clamp"] = "none"
+    """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2, edm's but for a factor,
+    at most 5."""
     input_scaling: Literal["unit", "signal"] = "unit"
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dbtrain.data.splits import DataSet, LabelledImages, hold_out
@@ -88,11 +89,11 @@ def read_idx(path: Path, dims: int) -> Tensor:
 def hugging_face(path: str, image: str, label: str, classes: int, validation: float, mix: bool = True) -> DataSet:
     """A data set of the hub or a local folder that `datasets` reads, with splits ``train`` and ``test``.
 
-    A folder of pictures is sorted by class, so the validation share of ``train`` is cut after a fixed permutation,
-    unless `mix` is false.
+    A folder of pictures is sorted by class, so both are put into a fixed random order, unless `mix` is false; then the
+    validation share of ``train`` is cut.
 
     Raises:
-        DataError: it cannot be loaded, or lacks a split or column.
+        DataError: it cannot be loaded, lacks a split or column, or its pictures are not of 8 bits.
     """
     try:
         import datasets
@@ -108,14 +109,29 @@ def hugging_face(path: str, image: str, label: str, classes: int, validation: fl
             f"data.path={path!r} cannot be read as a Hugging Face data set with splits train and test and columns "
             f"{image!r} and {label!r}: {first_line(error)}"
         ) from error
-    return _data_set(parts[0].mixed() if mix else parts[0], parts[1], validation)
+    train, test = (part.mixed() if mix else part for part in parts)
+    return _data_set(train, test, validation)
 
 
 def _from_hugging_face(split: Any, image: str, label: str, classes: int) -> LabelledImages:
-    arrays = np.stack([np.asarray(picture) for picture in split[image]])
+    arrays = np.stack([_pixels(picture, f"picture {i} of {split.split}") for i, picture in enumerate(split[image])])
     channels_last = arrays[..., None] if arrays.ndim == 3 else arrays
     images = torch.from_numpy(channels_last).permute(0, 3, 1, 2).contiguous()
-    return LabelledImages(images.to(torch.uint8), torch.tensor(split[label], dtype=torch.int64), classes)
+    return LabelledImages(images, torch.tensor(split[label], dtype=torch.int64), classes)
+
+
+def _pixels(picture: Any, name: str) -> NDArray[np.uint8]:
+    """Bytes (H, W) or (H, W, channels) of a picture of PIL, or of rows of whole numbers."""
+    mode = getattr(picture, "mode", None)
+    # of one bit a pixel is true or false, which PIL makes black and white of
+    array = np.asarray(picture.convert("L") if mode == "1" else picture)
+    if mode is None and array.dtype.kind in "iu" and 0 <= array.min() <= array.max() <= 255:
+        array = array.astype(np.uint8)
+    # the bytes of a palette (P) are numbers of colours
+    if array.dtype != np.uint8 or mode in ("P", "PA"):
+        kind = f"values of {array.dtype}" if mode is None else f"pixels of PIL's mode {mode} ({array.dtype})"
+        raise DataError(f"{name} has {kind}, and images are kept in 8 bits: convert them to PIL's mode L or RGB")
+    return array
 
 
 def _data_set(rest: LabelledImages, test: LabelledImages, validation: float) -> DataSet:

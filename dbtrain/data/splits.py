@@ -89,6 +89,11 @@ def mixed(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed("dbtrain", "held out")))
 
 
+def partners(order: Tensor) -> Tensor:
+    """The sample that each of n is put beside, (n,): the one before it in an order (n,); never itself if n > 1."""
+    return torch.empty_like(order).index_copy(0, order, order.roll(1))
+
+
 def hold_out(whole: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
     """Split off the last `share` of the samples, in their order here, for validation.
 

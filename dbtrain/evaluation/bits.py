@@ -31,10 +31,11 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
     nats: dict[str, float] = defaultdict(float)
     characters = 0
     with torch.no_grad():
-        for number, indices in enumerate(batches(split, section, model)):
+        for indices in batches(split, section, model):
             batch = split.batch(indices, model.device)
             characters += split.characters(indices)
-            for name, probabilities in readouts(model.evaluations(batch, number, section.steps_per_block)).items():
+            evaluations = model.evaluations(batch, model.draws(indices), section.steps_per_block)
+            for name, probabilities in readouts(evaluations).items():
                 nats[name] += negative_log_likelihood(probabilities, batch["tokens"])
     return {name: total / characters / math.log(2) for name, total in nats.items()}
 
@@ -56,5 +57,9 @@ def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) 
 
 def evenly(size: int, most: int | None) -> Tensor:
     """Numbers of at most `most` samples (all if None), evenly spread over `size`."""
-    count = size if most is None else min(most, size)
+    return spread(size, size if most is None else min(most, size))
+
+
+def spread(size: int, count: int) -> Tensor:
+    """Numbers (count,) evenly spread over `size` samples, some more than once if there are fewer."""
     return torch.arange(count) * size // count

@@ -11,6 +11,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import DataSet, Split
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.bits import evenly, spread
 from dbtrain.evaluation.classifier import judge_of
 from dbtrain.evaluation.inception import Inception
 from dbtrain.evaluation.merged import MergedModel
@@ -43,8 +45,19 @@ def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationCon
 
 
 def frechet_inception(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
-    """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`."""
-    network = Inception(section.inception).to(model.device)
+    """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`.
+
+    Raises:
+        ConfigError: the images are of other than 1 or 3 channels.
+        DataError: the weights cannot be read.
+    """
+    channels = sample_shape(model.blueprint)[0]
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"evaluation.metric=frechet_inception reads images of 1 or 3 channels, these have {channels}: set it to "
+            "frechet_classifier"
+        )
+    network = Inception(str(section.inception)).to(model.device)
     return partial(distances, network, model, section, data.train), {}
 
 
@@ -55,12 +68,13 @@ def distances(
     """Distances between samples with a split's classes and all its images, lower being better.
 
     ``<solver>_<steps>`` is the score. The rest are controls: ``first`` (block 0 alone, in its own slice),
-    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other classes at every evaluation),
+    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other samples' at every evaluation),
     and ``training_images`` (real images instead of samples: the floor at these counts).
     """
     blueprint, size = model.blueprint, section.batch_size
-    real = _images(split, len(split), size, model.device)
-    labels = split.batch(torch.arange(section.samples) % len(split), model.device)["label"]
+    real = _images(split, torch.arange(len(split)), size, model.device)
+    # over the whole split: it may be sorted by class
+    labels = split.batch(spread(len(split), section.samples), model.device)["label"]
     metric = FrechetInceptionDistance(Features(int(str(features.num_features))), reset_real_features=False)
     for images in real:
         metric.update(features(images).cpu(), real=True)
@@ -78,7 +92,7 @@ def distances(
         bounded = samples if "latent_scale" in blueprint.shape else samples.clamp(-1, 1)
         scores[name] = distance(torch.split(bounded, size))
     if section.controls:
-        scores["training_images"] = distance(_images(train, min(section.samples, len(train)), size, model.device))
+        scores["training_images"] = distance(_images(train, evenly(len(train), section.samples), size, model.device))
     return scores
 
 
@@ -99,6 +113,6 @@ def plans(model: MergedModel, section: EvaluationConfig) -> dict[str, Plan]:
     return named
 
 
-def _images(split: Split, count: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    for indices in torch.split(torch.arange(count), size):
+def _images(split: Split, numbers: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
+    for indices in torch.split(numbers, size):
         yield split.batch(indices, device)["image"]

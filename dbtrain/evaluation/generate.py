@@ -30,12 +30,14 @@ class Generator:
         model: all blocks.
         section: how the blocks are read out.
         seed: of the noise that the chain starts from (under ``evaluation.start=noise``) and of the tokens drawn.
+        first: number of the first text, from which its draws follow.
     """
 
-    def __init__(self, model: MergedModel, section: EvaluationConfig, seed: int) -> None:
+    def __init__(self, model: MergedModel, section: EvaluationConfig, seed: int, first: int = 0) -> None:
         self.model = model
         self.section = section
         self.seed = seed
+        self.first = first
         self.blocks = [cast(ARLM, block) for block in model.blocks]
         self.noise: NoiseProcess = model.blueprint.noise()
         self.levels = chain_levels(model.blueprint, section.steps_per_block)
@@ -72,7 +74,7 @@ class Generator:
     def _draws(self, what: str, position: int, count: int) -> Draws:
         device = self.model.device
         key = torch.tensor(derive_seed(self.seed, "generate", what, position), device=device)
-        return Draws(key, torch.arange(count, device=device))
+        return Draws(key, self.first + torch.arange(count, device=device))
 
     @torch.no_grad()
     def continue_from(self, prompt: Tensor, length: int, temperature: float) -> Tensor:
@@ -96,13 +98,13 @@ class Generator:
         return (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
 
 
-def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
+def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
     """`length` more tokens (N, length), one after the other; each costs one pass of one slot."""
-    return Generator(model, model.blueprint.config.evaluation, seed).continue_from(prompt, length, temperature)
+    return Generator(model, model.blueprint.config.evaluation, seed, first).continue_from(prompt, length, temperature)
 
 
-Generate = Callable[[MergedModel, Tensor, int, float, int], Tensor]
-"""(model, prompts (N, P), length, temperature, seed) -> the tokens after the prompts (N, length)."""
+Generate = Callable[[MergedModel, Tensor, int, float, int, int], Tensor]
+"""(model, prompts (N, P), length, temperature, seed, number of the first) -> tokens after the prompts (N, length)."""
 
 GENERATORS: Mapping[str, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
 """By the name in an architecture's row."""
@@ -128,7 +130,7 @@ def continue_text(model: MergedModel, prompt: str, length: int, temperature: flo
             "model was trained on: shorten one of them"
         )
     tokens = torch.tensor([start], dtype=torch.int64, device=model.device)
-    return tokenizer.decode(GENERATORS[name](model, tokens, length, temperature, seed)[0].tolist())
+    return tokenizer.decode(GENERATORS[name](model, tokens, length, temperature, seed, 0)[0].tolist())
 
 
 def generate_text(run: Store, prompt: str, length: int, temperature: float, seed: int) -> str:

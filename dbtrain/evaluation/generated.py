@@ -32,18 +32,19 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     ``evaluation.mauve`` how near the two are, see :mod:`dbtrain.evaluation.mauve`.
 
     Raises:
-        ConfigError: the model draws no texts, the judge cannot be read, or MAUVE's package is missing.
+        ConfigError: the model draws no texts, the judge cannot be read or reads no texts so long, or MAUVE's package is
+            missing.
     """
     generates = architecture(model.blueprint.config.model.arch).generates
     if not isinstance(split, TokenWindows) or generates is None:
         raise ConfigError("evaluation.metric=generated needs a model that writes text: choose another metric")
+    judge = Judge(section.judge, model.device) if section.judge else None
     indices = evenly(len(split), section.texts or GENERATED)
     own: list[list[int]] = []
     while len(own) < len(indices):
-        own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), SEED + len(own))
+        own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), len(own))
     given = [split.tokens[index].tolist() for index in indices.tolist()]
     texts = {prefix: [split.tokenizer.decode(row) for row in rows] for prefix, rows in (("", own), ("text_", given))}
-    judge = Judge(section.judge, model.device) if section.judge else None
     scores: dict[str, float] = {}
     for prefix, rows in (("", own), ("text_", given)):
         if judge:
@@ -56,9 +57,9 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     return scores
 
 
-def _draw(model: MergedModel, generate: Generate, count: int, seed: int) -> list[list[int]]:
+def _draw(model: MergedModel, generate: Generate, count: int, first: int) -> list[list[int]]:
     nothing = torch.zeros(count, 0, dtype=torch.int64, device=model.device)
-    rows: list[list[int]] = generate(model, nothing, int(model.blueprint.shape["length"]), 1.0, seed).tolist()
+    rows: list[list[int]] = generate(model, nothing, int(model.blueprint.shape["length"]), 1.0, SEED, first).tolist()
     return rows
 
 

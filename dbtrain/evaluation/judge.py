@@ -36,14 +36,21 @@ class Judge:
         self._model = model.to(device).eval()
 
     def _ids(self, text: str) -> Tensor:
-        return cast(Tensor, self._tokenizer(text, return_tensors="pt")["input_ids"]).to(self._device)
+        ids = cast(Tensor, self._tokenizer(text, return_tensors="pt")["input_ids"]).to(self._device)
+        most = getattr(self._model.config, "max_position_embeddings", None)
+        if most is not None and ids.shape[1] > most:
+            raise ConfigError(
+                f"evaluation.judge={self.folder!r} reads at most {most} tokens, and a text has {ids.shape[1]} of its "
+                "tokens: choose a judge that reads more, or train with a shorter data.length"
+            )
+        return ids
 
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:
         """exp of the mean cross-entropy, in nats for each of the judge's own tokens after the first of a text.
 
         Raises:
-            ConfigError: no text has two tokens.
+            ConfigError: no text has two tokens, or one has more than the judge reads.
         """
         nats, tokens = 0.0, 0
         for ids in map(self._ids, texts):
@@ -56,7 +63,11 @@ class Judge:
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """The last layer's output at the last token of each text, (texts, width)  # Pillutla et al. 2021, section 3."""
+        """The last layer's output at the last token of each text, (texts, width)  # Pillutla et al. 2021, section 3.
+
+        Raises:
+            ConfigError: a text has more tokens than the judge reads.
+        """
         outputs = [self._model(self._ids(text), output_hidden_states=True).hidden_states[-1] for text in texts]
         return torch.stack([output[0, -1].float().cpu() for output in outputs])
 

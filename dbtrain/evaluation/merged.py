@@ -42,14 +42,13 @@ class MergedModel:
         blueprint = read_blueprint(manifest, load_codebook(merged))
         return MergedModel(blueprint, lambda block: load_block(merged, block), device)
 
-    def evaluations(self, batch: Batch, seed: int, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
-        """Every evaluation along the chain for a batch of N samples; `seed` makes the noise it starts from, if any.
+    def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
+        """Every evaluation along the chain for a batch of N samples; `draws` make the noise it starts from, if any.
 
         `rotate` puts every block into the place of the one so many before it: a control of what the order gives.
         """
         blueprint, noise = self.blueprint, self.blueprint.noise()
         example = self._example(batch)
-        draws = self.draws(seed, len(example.clean))
         start = noise.prior(tuple(example.clean.shape[1:]), draws)
         if blueprint.config.evaluation.start == "zero":
             start = noise.centre(start)
@@ -57,13 +56,13 @@ class MergedModel:
         denoise = self._denoiser(example.context, rotate)
         return list(chain(denoise, noise, blueprint.ranges, levels, start, level_shape=shape, draws=draws))
 
-    def on_true_codes(self, batch: Batch, others: Batch, seed: int, steps_per_block: int = 1) -> list[Evaluation]:
+    def on_true_codes(self, batch: Batch, others: Batch, draws: Draws, steps_per_block: int = 1) -> list[Evaluation]:
         """The chain's evaluations, each on the true target of `batch` noised as in training, and what `others` shows.
 
         A control: it tells how much of the answer is left in the noise.
         """
         noise, example = self.blueprint.noise(), self._example(batch)
-        denoise, draws = self._denoiser(self._example(others).context), self.draws(seed, len(example.clean))
+        denoise = self._denoiser(self._example(others).context)
         found = []
         for value in chain_levels(self.blueprint, steps_per_block):
             level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
@@ -72,10 +71,10 @@ class MergedModel:
             found.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
         return found
 
-    def draws(self, seed: int, count: int) -> Draws:
-        """The randomness of a walk over `count` samples."""
+    def draws(self, positions: Tensor, seed: int = 0) -> Draws:
+        """The randomness of a walk over the samples of these numbers (N,) in their split, however it is cut."""
         key = derive_seed(self.blueprint.config.seed, "evaluation", seed)
-        return Draws(torch.tensor(key, device=self.device), torch.arange(count, device=self.device))
+        return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
 
     def _example(self, batch: Batch) -> Example:
         return cast(BlockModel, self.blocks[0]).example(batch)
@@ -128,8 +127,9 @@ def verify(merged: MergedModel, load: LoadBlock, batch: Batch) -> list[str]:
         One line for each block whose output differs.
     """
     apart = MergedModel(merged.blueprint, load, merged.device)
+    draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
     with torch.no_grad():
-        pairs = zip(merged.evaluations(batch, 0), apart.evaluations(batch, 0), strict=True)
+        pairs = zip(merged.evaluations(batch, draws), apart.evaluations(batch, draws), strict=True)
         return [
             f"block {ours.block} at sigma {ours.level:g} differs from its checkpoint"
             for ours, theirs in pairs

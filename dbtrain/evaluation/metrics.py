@@ -12,10 +12,13 @@ from dbtrain.evaluation.bits import bits
 from dbtrain.evaluation.elbo import elbo_bits
 from dbtrain.evaluation.frechet import Begun, frechet_classifier, frechet_inception
 from dbtrain.evaluation.generated import describe_judge, generated
+from dbtrain.evaluation.inception import check_inception
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.models.registry import architecture
 
 Begin = Callable[[MergedModel, DataSet, EvaluationConfig], Begun]
+
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,26 @@ class Metric:
 
     label: str
     """As people call it, with its unit."""
-    better: Literal["higher", "lower"]
+    better: Better | Mapping[str, Better]
+    """Of every readout alike; or, if they differ, of each for which it is known."""
     begin: Begin
     """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data); what the
     splits have in common is made once."""
     fits: tuple[str, ...]
     """Architectures (model.arch) that it is for."""
+    check: Callable[[Config], None] = lambda config: None
+    """Raises ConfigError if something that it needs is missing, so that this shows before anything is trained."""
     percent: bool = False
     """Whether scores are shares, which people read in percent."""
 
     def write(self, score: float) -> str:
         """A score as people read it."""
         return f"{100 * score:.2f}" if self.percent else f"{score:.4f}"
+
+    def direction(self, readout: str) -> str:
+        """What is better, as a note to a readout; none where it goes for all alike or is not known."""
+        known = self.better.get(readout) if isinstance(self.better, Mapping) else None
+        return f" ({known} is better)" if known else ""
 
 
 def _plain(
@@ -50,16 +61,24 @@ def _plain(
     return begin
 
 
+GENERATED_BETTER: Mapping[str, Better] = {
+    "perplexity": "lower",
+    "distinct_2": "higher",
+    "mauve": "higher",
+    "ngram_mauve": "higher",
+}
+"""Entropy should be that of real texts, neither more nor less; and theirs (``text_...``) are no scores."""
+
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", _plain(accuracy), ("vit",), percent=True),
     # next-token likelihoods, of which a masked model has none, and the bound that only masking has
     "bits": Metric("bits a character", "lower", _plain(bits), ("ar_lm", "recurrent")),
     "elbo_bits": Metric("bits a character (ELBO)", "lower", _plain(elbo_bits), ("masked_lm",)),
     "generated": Metric(
-        "generated texts", "lower", _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
+        "generated texts", GENERATED_BETTER, _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
     ),
     "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, ("dit",)),
-    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",)),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",), check_inception),
 }
 
 
@@ -67,7 +86,7 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     """Name and row of the metric of a run: the one asked for, or its architecture's.
 
     Raises:
-        ConfigError: there is none of that name, or it is not for this architecture.
+        ConfigError: there is none of that name, it is not for this architecture, or something that it needs is missing.
     """
     name = config.evaluation.metric or architecture(config.model.arch).metric
     if name not in METRICS:
@@ -76,4 +95,5 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     if arch not in METRICS[name].fits:
         fitting = ", ".join(name for name, metric in METRICS.items() if arch in metric.fits)
         raise ConfigError(f"evaluation.metric={name} does not fit model.arch={arch}: set it to {fitting}")
+    METRICS[name].check(config)
     return name, METRICS[name]

@@ -68,18 +68,19 @@ def scores_table(metric: Metric, scores: Scores) -> Table:
     """One line for each readout."""
     table = Table("readout", *(f"{split} {metric.label}" for split in scores))
     for readout in scores["test"]:
-        table.add_row(readout, *(metric.write(split[readout]) for split in scores.values()))
+        table.add_row(readout + metric.direction(readout), *(metric.write(split[readout]) for split in scores.values()))
     return table
 
 
 def comparison(metric: Metric, blocks: dict[str, float], whole: dict[str, float], readout: str) -> Table:
-    """Table of both scores; the default readout of the blocks is named first."""
+    """Table of both scores, readout by readout; the default readout of the blocks is named first."""
     title = "isolated blocks beside end-to-end at equal FLOPs"
-    table = Table(f"test {metric.label}", "score", title=title, title_justify="left")
+    table = Table(f"test {metric.label}", "isolated blocks", "end to end", title=title, title_justify="left")
     for name in sorted(blocks, key=lambda name: name != readout):
         label = READOUTS.get(name, name.replace("_", " block ") if name.startswith("after_") else name)
         default = " (default readout)" if name == readout else ""
-        table.add_row(f"isolated blocks, {label}{default}", metric.write(blocks[name]))
-    table.add_section()
-    table.add_row("end to end", metric.write(whole.get("chain", next(iter(whole.values())))))
+        # end to end, the one block is the whole network: not like a block's part
+        like = name in whole and name != "first" and not name.startswith(("after_", "block_"))
+        beside = metric.write(whole[name]) if like else "-"
+        table.add_row(f"{label}{default}{metric.direction(name)}", metric.write(blocks[name]), beside)
     return table

@@ -7,6 +7,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dbtrain.data.splits import partners
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import LoadBlock, load_model
 from dbtrain.method.draws import Draws, derive_seed
@@ -36,7 +37,7 @@ class Plan:
     blend: bool = False
     """Average the estimates of all blocks that were trained at a level: near a boundary, of both neighbours."""
     scrambled: bool = False
-    """Tell random classes at every evaluation: a control."""
+    """Tell the classes of other samples, others at every level: a control."""
 
 
 class OneBlock:
@@ -96,7 +97,7 @@ def draw(
     chains = []
     for part in torch.split(positions, batch_size):
         start = noise.prior(tuple(shape), Draws(key, part))
-        denoise = _denoiser(blueprint, block_at, labels[part], part, plan)
+        denoise = _denoiser(blueprint, block_at, labels, part, plan)
         chains.append(chain(denoise, noise, blueprint.ranges, plan.levels, start, plan.solver))
     last: tuple[Tensor, ...] = ()
     for evaluations in zip(*chains, strict=True):
@@ -104,7 +105,8 @@ def draw(
     return torch.cat(last)
 
 
-def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, positions: Tensor, plan: Plan) -> Denoise:
+def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, part: Tensor, plan: Plan) -> Denoise:
+    """Of the samples with these numbers, `part` of all that `labels` has."""
     ranges, overlap = blueprint.ranges, blueprint.config.noise.overlap
 
     def estimate(number: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, positions
         return model.denoised(output)
 
     def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        context = _scrambled(labels, positions, float(level[0]), plan.seed) if plan.scrambled else labels
+        context = (_scrambled(labels, float(level[0]), plan.seed) if plan.scrambled else labels)[part]
         asked = ranges.trained_at(float(level[0]), overlap) if plan.blend else (block,)
         numbers = [plan.order[b] if plan.order else b for b in asked]
         denoised = torch.stack([estimate(number, noisy, level, context) for number in numbers]).mean(dim=0)
@@ -125,7 +127,8 @@ def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, positions
     return denoise
 
 
-def _scrambled(labels: Tensor, positions: Tensor, level: float, seed: int) -> Tensor:
-    """Labels of other samples of the batch, others at every level."""
+def _scrambled(labels: Tensor, level: float, seed: int) -> Tensor:
+    """Labels (N,) of other samples, others at every level; of all samples, as those of a batch may be of one class."""
     key = torch.tensor(derive_seed(seed, "scrambled", level.hex()), device=labels.device)
-    return labels[Draws(key, positions).uniform((), 0).argsort()]
+    order = Draws(key, torch.arange(len(labels), device=labels.device)).uniform((), 0).argsort(stable=True)
+    return labels[partners(order)]

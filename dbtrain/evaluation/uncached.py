@@ -9,14 +9,18 @@ from dbtrain.method.draws import Draws, derive_seed
 
 
 @torch.no_grad()
-def uncached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
-    """`length` more tokens (N, length) after prompts (N, P), by the readout and steps of the run's configuration."""
+def uncached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
+    """`length` more tokens (N, length) after prompts (N, P), by the readout and steps of the run's configuration.
+
+    What is drawn for a text follows from the seed and its number, `first` and those after it.
+    """
     section, text = model.blueprint.config.evaluation, prompt
-    rows = torch.arange(len(prompt), device=model.device)
+    rows = first + torch.arange(len(prompt), device=model.device)
     for position in range(prompt.shape[1], prompt.shape[1] + length):
         # in the last place stands the token to be drawn; as the model is causal, what is put there is not seen
         batch = {"tokens": torch.cat([text, text.new_zeros(len(text), 1)], dim=1)}
-        found = readouts(model.evaluations(batch, seed, section.steps_per_block))[section.readout][:, -1]
+        evaluations = model.evaluations(batch, model.draws(rows, seed), section.steps_per_block)
+        found = readouts(evaluations)[section.readout][:, -1]
         sharp = sharpened(found.log(), temperature).double().softmax(dim=-1)
         key = torch.tensor(derive_seed(seed, "generate", "token", position), device=model.device)
         point = Draws(key, rows).uniform((), 0).double()

@@ -12,18 +12,22 @@ from dbtrain.method.sampler import chain
 
 
 @torch.no_grad()
-def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature: float, seed: int) -> Tensor:
+def unmask(
+    model: MergedModel, start: Tensor, steps_per_block: int, temperature: float, seed: int, first: int = 0
+) -> Tensor:
     """Token ids (N, L) in place of the masks of `start` (N, L); what is seen there stays. A function of its arguments.
 
-    Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). A step reveals several tokens without
-    their seeing each other: as many steps as there are tokens leave little of that.
+    Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). The first share is the greatest of
+    `start`: p(token | what is seen) does not depend on the level, and blocks of higher shares never saw so few masks. A
+    step reveals several tokens without their seeing each other: as many steps as there are tokens leave little of that.
 
     Args:
         model: the merged model.
         start: token ids, the mask's where a token is to be drawn.
-        steps_per_block: steps in each block's slice.
+        steps_per_block: steps in each block's slice; as many fewer in all as there are fewer masks than places.
         temperature: of the softmax; at 0 a revealed token is the likeliest.
         seed: of the draws.
+        first: number of the first text, from which its draws follow.
     """
     blueprint, noise = model.blueprint, model.blueprint.noise()
 
@@ -33,7 +37,11 @@ def unmask(model: MergedModel, start: Tensor, steps_per_block: int, temperature:
         output = own.readout(hidden, noisy, level)
         return output, own.denoised(sharpened(output, temperature))
 
-    levels, draws = chain_levels(blueprint, steps_per_block), model.draws(seed, len(start))
+    share = float((start == int(blueprint.shape["vocabulary"])).double().mean(dim=1).max())
+    if not share:
+        return start
+    levels = [share, *(level for level in chain_levels(blueprint, steps_per_block) if level < share)]
+    draws = model.draws(first + torch.arange(len(start)), seed)
     for last in chain(denoise, noise, blueprint.ranges, levels, start, draws=draws):
         noisy, denoised, at = last.noisy, last.denoised, last.level
     level = torch.full((len(start),), at, device=start.device)
@@ -47,12 +55,12 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
     return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
 
 
-def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int) -> Tensor:
-    """`length` tokens (N, length) after prompts (N, P), in about as many steps as the window has tokens."""
+def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
+    """`length` tokens (N, length) after prompts (N, P), in about as many steps as the window has masks after them."""
     blueprint = model.blueprint
     window = int(blueprint.shape["length"])
     start = torch.full((len(prompt), window), int(blueprint.shape["vocabulary"]), device=model.device)
     start[:, : prompt.shape[1]] = prompt
     # the whole window is drawn, as in training: what a text is cut off from counts for what it says
-    tokens = unmask(model, start, math.ceil(window / blueprint.split.blocks), temperature, seed)
+    tokens = unmask(model, start, math.ceil(window / blueprint.split.blocks), temperature, seed, first)
     return tokens[:, prompt.shape[1] : prompt.shape[1] + length]

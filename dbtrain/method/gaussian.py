@@ -16,7 +16,7 @@ NOISE_STREAM = 1
 
 Weighting = Literal["none", "edm", "clamp"]
 MOST_WEIGHT = 5.0
-"""Greatest weight under `clamp`."""
+"""Greatest weight under `clamp`, where it is 1 at the most noise."""
 
 InputScaling = Literal["unit", "signal"]
 
@@ -31,7 +31,7 @@ class GaussianNoise:
     Args:
         distribution: distribution of the training levels over the whole range.
         sigma_data: standard deviation of one element of y.
-        weighting: `none`; `edm` (L2 losses only); `clamp` (edm, at most `MOST_WEIGHT`).
+        weighting: `none`; `edm` (L2 losses only); `clamp` (edm times sigma_data^2, at most `MOST_WEIGHT`).
         input_scaling: `unit` is c_in; `signal` is 1/(sigma^2 + sigma_data^2), which fades pure noise out of the input.
         per_position: one sigma for each position of (N, L, D) instead of one a sample.
     """
@@ -82,11 +82,16 @@ class GaussianNoise:
         return level.log() / 4
 
     def weight(self, level: Tensor) -> Tensor:
-        """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`."""
+        """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`.
+
+        Under `clamp` lambda * sigma_data^2 = 1 + sigma_data^2/sigma^2, at most `MOST_WEIGHT`.
+        """
         if self.weighting == "none":
             return torch.ones_like(level)
-        weight = (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
-        return weight.clamp(max=MOST_WEIGHT) if self.weighting == "clamp" else weight
+        if self.weighting == "clamp":
+            # lambda itself is above the bound at every level for codes, whose 1/sigma_data^2 is their width
+            return (1 + (self.sigma_data / level) ** 2).clamp(max=MOST_WEIGHT)
+        return (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
 
     def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
         """sigma_max * eps, (N, *shape)."""

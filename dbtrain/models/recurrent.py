@@ -33,7 +33,8 @@ class RecurrentStem(nn.Module):
     def enter(self, state: Tensor, read: Tensor) -> Tensor:
         """What the core takes, from its state and the prelude's output  # Huginn, section 3.2."""
         entered: Tensor = self.adapter(torch.cat([state, read], dim=-1))
-        return entered
+        # under autocast a linear layer's output is bfloat16; what layers add up in stays as fine as the prelude's
+        return entered.to(read.dtype)
 
 
 class NoiseStart(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dbtrain.data.images import read_idx
+from dbtrain.data.images import _pixels, read_idx
 from dbtrain.data.registry import load
 from dbtrain.errors import DataError
 
@@ -129,13 +129,13 @@ def offline(tmp_path, monkeypatch):
     return tmp_path
 
 
-def pictures(folder, mode="RGB"):
-    for split, count in (("train", 8), ("test", 2)):
+def pictures(folder, test=2):
+    for split, count in (("train", 8), ("test", test)):
         for label in ("cat", "dog"):
             place = folder / split / label
             place.mkdir(parents=True)
             for i in range(count // 2):
-                Image.new(mode, (6, 4), (200 if label == "dog" else 10, 0, 0)).save(place / f"{i}.png")
+                Image.new("RGB", (6, 4), (200 if label == "dog" else 10, 0, 0)).save(place / f"{i}.png")
 
 
 def load_hf(path, **changes):
@@ -161,6 +161,45 @@ def test_a_folder_of_pictures_is_read_through_datasets(offline):
         load_hf(offline / "pets", image="picture")
     with pytest.raises(DataError, match="label 1 of sample .* 1 classes"):
         load_hf(offline / "pets", classes=1)
+
+
+def test_the_test_split_is_mixed_as_the_training_split_is(offline):
+    pictures(offline / "pets", test=20)
+    labels = load_hf(offline / "pets").test.batch(torch.arange(20), CPU)["label"]
+    assert labels.bincount().tolist() == [10, 10] and all(len(part.unique()) == 2 for part in labels.split(10))
+
+
+def of_mode(folder, mode, value):
+    pictures(folder)
+    for file in folder.rglob("*.png"):
+        Image.new(mode, (6, 4), value).save(file)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "found"),
+    [("I;16", 300, r"mode I;16 \(uint16\)"), ("I;16", 3, "mode I;16"), ("P", 3, r"mode P \(uint8\)")],
+    ids=["16 bits", "16 bits, all of them small", "palette"],
+)
+def test_pictures_that_are_not_of_8_bits_are_refused(offline, mode, value, found):
+    of_mode(offline / "pets", mode, value)
+    with pytest.raises(DataError, match=rf"picture 0 of train has pixels of PIL's {found}.*convert them .*L or RGB"):
+        load_hf(offline / "pets")
+
+
+def test_of_pictures_of_one_bit_black_and_white_are_made(offline):
+    of_mode(offline / "pets", "1", 1)
+    for file in (offline / "pets").rglob("0.png"):
+        Image.new("1", (6, 4), 0).save(file)
+    data = load_hf(offline / "pets")
+    images = data.train.batch(torch.arange(6), CPU)["image"]
+    assert data.shape["image"] == (1, 4, 6) and images.unique().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize(("value", "found"), [(0.5, "float64"), (256, "int64"), (-1, "int64")])
+def test_numbers_that_8_bits_do_not_hold_are_refused(value, found):
+    assert _pixels([[0, 255]], "picture").dtype == np.uint8
+    with pytest.raises(DataError, match=f"picture 7 of test has values of {found}"):
+        _pixels([[0, value]], "picture 7 of test")
 
 
 def test_a_path_that_is_no_data_set_is_refused_in_one_line(offline):

@@ -6,9 +6,11 @@ import torch
 
 from dbtrain.config import EvaluationConfig, load_config
 from dbtrain.coordinator.settle import design
+from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError, DataError, ShardError
 from dbtrain.evaluation import classifier as room
-from dbtrain.evaluation import frechet
+from dbtrain.evaluation import frechet, inception
+from dbtrain.evaluation.bits import evenly
 from dbtrain.evaluation.classifier import Classifier, accuracy_of, fit, judge_of
 from dbtrain.evaluation.frechet import distances, plans
 from dbtrain.evaluation.inception import Inception
@@ -72,13 +74,18 @@ def test_the_distance_is_that_of_two_gaussians(model, data, monkeypatch):
     scores = distances(Pixels(), model, EvaluationConfig(samples=300, steps=6, batch_size=128), data.train, data.test)
     assert list(scores) == ["euler_6", "first", "shuffled_blocks", "scrambled_class", "training_images"]
     test = data.test.batch(torch.arange(len(data.test)), CPU)["image"]
-    train = data.train.batch(torch.arange(300), CPU)["image"]
+    train = data.train.batch(evenly(len(data.train), 300), CPU)["image"]
     assert scores["euler_6"] == pytest.approx(closed_form(test, drawn[0].clamp(-1, 1)), rel=1e-4)
     assert scores["training_images"] == pytest.approx(closed_form(test, train), rel=1e-3)
     assert scores["training_images"] < 0.1 * scores["euler_6"]
 
 
-def test_samples_have_the_splits_classes_and_every_model_the_same_noise(model, data, monkeypatch):
+@pytest.mark.parametrize("samples", [90, 500])
+def test_samples_have_the_classes_of_a_split_that_is_sorted_and_every_model_the_same_noise(
+    model, data, monkeypatch, samples
+):
+    by_class = data.test.labels.argsort(stable=True)
+    split = LabelledImages(data.test.images[by_class], data.test.labels[by_class], 10, 16.0)
     seen = []
 
     def watched(blueprint, block_at, labels, shape, plan, batch_size):
@@ -86,9 +93,24 @@ def test_samples_have_the_splits_classes_and_every_model_the_same_noise(model, d
         return torch.rand(len(labels), *shape)
 
     monkeypatch.setattr(frechet, "draw", watched)
-    distances(Pixels(), model, EvaluationConfig(samples=500, steps=6), data.train, data.test)
-    labels = torch.tensor([data.test.labels[i % len(data.test)] for i in range(500)])
-    assert all(torch.equal(told, labels) and seed == 0 for told, seed in seen)
+    distances(Pixels(), model, EvaluationConfig(samples=samples, steps=6), data.train, split)
+    expected = split.labels.bincount() * samples / len(split)
+    assert len(seen) == 4 and all((told.bincount() - expected).abs().max() <= 1 and seed == 0 for told, seed in seen)
+
+
+def test_the_training_images_are_of_all_classes_of_a_split_that_is_sorted(model, data, monkeypatch):
+    seen = []
+
+    class Watched(LabelledImages):
+        def batch(self, indices, device):
+            seen.extend(self.labels[indices].tolist())
+            return super().batch(indices, device)
+
+    by_class = data.train.labels.argsort(stable=True)
+    train = Watched(data.train.images[by_class], data.train.labels[by_class], 10, 16.0)
+    monkeypatch.setattr(frechet, "draw", lambda _, __, labels, shape, *___: torch.rand(len(labels), *shape))
+    distances(Pixels(), model, EvaluationConfig(samples=50, steps=6), train, data.test)
+    assert len(seen) == 50 and set(seen) == set(range(10))
 
 
 def test_readouts_say_how_samples_were_drawn(model):
@@ -153,8 +175,34 @@ def test_the_metric_is_never_called_fid_without_inception():
         metric_of(load_config(None, ["evaluation.metric=fid"], base=SMALL))
 
 
+def fid(*overrides, **changes):
+    return load_config(None, ["evaluation.metric=frechet_inception", *overrides], base={**SMALL, **changes})
+
+
+def test_what_fid_needs_is_looked_at_before_anything_is_trained(tmp_path, monkeypatch):
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    latents = {"source": "latents", "path": "latents.safetensors", "classes": 10}
+    with pytest.raises(ConfigError, match="data.source=latents holds none: set it to frechet_classifier"):
+        metric_of(fid(f"evaluation.inception={weights}", data=latents))
+    for installed in (None, object()):
+        monkeypatch.setattr(inception, "find_spec", {"torch_fidelity": installed}.__getitem__)
+        if installed:
+            assert metric_of(fid(f"evaluation.inception={weights}"))[1].label == "FID"
+        else:
+            with pytest.raises(ConfigError, match="pip install torch-fidelity"):
+                metric_of(fid(f"evaluation.inception={weights}"))
+
+
+def test_fid_of_images_of_four_channels_is_refused_in_one_line(model, data, monkeypatch):
+    monkeypatch.setattr(frechet, "sample_shape", lambda _: (4, 8, 8))
+    with pytest.raises(ConfigError, match="1 or 3 channels, these have 4"):
+        frechet.frechet_inception(model, data, fid().evaluation)
+
+
 def test_inception_weights_are_asked_for_and_never_a_pickle(tmp_path):
-    with pytest.raises(ConfigError, match="needs evaluation.inception"):
-        Inception(None)
+    for asked, found in ([], "None"), (["evaluation.inception=/absent.safetensors"], "'/absent.safetensors'"):
+        with pytest.raises(ConfigError, match=f"needs evaluation.inception, a safetensors file: {found} is none"):
+            metric_of(fid(*asked))
     with pytest.raises(DataError, match="never read"):
         Inception(str(tmp_path / "weights.pth"))

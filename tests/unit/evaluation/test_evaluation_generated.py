@@ -45,6 +45,14 @@ def test_a_judge_that_guesses_evenly_has_the_perplexity_of_its_vocabulary(tmp_pa
         Judge(path, CPU).perplexity(["a", ""])
 
 
+def test_a_text_longer_than_the_judge_reads_is_refused_with_its_limit(tmp_path):
+    reader = Judge(judge(tmp_path), CPU)
+    assert reader.perplexity(["a" * 64]) == pytest.approx(27, rel=1e-4)
+    for read in (reader.perplexity, reader.features):
+        with pytest.raises(ConfigError, match="evaluation.judge=.* reads at most 64 tokens, and a text has 65"):
+            read(["the cat", "a" * 65])
+
+
 def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="evaluation.judge=.*cannot be read") as caught:
         Judge(str(tmp_path / "none"), CPU)
@@ -80,7 +88,10 @@ def test_every_language_model_draws_texts_that_differ(configure, data, arch, ran
     changes = [f"noise.ranges={ranges}", "evaluation.texts=3", "evaluation.steps_per_block=2"]
     config = configure(f"model.arch={arch}", *(["blocks=1"] if arch == "recurrent" else []), *changes)
     model = merged(config, data)
-    rows = _draw(model, GENERATORS[architecture(arch).generates], 3, 0)
+    generate = GENERATORS[architecture(arch).generates]
+    rows = _draw(model, generate, 3, 0)
+    # a text is a function of its number, however many are drawn at a time
+    assert _draw(model, generate, 1, 2) == rows[2:]
     assert [len(row) for row in rows] == [24] * 3 and len({tuple(row) for row in rows}) == 3
     assert max(map(max, rows)) < 27
     assert 0 < generated(model, data.test, config.evaluation)["entropy"] < math.log2(24)

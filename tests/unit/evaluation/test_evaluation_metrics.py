@@ -43,10 +43,41 @@ def test_it_is_refused_before_anything_is_trained(command, tmp_path, monkeypatch
     monkeypatch.setattr(cli, "_train", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr("dbtrain.coordinator.ablate.run_grid", lambda *_: pytest.fail("trained"))
     monkeypatch.chdir(tmp_path)
-    arguments = [*command, str(CONFIGS / "vit_digits.yaml"), "evaluation.metric=bits", f"out={tmp_path}"]
-    result = CliRunner().invoke(cli.app, arguments)
-    assert result.exit_code == 2 and "does not fit model.arch=vit" in result.output
+    wrong = {"vit_digits": ("bits", "does not fit model.arch=vit"), "dit_digits": ("frechet_inception", "needs eval")}
+    for name, (metric, message) in wrong.items():
+        arguments = [*command, str(CONFIGS / f"{name}.yaml"), f"evaluation.metric={metric}", f"out={tmp_path}"]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 2 and message in result.output
     assert not list(tmp_path.iterdir())
+
+
+def rows(table):
+    return list(zip(*(column.cells for column in table.columns), strict=True))
+
+
+def test_a_comparison_prints_like_beside_like():
+    blocks = {"chain": 0.8, "mean": 0.9, "first": 0.7, "after_0": 0.7, "after_1": 0.8, "scrambled": 0.1}
+    whole = {"chain": 0.85, "mean": 0.85, "first": 0.85, "after_0": 0.85}
+    assert rows(report.comparison(METRICS["accuracy"], blocks, whole, "mean")) == [
+        ("mean over the chain (default readout)", "90.00", "85.00"),
+        ("last of the chain", "80.00", "85.00"),
+        # a part of the blocks has nothing like it in a network without parts
+        ("block 0 alone", "70.00", "-"),
+        ("after block 0", "70.00", "-"),
+        ("after block 1", "80.00", "-"),
+        ("control: true codes noised, images of other samples", "10.00", "-"),
+    ]
+
+
+def test_each_readout_of_generated_texts_says_which_way_is_better():
+    scores = {"perplexity": 9.0, "entropy": 3.0, "distinct_2": 0.5, "text_distinct_2": 0.6, "mauve": 0.4}
+    directions = {"perplexity": "lower", "distinct_2": "higher", "mauve": "higher"}
+    names = [name + (f" ({directions[name]} is better)" if name in directions else "") for name in scores]
+    metric = METRICS["generated"]
+    for table in (report.comparison(metric, scores, scores, "mean"), report.scores_table(metric, {"test": scores})):
+        assert [row[0] for row in rows(table)] == names
+    assert rows(report.comparison(metric, scores, {**scores, "mauve": 0.3}, "mean"))[-1][1:] == ("0.4000", "0.3000")
+    assert metric.direction("entropy") == METRICS["accuracy"].direction("mean") == ""
 
 
 def test_train_evaluates_as_this_command_says(tmp_path, monkeypatch):

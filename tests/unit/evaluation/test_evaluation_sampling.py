@@ -194,10 +194,15 @@ def test_scrambled_classes_are_those_of_others_and_new_at_every_level(blueprint)
             told.append(context)
             return super().run(layers, noisy, level, context)
 
-    labels = torch.arange(10)
-    draw(blueprint, lambda _: Watch(), labels, SHAPE, Plan(levels_of(blueprint, 3, "slices"), scrambled=True), 10)
+    labels, plan = torch.arange(10), Plan(levels_of(blueprint, 3, "slices"), scrambled=True)
+    draw(blueprint, lambda _: Watch(), labels, SHAPE, plan, 10)
     assert all(torch.equal(context.sort().values, labels) for context in told)
-    assert not any(torch.equal(context, labels) for context in told) and not torch.equal(told[0], told[1])
+    assert not any((context == labels).any() for context in told) and not torch.equal(told[0], told[1])
+    whole = list(told)
+    told.clear()
+    # a batch may be of one class, or of one sample: others are those of all samples
+    draw(blueprint, lambda _: Watch(), labels, SHAPE, plan, 3)
+    assert all(torch.equal(torch.cat(told[4 * i : 4 * i + 4]), context) for i, context in enumerate(whole))
 
 
 def test_schedules_span_the_range_and_fall(blueprint):

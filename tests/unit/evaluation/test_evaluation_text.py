@@ -66,7 +66,7 @@ def test_a_merged_model_says_nothing_of_a_token_from_that_token(configure, data,
     changed = tokens.clone()
     changed[:, 10:] = (changed[:, 10:] + 1) % 27
     with torch.no_grad():
-        one, two = (readouts(model.evaluations({"tokens": t}, 5)) for t in (tokens, changed))
+        one, two = (readouts(model.evaluations({"tokens": t}, model.draws(torch.arange(3)))) for t in (tokens, changed))
     assert set(one) == {"chain", "mean", "first", "after_0", "after_1", "after_2"}
     for name in one:
         assert torch.equal(one[name][:, :11], two[name][:, :11])
@@ -74,18 +74,19 @@ def test_a_merged_model_says_nothing_of_a_token_from_that_token(configure, data,
         assert torch.allclose(one[name].sum(-1), torch.tensor(1.0))
 
 
-def test_bits_are_those_of_the_probabilities_by_hand(configure, data, monkeypatch):
-    config = configure("evaluation.texts=6")
+@pytest.mark.parametrize("start", ["zero", "noise"])
+def test_bits_are_those_of_the_probabilities_by_hand(configure, data, monkeypatch, start):
+    config = configure("evaluation.texts=6", f"evaluation.start={start}")
     model, shown = merged(config, data), evenly(len(data.test), 6)
     found = bits(model, data.test, config.evaluation)
-    batches = [data.test.batch(part, CPU) for part in (shown[:4], shown[4:])]
+    batch = data.test.batch(shown, CPU)
     with torch.no_grad():
-        parts = [(readouts(model.evaluations(b, i)), b["tokens"]) for i, b in enumerate(batches)]
+        whole = readouts(model.evaluations(batch, model.draws(shown)))
     for name in found:
-        own = [p[name].gather(-1, t[..., None]).log2().sum() for p, t in parts]
-        assert found[name] == pytest.approx(-float(sum(own)) / (6 * 24), rel=1e-5)
+        own = whole[name].gather(-1, batch["tokens"][..., None]).log2().sum()
+        assert found[name] == pytest.approx(-float(own) / (6 * 24), rel=1e-5)
     assert found["first"] == found["after_0"] != found["chain"] == found["after_2"]
-    # how the samples are cut into batches does not matter to a chain that starts at zero
+    # how the samples are cut into batches does not matter
     monkeypatch.setattr(room, "MOST_LOGITS", 2 * 24 * 27)
     assert bits(model, data.test, config.evaluation) == pytest.approx(found, rel=1e-5)
 
@@ -127,7 +128,7 @@ def test_the_cached_distribution_of_every_token_is_the_uncached_one(configure, d
     assert len(generator.caches) == 3 * steps
     context = model.blocks[0].before(tokens)
     with torch.no_grad():
-        whole = readouts(model.evaluations({"tokens": tokens}, 0, steps))[readout]
+        whole = readouts(model.evaluations({"tokens": tokens}, model.draws(torch.arange(2)), steps))[readout]
         found = [
             generator.probabilities(context[:, :7]),
             *(generator.probabilities(c) for c in context[:, 7:].split(1, 1)),

@@ -54,6 +54,24 @@ def test_what_is_seen_at_the_start_stays(merged):
     assert torch.equal(texts[:, 5:9], start[:, 5:9]) and texts.max() < 3
 
 
+@pytest.mark.parametrize(
+    ("masked", "filled"),
+    [(40, [1 / 3, 1 / 3, 1 / 3]), (30, [1 / 9, 4 / 9, 4 / 9]), (20, [0, 1 / 3, 2 / 3]), (9, [0, 0, 1])],
+)
+def test_after_a_prompt_only_blocks_of_the_masked_share_that_is_left_are_asked(merged, masked, filled):
+    start = masks(400)
+    start[:, : 40 - masked] = 0
+    texts = unmask(merged, start, 14, 1.0, seed=1)[:, 40 - masked :]
+    shares = torch.bincount(texts.flatten(), minlength=3) / texts.numel()
+    assert shares.tolist() == pytest.approx(filled, abs=0.02)
+    assert [share > 0 for share in shares.tolist()] == [share > 0 for share in filled]
+
+
+def test_a_text_without_masks_is_left_as_it_is(merged):
+    text = torch.tensor([[0, 1, 2, 1] * 10])
+    assert torch.equal(unmask(merged, text, 2, 1.0, seed=1), text)
+
+
 def test_a_text_is_a_function_of_the_seed(merged):
     assert torch.equal(unmask(merged, masks(4), 2, 1.0, seed=1), unmask(merged, masks(4), 2, 1.0, seed=1))
     assert not torch.equal(unmask(merged, masks(4), 2, 1.0, seed=1), unmask(merged, masks(4), 2, 1.0, seed=2))
@@ -124,5 +142,5 @@ def test_the_likeliest_continuation_of_a_recurrent_model_is_that_of_its_whole_te
     prompt = torch.tensor([[3, 1, 4]])
     text = torch.cat([prompt, uncached(model, prompt, 8, 0.0, 0)], dim=1)
     with torch.no_grad():
-        whole = readouts(model.evaluations({"tokens": text}, 0, 3))["mean"]
+        whole = readouts(model.evaluations({"tokens": text}, model.draws(torch.arange(1)), 3))["mean"]
     assert torch.equal(whole.argmax(dim=-1)[:, 3:], text[:, 3:])

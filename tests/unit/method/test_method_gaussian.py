@@ -67,7 +67,13 @@ def test_weights():
     edm = noise(weighting="edm").weight(s)
     assert edm.tolist() == pytest.approx([250_004, 8.0, 4.00015625], rel=1e-6)
     assert noise().weight(s).tolist() == [1, 1, 1]
-    assert noise(weighting="clamp").weight(s).tolist() == pytest.approx([5.0, 5.0, 4.00015625])
+    assert noise(weighting="clamp").weight(s).tolist() == pytest.approx([5.0, 2.0, 1.0000390625], rel=1e-6)
+
+
+def test_clamped_weights_tell_the_levels_of_codes_apart():
+    codes = GaussianNoise(PAPER, 64**-0.5, "clamp")
+    found = codes.weight(torch.tensor([0.01, 0.125, 0.25, 20.0])).tolist()
+    assert found == pytest.approx([5.0, 2.0, 1.25, 1.0], rel=1e-4)
 
 
 def test_a_perfect_denoiser_keeps_the_same_noise_at_the_lower_level():

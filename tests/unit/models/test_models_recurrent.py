@@ -112,6 +112,17 @@ def test_the_denoiser_is_trained_by_one_pass_and_predicts_codes(noisy):
     assert not torch.allclose(output, lower)
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_under_autocast_layers_add_up_in_float32(unrolled, noisy):
+    model, seen = awake(unrolled=unrolled), []
+    layers = [*model.stem.prelude, *model.layers.values(), *model.head.coda]
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, result: seen.extend([given[0].dtype, result.dtype]))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model, noisy, model.example({"tokens": TOKENS}).context)
+    assert len(seen) >= 2 * len(layers) and set(seen) == {torch.float32}
+
+
 def test_the_loss_at_the_start_is_that_of_guessing_and_training_lowers_it():
     model = recurrent()
     objective = BlockObjective(model, range(2), 1.0, 10.0, "fp32")
