@@ -10,7 +10,7 @@ from dbtrain.shards.store import Store
 def resumed(monkeypatch, where):
     """(exit code, configurations that were trained, what was said)."""
     trained = []
-    monkeypatch.setattr(cli, "_train", lambda config, console: trained.append(config))
+    monkeypatch.setattr(cli.training, "train_and_merge", lambda config, console: trained.append(config))
     result = CliRunner().invoke(cli.app, ["resume", where])
     return result.exit_code, trained, " ".join(result.output.split())
 

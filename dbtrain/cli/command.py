@@ -1,0 +1,58 @@
+"""What all commands share: the application, their arguments, and how errors reach the user."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dbtrain.errors import DbtrainError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a deep residual network as isolated blocks (DiffusionBlocks), merge them, and evaluate the whole.",
+)
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; those that are shipped lie in configs/.")]
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as model.depth=12 blocks=3.")]
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster: auto, host:port or ray://host:port; by default one on this machine alone."),
+]
+
+
+RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """A user's mistake ends in one line and a non-zero code; a bug shows its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except DbtrainError as error:
+            Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped; the same command continues from the last commits", highlight=False)
+            raise typer.Exit(130) from None
+        except (typer.Exit, BrokenPipeError):  # a reader that has seen enough, such as head, is no bug: click ends it
+            raise
+        except Exception:
+            traceback.print_exc()
+            print("this is a bug in dbtrain; please report it with the lines above", file=sys.stderr)
+            raise typer.Exit(70) from None
+
+    return wrapped

@@ -1,0 +1,103 @@
+"""Commands that train more than one run and put them side by side."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dbtrain.cli.command import Address, ConfigFile, Overrides, app, reported
+from dbtrain.cli.training import at_address, check_metric, train_and_merge
+from dbtrain.config import load_config
+from dbtrain.errors import ConfigError
+from dbtrain.telemetry.console import make_console
+
+
+@app.command()
+@reported
+def baseline(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="end_to_end; checkpointing: the same with activation checkpointing; joint: all blocks in one process, "
+            "with one stem and head; for classifiers: greedy (layer-wise), forward_forward, ensemble of shallow nets."
+        ),
+    ] = "end_to_end",
+    address: Address = None,
+) -> None:
+    """Train the same layers in another way, with the FLOPs that the blocks take together, in a run of its own."""
+    from dbtrain.coordinator.baseline import baseline as make_baseline
+
+    console, made = make_console(), make_baseline(at_address(load_config(config, overrides or []), address), kind)
+    console.print(made.describe(), highlight=False, soft_wrap=True)
+    train_and_merge(made.config, console)
+
+
+@app.command()
+@reported
+def compare(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
+    """Train, merge and evaluate the blocks, then the end-to-end baseline at equal FLOPs, and show both."""
+    from dbtrain.coordinator.baseline import end_to_end
+    from dbtrain.coordinator.status import status as read_status
+    from dbtrain.evaluation.report import comparison, evaluate_run
+    from dbtrain.shards.store import Store
+    from dbtrain.telemetry.console import blocks_table
+
+    console = make_console()
+    isolated = at_address(load_config(config, overrides or []), address)
+    check_metric(isolated)
+    together = end_to_end(isolated)
+    train_and_merge(isolated, console)
+    train_and_merge(together, console)
+    runs = [Store(c.run_url) for c in (isolated, together)]
+    for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
+        console.print(blocks_table([b.row for b in read_status(run)], title))
+    (metric, ours), (_, theirs) = (evaluate_run(run, section=isolated.evaluation) for run in runs)
+    console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
+
+
+@app.command()
+@reported
+def ablate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    blocks: Annotated[str, typer.Option(help="Block counts, with commas.")] = "1,2,3,4,6",
+    ranges: Annotated[
+        str | None,
+        typer.Option(help="Policies of the noise range, with commas; by default calibrated,paper if there are codes."),
+    ] = None,
+    partitions: Annotated[
+        str, typer.Option(help="Shares of layers, with commas: even, front (the first blocks have more), back.")
+    ] = "even",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    baselines: Annotated[str, typer.Option(help='Kinds of baselines, with commas; "" for none.')] = "end_to_end",
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
+) -> None:
+    """Train a grid of block counts, noise ranges, partitions and seeds beside baselines; one table and one plot."""
+    from dbtrain.coordinator.ablate import Grid, grid, policies, run_grid, summary
+    from dbtrain.evaluation.figures import ablation_plot, ablation_table
+    from dbtrain.evaluation.metrics import metric_of
+
+    console, counts = make_console(), _integers(blocks)
+    base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
+    _, metric = metric_of(base)
+    kinds = [kind for kind in baselines.split(",") if kind]
+    axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
+    variants = grid(str(config), overrides or [], axes)
+    rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
+    folder = Path(base.name + "-ablation")
+    folder.mkdir(exist_ok=True)
+    (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
+    ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
+    for split in ("validation", "test"):
+        console.print(ablation_table(rows, metric, split))
+    console.print(f"table and plot in {folder}/")
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{text!r} is no list of whole numbers with commas, such as 1,2,3") from None

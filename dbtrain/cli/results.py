@@ -1,0 +1,89 @@
+"""Commands that look at what a run has learnt."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from dbtrain.cli.command import Overrides, RunDirectory, app, reported
+from dbtrain.config import EvaluationConfig
+from dbtrain.telemetry.console import make_console
+
+
+@app.command(name="eval")
+@reported
+def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
+    """Evaluate the merged model of a run; overrides are of the section evaluation."""
+    evaluate_and_say(run, overrides or [], make_console())
+
+
+def evaluate_and_say(run: str, overrides: list[str], console: Console, section: EvaluationConfig | None = None) -> None:
+    """Evaluate a run and print its scores."""
+    from dbtrain.evaluation.report import evaluate_run, scores_table
+    from dbtrain.shards.store import Store
+
+    console.print(scores_table(*evaluate_run(Store(run), overrides, section)))
+
+
+@app.command()
+@reported
+def sample(
+    run: RunDirectory,
+    out: Annotated[Path, typer.Option(help="A .png for a grid of pictures, or a .npy for the samples.")] = Path(
+        "samples.png"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
+    solver: Annotated[Literal["euler", "heun"], typer.Option(help="Heun evaluates twice a step.")] = "heun",
+    spacing: Annotated[
+        Literal["karras", "slices"], typer.Option(help="Steps over the whole range, or the same number in every slice.")
+    ] = "karras",
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+) -> None:
+    """Draw samples from the merged model of a run, with one block at a time in memory."""
+    from dbtrain.evaluation.pictures import sample_run
+    from dbtrain.shards.store import Store
+
+    sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
+    make_console().print(f"{count} samples of {run} in {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@reported
+def generate(
+    run: RunDirectory,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    length: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
+) -> None:
+    """Continue a text with the merged model of a run."""
+    from dbtrain.evaluation.generate import generate_text
+    from dbtrain.shards.store import Store
+
+    print(prompt + generate_text(Store(run), prompt, length, temperature, seed))
+
+
+@app.command()
+@reported
+def losses(
+    run: RunDirectory,
+    levels: Annotated[int, typer.Option(min=1, help="Levels, besides the boundaries.")] = 24,
+    samples: Annotated[int, typer.Option(min=1, help="Of the validation split, at most.")] = 2048,
+) -> None:
+    """Show the loss of every block by noise level; at a boundary, of both neighbours."""
+    from dbtrain.evaluation.losses import losses_table, measure_losses
+    from dbtrain.shards.store import Store
+
+    make_console().print(losses_table(measure_losses(Store(run), levels, samples)))
+
+
+@app.command()
+@reported
+def inspect(path: Annotated[str, typer.Argument(help="A shard, or the directory of a run or merged model.")]) -> None:
+    """Show what a shard, a run or a merged model holds, and verify it."""
+    from dbtrain.evaluation.inspect import inspect_path
+
+    inspect_path(path, make_console())

@@ -1,0 +1,128 @@
+"""Commands that train a run, look at it, and put it together."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dbtrain.cli.command import Address, ConfigFile, Overrides, RunDirectory, app, reported
+from dbtrain.config import Config, load_config, parse_config
+from dbtrain.errors import ConfigError
+from dbtrain.telemetry.console import make_console
+
+
+@app.command()
+@reported
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate the merged model at the end.")] = False,
+) -> None:
+    """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
+    chosen, console = at_address(load_config(config, overrides or []), address), make_console()
+    if evaluate:
+        check_metric(chosen)
+    train_and_merge(chosen, console)
+    if evaluate:
+        from dbtrain.cli.results import evaluate_and_say  # not above: --help lists commands as they are imported
+
+        evaluate_and_say(chosen.run_url, [], console, chosen.evaluation)
+
+
+def check_metric(config: Config) -> None:
+    """Refuse a metric that does not fit, or lacks what it needs, before hours of training, not after."""
+    from dbtrain.evaluation.metrics import metric_of
+
+    metric_of(config)
+
+
+def at_address(config: Config, address: str | None) -> Config:
+    """The configuration with the cluster that the option names, if it names one."""
+    if address is None:
+        return config
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
+
+
+def train_and_merge(config: Config, console: Console) -> None:
+    """Train a run, or what is left of it, with a live view, and merge it."""
+    from dbtrain.analysis.calibrate import calibrate
+    from dbtrain.coordinator.command import train as run_all
+    from dbtrain.telemetry.console import LiveView
+
+    with LiveView(console) as view:
+        run_all(config, view, calibrate)
+    merge_and_say(config.run_url, console)
+
+
+@app.command()
+@reported
+def resume(run: RunDirectory, address: Address = None) -> None:
+    """Continue a run from its directory, with the configuration it was started with."""
+    train_and_merge(at_address(_settled(run), address), make_console())
+
+
+def _settled(run: str) -> Config:
+    """The configuration of a run, where the run is now: its directory may have moved since it was started."""
+    from dbtrain.shards.manifest import MANIFEST, read_manifest
+    from dbtrain.shards.store import Store
+
+    store = Store(run)
+    config = parse_config(read_manifest(store)["config"], store.where(MANIFEST))
+    out, _, name = store.url.rpartition("/")
+    if name != config.name:
+        raise ConfigError(
+            f"{store.url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
+        )
+    return config.model_copy(update={"out": out or "/"})
+
+
+@app.command()
+@reported
+def plan(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Show blocks, layers, ranges, memory and placement. Trains nothing and needs no GPU."""
+    from dbtrain.coordinator.show_plan import show_plan
+
+    show_plan(load_config(config, overrides or []), make_console())
+
+
+@app.command()
+@reported
+def status(run: RunDirectory) -> None:
+    """Show what each block is doing, from the files of the run alone."""
+    from dbtrain.coordinator.status import status as read_status
+    from dbtrain.shards.store import Store
+    from dbtrain.telemetry.console import blocks_table, duration
+
+    console = make_console()
+    blocks = read_status(Store(run))
+    console.print(blocks_table([b.row for b in blocks]))
+    for b in blocks:
+        since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"
+        error = f"; last error: {b.error}" if b.error else ""
+        console.print(
+            f"block {b.row.block}: {b.attempts} attempt(s), last commit at step {b.committed}{since}{error}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@app.command()
+@reported
+def merge(run: RunDirectory) -> None:
+    """Put the blocks of a finished run together and verify the result bit for bit."""
+    merge_and_say(run, make_console())
+
+
+def merge_and_say(run: str, console: Console) -> None:
+    """Merge and verify a run, and say what was made."""
+    from dbtrain.evaluation.verify import merge_and_verify
+    from dbtrain.shards.store import Store
+
+    result, samples = merge_and_verify(Store(run))
+    console.print(
+        f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "
+        "samples it equals the blocks bit for bit",
+        highlight=False,
+        soft_wrap=True,
+    )
