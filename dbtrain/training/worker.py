@@ -60,7 +60,7 @@ class BlockWorker:
         self._told_stopping = False
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
-        self.watchdog = Watchdog(run, self.store, assignment, stop)
+        self.watchdog = Watchdog(run, self.store, assignment, stop, None if rank else log)
         cuda = assignment.device == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
@@ -77,7 +77,8 @@ class BlockWorker:
             return self._train()
         finally:
             try:
-                self.writer.close()
+                with self.watchdog.patient():
+                    self.writer.close()
             finally:
                 self.watchdog.close()
 
@@ -86,8 +87,10 @@ class BlockWorker:
         objective = self.blueprint.objective(self.assignment.block).to(self.device)
         upstream = self.blueprint.scheme.sources(self.assignment.block)[:-1]
         if upstream:
-            load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
+            with self.watchdog.patient():
+                load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
         data = self.blueprint.data()
+        self.watchdog.touch()
         engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
         told = self.assignment
@@ -105,7 +108,8 @@ class BlockWorker:
             skipped.append(line)
             self._emit("skipped", reason=line)
 
-        loaded = self.checkpoints.newest(report)
+        with self.watchdog.patient():
+            loaded = self.checkpoints.newest(report)
         if loaded is None:
             if skipped and not self.config.cluster.restart_damaged:
                 raise _all_damaged(self.assignment.block, skipped)
@@ -158,7 +162,8 @@ class BlockWorker:
             )
             self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 
-        waited = self.writer.submit(write)
+        with self.watchdog.patient():
+            waited = self.writer.submit(write)
         if waited > 1:
             self._emit("stall", step=step, seconds=round(waited, 3))
 
