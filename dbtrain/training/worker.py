@@ -58,6 +58,7 @@ class BlockWorker:
         self.checkpoints = Checkpoints(self.store, self.identity, self.config.training.keep)
         self.log = log
         self._told_stopping = False
+        self._stops: Tensor | None = None
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
         self.watchdog = Watchdog(run, self.store, assignment, stop, None if rank else log)
@@ -132,12 +133,17 @@ class BlockWorker:
             self.faults.at_step(step)
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
-        """The mean over the block's workers: all of them must see the same, or one would go on where another stops."""
+        """The mean over the block's workers: all of them must see the same, or one would go on where another stops.
+
+        With it goes the number of workers that were asked to stop.
+        """
         loss = self.faults.loss(step, loss)
-        if self.assignment.workers > 1:
-            dist.all_reduce(loss)
-            loss /= self.assignment.workers
-        return loss
+        if self.assignment.workers == 1:
+            return loss
+        shared = torch.stack([loss, torch.full_like(loss, self.stop.requested)])
+        dist.all_reduce(shared)
+        self._stops = shared[1]
+        return shared[0] / self.assignment.workers
 
     def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
         """One event a log interval."""
@@ -178,15 +184,12 @@ class BlockWorker:
             self._emit("stopping", step=step, reason=self.stop.reason)
         if self.assignment.workers == 1:
             return self.stop.requested
-        if step % 8:
-            return False
-        flag = torch.tensor(float(self.stop.requested), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
+        # as of the loss of this step; reading it waits for the step, as the draw of the next batch does anyway
+        return self._stops is not None and bool(self._stops.item())
 
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:
-            self.log.emit(event, **fields)
+            self.log.tell(event, **fields)
 
 
 def _all_damaged(block: int, skipped: Sequence[str]) -> WorkerError:
