@@ -1,5 +1,6 @@
 """Section `data`: one class a source."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -112,3 +113,18 @@ DataConfig = Annotated[
     | LatentsConfig,
     Field(discriminator="source"),
 ]
+
+PATHS = ("path", "labels", "tokenizer", "cache")
+"""Keys whose value is a path, or may be one."""
+BUILT_IN_TOKENIZERS = ("letters", "bytes")
+
+
+def absolute_paths(data: DataConfig) -> DataConfig:
+    """The section for a process with another working directory than this one.
+
+    Names of the hub and of tokenizers stay, and so does what is not here: the process may say more of it.
+    """
+    given = {key: value for key in PATHS if (value := getattr(data, key, None)) and value not in BUILT_IN_TOKENIZERS}
+    # the folder of the packed tokens is made where it is missing
+    here = {key: str(Path(value).absolute()) for key, value in given.items() if key == "cache" or Path(value).exists()}
+    return data.model_copy(update=here)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dbtrain.config.cluster import ClusterConfig
-from dbtrain.config.data import DataConfig
+from dbtrain.config.data import DataConfig, absolute_paths
 from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
 from dbtrain.config.model import ModelConfig
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
@@ -57,6 +57,10 @@ class Config(Section):
     def run_url(self) -> str:
         """Directory or URL of the run."""
         return f"{self.out.rstrip('/')}/{self.name}"
+
+    def for_workers(self) -> "Config":
+        """The same run as processes elsewhere read it: Ray Train gives each worker a working directory of its own."""
+        return self.model_copy(update={"data": absolute_paths(self.data)})
 
     def content(self) -> dict[str, Any]:
         """Everything that determines the weights; where a run is and how it is observed does not."""

@@ -11,7 +11,7 @@ from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
-from dbtrain.coordinator.preflight import check_versions
+from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.settle import Calibrate, settle
 from dbtrain.coordinator.shipping import refuse_lost_output
@@ -42,7 +42,7 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         cluster = connect(config.cluster.address)
         try:
             if config.cluster.address is not None:
-                check_versions(cluster)
+                check_packages(cluster, config.data.source)
             states = _conduct(run, config, blueprint, cluster, view, lock)
         finally:
             cluster.close()

@@ -166,7 +166,7 @@ class Conductor:
             device="cuda" if request.device == "cuda" else "cpu",
             threads=max(1, int(request.resources["CPU"])),
             hang_timeout_s=self.config.cluster.hang_timeout_s,
-            config=self.config.model_dump(mode="json"),
+            config=self.config.for_workers().model_dump(mode="json"),
         )
         name = f"{self.config.name}-block{block}-attempt{state.attempt}-{self.session[:6]}"
         self.progress[block].end = self.progress[block].warned = None

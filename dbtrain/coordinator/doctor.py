@@ -76,7 +76,7 @@ def _plain(text: str) -> str:
 def examine_machine(storage: str) -> list[Finding]:
     """Every finding about this machine."""
     fact = probe.facts()
-    missing = [name for name, version in fact["versions"].items() if version == "missing"]
+    missing = [name for name, version in fact["versions"].items() if version == "missing"] + fact["absent"]
     told = ", ".join(f"{name} {version}" for name, version in fact["versions"].items())
     return [
         Finding("versions", "bad", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")

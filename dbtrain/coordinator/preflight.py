@@ -44,17 +44,25 @@ class Nodes(Protocol):
         ...
 
 
-def check_versions(cluster: Nodes) -> dict[str, Any]:
-    """Facts of every node, all of which have this process's versions.
+def check_packages(cluster: Nodes, source: str) -> dict[str, Any]:
+    """Facts of every node, all of which have this process's versions, and what the source of data needs.
 
     Raises:
-        VersionError: names the node, the package and both versions.
+        VersionError: names the node, the package and both versions, or what is not installed.
     """
     facts = cluster.on_every_node(probe.facts)
+    needed = {*probe.PRESENT, *([probe.DIGITS_NEEDS] if source == "digits" else [])}
     wrong = version_differences(probe.versions(), facts)
     if wrong:
         raise VersionError(f"{'; '.join(wrong)}: install the same versions everywhere (dbtrain itself is sent along)")
+    lacking = [f"{node} lacks {', '.join(names)}" for node, names in _absent(facts).items() if needed & set(names)]
+    if lacking:
+        raise VersionError(f"{'; '.join(lacking)}: install it there, any version, beside Ray, PyTorch and DeepSpeed")
     return facts
+
+
+def _absent(facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {node: fact["absent"] for node, fact in facts.items() if not isinstance(fact, Exception) and fact["absent"]}
 
 
 def version_differences(here: Mapping[str, str], facts: Mapping[str, Any]) -> list[str]:
@@ -85,6 +93,7 @@ def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int |
     return [
         _count(facts, nodes),
         *_versions(facts),
+        *_packages(facts),
         *_gpus(cluster, answered, gpus),
         *_machines(answered),
         *_shared_storage(cluster, storage),
@@ -115,6 +124,15 @@ def _versions(facts: Mapping[str, Any]) -> list[Finding]:
     if wrong:
         return [Finding("versions", "bad", line, mend) for line in wrong]
     return [Finding("versions", "ok", "equal everywhere: " + ", ".join(f"{k} {v}" for k, v in here.items()))]
+
+
+def _packages(facts: Mapping[str, Any]) -> list[Finding]:
+    return [
+        Finding("packages", "bad", f"{node} lacks {', '.join(names)}", f"there: pip install {' '.join(names)}")
+        if set(names) & set(probe.PRESENT)
+        else Finding("packages", "warn", f"{node} lacks {', '.join(names)}", "data.source=digits needs it there")
+        for node, names in _absent(facts).items()
+    ]
 
 
 def _gpus(cluster: Nodes, facts: Mapping[str, Any], planned: int | None) -> list[Finding]:

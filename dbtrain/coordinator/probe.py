@@ -19,6 +19,10 @@ from typing import Any
 DECISIVE = ("ray", "torch", "deepspeed", "safetensors", "pydantic", "fsspec")
 """Packages whose versions must be equal on all machines of a run, besides Python's."""
 
+PRESENT = ("numpy", "omegaconf")
+"""Packages that a worker imports too, of any version."""
+DIGITS_NEEDS = "scikit-learn"
+
 NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
 ANSWER_S = 20.0
 
@@ -28,13 +32,14 @@ def versions() -> dict[str, str]:
 
     Without Python's patch level and without the part after a plus: a head with CPU wheels goes with GPU workers.
     """
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in DECISIVE:
-        try:
-            found[name] = metadata.version(name).split("+")[0]
-        except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **{name: _version(name) for name in DECISIVE}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def facts() -> dict[str, Any]:
@@ -44,6 +49,7 @@ def facts() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "versions": versions(),
+        "absent": [name for name in (*PRESENT, DIGITS_NEEDS) if _version(name) == "missing"],
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus(),

@@ -124,6 +124,7 @@ class _Group(_TorchBackend):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Called by Ray Train when the workers of an attempt are there."""
+        worker_group.execute(_choose_device, backend_config.backend)
         if len(worker_group) > 1:
             super().on_start(worker_group, backend_config)
             return
@@ -135,6 +136,13 @@ class _GroupConfig(TorchConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type[_Group]:
         return _Group
+
+
+def _choose_device(backend: str) -> None:
+    """Before anything asks for GPUs: DeepSpeed and CUDA look once, and Ray leaves them to who asked for none."""
+    os.environ["DS_ACCELERATOR"] = "cuda" if backend == "nccl" else "cpu"
+    if backend != "nccl":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _join_alone(backend: str) -> None:

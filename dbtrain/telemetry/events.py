@@ -3,13 +3,17 @@
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from dbtrain.errors import ShardError
 from dbtrain.shards.faults import MissingError
 from dbtrain.shards.store import Store
 
 EVENTS = "events.jsonl"
+HELD = 1000
+"""Lines at most that wait for a storage that is away; of more the oldest are lost."""
 
 
 def events_of(rank: int) -> str:
@@ -32,12 +36,36 @@ class EventLog:
         # the background writer tells of commits while the training thread tells of steps
         self._one_at_a_time = threading.Lock()
         self.clock = clock
+        self._held: deque[bytes] = deque(maxlen=HELD)
+        self._torn = False
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Append one event with its time ``t``."""
+        """Append one event with its time ``t``, after those that were held back.
+
+        Raises:
+            ShardError: it could not be written, and is forgotten.
+        """
         with self._one_at_a_time:
-            line = json.dumps({"t": round(self.clock(), 3), "event": event, **fields})
-            self.store.append(self.name, line.encode() + b"\n")
+            self._append(self._line(event, fields))
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Like :meth:`emit` for what nobody depends on: a storage that is away does not end a worker that trains."""
+        with self._one_at_a_time:
+            line = self._line(event, fields)
+            try:
+                self._append(line)
+            except ShardError:
+                self._held.append(line)
+
+    def _line(self, event: str, fields: dict[str, Any]) -> bytes:
+        return json.dumps({"t": round(self.clock(), 3), "event": event, **fields}).encode() + b"\n"
+
+    def _append(self, line: bytes) -> None:
+        # a full disk may have taken a part of a line, which ends here
+        start, self._torn = b"\n" if self._torn else b"", True
+        self.store.append(self.name, b"".join([start, *self._held, line]))
+        self._held.clear()
+        self._torn = False
 
 
 class EventTail:

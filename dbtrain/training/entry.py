@@ -17,7 +17,6 @@ from dbtrain.training.worker import BlockWorker
 def prepare_process(assignment: Assignment) -> None:
     """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ["DS_ACCELERATOR"] = assignment.device
     torch.set_num_threads(assignment.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if assignment.device == "cuda":

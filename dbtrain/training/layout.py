@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 
@@ -106,14 +106,17 @@ class Sharded:
         return [(flat, groups[self.zero.sub_group_to_group_id[i]]) for i, flat in enumerate(flats)]
 
     def piece(self, parameter: nn.Parameter, state: str | None) -> Tensor | None:
-        if state is None:
-            return safe_get_local_fp32_param(parameter)
-        return safe_get_local_optimizer_state(parameter, state)
+        # DeepSpeed's own getters give a copy on the GPU of what is offloaded: a restore into it would be lost
+        group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+        flat = self.zero.fp32_partitioned_groups_flat[group]
+        source: Tensor = flat.data if state is None else self.zero.optimizer.state[flat][state]
+        return source.narrow(0, start, size)
 
     def gather(self, parameter: nn.Parameter, piece: Tensor | None) -> Tensor:
         assert piece is not None
         part: Any = parameter.ds_tensor  # type: ignore[attr-defined]
-        padded = torch.zeros(part.ds_numel, device=part.device)
+        # not where the part lies: it may be offloaded, and NCCL gathers on GPUs only
+        padded = torch.zeros(part.ds_numel, device=get_accelerator().current_device_name())
         padded[: piece.numel()].copy_(piece.reshape(-1))
         parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, padded)

@@ -58,9 +58,10 @@ class BlockWorker:
         self.checkpoints = Checkpoints(self.store, self.identity, self.config.training.keep)
         self.log = log
         self._told_stopping = False
+        self._stops: Tensor | None = None
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
-        self.watchdog = Watchdog(run, self.store, assignment, stop)
+        self.watchdog = Watchdog(run, self.store, assignment, stop, None if rank else log)
         cuda = assignment.device == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
@@ -77,7 +78,8 @@ class BlockWorker:
             return self._train()
         finally:
             try:
-                self.writer.close()
+                with self.watchdog.patient():
+                    self.writer.close()
             finally:
                 self.watchdog.close()
 
@@ -86,8 +88,10 @@ class BlockWorker:
         objective = self.blueprint.objective(self.assignment.block).to(self.device)
         upstream = self.blueprint.scheme.sources(self.assignment.block)[:-1]
         if upstream:
-            load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
+            with self.watchdog.patient():
+                load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
         data = self.blueprint.data()
+        self.watchdog.touch()
         engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
         told = self.assignment
@@ -105,7 +109,8 @@ class BlockWorker:
             skipped.append(line)
             self._emit("skipped", reason=line)
 
-        loaded = self.checkpoints.newest(report)
+        with self.watchdog.patient():
+            loaded = self.checkpoints.newest(report)
         if loaded is None:
             if skipped and not self.config.cluster.restart_damaged:
                 raise _all_damaged(self.assignment.block, skipped)
@@ -128,12 +133,17 @@ class BlockWorker:
             self.faults.at_step(step)
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
-        """The mean over the block's workers: all of them must see the same, or one would go on where another stops."""
+        """The mean over the block's workers: all of them must see the same, or one would go on where another stops.
+
+        With it goes the number of workers that were asked to stop.
+        """
         loss = self.faults.loss(step, loss)
-        if self.assignment.workers > 1:
-            dist.all_reduce(loss)
-            loss /= self.assignment.workers
-        return loss
+        if self.assignment.workers == 1:
+            return loss
+        shared = torch.stack([loss, torch.full_like(loss, self.stop.requested)])
+        dist.all_reduce(shared)
+        self._stops = shared[1]
+        return shared[0] / self.assignment.workers
 
     def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
         """One event a log interval."""
@@ -158,7 +168,8 @@ class BlockWorker:
             )
             self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 
-        waited = self.writer.submit(write)
+        with self.watchdog.patient():
+            waited = self.writer.submit(write)
         if waited > 1:
             self._emit("stall", step=step, seconds=round(waited, 3))
 
@@ -173,15 +184,12 @@ class BlockWorker:
             self._emit("stopping", step=step, reason=self.stop.reason)
         if self.assignment.workers == 1:
             return self.stop.requested
-        if step % 8:
-            return False
-        flag = torch.tensor(float(self.stop.requested), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
+        # as of the loss of this step; reading it waits for the step, as the draw of the next batch does anyway
+        return self._stops is not None and bool(self._stops.item())
 
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:
-            self.log.emit(event, **fields)
+            self.log.tell(event, **fields)
 
 
 def _all_damaged(block: int, skipped: Sequence[str]) -> WorkerError:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 
@@ -14,6 +15,8 @@ TINY = [
     "blocks=2",
     "model.depth=2",
     "model.dim=32",
+    "data.source=text",
+    "data.path=corpus",
     "data.length=32",
     "data.cache=cache",
     "codebook.dim=32",
@@ -32,6 +35,9 @@ pytestmark = pytest.mark.cluster
 
 
 def test_a_language_model_trains_resumes_merges_and_writes(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
+    """From a text whose path and cache are relative to where the commands run, which is not where workers do."""
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "topics.txt").write_text("\n".join(topics[name] for name in sorted(topics)))
     whole = dbtrain("train", CONFIG, "out=whole", "name=run", *TINY)
     assert whole.wait() == 0, whole.output()
     killed = dbtrain(

@@ -214,3 +214,18 @@ def test_where_a_run_runs_does_not_change_its_hash(override):
 )
 def test_what_determines_the_weights_changes_the_hash(override):
     assert config(override).content_hash() != config().content_hash()
+
+
+def test_workers_get_absolute_paths_of_what_is_here_and_the_run_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("corpus", "tokens", "letters"):
+        (tmp_path / name).mkdir()
+    text = {"source": "text", "path": "corpus", "cache": "packed"}
+    told = config(data={**text, "tokenizer": "tokens"}).for_workers().data
+    assert (told.path, told.tokenizer, told.cache) == tuple(str(tmp_path / n) for n in ("corpus", "tokens", "packed"))
+    loaded = config(data=text)
+    assert loaded.for_workers().data.tokenizer == "letters" and loaded.data.path == "corpus"
+    assert parse_config(loaded.for_workers().model_dump(mode="json"), "the assignment") == loaded.for_workers()
+    hub = config(data={"source": "hf_text", "path": "someone/somewhere"}).for_workers().data
+    assert (hub.path, hub.cache) == ("someone/somewhere", None)
+    assert config().for_workers() == config()

@@ -1,7 +1,12 @@
 """What preflight and doctor say of machines and clusters that would not work."""
 
+import os
+import re
 import socket
+import subprocess
+import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,11 @@ from rich.console import Console
 from dbtrain.coordinator import preflight, probe
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.doctor import doctor, examine_machine
-from dbtrain.coordinator.preflight import Finding, check_versions, examine_cluster
+from dbtrain.coordinator.preflight import Finding, check_packages, examine_cluster
 from dbtrain.coordinator.ray_settings import SETTINGS
 from dbtrain.coordinator.shipping import JOB, refuse_lost_output, runtime_env
 from dbtrain.errors import ConfigError, PlacementError, PreflightError, VersionError
+from tests.conftest import ROOT
 
 
 class Nodes:
@@ -60,9 +66,42 @@ def test_another_version_is_refused_by_name(port: int, tmp_path: Path) -> None:
     expected = f"two has torch 2.11.0, not {here['torch']}, deepspeed missing, not {here['deepspeed']}"
     assert found(cluster, tmp_path)["versions"].detail == expected
     with pytest.raises(VersionError, match="two has torch 2.11.0"):
-        check_versions(cluster)
+        check_packages(cluster, "digits")
     with pytest.raises(VersionError, match="two does not answer .broken"):
-        check_versions(Nodes(port, facts=RuntimeError("broken")))
+        check_packages(Nodes(port, facts=RuntimeError("broken")), "digits")
+
+
+def test_a_node_without_a_package_that_workers_import_is_refused_by_name(port: int, tmp_path: Path) -> None:
+    """Of any version, so it is not among those that are compared."""
+    bare = Nodes(port, facts=lambda fact: {**fact, "absent": ["omegaconf"]})
+    finding = found(bare, tmp_path)["packages"]
+    assert (finding.level, finding.detail, finding.mend) == (
+        "bad", "two lacks omegaconf", "there: pip install omegaconf",
+    )  # fmt: skip
+    with pytest.raises(VersionError, match="two lacks omegaconf: install it there"):
+        check_packages(bare, "text")
+
+
+def test_a_package_that_one_source_needs_is_asked_for_by_that_source(port: int, tmp_path: Path) -> None:
+    plain = Nodes(port, facts=lambda fact: {**fact, "absent": ["scikit-learn"]})
+    assert found(plain, tmp_path)["packages"].level == "warn"
+    check_packages(plain, "text")
+    with pytest.raises(VersionError, match="two lacks scikit-learn"):
+        check_packages(plain, "digits")
+
+
+def test_whatever_a_worker_imports_is_asked_for() -> None:
+    """Of what this package declares; numpy, psutil and the like also come with Ray and DeepSpeed."""
+    code = "import sys, dbtrain.coordinator.ray_train, dbtrain.coordinator.signals, dbtrain.training.entry"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-c", f"{code}; print(*(name for name in sys.modules if '.' not in name))"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+    packages = metadata.packages_distributions()
+    imported = {package for module in shown.stdout.split() for package in packages.get(module, [])}
+    declared = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0]
+    needed = imported & set(re.findall(r'^  "([a-z-]+)', declared, re.MULTILINE))
+    asked = {*probe.DECISIVE, *probe.PRESENT}
+    assert {"torch", "omegaconf"} <= needed and needed - {"psutil"} <= asked
 
 
 def test_plans_that_do_not_hold(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

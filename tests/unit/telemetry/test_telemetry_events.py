@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dbtrain.coordinator.progress import Progress
+from dbtrain.errors import ShardError
 from dbtrain.shards.store import Store
+from dbtrain.telemetry import events
 from dbtrain.telemetry.events import EVENTS, EventLog, EventTail, last_words, read_events
 
 
@@ -106,3 +108,49 @@ def test_progress_is_that_of_the_newest_attempt_and_time_adds_up():
     assert progress.end is None
     progress.take({"event": "end", "outcome": "done"})
     assert progress.end["outcome"] == "done"
+
+
+@pytest.fixture
+def outage(store, monkeypatch):
+    """Put the store away, or bring it back; a full disk takes a part of what is written."""
+    append = store.append
+
+    def refuse(name, data):
+        append(name, data[:10])
+        raise ShardError("the disk is full")
+
+    return lambda away: monkeypatch.setattr(store, "append", refuse if away else append)
+
+
+def test_what_is_told_while_the_storage_is_away_comes_before_what_follows(store, outage):
+    log = EventLog(store)
+    log.tell("start")
+    outage(True)
+    for step in (1, 2):
+        log.tell("step", step=step)
+    assert [event["event"] for event in read_events(store)] == ["start"]
+    outage(False)
+    log.emit("end")
+    log.tell("late")
+    assert [event.get("step", event["event"]) for event in read_events(store)] == ["start", 1, 2, "end", "late"]
+
+
+def test_an_end_that_cannot_be_written_is_an_error_and_is_not_told_later(store, outage):
+    log = EventLog(store)
+    outage(True)
+    with pytest.raises(ShardError, match="disk is full"):
+        log.emit("end", outcome="done")
+    outage(False)
+    log.emit("end", outcome="failed")
+    assert [event["outcome"] for event in read_events(store)] == ["failed"]
+
+
+def test_an_outage_without_an_end_holds_a_bounded_number_of_lines(store, outage, monkeypatch):
+    monkeypatch.setattr(events, "HELD", 3)
+    log = EventLog(store)
+    outage(True)
+    for step in range(10):
+        log.tell("step", step=step)
+    outage(False)
+    log.tell("step", step=10)
+    assert [event["step"] for event in read_events(store)] == [7, 8, 9, 10]

@@ -1,0 +1,76 @@
+"""What a worker tells, hears and waits for between its steps, without an engine."""
+
+import pytest
+import torch
+
+from dbtrain.errors import ShardError
+from dbtrain.shards.fence import claim
+from dbtrain.telemetry.events import EventLog, read_events
+from dbtrain.training import worker as worker_module
+from dbtrain.training.assignment import Assignment
+from dbtrain.training.watchdog import StopRequest
+from dbtrain.training.worker import BlockWorker
+
+
+@pytest.fixture
+def make_worker(make_run):
+    def make(workers=1, rank=0):
+        _, run = make_run()
+        store = run.child("blocks", "01")
+        claim(store, 1, "mine")
+        told = Assignment(run.url, 1, 1, "mine", "session", workers, None, "cpu", 1, 60.0)
+        return BlockWorker(told, rank, StopRequest(), EventLog(store.child("attempts", "1"), rank))
+
+    return make
+
+
+def test_an_outage_of_the_storage_is_met_by_a_commit_and_by_nothing_before(make_worker, monkeypatch):
+    worker = make_worker()
+    append = worker.log.store.append
+
+    def refuse(name, data):
+        raise ShardError("the storage does not answer")
+
+    monkeypatch.setattr(worker.log.store, "append", refuse)
+    worker.progress(1, 0.5, 1.0, 1)
+    worker.stop.request("SIGTERM")
+    assert worker.should_stop(1)
+    worker.commit(1, {"model": {"model.stem.w": torch.ones(2)}}, 0.5)
+    worker.writer.drain()
+    assert worker.checkpoints.steps() == [1]
+    monkeypatch.setattr(worker.log.store, "append", append)
+    worker.progress(2, 0.5, 1.0, 1)
+    assert [event["event"] for event in read_events(worker.log.store)] == ["step", "stopping", "commit", "step"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("others", [0, 1])
+def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make_worker, monkeypatch, own, others):
+    worker, calls = make_worker(workers=2), []
+
+    def all_reduce(shared):  # of another worker, whose loss is 3
+        calls.append(1)
+        shared += torch.tensor([3.0, float(others)])
+
+    monkeypatch.setattr(worker_module.dist, "all_reduce", all_reduce)
+    if own:
+        worker.stop.request("SIGTERM")
+    for step in (1, 2, 3):
+        assert worker.see_loss(step - 1, torch.tensor(1.0)) == 2.0
+        assert worker.should_stop(step) is (own or bool(others))
+    assert len(calls) == 3  # one collective a step
+
+
+def test_a_loss_that_is_no_number_is_no_request_to_stop(make_worker, monkeypatch):
+    worker = make_worker(workers=2)
+    monkeypatch.setattr(worker_module.dist, "all_reduce", lambda shared: None)
+    assert worker.see_loss(0, torch.tensor(float("nan"))).isnan()
+    assert worker.should_stop(1) is False
+
+
+def test_a_commit_that_waits_for_the_one_before_is_no_hang(make_worker, monkeypatch):
+    worker, waits = make_worker(), []
+    monkeypatch.setattr(worker.writer, "submit", lambda write: waits.append(worker.watchdog._touched) or 0.0)
+    worker.commit(1, {"model": {"model.stem.w": torch.ones(2)}}, 0.5)
+    assert waits == [float("inf")] and worker.watchdog._touched < float("inf")
+    assert worker.watchdog.log is worker.log and make_worker(2, rank=1).watchdog.log is None
