@@ -61,8 +61,15 @@ def test_another_version_is_refused_by_name(port: int, tmp_path: Path) -> None:
     assert found(cluster, tmp_path)["versions"].detail == expected
     with pytest.raises(VersionError, match="two has torch 2.11.0"):
         check_versions(cluster)
-    with pytest.raises(VersionError, match="two does not answer .broken"):
-        check_versions(Nodes(port, facts=RuntimeError("broken")))
+
+
+def test_a_silent_node_is_not_told_to_install_versions(port: int, tmp_path: Path) -> None:
+    silent = Nodes(port, facts=RuntimeError("broken"))
+    with pytest.raises(PlacementError, match="^two does not answer .RuntimeError: broken.: see in its logs") as caught:
+        check_versions(silent)
+    assert "versions" not in str(caught.value)
+    findings = found(silent, tmp_path)
+    assert "two does not answer" in findings["answers"].detail and "versions" not in findings
 
 
 def test_plans_that_do_not_hold(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
