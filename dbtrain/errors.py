@@ -35,7 +35,7 @@ class NonFiniteLossError(DbtrainError):
 
 
 class PlacementError(DbtrainError):
-    """No node of the cluster can hold a block, or a GPU was demanded where there is none."""
+    """No cluster answers, no node of it can hold a block, or a GPU was demanded where there is none."""
 
 
 class VersionError(DbtrainError):

@@ -41,7 +41,12 @@ class Command:
     """A `dbtrain` command in its own process group, which can be watched and killed."""
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str], faults: Sequence[dict[str, Any]] = (), **variables: str
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        faults: Sequence[dict[str, Any]] = (),
+        program: Sequence[str] = (sys.executable, "-m", "dbtrain"),
+        **variables: str,
     ) -> None:
         environment = {**os.environ, "DBTRAIN_FAULTS": json.dumps(list(faults)), "NO_COLOR": "1", "COLUMNS": "200"}
         environment |= variables
@@ -50,7 +55,7 @@ class Command:
         self.log = folder / f"command-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dbtrain", *arguments],
+                [*program, *arguments],
                 cwd=folder,
                 env=environment,
                 stdout=log,

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,14 +135,25 @@ def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callab
     address = load_config(path, variants[0].overrides).cluster.address
     cluster = connect(address)
     try:
-        with ThreadPoolExecutor(parallel) as pool:
-            tasks = [pool.submit(_run, path, v, cluster.address, tell) for v in variants]
-        errors = [str(task.exception()) for task in tasks if task.exception()]
+        tasks = _in_turn([partial(_run, path, v, cluster.address, tell) for v in variants], parallel)
     finally:
         cluster.close()
+    errors = [str(task.exception()) for task in tasks if task.exception()]
     if errors:
         raise IncompleteRunError(f"{len(errors)} of {len(variants)} runs failed: {'; '.join(errors)}")
     return [task.result() for task in tasks]
+
+
+def _in_turn(calls: Sequence[Callable[[], Measured]], parallel: int) -> list["Future[Measured]"]:
+    """Make the calls, several at a time, to the last one's end."""
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        tasks = [pool.submit(call) for call in calls]
+        wait(tasks)
+        return tasks
+    finally:
+        # after Ctrl-C, which the terminal sends to the runs as well, those that have begun commit on the cluster first
+        pool.shutdown(cancel_futures=True)
 
 
 def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None]) -> Measured:

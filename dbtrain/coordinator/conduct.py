@@ -85,11 +85,11 @@ class Conductor:
         """Until every block is done, stopped or failed; returns the last states.
 
         Raises:
-            PlacementError: a block fits on no node.
+            PlacementError: a block that is not done fits on no node.
             RunLockedError: from ``guard``.
             ShardError: the storage stayed away for as long as a worker may hang.
         """
-        place(self.wanted, self.cluster.nodes())
+        place([self.wanted[s.block] for s in self.states if s.phase not in FINAL], self.cluster.nodes())
         for state in self.states:
             self._record(state)
         while any(state.phase not in FINAL for state in self.states):
@@ -152,7 +152,8 @@ class Conductor:
         try:
             tail = self.ledger.claim(block, state.attempt, token)
         except ShardError as error:
-            # full or out of reach: as if the worker had met it
+            # full or out of reach: as if the worker had met it. Its number is spent, because the claim may have landed.
+            self.states[block] = state
             self._leave(block, Exit("crashed", str(error), state.committed))
             return
         assignment = Assignment(

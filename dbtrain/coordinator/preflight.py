@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from dbtrain.coordinator import probe
-from dbtrain.errors import VersionError
+from dbtrain.errors import PlacementError, VersionError
 from dbtrain.shards.store import Store
 
 CLOCK_WARN_S, CLOCK_BAD_S = 2.0, 10.0
@@ -18,6 +18,8 @@ SHARED_MEMORY_MIN = 64 * 2**20
 """Docker's default. Blocks pass nothing through it, but Ray puts its object store there."""
 TEMPORARY_MIN = 256 * 2**20
 """Ray's logs and sockets, and this package."""
+
+WAKE = "see in its logs whether it hangs or lacks a package, restart Ray there or take the node out, then try again"
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -48,9 +50,13 @@ def check_packages(cluster: Nodes, source: str) -> dict[str, Any]:
     """Facts of every node, all of which have this process's versions, and what the source of data needs.
 
     Raises:
+        PlacementError: a node is there and does not answer.
         VersionError: names the node, the package and both versions, or what is not installed.
     """
     facts = cluster.on_every_node(probe.facts)
+    silent = silences(facts)
+    if silent:
+        raise PlacementError(f"{'; '.join(silent)}: {WAKE}")
     needed = {*probe.PRESENT, *([probe.DIGITS_NEEDS] if source == "digits" else [])}
     wrong = version_differences(probe.versions(), facts)
     if wrong:
@@ -62,21 +68,31 @@ def check_packages(cluster: Nodes, source: str) -> dict[str, Any]:
 
 
 def _absent(facts: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {node: fact["absent"] for node, fact in facts.items() if not isinstance(fact, Exception) and fact["absent"]}
+    return {node: fact["absent"] for node, fact in _answers(facts).items() if fact["absent"]}
 
 
 def version_differences(here: Mapping[str, str], facts: Mapping[str, Any]) -> list[str]:
-    """One line for each node that differs or did not answer."""
+    """One line for each node that differs."""
     lines = []
-    for node, fact in facts.items():
-        if isinstance(fact, Exception):
-            lines.append(f"{node} does not answer ({' '.join(str(fact).split())[:300]})")
-            continue
+    for node, fact in _answers(facts).items():
         there = fact["versions"]
         parts = [f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]]
         if parts:
             lines.append(f"{node} has {', '.join(parts)}")
     return lines
+
+
+def silences(facts: Mapping[str, Any]) -> list[str]:
+    """One line for each node that is there and did not answer."""
+    return [
+        f"{node} does not answer ({type(fact).__name__}: {' '.join(str(fact).split())[:300]})"
+        for node, fact in facts.items()
+        if isinstance(fact, Exception)
+    ]
+
+
+def _answers(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {node: fact for node, fact in facts.items() if not isinstance(fact, Exception)}
 
 
 def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int | None) -> list[Finding]:
@@ -89,9 +105,10 @@ def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int |
         gpus: how many each must have, if that is planned.
     """
     facts = _facts_of(cluster, nodes or 1)
-    answered = {node: fact for node, fact in facts.items() if not isinstance(fact, Exception)}
+    answered = _answers(facts)
     return [
         _count(facts, nodes),
+        *[Finding("answers", "bad", line, WAKE) for line in silences(facts)],
         *_versions(facts),
         *_packages(facts),
         *_gpus(cluster, answered, gpus),
@@ -186,11 +203,14 @@ def _shared_storage(cluster: Nodes, storage: str) -> list[Finding]:
         return [Finding("storage", "bad", problem, mend)]
     read = cluster.on_every_node(probe.read_mark, storage, mark)
     written = cluster.on_every_node(probe.echo_mark, storage, mark)
-    found = [line for node in read if (line := _unshared(node, read[node], written[node], storage, mark, content))]
+    both = read.keys() & written.keys()  # a node may go between the two questions
+    found = [
+        line for node in sorted(both) if (line := _unshared(node, read[node], written[node], storage, mark, content))
+    ]
     probe.remove_marks(storage, mark)
     if found:
         return [Finding("storage", "bad", line, mend) for line in found]
-    return [Finding("storage", "ok", f"{storage}: what one node writes the others read ({len(read)} nodes)")]
+    return [Finding("storage", "ok", f"{storage}: what one node writes the others read ({len(both)} nodes)")]
 
 
 def _unshared(node: str, read: Any, echoed: Any, storage: str, mark: str, content: str) -> str | None:

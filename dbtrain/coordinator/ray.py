@@ -54,7 +54,11 @@ class RayCluster:
         return str(ray.get_runtime_context().gcs_address)
 
     def nodes(self) -> list[Node]:
-        """The nodes that are alive, with all they have."""
+        """The nodes that are alive, with all they have.
+
+        Raises:
+            PlacementError: the cluster no longer answers.
+        """
         return [Node(_name(node), dict(node["Resources"])) for node in _alive()]
 
     def addresses(self) -> dict[str, tuple[str, int, float]]:
@@ -65,14 +69,19 @@ class RayCluster:
         }
 
     def on_every_node(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Call an importable function on each node at once; its value by the node's name, or the exception."""
+        """Call an importable function on each node at once; its value by the node's name, or the exception.
+
+        A node that was lost shortly before still counts as alive; it is left out, once its silence has told.
+        """
         task = ray.remote(num_cpus=0, max_retries=0)(function)
         calls = {}
         for node in _alive():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             calls[_name(node)] = task.options(scheduling_strategy=there).remote(*arguments)
         until = time.monotonic() + NODE_ANSWERS_S
-        return {name: _value(call, until - time.monotonic()) for name, call in calls.items()}
+        values = {name: _value(call, until - time.monotonic()) for name, call in calls.items()}
+        alive = {_name(node) for node in _alive()}
+        return {name: value for name, value in values.items() if name in alive}
 
     def start(self, assignment: Assignment, request: Request, name: str) -> Attempt:
         """Start an attempt; it waits for its resources if others hold them."""
@@ -84,7 +93,13 @@ class RayCluster:
 
 
 def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+    try:
+        return [node for node in ray.nodes() if node["Alive"]]
+    except Exception as error:  # a lost Ray Client raises a bare one
+        raise PlacementError(
+            f"the Ray cluster no longer answers ({reason(error)[:200]}): start it again, then run the same command; "
+            "what is committed stays"
+        ) from error
 
 
 def _name(node: dict[str, Any]) -> str:

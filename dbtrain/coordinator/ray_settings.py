@@ -11,6 +11,10 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # the heartbeat: a worker process that is stopped or swapped out and answers nothing; ten minutes by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    # waiting for resources is no error, however long it takes (a week): others hold them, or the node is not back yet
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
+    # without it the next call after a lost connection quietly joins, or starts, another cluster on this machine
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # helpers that we have no use for; without them four trainers start in 31 s and not in 40
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

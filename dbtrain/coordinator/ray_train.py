@@ -4,18 +4,22 @@ import dataclasses
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.train
 import torch.distributed as dist
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from dbtrain.coordinator.placement import Request
@@ -37,11 +41,12 @@ class Attempt:
     def _wait(self) -> None:
         try:
             self._trainer.fit()
-        except RayActorError as error:
+        except TrainingFailedError as error:
+            # said by the controller itself, at its end: it has given back what it held
             self._error = reason(error)
-            _release_orphans()
         except BaseException as error:
             self._error = reason(error)
+            _release_orphans()
 
     @property
     def over(self) -> bool:
@@ -67,7 +72,8 @@ def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTraine
             name=name,
             # nothing of ours is kept there: our own commits are the truth
             storage_path=os.path.join(tempfile.gettempdir(), f"dbtrain-ray-{os.getuid()}"),
-            failure_config=FailureConfig(max_failures=0),
+            # the conductor alone decides what comes back, and where; Ray would try a start again without end
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
 
@@ -75,14 +81,18 @@ def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTraine
 def reason(error: BaseException) -> str:
     """The innermost cause of an exception of Ray that says something, as one line."""
     chain = [error]
-    while chain[-1].__cause__ or getattr(chain[-1], "cause", None):
-        chain.append(chain[-1].__cause__ or chain[-1].cause)  # type: ignore[attr-defined]
+    while cause := _cause(chain[-1]):
+        chain.append(cause)
     failures = getattr(error, "worker_failures", None)
     worst = next(iter(failures.values())) if failures else chain[-1]
     # its message begins with half a page about the worker, before the cause
     worst = getattr(worst, "health_check_failure", worst)
     lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
     return f"{type(worst).__name__}: {' '.join(lines)[:500]}"
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ or getattr(error, "cause", None) or getattr(error, "controller_failure", None)
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -94,7 +104,35 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unwanted)]
+        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unwanted)]
+        return [_Start(), *kept]
+
+
+class _Start(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """What Ray Train forgets when workers die between their placement and their first word; lives in the controller.
+
+    It must be the first callback: those after it may fail.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    @contextmanager
+    def on_worker_group_start(self) -> Iterator[None]:
+        """Around the start; why it failed would be lost on the way to the driver, where it tells a lost node."""
+        try:
+            yield
+        except WorkerGroupStartupFailedError as error:
+            raise WorkerGroupStartupFailedError(f"the workers did not start: {reason(error)}") from error
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called when the workers are there, and before anything else is done with them."""
+        self._group = worker_group
+
+    async def before_controller_shutdown(self) -> None:
+        """Give back the placement group of workers that died later in the start, which the controller never got."""
+        if self._group is not None and self._group.has_started():
+            self._group.shutdown()
 
 
 def _release_orphans() -> None:

@@ -93,7 +93,7 @@ class RunLock:
         self._thread.join()
         self._thread = None
         if self._lost is None:
-            self._store.swap(LOCK, self._mine.dump(self._where), None)
+            self._swap(None)
 
     def __enter__(self) -> "RunLock":
         self.acquire()
@@ -154,8 +154,31 @@ class RunLock:
     def _beat(self) -> bool:
         """Renew the heartbeat; False when the lock is no longer ours."""
         new = replace(self._mine, beat=time.time())
-        if not self._store.swap(LOCK, self._mine.dump(self._where), new.dump(self._where)):
+        if not self._swap(new.dump(self._where)):
             self._lost = f"{self._where} was taken over by another coordinator: this one must stop"
             return False
         self._mine = new
         return True
+
+    def _swap(self, new: bytes | None) -> bool:
+        """Replace the lock if it is ours; one of our own heartbeats may be there whose reply was lost."""
+        for _ in range(TRIES):
+            if self._store.swap(LOCK, self._mine.dump(self._where), new):
+                return True
+            found = self._ours()
+            if found is None:
+                return False
+            self._mine = found
+        raise ShardError(f"{self._where} refuses to be replaced: see whether its storage compares and swaps")
+
+    def _ours(self) -> Holder | None:
+        """The lock as it is, if we hold it."""
+        try:
+            seen = self._store.read(LOCK)
+        except MissingError:
+            return None
+        try:
+            holder = parse_holder(seen, self._where)
+        except ShardError:
+            return None  # we write no damaged one
+        return holder if holder.token == self._mine.token else None

@@ -1,12 +1,15 @@
 """A grid of runs, baselines among them, killed in the middle and continued."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, Command, wait_for
+from tests.conftest import ROOT, TINY, Command, events, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 RUNS = ("vit-digits-b2-s0-greedy", "vit-digits-b2-s0-joint", "vit-digits-b2-uniform-back-s0")
@@ -34,3 +37,19 @@ def test_a_killed_ablation_continues_where_it_was(dbtrain: Callable[..., Command
     assert (tmp_path / "vit-digits-ablation" / "ablation.png").exists()
     for row in rows:
         assert row["scores"]["test"]["mean"]["mean"] > 0 and row["flops"] > 0
+
+
+def test_ctrl_c_lets_the_run_that_has_begun_commit_and_begins_no_other(
+    dbtrain: Callable[..., Command], tmp_path: Path
+) -> None:
+    axes = ["--blocks", "1,2", "--ranges", "uniform", "--seeds", "0", "--baselines", ""]
+    command = dbtrain("ablate", CONFIG, *TINY, "training.steps=100000", *axes)
+    first, second = (tmp_path / "runs" / f"vit-digits-b{count}-uniform-s0" for count in (1, 2))
+    wait_for(lambda: any(e["event"] == "commit" for e in events(first, 0)), 120, f"a commit; {command.output()}")
+    os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does: to the command and all that it started
+    asked = time.monotonic()
+    assert command.wait(60) == 130, command.output()
+    print(f"it ended {time.monotonic() - asked:.1f} s after Ctrl-C")
+    assert events(first, 0)[-1]["event"] == "end" and events(first, 0)[-1]["outcome"] == "stopped"
+    assert not second.exists()
+    assert "Traceback" not in command.output()

@@ -177,3 +177,22 @@ def test_an_own_cluster_is_for_this_machine_and_keeps_its_token(
     read = [path for path in files if path.is_file()]
     assert len(token) == 64 and len(read) > 20
     assert not [path for path in read if token.encode() in path.read_bytes()]
+
+
+def test_a_head_that_dies_under_a_client_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    cluster = SomeCluster(tmp_path)
+    try:
+        address = ["--address", f"ray://127.0.0.1:{cluster.client}"]
+        slow = json.dumps([{"block": 0, "step": step, "kind": "slow"} for step in range(12, 20)])
+        command = run(
+            cluster, tmp_path, ["-m", "dbtrain", "train", *SHORT, f"out={tmp_path}/runs", "name=run", *address],
+            DBTRAIN_FAULTS=slow,
+        )  # fmt: skip
+        run_ = tmp_path / "runs" / "run"
+        wait_for(lambda: bool(command.poll()) or any(e["event"] == "commit" for e in events(run_, 0)), 120, "a commit")
+    finally:
+        cluster.close()
+    output = command.communicate(timeout=120)[0]
+    assert command.returncode == 1, output
+    assert "Traceback" not in output, output
+    assert "error: the Ray cluster no longer answers" in output and "then run the same command" in output

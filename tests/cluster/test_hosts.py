@@ -45,6 +45,19 @@ def test_blocks_on_three_hosts_send_each_other_no_byte(machines: Machines, expec
     assert shards(run, STEPS) == expected
 
 
+def test_a_host_that_was_lost_a_moment_ago_is_left_out(machines: Machines, expected: dict[str, bytes]) -> None:
+    """Ray counts it as alive for some 20 s more."""
+    spare = machines.start_ray(SPARE, 1)
+    assert spare.wait(60) == 0, spare.output()
+    machines.network.plug(SPARE, False)
+    command = machines.train("lost")
+    assert command.wait(RUN_S) == 0, command.output()
+    assert "4 node(s), cpu" in command.output()
+    assert shards(machines.folder / "lost" / "run", STEPS) == expected
+    machines.network.plug(SPARE, True)
+    machines.stop_ray([SPARE])
+
+
 def test_a_cut_host_a_dark_host_a_dead_raylet_and_a_dead_head(machines: Machines, expected: dict[str, bytes]) -> None:
     """All this on hosts that cannot reach each other, only the head; in the end the bits are those of one machine."""
     network = machines.network

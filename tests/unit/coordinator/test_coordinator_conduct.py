@@ -312,6 +312,13 @@ def test_the_same_command_continues_only_what_is_missing(bring):
     assert phases(third) == [Phase.DONE] * 3 and not cluster.started
 
 
+def test_a_block_that_is_done_needs_no_place(bring):
+    overrides = "cluster.blocks.0.cpus_per_worker=8"
+    bring({1: [fail]}, overrides)
+    again, cluster, _ = bring({}, overrides, cpus=4)
+    assert phases(again) == [Phase.DONE] * 3 and [a.block for a in cluster.started] == [1]
+
+
 def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
     conductor, _, _ = bring({})
     shard = conductor.ledger.stores[2].path / "step_00000004" / "model.safetensors"
@@ -380,8 +387,23 @@ def test_a_disk_too_full_to_own_a_block_is_a_crash_of_that_block(bring, monkeypa
     monkeypatch.setattr(ledger, "claim", refuse)
     conductor, cluster, told = bring({})
     assert phases(conductor) == [Phase.DONE] * 3
-    assert cluster.attempts(1) == [1] and conductor.states[1].restarts == 2
+    # a number is not used again: what claimed the block may have been written all the same
+    assert cluster.attempts(1) == [3] and conductor.states[1].restarts == 2
     assert any("block 1: crashed" in line and "disk is full" in line for line in told)
+
+
+def test_a_claim_that_landed_though_the_storage_said_nothing_is_followed_by_another(bring, monkeypatch):
+    claim, cut = ledger.claim, iter(range(1))
+
+    def lose_reply(store, attempt, token):
+        claim(store, attempt, token)
+        if store.url.endswith("01") and next(cut, None) is not None:
+            raise ShardError("the storage does not answer")
+
+    monkeypatch.setattr(ledger, "claim", lose_reply)
+    conductor, cluster, _ = bring({})
+    assert phases(conductor) == [Phase.DONE] * 3
+    assert [cluster.attempts(block) for block in range(3)] == [[1], [2], [1]]
 
 
 def test_a_coordinator_that_lost_its_run_stops(bring):

@@ -67,8 +67,6 @@ def test_another_version_is_refused_by_name(port: int, tmp_path: Path) -> None:
     assert found(cluster, tmp_path)["versions"].detail == expected
     with pytest.raises(VersionError, match="two has torch 2.11.0"):
         check_packages(cluster, "digits")
-    with pytest.raises(VersionError, match="two does not answer .broken"):
-        check_packages(Nodes(port, facts=RuntimeError("broken")), "digits")
 
 
 def test_a_node_without_a_package_that_workers_import_is_refused_by_name(port: int, tmp_path: Path) -> None:
@@ -102,6 +100,15 @@ def test_whatever_a_worker_imports_is_asked_for() -> None:
     needed = imported & set(re.findall(r'^  "([a-z-]+)', declared, re.MULTILINE))
     asked = {*probe.DECISIVE, *probe.PRESENT}
     assert {"torch", "omegaconf"} <= needed and needed - {"psutil"} <= asked
+
+
+def test_a_silent_node_is_not_told_to_install_versions(port: int, tmp_path: Path) -> None:
+    silent = Nodes(port, facts=RuntimeError("broken"))
+    with pytest.raises(PlacementError, match="^two does not answer .RuntimeError: broken.: see in its logs") as caught:
+        check_packages(silent, "digits")
+    assert "versions" not in str(caught.value)
+    findings = found(silent, tmp_path)
+    assert "two does not answer" in findings["answers"].detail and "versions" not in findings
 
 
 def test_plans_that_do_not_hold(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,56 @@ def test_a_lock_that_was_taken_over_is_noticed_and_not_released(store):
     assert json.loads(store.read(LOCK))["owner"] == "thief"
 
 
+def lose_replies(monkeypatch, count):
+    """The next swaps take effect, and the caller hears of an outage."""
+    swap, lost = Store.swap, iter(range(count))
+
+    def cut(self, name, old, new):
+        done = swap(self, name, old, new)
+        if next(lost, None) is not None:
+            raise ShardError("the storage does not answer")
+        return done
+
+    monkeypatch.setattr(Store, "swap", cut)
+
+
+def test_a_heartbeat_that_landed_unheard_is_no_takeover(store, monkeypatch):
+    with RunLock(store, "a", ttl_s=0.15) as lock:
+        lose_replies(monkeypatch, 2)
+        heard = store.read(LOCK)
+        for _ in range(4):  # each is another heartbeat
+            before, deadline = store.read(LOCK), time.time() + 3
+            while store.read(LOCK) == before and time.time() < deadline:
+                time.sleep(0.01)
+        assert store.read(LOCK) != heard
+        lock.check()
+    assert not store.exists(LOCK)
+
+
+def test_a_lock_whose_last_heartbeat_landed_unheard_is_released(store, monkeypatch):
+    lock = RunLock(store, "a", ttl_s=0.15)
+    lock.acquire()
+    lose_replies(monkeypatch, 1)
+    before, deadline = store.read(LOCK), time.time() + 3
+    while store.read(LOCK) == before and time.time() < deadline:
+        time.sleep(0.001)
+    lock.release()
+    assert not store.exists(LOCK)
+
+
+@pytest.mark.parametrize("content", [b"damaged", None])
+def test_a_lock_that_somebody_spoilt_or_removed_is_lost(store, content):
+    lock = RunLock(store, "a", ttl_s=0.15)
+    lock.acquire()
+    store.write(LOCK, content) if content else store.remove(LOCK)
+    deadline = time.time() + 3
+    with pytest.raises(RunLockedError, match="taken over"):
+        while time.time() < deadline:
+            lock.check()
+            time.sleep(0.02)
+    lock.release()
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"owner": 1}'])
 def test_damaged_lock(store, content):
     store.write(LOCK, content)
