@@ -40,7 +40,8 @@ def test_a_metric_of_another_architecture_is_refused_with_those_that_fit(arch, m
 
 @pytest.mark.parametrize("command", [["train", "--evaluate"], ["compare"], ["ablate"]], ids=lambda words: words[0])
 def test_it_is_refused_before_anything_is_trained(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_train", lambda *_: pytest.fail("trained"))
+    for module in (cli.training, cli.comparison):
+        monkeypatch.setattr(module, "train_and_merge", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr("dbtrain.coordinator.ablate.run_grid", lambda *_: pytest.fail("trained"))
     monkeypatch.chdir(tmp_path)
     wrong = {"vit_digits": ("bits", "does not fit model.arch=vit"), "dit_digits": ("frechet_inception", "needs eval")}
@@ -82,7 +83,7 @@ def test_each_readout_of_generated_texts_says_which_way_is_better():
 
 def test_train_evaluates_as_this_command_says(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(cli, "_train", lambda *_: None)
+    monkeypatch.setattr(cli.training, "train_and_merge", lambda *_: None)
     monkeypatch.setattr(report, "evaluate_run", lambda run, overrides, section: told.append(section) or (None, {}))
     monkeypatch.setattr(report, "scores_table", lambda *_: "")
     arguments = ["train", "--evaluate", str(CONFIGS / "vit_digits.yaml"), f"out={tmp_path}", "evaluation.batch_size=7"]
