@@ -31,9 +31,8 @@ class NoiseConfig(Section):
     for images and latents."""
     edges: tuple[float, ...] | None = None
     """Falling levels, blocks + 1, for `explicit`."""
-    overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    whole_range: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a block's training levels that are drawn from the whole range instead of its slice."""
+    overlap: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """A block trains on levels beyond both ends of its slice, by this share of its (log) width."""
     weighting: Literal["none", "edm", "clamp"] = "none"
     """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2, edm's but for a factor,
     at most 5."""

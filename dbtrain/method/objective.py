@@ -22,8 +22,6 @@ class Slice:
     high: float
     share: float = 1.0
     """Of the training levels that lie in the block's slice without overlap; what counts is its ratio to the others'."""
-    whole_range: float = 0.0
-    """Share of its training levels that are drawn from the whole range instead."""
 
 
 class BlockObjective(nn.Module):
@@ -34,25 +32,15 @@ class BlockObjective(nn.Module):
         layers: numbers of those layers in the whole model.
         low, high: the levels trained, overlap included.
         precision: `bf16` runs the network under autocast; levels, noise and loss stay in float32.
-        whole_range: share of the levels that are drawn from the whole range instead.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: range,
-        low: float,
-        high: float,
-        precision: Precision,
-        whole_range: float = 0.0,
-    ) -> None:
+    def __init__(self, model: nn.Module, layers: range, low: float, high: float, precision: Precision) -> None:
         super().__init__()
         self.model = model
         self.layers = layers
         edges = torch.tensor([low, high], dtype=torch.float64)
         self.q_low, self.q_high = cast(BlockModel, model).noise.quantile(edges).tolist()
         self.precision = precision
-        self.whole_range = whole_range
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
         """Mean loss over the N samples, a float32 scalar.
@@ -82,21 +70,9 @@ class BlockObjective(nn.Module):
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
         model = cast(BlockModel, self.model)
         example = model.example(batch, draws)
-        level = model.noise.sample(self._quantiles(model.noise.shares(example, draws)))
+        share = model.noise.shares(example, draws)
+        level = model.noise.sample(self.q_low + share * (self.q_high - self.q_low))
         return example, model.noise.corrupt(example.clean, level, draws), level
-
-    def _quantiles(self, uniform: Tensor) -> Tensor:
-        """Where in the training distribution each level lies: the lowest uniforms are spread over all of it."""
-        whole, width = self.whole_range, self.q_high - self.q_low
-        if not whole:
-            return self.q_low + uniform * width
-        own = self.q_low + (uniform - whole) / (1 - whole) * width
-        return torch.where(uniform < whole, uniform / whole, own)
-
-
-def block_objective(model: nn.Module, own: Slice, precision: Precision) -> BlockObjective:
-    """The objective of the block that has a slice."""
-    return BlockObjective(model, own.layers, own.low, own.high, precision, own.whole_range)
 
 
 class JointObjective(nn.Module):
@@ -117,7 +93,7 @@ class JointObjective(nn.Module):
         super().__init__()
         self.model = model
         # in a tuple they are no submodules, which would list the model's parameters again
-        self._parts = tuple(block_objective(model, s, precision) for s in slices)
+        self._parts = tuple(BlockObjective(model, s.layers, s.low, s.high, precision) for s in slices)
         total = sum(s.share for s in slices)
         self._weights = tuple(s.share / total for s in slices)
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from dbtrain.method.forward_forward import ForwardForward, ForwardForwardObjective
-from dbtrain.method.objective import JointObjective, Precision, Slice, block_objective
+from dbtrain.method.objective import BlockObjective, JointObjective, Precision, Slice
 from dbtrain.method.split import LayerSplit
 
 BuildObjective = Callable[[nn.Module, Sequence[Slice], int, Precision], nn.Module]
@@ -47,7 +47,8 @@ class Scheme:
 
 
 def _one_block(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
-    return block_objective(model, slices[shard], precision)
+    own = slices[shard]
+    return BlockObjective(model, own.layers, own.low, own.high, precision)
 
 
 def _all_blocks(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:

@@ -87,8 +87,7 @@ class Blueprint:
         if self.config.training.activation_checkpointing:
             recompute(model)
         overlap = self.config.noise.overlap
-        whole = self.config.noise.whole_range
-        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b), whole) for b in blocks]
+        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b)) for b in blocks]
         return self.scheme.objective(model, slices, shard, self.config.training.precision)
 
     def _share(self, block: int) -> float:

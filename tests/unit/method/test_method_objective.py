@@ -55,20 +55,6 @@ def test_a_block_is_trained_on_its_layers_and_its_slice_only():
     assert torch.allclose(share, torch.linspace(0, 1, 4000, dtype=torch.float64), atol=0.04)
 
 
-def test_a_share_of_the_levels_may_come_from_the_whole_range():
-    model = Spy()
-    low, high = equal_shares(PAPER, 3).of(1)
-    objective = BlockObjective(model, range(2, 4), low, high, "fp32", whole_range=0.4)
-    objective({"y": torch.zeros(8000, 8)}, torch.tensor(5), torch.arange(8000))
-    share = PAPER.cdf(model.level.double())
-    # a third of the 40 % falls into the slice as well
-    inside = (share > 1 / 3) & (share <= 2 / 3)
-    assert float(inside.double().mean()) == pytest.approx(0.6 + 0.4 / 3, abs=0.02)
-    for part in (share[share <= 1 / 3] * 3, share[share > 2 / 3] * 3 - 2):
-        assert len(part) == pytest.approx(8000 * 0.4 / 3, rel=0.1)
-        assert torch.allclose(part.sort().values, torch.linspace(0, 1, len(part), dtype=torch.float64), atol=0.05)
-
-
 def test_the_loss_is_the_weighted_mean_over_the_samples():
     model = Spy()
     plain = run(model).detach()
