@@ -27,7 +27,7 @@ test: $(READY) lint  ## all tests but the long: unit, then real clusters and fau
 test-launchers: $(READY)  ## the image, Slurm and SSH, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge openssh-server
 	$(BIN)/pytest -m "docker or slurm or ssh"
 
-test-long: $(READY)  ## what takes minutes, or was not seen to pass yet
+test-long: $(READY)  ## what takes minutes each
 	$(BIN)/pytest -m long
 
 clean:

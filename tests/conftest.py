@@ -37,6 +37,11 @@ TRAIN = ["train", *RUN, "cluster.cpus_per_worker=0.5"]
 """The run that is disturbed in many ways; all of them end in the same bits."""
 
 
+def _hear_ctrl_c() -> None:
+    """Parallel test runners ignore it, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """A `dbtrain` command in its own process group, which can be watched and killed."""
 
@@ -61,6 +66,7 @@ class Command:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_hear_ctrl_c,
             )
 
     def wait(self, timeout: float = 360) -> int:

@@ -15,7 +15,7 @@ from dbtrain.shards.faults import MissingError
 from dbtrain.shards.store import Store
 from tests.conftest import STEPS, TRAIN, Command
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.long]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 
 READ_TIMEOUT_S = 2
 SILENCE_S = 5.0
