@@ -2,7 +2,7 @@
 # A Ray cluster of this machine alone that outlives single commands (without it, each `dbtrain train` starts its own).
 #
 #   source launchers/local/cluster.sh up       # sets this shell up; then: dbtrain train CONFIG --address auto
-#   source launchers/local/cluster.sh down
+#   source launchers/local/cluster.sh down     # all of Ray on this machine, clusters of other commands too (ray stop)
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 # as in coordinator/ray_settings.py: both ends of a connection must know them
 export RAY_grpc_client_keepalive_time_ms=5000 RAY_grpc_client_keepalive_timeout_ms=5000
