@@ -11,7 +11,6 @@ $(READY): pyproject.toml requirements.txt scripts/install.sh
 	touch $(READY)
 
 demo: $(READY)  ## train three blocks, merge, evaluate, compare
-	rm -rf runs/vit-digits runs/vit-digits-end-to-end
 	$(BIN)/dbtrain compare configs/vit_digits.yaml
 
 lint: $(READY)

@@ -14,6 +14,8 @@ from dbtrain.coordinator.shipping import runtime_env
 from dbtrain.errors import PlacementError, VersionError
 from dbtrain.training.assignment import Assignment
 
+CLIENT_TRIES = 3
+"""The process that Ray Client's server starts for a client now and then ends before it has begun (Ray 2.60)."""
 NODE_ANSWERS_S = 90.0
 """For a node to start a process and answer; the first one there also fetches this package."""
 
@@ -36,10 +38,7 @@ class RayCluster:
             "logging_level": logging.WARNING,
         }
         try:
-            if address is None:
-                ray.init(address="local", include_dashboard=False, **common)
-            else:
-                ray.init(address=address, **common)
+            _join(address, common)
         except Exception as error:
             if "ersion mismatch" in str(error):
                 raise VersionError(f"{' '.join(str(error).split())}: use the cluster's Ray and Python here") from error
@@ -90,6 +89,20 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster; what still runs for this driver ends."""
         ray.shutdown()
+
+
+def _join(address: str | None, common: dict[str, Any]) -> None:
+    """Start a cluster of this machine's own, or connect to one; again where only Ray Client's server had failed."""
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **common)
+        return
+    for left in reversed(range(CLIENT_TRIES)):
+        try:
+            ray.init(address=address, **common)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
 
 
 def _alive() -> list[dict[str, Any]]:
