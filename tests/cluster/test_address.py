@@ -97,9 +97,18 @@ def run(cluster: SomeCluster, folder: Path, arguments: list[str], **variables: s
     )  # fmt: skip
 
 
+def takes_jobs(cluster: SomeCluster, folder: Path) -> bool:
+    """The dashboard listens before it has an agent that starts jobs."""
+    address = f"--address=http://127.0.0.1:{cluster.dashboard}"
+    process = run(cluster, folder, ["-m", "ray.scripts.scripts", "job", "submit", address, "--no-wait", "--", "true"])
+    process.communicate(timeout=60)
+    return process.returncode == 0
+
+
 def test_client_and_submitted_job_train_where_dbtrain_is_not_installed(cluster: SomeCluster, tmp_path: Path) -> None:
     """Both at once; the code travels with them, and what they write is read here."""
     out = f"out={tmp_path}/runs"
+    wait_for(lambda: takes_jobs(cluster, tmp_path), 90, "an agent that takes jobs")
     client = run(
         cluster, tmp_path,
         ["-m", "dbtrain", "train", *SHORT, out, "name=client", "--address", f"ray://127.0.0.1:{cluster.client}"],
