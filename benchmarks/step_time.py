@@ -23,7 +23,7 @@ from dbtrain.method.codebook import make_codebook
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective
-from dbtrain.models.layers import recompute
+from dbtrain.models.layers import compile_recomputed, recompute
 from dbtrain.models.vit import ViT
 
 CLASSES, CODE = 10, 64
@@ -121,8 +121,9 @@ def peak_memory(arguments: argparse.Namespace, layers: range, device: torch.devi
     module = objective(arguments, layers, device)
     if again:
         recompute(cast(nn.Module, module.model))
+        compile_recomputed(cast(nn.Module, module.model))
     # compiled as a worker's is: without it the backward pass of one layer alone needs 4 GiB more at the default size
-    step, args = hand_written(module, True), inputs(arguments, device)
+    step, args = hand_written(module, not again), inputs(arguments, device)
     step(*args)
     torch.cuda.reset_peak_memory_stats()
     step(*args)
