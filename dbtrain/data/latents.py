@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.data.splits import DataSet, check_labels, mixed
+from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
 
 ReadTensors = Callable[[Path], dict[str, Tensor]]
@@ -34,7 +35,7 @@ class LabelledLatents:
         """``image`` (n, C, H, W) float32 and ``label`` (n,)."""
         if self.latents.device != device:
             self.latents, self.labels = self.latents.to(device), self.labels.to(device)
-        at = indices.to(device)
+        at = send(indices, device)
         return {"image": self.latents[at].float() * self.scale, "label": self.labels[at]}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dbtrain.data.splits import DataSet
 from dbtrain.data.tokenizers import Tokenizer
+from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
 
 FORMAT = "1"
@@ -103,7 +104,7 @@ class TokenWindows:
     def batch(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
         """``tokens`` (n, length) int64."""
         rows = self.tokens[indices.cpu().numpy()].astype(np.int64)
-        return {"tokens": torch.from_numpy(rows).to(device)}
+        return {"tokens": send(torch.from_numpy(rows), device)}
 
     def characters(self, indices: Tensor) -> int:
         """Characters of these windows together."""

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
 
@@ -71,7 +72,7 @@ class LabelledImages:
         """``image`` (n, C, H, W) float32 in [-1, 1] and ``label`` (n,)."""
         if self.images.device != device:
             self.images, self.labels = self.images.to(device), self.labels.to(device)
-        at = indices.to(device)
+        at = send(indices, device)
         return {"image": self.images[at].float() * (2 / self.scale) - 1, "label": self.labels[at]}
 
     def part(self, start: int, stop: int) -> "LabelledImages":

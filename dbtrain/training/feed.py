@@ -89,7 +89,7 @@ class Feed:
 
     def micro_batches(self, step: int) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
         """(batch, key, positions) for each accumulation of `step`; also seeds dropout, which follows the layout."""
-        key = torch.tensor(derive_seed(self.seed, "noise", self.block, step), device=self.device)
+        key = self._key("noise", step)
         first = self.rank * self.shape.accumulation * self.shape.micro_batch
         for micro in range(self.shape.accumulation):
             start = first + micro * self.shape.micro_batch
@@ -99,11 +99,15 @@ class Feed:
             where = torch.arange(start, start + self.shape.micro_batch, device=self.device)
             yield self._augmented(batch, step, where), key, where
 
+    def _key(self, purpose: str, step: int) -> Tensor:
+        # filled on the device: a tensor made from a number here would be copied there, which waits for the GPU
+        return torch.full((), derive_seed(self.seed, purpose, self.block, step), dtype=torch.int64, device=self.device)
+
     def _augmented(self, batch: dict[str, Tensor], step: int, positions: Tensor) -> dict[str, Tensor]:
         pixels, mirror = self.augmentation.shift, self.augmentation.flip
         if not (pixels or mirror):
             return batch
-        key = torch.tensor(derive_seed(self.seed, "augmentation", self.block, step), device=self.device)
+        key = self._key("augmentation", step)
         draws, image = Draws(key, positions), batch["image"]
         image = shift(image, pixels, draws) if pixels else image
         return {**batch, "image": flip(image, draws) if mirror else image}
