@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 from dbtrain.config import Config
+from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.lifecycle import BlockState, Phase
@@ -34,6 +35,7 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         DbtrainError: the run cannot start.
     """
     refuse_lost_output(config.out)
+    check_address(config.cluster.address)  # before a pilot that takes minutes
     run = Store(config.run_url)
     run.makedirs()
     with RunLock(run, f"dbtrain train {config.name}") as lock:

@@ -78,6 +78,10 @@ def test_down_ends_its_own_cluster_and_the_other_lives(desk: Desk) -> None:
     wait_for(lambda: desk.answers("one") and desk.answers("two"), 60, "their start")
     second = {p for p in desk.processes("two") if p.name() in ("raylet", "gcs_server")}
     assert len(second) == 2
+    # the newer one, from a shell that the launcher has not set up: Ray alone would look beyond 127.0.0.1
+    doctor = f"{sys.executable} -m dbtrain doctor --address auto --storage {desk.home}/runs"
+    done = desk.run(f"env -u {next(iter(LOOPBACK))} {doctor}", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and "a run would work here" in done.stdout, done.stdout + done.stderr
     done = desk.launcher("down", "one")
     assert done.returncode == 0 and "processes ended" in done.stdout, done.stdout + done.stderr
     assert desk.processes("one") == [] and second < set(desk.processes("two")) and desk.answers("two")
