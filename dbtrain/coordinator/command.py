@@ -18,6 +18,7 @@ from dbtrain.coordinator.settle import Calibrate, settle
 from dbtrain.coordinator.shipping import refuse_lost_output
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
+from dbtrain.shards.directory import run_directory
 from dbtrain.shards.lock import RunLock
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import LiveView, Row
@@ -37,8 +38,7 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
     refuse_lost_output(config.out)
     check_address(config.cluster.address)  # before a pilot that takes minutes
     run = Store(config.run_url)
-    run.makedirs()
-    with RunLock(run, f"dbtrain train {config.name}") as lock:
+    with run_directory(run), RunLock(run, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.url}")
         blueprint = settle(config, run, calibrate)
         cluster = connect(config.cluster.address)

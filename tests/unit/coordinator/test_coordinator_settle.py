@@ -70,11 +70,6 @@ def test_a_calibrated_range_is_the_one_that_was_measured(make_config, digits):
     assert torch.equal(seen[0], make_codebook("orthogonal", 10, 16, 0))
 
 
-def test_edges_of_the_blocks_are_no_matter_where_the_baseline_has_no_noise(make_config, tmp_path):
-    blocks = make_config("noise.ranges=explicit", "noise.edges=[7,2,0.5,0.25]")
-    assert settle(end_to_end(blocks), Store(tmp_path / "whole"), never).distribution == {"kind": "none"}
-
-
 def test_end_to_end_is_one_block_without_noise(make_config, digits):
     blueprint = design(make_config("method=end_to_end", "blocks=1"), digits, never)
     assert blueprint.distribution == {"kind": "none"} and blueprint.split.layers(0) == range(6)
