@@ -62,7 +62,8 @@ def _conduct(
     def show(states: list[BlockState], progress: list[Progress]) -> None:
         view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
 
-    conductor = Conductor(run, config, cluster, requests(config, device), show, view.tell, trackers.log, lock.check)
+    wanted = requests(config, device)
+    conductor = Conductor(run, blueprint.located(), cluster, wanted, show, view.tell, trackers.log, lock.check)
     view.tell(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"

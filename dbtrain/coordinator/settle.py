@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from dbtrain import __version__
 from dbtrain.analysis.corpus import corpus_codebook
 from dbtrain.config import Config
+from dbtrain.config.data import resolved_paths
 from dbtrain.coordinator.difference import difference
 from dbtrain.coordinator.placement import requests
 from dbtrain.data.splits import DataSet
@@ -195,8 +197,7 @@ def _continue(config: Config, run: Store) -> Blueprint:
             "name (name=...), give the configuration it was started with, or remove the directory"
         )
     # what does not determine the weights may change from one start to the next
-    settled = read_blueprint(manifest, read_codebook(run, manifest))
-    return Blueprint(config, settled.split, settled.ranges, settled.distribution, settled.codebook, settled.shape)
+    return replace(read_blueprint(manifest, read_codebook(run, manifest)), config=config)
 
 
 def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
@@ -207,6 +208,7 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         _row(block, blueprint.split.layers(block), blueprint.ranges.of(block))
         for block in range(blueprint.split.blocks)
     ]
+    paths = resolved_paths(blueprint.config.data)
     return {
         "config": blueprint.config.model_dump(mode="json"),
         "config_hash": blueprint.config.content_hash(),
@@ -216,6 +218,7 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         "codebook_hash": codebook_hash,
         "versions": versions(),
         **({"slices": slices} if slices != plan else {}),
+        **({"data_paths": paths} if paths else {}),
     }
 
 
