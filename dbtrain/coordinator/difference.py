@@ -7,6 +7,8 @@ from dbtrain.config import Config, parse_config
 
 MOST = 5
 """Keys that are told; another architecture changes dozens."""
+TELLING = ("method", "model.arch", "data.source", "blocks")
+"""They come first: others follow from them."""
 
 
 def difference(stored: dict[str, Any], config: Config) -> str:
@@ -17,7 +19,8 @@ def difference(stored: dict[str, Any], config: Config) -> str:
         config: the one that is given now.
     """
     old, new = _flat(parse_config(stored, "run.json").content()), _flat(config.content())
-    changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    keys = {**dict.fromkeys(TELLING), **new, **old}
+    changed = [key for key in keys if old.get(key) != new.get(key)]
     told = [f"{key}: {_told(key, old)} in run.json, {_told(key, new)} now" for key in changed[:MOST]]
     if len(changed) > MOST:
         told.append(f"and {len(changed) - MOST} more")

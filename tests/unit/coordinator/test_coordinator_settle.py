@@ -154,6 +154,7 @@ def test_a_run_is_not_continued_with_a_batch_that_cannot_be_cut(make_run, make_c
         ("training.optimizer.lr=0.5", "training.optimizer.lr: 0.001 in run.json, 0.5 now;"),
         ("model.depth=7", "model.depth: 6 in run.json, 7 now;"),
         ("blocks=2", "blocks: 3 in run.json, 2 now;"),
+        ("data={source: text, path: corpus}", "configuration: data.source: digits in run.json, text now; "),
         ("data={source: text, path: corpus}", "data.tokenizer: absent in run.json, letters now;"),
     ],
 )
