@@ -1,6 +1,8 @@
 """Section `data`: one class a source."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -119,12 +121,43 @@ PATHS = ("path", "labels", "tokenizer", "cache")
 BUILT_IN_TOKENIZERS = ("letters", "bytes")
 
 
-def absolute_paths(data: DataConfig) -> DataConfig:
+def absolute_paths(data: DataConfig, before: Mapping[str, str] = MappingProxyType({})) -> DataConfig:
     """The section for a process with another working directory than this one.
 
     Names of the hub and of tokenizers stay, and so does what is not here: the process may say more of it.
+
+    Args:
+        data: as the user gave it.
+        before: :func:`resolved_paths` of when the run was started. They go first while they are there: a run keeps to
+            its data, wherever it is continued or evaluated from.
     """
-    given = {key: value for key in PATHS if (value := getattr(data, key, None)) and value not in BUILT_IN_TOKENIZERS}
     # the folder of the packed tokens is made where it is missing
-    here = {key: str(Path(value).absolute()) for key, value in given.items() if key == "cache" or Path(value).exists()}
-    return data.model_copy(update=here)
+    here = {k: str(Path(v).absolute()) for k, v in _given(data).items() if k == "cache" or Path(v).exists()}
+    kept = {key: before[key] for key in _relative(data) if key in before and Path(before[key]).exists()}
+    return data.model_copy(update=here | kept)
+
+
+def resolved_paths(data: DataConfig) -> dict[str, str]:
+    """What the relative paths of the section are in this working directory, by key; without what is not here."""
+    found = absolute_paths(data)
+    return {key: path for key in _relative(data) if (path := getattr(found, key)) != getattr(data, key)}
+
+
+def whereabouts(data: DataConfig, before: Mapping[str, str]) -> str:
+    """Where relative paths that lead nowhere were looked for, as the end of a message; empty if there are none."""
+    lost = [key for key in _relative(absolute_paths(data, before)) if key in before or not data.source.startswith("hf")]
+    places = [
+        f"data.{key}={getattr(data, key)} was looked for "
+        + (f"at {before[key]}, where the run found it when it was started, and " if key in before else "")
+        + f"below {Path.cwd()}"
+        for key in lost
+    ]
+    return f"; {'; '.join(places)}: put it there, or run this command where it lies" if places else ""
+
+
+def _given(data: DataConfig) -> dict[str, str]:
+    return {key: value for key in PATHS if (value := getattr(data, key, None)) and value not in BUILT_IN_TOKENIZERS}
+
+
+def _relative(data: DataConfig) -> list[str]:
+    return [key for key, value in _given(data).items() if not Path(value).is_absolute()]

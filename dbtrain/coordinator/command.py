@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 from dbtrain.config import Config
+from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.lifecycle import BlockState, Phase
@@ -17,6 +18,7 @@ from dbtrain.coordinator.settle import Calibrate, settle
 from dbtrain.coordinator.shipping import refuse_lost_output
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
+from dbtrain.shards.directory import run_directory
 from dbtrain.shards.lock import RunLock
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import LiveView, Row
@@ -34,9 +36,9 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         DbtrainError: the run cannot start.
     """
     refuse_lost_output(config.out)
+    check_address(config.cluster.address)  # before a pilot that takes minutes
     run = Store(config.run_url)
-    run.makedirs()
-    with RunLock(run, f"dbtrain train {config.name}") as lock:
+    with run_directory(run), RunLock(run, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.url}")
         blueprint = settle(config, run, calibrate)
         cluster = connect(config.cluster.address)
@@ -60,7 +62,8 @@ def _conduct(
     def show(states: list[BlockState], progress: list[Progress]) -> None:
         view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
 
-    conductor = Conductor(run, config, cluster, requests(config, device), show, view.tell, trackers.log, lock.check)
+    wanted = requests(config, device)
+    conductor = Conductor(run, blueprint.located(), cluster, wanted, show, view.tell, trackers.log, lock.check)
     view.tell(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"

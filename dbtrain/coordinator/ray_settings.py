@@ -28,15 +28,19 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 An address given to `ray.init` does not do it, because Ray replaces 127.0.0.1 by one that others can reach."""
 
 
-def prepare(address: str | None) -> None:
+def prepare(address: str | None, loopback: bool) -> None:
     """Set what is not set.
 
     A cluster of this command's own is closed to other users of the machine by a token, and to other machines because it
     listens on the loopback address only.
+
+    Args:
+        address: of a cluster, or None for an own one.
+        loopback: whether it listens there only; Ray would look for it at an address that others can reach.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if address is None:
+    if loopback:
         os.environ.update(LOOPBACK)
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

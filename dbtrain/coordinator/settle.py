@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, Literal
 
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from dbtrain import __version__
 from dbtrain.analysis.corpus import corpus_codebook
-from dbtrain.config import Config, parse_config
+from dbtrain.config import Config
+from dbtrain.config.data import resolved_paths
+from dbtrain.coordinator.difference import difference
 from dbtrain.coordinator.placement import requests
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
 from dbtrain.method.ranges import Ranges, equal_shares, explicit
 from dbtrain.method.schemes import SCHEMES
-from dbtrain.method.split import split_by_sizes, split_evenly
+from dbtrain.method.split import LayerSplit, split_by_sizes, split_evenly
 from dbtrain.models.registry import architecture
 from dbtrain.shards.container import tensor_hash
 from dbtrain.shards.format import encode_codebook
@@ -44,19 +47,7 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
             f"model.arch={config.model.arch} needs data with {' and '.join(unknown)}, and data.source="
             f"{config.data.source} has {', '.join(data.shape)}: choose another data.source"
         )
-    if kind.most_blocks and config.blocks > kind.most_blocks:
-        raise ConfigError(
-            f"blocks={config.blocks}: model.arch={config.model.arch} is one denoiser for all levels and cannot be cut "
-            f"into more than {kind.most_blocks}: set blocks={kind.most_blocks}"
-        )
-    depth = config.model.depth
-    sizes = config.layers_per_block
-    split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)
-    if split.blocks != config.blocks:
-        raise ConfigError(
-            f"layers_per_block has {split.blocks} entries, and blocks={config.blocks}: give one for each block, or "
-            "layers_per_block=null to share the layers evenly"
-        )
+    split = _split(config)
     codebook = None
     if kind.codes:
         codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
@@ -68,6 +59,23 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     ranges = _ranges(config, distribution)
     make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)
+
+
+def _split(config: Config) -> LayerSplit:
+    most = architecture(config.model.arch).most_blocks
+    if most and config.blocks > most:
+        raise ConfigError(
+            f"blocks={config.blocks}: model.arch={config.model.arch} is one denoiser for all levels and cannot be cut "
+            f"into more than {most}: set blocks={most}"
+        )
+    depth, sizes = config.model.depth, config.layers_per_block
+    split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)
+    if split.blocks != config.blocks:
+        raise ConfigError(
+            f"layers_per_block has {split.blocks} entries, and blocks={config.blocks}: give one for each block, or "
+            "layers_per_block=null to share the layers evenly"
+        )
+    return split
 
 
 def _codebook(config: Config, data: DataSet, classes: int) -> Tensor:
@@ -151,7 +159,7 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
         ShardError: its files are damaged or the storage fails.
         DataError: the data cannot be read.
     """
-    _check_batches(config)
+    _check_alone(config)
     if run.exists("run.json"):
         return _continue(config, run)
     data = load_data(config)
@@ -166,7 +174,11 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
     return blueprint
 
 
-def _check_batches(config: Config) -> None:
+def _check_alone(config: Config) -> None:
+    """What is wrong whatever the data and the run's directory hold."""
+    _split(config)
+    if _target(config) != "hidden" and config.noise.edges:
+        explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
         cut_batch(config.training.batch_size, request.workers, request.micro_batch)
 
@@ -181,25 +193,11 @@ def _continue(config: Config, run: Store) -> Blueprint:
     manifest = read_manifest(run)
     if manifest["config_hash"] != config.content_hash():
         raise ConfigError(
-            f"{run.url} is a run of another configuration ({_difference(manifest['config'], config)}): choose another "
+            f"{run.url} is a run of another configuration: {difference(manifest['config'], config)}; choose another "
             "name (name=...), give the configuration it was started with, or remove the directory"
         )
     # what does not determine the weights may change from one start to the next
-    settled = read_blueprint(manifest, read_codebook(run, manifest))
-    return Blueprint(config, settled.split, settled.ranges, settled.distribution, settled.codebook, settled.shape)
-
-
-def _difference(stored: dict[str, Any], config: Config) -> str:
-    old, new = _flat(parse_config(stored, "run.json").content()), _flat(config.content())
-    changed = [f"{key}={old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new.get(key)]
-    return "; ".join(changed[:3]) or "its settings differ"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return replace(read_blueprint(manifest, read_codebook(run, manifest)), config=config)
 
 
 def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
@@ -210,6 +208,7 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         _row(block, blueprint.split.layers(block), blueprint.ranges.of(block))
         for block in range(blueprint.split.blocks)
     ]
+    paths = resolved_paths(blueprint.config.data)
     return {
         "config": blueprint.config.model_dump(mode="json"),
         "config_hash": blueprint.config.content_hash(),
@@ -219,6 +218,7 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         "codebook_hash": codebook_hash,
         "versions": versions(),
         **({"slices": slices} if slices != plan else {}),
+        **({"data_paths": paths} if paths else {}),
     }
 
 

@@ -117,7 +117,7 @@ def continue_text(model: MergedModel, prompt: str, length: int, temperature: flo
         ConfigError: the prompt and the length do not fit the window that the model was trained on, or its architecture
             continues no text.
     """
-    config = model.blueprint.config
+    config = model.blueprint.located()
     name = architecture(config.model.arch).generates
     if name is None:
         raise ConfigError(f"model.arch={config.model.arch} continues no text")

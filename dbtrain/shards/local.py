@@ -101,7 +101,7 @@ class LocalFiles:
     def swap(self, name: str, old: bytes, new: bytes | None) -> bool:
         """Compare and swap under flock; the lock sits on a file beside, because a rename would take it away."""
         path = self.root / name
-        with _told("replace", path), _flocked(path.parent / f".{path.name}.flock"):
+        with _told("replace", path), _flocked(flock_path(path)):
             try:
                 if path.read_bytes() != old:
                     return False
@@ -198,6 +198,11 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def flock_path(path: Path) -> Path:
+    """The file on which those wait who replace another; it stays."""
+    return path.parent / f".{path.name}.flock"
+
+
 def _write_new(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -215,7 +220,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _create_without_link(temporary: Path, path: Path) -> bool:
     """Exclusive create where links do not exist: creators look under the flock, so two cannot both win."""
-    with _flocked(path.parent / f".{path.name}.flock"):
+    with _flocked(flock_path(path)):
         if path.exists():
             return False
         os.replace(temporary, path)

@@ -140,8 +140,16 @@ class RunLock:
     def _refuse(self, holder: Holder) -> NoReturn:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
         raise RunLockedError(
-            f"{self._store.url} is used by {holder.owner!r} on host {holder.host!r}, pid {holder.pid}, since {since}; "
-            f"wait for it or stop it; after a crash the lock falls free {holder.ttl:g} s after its last heartbeat"
+            f"{self._store.url} is used by {holder.owner!r} on host {holder.host!r}, pid {holder.pid}, since {since}: "
+            f"wait for it or stop it there; {self._when_free(holder)}"
+        )
+
+    def _when_free(self, holder: Holder) -> str:
+        if holder.machine == self._mine.machine:
+            return "the run is free as soon as that process ends"
+        return (
+            f"that process cannot be seen from here, so after a crash the run is free only {holder.ttl:g} s after its "
+            f"last heartbeat, and whoever takes it then watches for {holder.ttl * WATCH_SHARE:g} s more"
         )
 
     def _beat_on(self) -> None:

@@ -1,15 +1,17 @@
 """From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dbtrain.config import Config, parse_config
+from dbtrain.config.data import absolute_paths, whereabouts
 from dbtrain.data.registry import READS_TENSORS, load
 from dbtrain.data.splits import DataSet
+from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.interface import NoiseProcess
@@ -38,6 +40,8 @@ class Blueprint:
     codebook: Tensor | None
     shape: Mapping[str, Any]
     """What the data tells the model: image shape, number of classes."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Where the run found the relative paths of its data when it was started."""
 
     def noise(self) -> NoiseProcess:
         """The noise process over the whole range."""
@@ -101,7 +105,14 @@ class Blueprint:
         Raises:
             DataError: it is missing, damaged or does not hold what it should.
         """
-        return load_data(self.config)
+        try:
+            return load_data(self.located())
+        except DataError as error:
+            raise DataError(f"{error}{whereabouts(self.config.data, self.paths)}") from error
+
+    def located(self) -> Config:
+        """The configuration with the paths of its data where they are for this process."""
+        return self.config.model_copy(update={"data": absolute_paths(self.config.data, self.paths)})
 
 
 def load_data(config: Config) -> DataSet:
@@ -164,6 +175,7 @@ def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Bluepri
         distribution=manifest["noise"],
         codebook=codebook,
         shape=shape,
+        paths=manifest.get("data_paths", {}),
     )
 
 

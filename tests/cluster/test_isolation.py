@@ -38,7 +38,7 @@ def test_every_command_reads_a_finished_run(undisturbed: Path) -> None:
     assert list(undisturbed.glob("blocks/*/attempts/*")) == attempts
     assert list((undisturbed / "trackers").rglob("events.out.tfevents.*"))
     refused = all_end(2, [*TRAIN, "training.optimizer.lr=0.5"])
-    assert "training.optimizer.lr=0.001 there, 0.5 here" in refused
+    assert "training.optimizer.lr: 0.001 in run.json, 0.5 now" in refused
 
 
 def test_two_workers_a_block_across_zero_stages(dbtrain: Callable[..., Command], tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ def test_a_cluster_by_ssh_trains_and_leaves_nothing(site: Site, tmp_path: Path, 
     print(f"first step {min(e['t'] for e in told if e['event'] == 'step') - start:.1f} s after the command")
     token = site.desk("cat ~/.ray/auth_token")[1].strip()
     assert len(token) == 64 and site.ray() and not [line for line in site.ray() if token in line]
+    modes = site.desk("; ".join(f"{site.client} {h} stat -c %a '~/.ray/auth_token'" for h in (HEAD, *WORKERS)))[1]
+    assert modes.split() == ["600"] * 4
     code, said = site.launcher(f"down {HEAD} {' '.join(WORKERS)}")
-    assert code == 0, said
+    assert code == 0 and said.count("processes ended") == 4, said
     wait_for(lambda: not site.ray(), 20, "the end of Ray everywhere")
+    code, said = site.launcher(f"down {HEAD} {' '.join(WORKERS)}")
+    assert code == 0 and said.count("nothing that `up` started runs") == 4, said

@@ -17,7 +17,7 @@ KILLED_ONCE = """
 import os, signal, sys
 from dbtrain.cli import main
 from dbtrain.coordinator.ray_settings import prepare
-prepare(None)
+prepare(None, loopback=True)
 from dbtrain.coordinator import ray_train
 
 class Group(ray_train._Group):

@@ -36,7 +36,7 @@ def test_what_differs_is_named_among_what_matters(tmp_path: Path) -> None:
     config = load_config(DIGITS, overrides)
     settle(config, Store(config.run_url), lambda *_: {})
     other = load_config(DIGITS, [*overrides, "training.micro_batch=8", "training.zero_stage=1", "training.ema=0.5"])
-    with pytest.raises(ConfigError, match=r"training.ema=0.99 there, 0.5 here\)"):
+    with pytest.raises(ConfigError, match=r"training.ema: 0.99 in run.json, 0.5 now;"):
         settle(other, Store(config.run_url), lambda *_: {})
 
 

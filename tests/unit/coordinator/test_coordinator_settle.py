@@ -150,9 +150,12 @@ def test_a_run_is_not_continued_with_a_batch_that_cannot_be_cut(make_run, make_c
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("seed=7", "seed=0 there, 7 here"),
-        ("training.optimizer.lr=0.5", "training.optimizer.lr=0.001 there, 0.5 here"),
-        ("model.depth=7", "model.depth=6 there, 7 here"),
+        ("seed=7", "seed: 0 in run.json, 7 now; choose another name"),
+        ("training.optimizer.lr=0.5", "training.optimizer.lr: 0.001 in run.json, 0.5 now;"),
+        ("model.depth=7", "model.depth: 6 in run.json, 7 now;"),
+        ("blocks=2", "blocks: 3 in run.json, 2 now;"),
+        ("data={source: text, path: corpus}", "configuration: data.source: digits in run.json, text now; "),
+        ("data={source: text, path: corpus}", "data.tokenizer: absent in run.json, letters now;"),
     ],
 )
 def test_a_run_of_another_configuration_is_refused_with_what_differs(make_run, make_config, override, words):
@@ -162,6 +165,33 @@ def test_a_run_of_another_configuration_is_refused_with_what_differs(make_run, m
         settle(make_config(override), run, never)
     assert words in str(caught.value) and run.url in str(caught.value)
     assert run.read("run.json") == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["blocks=99"], "blocks=99 cannot share 6 layers"),
+        (["layers_per_block=[3,3]", "seed=1"], "layers_per_block has 2 entries, and blocks=3"),
+        (["noise.ranges=explicit", "noise.edges=[7,1]"], "noise.edges has 2 values"),
+        (["method=forward_forward", "model.arch=dit"], "method=forward_forward hides the target"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_is_wrong_with_a_configuration_is_told_before_what_differs(make_run, make_config, overrides, words):
+    make_run()
+    config = make_config(*overrides)
+    with pytest.raises(ConfigError, match=words) as caught:
+        settle(config, Store(config.run_url), never)
+    assert "another configuration" not in str(caught.value)
+
+
+def test_of_very_many_keys_that_differ_some_are_told(make_run, make_config):
+    _, run = make_run()
+    changes = [f"training.optimizer.{change}" for change in ("lr=1", "eps=1", "clip=3", "warmup=4", "final_lr=0.5")]
+    with pytest.raises(ConfigError, match=r"clip: 1.0 in run.json, 3.0 now; choose"):
+        settle(make_config(*changes), run, never)
+    with pytest.raises(ConfigError, match="final_lr: 0.0 in run.json, 0.5 now; and 1 more; choose"):
+        settle(make_config(*changes, "training.steps=9"), run, never)
 
 
 def test_a_codebook_that_was_tampered_with_is_refused(make_run):

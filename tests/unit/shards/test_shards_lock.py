@@ -96,6 +96,17 @@ def test_a_process_number_of_another_machine_means_nothing(store):
         RunLock(store, "b").acquire()
 
 
+def test_when_the_run_is_free_is_what_is_true_of_this_owner(store):
+    with RunLock(store, "a"), pytest.raises(RunLockedError) as here:
+        RunLock(store, "b").acquire()
+    assert "free as soon as that process ends" in str(here.value) and " s " not in str(here.value)
+    plant(store, beat=time.time(), machine="elsewhere", ttl=30.0)
+    with pytest.raises(RunLockedError) as elsewhere:
+        RunLock(store, "b").acquire()
+    assert "free only 30 s after its last heartbeat" in str(elsewhere.value)
+    assert "watches for 15 s more" in str(elsewhere.value)
+
+
 @pytest.mark.parametrize("age", [100, -100])
 def test_stale_elsewhere_is_taken_over_whatever_its_clock(store, age):
     plant(store, beat=time.time() - age, machine="elsewhere", ttl=0.2)

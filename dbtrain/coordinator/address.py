@@ -1,0 +1,110 @@
+"""Where a cluster is, found and tried before Ray is asked: Ray ends the whole process where nothing answers."""
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from dbtrain.coordinator.ray_settings import LOOPBACK
+from dbtrain.errors import ConfigError, PlacementError
+
+CONNECT_S = 5.0
+"""Bounded: a host that drops packets would hold a connection attempt for minutes."""
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+ELSE = (
+    "name a cluster with --address host:port, start one (ray start --head), or leave --address and cluster.address out "
+    "for one of this command's own"
+)
+
+
+def check_address(address: str | None) -> bool:
+    """Whether the cluster at an address, if one is given, is for this machine only, as that of launchers/local is.
+
+    Raises:
+        PlacementError: nothing answers there, or `auto` leads nowhere.
+        ConfigError: it is no address.
+    """
+    if address is None:
+        return True
+    found, told, mend = _auto() if address == "auto" else (address, f"cluster.address={address}", ELSE)
+    client = found.startswith("ray://")
+    host, colon, port = found.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise ConfigError(f"{told} is no address: write auto, host:port or ray://host:port")
+    host = host.strip("[]")
+    # Ray takes another address for 127.0.0.1, unless it is told that the cluster is for this machine only
+    if host in THIS_MACHINE and not client and not _refusal(_own_address(), int(port)):
+        return False
+    refusal = _refusal(host, int(port))
+    if refusal:
+        raise PlacementError(
+            f"nothing answers at {told} ({refusal}): is Ray started there, on this port (6379; 10001 for ray://), and "
+            f"may this machine reach it? {mend[0].upper()}{mend[1:]}"
+        )
+    return host in THIS_MACHINE and not client
+
+
+def _auto() -> tuple[str, str, str]:
+    """What Ray takes for `auto`, in its order; how messages call it, and what to do where it does not answer.
+
+    Raises:
+        PlacementError: there is nothing to take.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    if given and given != "auto":
+        return given, f"RAY_ADDRESS={given} (cluster.address=auto)", f"unset it, {ELSE}"
+    file, nodes = address_file(), nodes_here()
+    named = _content(file)
+    if nodes and (len(nodes) == 1 or not named):
+        if len(nodes) > 1:
+            raise PlacementError(f"cluster.address=auto is one of {', '.join(nodes)}: name it with --address host:port")
+        return nodes[0], f"{nodes[0]}, the head of the Ray node of this machine (cluster.address=auto)", ELSE
+    if named:
+        return named, f"{named}, which {file} names (cluster.address=auto)", f"if that cluster has ended, {ELSE}"
+    raise PlacementError(f"cluster.address=auto, and no Ray runs on this machine, nor is there a {file}: {ELSE}")
+
+
+def address_file() -> Path:
+    """Where `ray start` leaves the address of its cluster."""
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(temporary, "ray", "ray_current_cluster")
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def nodes_here() -> list[str]:
+    """Addresses of the clusters that have a node on this machine, own clusters of other commands too."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or is somebody else's
+            if process.name() == "raylet":
+                words = [word for part in process.cmdline() for word in part.split()]
+                found |= {word.split("=", 1)[1] for word in words if word.startswith("--gcs-address=")}
+    return sorted(found)
+
+
+def _refusal(host: str, port: int) -> Exception | None:
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        return error
+    return None
+
+
+def _own_address() -> str:
+    """The address that Ray takes for this machine."""
+    if os.environ.items() >= LOOPBACK.items():
+        return "127.0.0.1"
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect(("8.8.8.8", 53))  # a datagram's: nothing is sent
+        return str(route.getsockname()[0])
+    with suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    return "127.0.0.1"

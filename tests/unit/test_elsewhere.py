@@ -1,0 +1,126 @@
+"""A run whose data lies at a relative path, used from another folder, another machine, and after it was moved."""
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dbtrain.cli import app
+from dbtrain.config import Config, load_config
+from dbtrain.coordinator import command
+from dbtrain.coordinator.settle import settle
+from dbtrain.errors import DataError
+from dbtrain.evaluation.report import evaluate_run
+from dbtrain.shards.manifest import read_manifest, write_manifest
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
+from tests.unit.conftest import never
+from tests.unit.evaluation.test_evaluation_pictures import merged_run
+
+TEXT: dict[str, Any] = {
+    "name": "run",
+    "blocks": 2,
+    "model": {"arch": "ar_lm", "depth": 2, "dim": 16, "heads": 2, "level_dim": 8},
+    "data": {"source": "text", "path": "corpus.txt", "length": 8, "cache": "packed"},
+    "codebook": {"dim": 32},
+    "noise": {"ranges": "uniform", "sigma_min": 0.5, "sigma_max": 20.0},
+    "training": {"steps": 1, "batch_size": 2},
+    "evaluation": {"texts": 2, "batch_size": 2},
+}
+
+
+def words(folder: Path, seed: int = 0) -> None:
+    letters = random.Random(seed)
+    folder.mkdir(exist_ok=True)
+    (folder / "corpus.txt").write_text(" ".join("".join(letters.choices("abcde", k=4)) for _ in range(500)))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the run is started; then the tests go to an empty folder."""
+    words(tmp_path / "home")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    merged_run(TEXT)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "home"
+
+
+def test_a_run_is_evaluated_and_continues_text_from_any_folder(home: Path, tmp_path: Path) -> None:
+    _, scores = evaluate_run(Store(home / "runs" / "run"))
+    assert scores["test"]
+    said = CliRunner().invoke(app, ["generate", str(home / "runs" / "run"), "--prompt", "ab", "--length", "3"])
+    assert said.exit_code == 0, said.output
+    assert list((tmp_path / "elsewhere").iterdir()) == []  # nor is the text packed again here
+
+
+def blueprint(run: Path) -> Blueprint:
+    manifest = read_manifest(Store(run))
+    return read_blueprint(manifest, read_codebook(Store(run), manifest))
+
+
+def test_a_run_keeps_to_its_data_where_another_lies_at_the_same_path(home: Path, tmp_path: Path) -> None:
+    words(tmp_path / "elsewhere", seed=1)
+    data = blueprint(home / "runs" / "run").located().data
+    assert data.model_dump()["path"] == str(home / "corpus.txt")
+
+
+def test_a_run_that_was_moved_with_its_data_is_used_from_there(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.rename(tmp_path / "other-machine")
+    run = tmp_path / "other-machine" / "runs" / "run"
+    with pytest.raises(DataError) as caught:
+        evaluate_run(Store(run))
+    told = f"data.path=corpus.txt was looked for at {home}/corpus.txt, where the run found it when it was started, and "
+    assert told + f"below {tmp_path}/elsewhere: put it there, or run this command where it lies" in str(caught.value)
+    monkeypatch.chdir(tmp_path / "other-machine")
+    assert evaluate_run(Store(run))[1]["test"]
+
+
+def test_a_run_of_before_continues_and_is_evaluated_where_its_data_lies(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run.json says nothing of where that was."""
+    run = Store(home / "runs" / "run")
+    manifest = read_manifest(run)
+    assert manifest.pop("data_paths") == {"path": f"{home}/corpus.txt", "cache": f"{home}/packed"}
+    write_manifest(run, manifest)
+    with pytest.raises(DataError, match=rf"data.path=corpus.txt was looked for below {tmp_path}/elsewhere: put it"):
+        blueprint(run.path).data()
+    monkeypatch.chdir(home)
+    assert settle(load_config(None, base=TEXT), run, never).data().train
+    assert read_manifest(run)["config_hash"] == load_config(None, base=TEXT).content_hash()
+
+
+def test_a_run_without_relative_paths_says_nothing_of_this_machine(home: Path, tmp_path: Path) -> None:
+    for data in ({"source": "digits"}, {**TEXT["data"], "path": f"{home}/corpus.txt", "cache": f"{home}/packed"}):
+        arch = {} if "path" in data else {"model": {"arch": "vit"}}
+        config = load_config(None, base={**TEXT, **arch, "name": data["source"], "data": data, "out": str(tmp_path)})
+        settle(config, Store(config.run_url), never)
+        assert "data_paths" not in json.loads((tmp_path / data["source"] / "run.json").read_text())
+
+
+def test_workers_of_a_run_that_is_resumed_elsewhere_get_its_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Config] = []
+
+    class Conductor:
+        stopping = False
+
+        def __init__(self, run: Store, config: Config, *_: Any) -> None:
+            told.append(config)
+
+        def conduct(self) -> list[Any]:
+            return []
+
+    cluster = SimpleNamespace(nodes=list, close=lambda: None)
+    monkeypatch.setattr(command, "connect", lambda _: cluster)
+    monkeypatch.setattr(command, "choose_device", lambda *_: "cpu")
+    monkeypatch.setattr(command, "Conductor", Conductor)
+    said = CliRunner().invoke(app, ["resume", str(home / "runs" / "run")])
+    assert said.exit_code == 0, said.output
+    assert told[0].data.model_dump()["path"] == str(home / "corpus.txt")
