@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from dbtrain.coordinator import conduct, ledger
+from dbtrain.coordinator.command import row
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.coordinator.placement import Node, requests
@@ -13,6 +14,7 @@ from dbtrain.shards.lock import RunLock
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EventLog, EventTail
+from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.watchdog import STOP
 
 STEPS = 4
@@ -30,6 +32,9 @@ class Attempt:
         self.error, self.polls, self.waits = None, 3, False
         if assignment.block in cluster.silent:  # it is held back: no worker ever starts
             self.waits, self.run = True, Store(f"{assignment.run_url}-nobody")
+            return
+        if part is die_in_the_start:
+            crash(self)
             return
         self.log.emit("start")
         part(self)
@@ -98,6 +103,10 @@ def finish(attempt):
 
 def crash(attempt):
     attempt.error = "RuntimeError: CUDA error: an illegal memory access"
+
+
+def die_in_the_start(attempt):
+    raise AssertionError("no worker ever plays it")
 
 
 def crash_after(step):
@@ -470,6 +479,21 @@ def test_status_reads_the_same_from_the_files_alone(bring):
     assert (zero.attempts, zero.row.restarts, zero.error) == (2, 1, None)
     assert "loss of step 1" in one.error and one.since >= 0
     assert (two.row.layers, two.row.levels) == ((4, 6), pytest.approx((0.1, 10 ** (-1 / 3))))
+
+
+def test_an_attempt_counts_from_its_placement_though_its_worker_never_spoke(bring):
+    seen = set()
+
+    def look(conductor):
+        run, manifest = conductor.run_store, read_manifest(conductor.run_store)
+        live = row(read_blueprint(manifest, read_codebook(run, manifest)), conductor.states[1], conductor.progress[1])
+        if live.phase == "placed":
+            seen.add((live.restarts, status(run)[1].row.restarts, status(run)[1].attempts))
+
+    conductor, cluster, _ = bring({1: [die_in_the_start]}, "cluster.max_crashes=2", act=look)
+    assert cluster.attempts(1) == [1, 2, 3] and not conductor.ledger.stores[1].child("attempts").list()
+    assert seen == {(0, 0, 1), (1, 1, 2), (2, 2, 3)}
+    assert (status(conductor.run_store)[1].attempts, status(conductor.run_store)[1].row.phase) == (3, "failed")
 
 
 def test_status_tells_that_a_killed_command_left_its_blocks_behind(bring):
