@@ -4,6 +4,7 @@ import torch
 from dbtrain.coordinator import conduct, ledger
 from dbtrain.coordinator.command import row
 from dbtrain.coordinator.conduct import Conductor
+from dbtrain.coordinator.exits import KILLED
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.coordinator.placement import Node, requests
 from dbtrain.coordinator.status import status
@@ -13,7 +14,7 @@ from dbtrain.shards.fence import check
 from dbtrain.shards.lock import RunLock
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EventLog, EventTail
+from dbtrain.telemetry.events import COORDINATOR, EventLog, EventTail
 from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.watchdog import STOP
 
@@ -190,6 +191,22 @@ def test_a_crashed_block_comes_back_under_the_next_number_and_hurts_no_other(bri
     tokens = [a.token for a in cluster.started if a.block == 1]
     assert len(set(tokens)) == 3
     assert any("block 1: crashed, committed step 2; comes back" in line and "CUDA error" in line for line in told)
+
+
+def test_all_that_the_cluster_says_of_a_death_is_kept_and_little_is_shown(bring):
+    prose = "ActorDiedError: its ip is 10.0.0.7. Worker unexpectedly exits with a connection error code 2. End of file."
+
+    def killed(attempt):
+        attempt.train(1)
+        attempt.error = prose
+
+    conductor, _, told = bring({1: [killed]}, "cluster.max_crashes=0")
+    assert conductor.states[1].error == status(conductor.run_store)[1].error == KILLED
+    assert "10.0.0.7" not in "".join(told) and any(f"FAILED ({KILLED})" in line for line in told)
+    attempt = conductor.ledger.stores[1].child("attempts", "1")
+    (kept,) = EventTail(attempt, COORDINATOR).read()
+    assert (kept["event"], kept["error"]) == ("died", prose)
+    assert prose not in attempt.read_text("events.jsonl")  # which is the worker's own
 
 
 def test_a_replaced_attempt_can_commit_no_more(bring):
@@ -491,7 +508,8 @@ def test_an_attempt_counts_from_its_placement_though_its_worker_never_spoke(brin
             seen.add((live.restarts, status(run)[1].row.restarts, status(run)[1].attempts))
 
     conductor, cluster, _ = bring({1: [die_in_the_start]}, "cluster.max_crashes=2", act=look)
-    assert cluster.attempts(1) == [1, 2, 3] and not conductor.ledger.stores[1].child("attempts").list()
+    assert cluster.attempts(1) == [1, 2, 3]
+    assert not any(EventTail(conductor.ledger.stores[1].child("attempts", str(a))).read() for a in (1, 2, 3))
     assert seen == {(0, 0, 1), (1, 1, 2), (2, 2, 3)}
     assert (status(conductor.run_store)[1].attempts, status(conductor.run_store)[1].row.phase) == (3, "failed")
 
