@@ -19,7 +19,7 @@ HELD = 1000
 
 
 def events_of(writer: int | str) -> str:
-    """Name of the file of a rank, or of `COORDINATOR`: each has its own, since adding to one file is for one process."""
+    """Name of the file of a rank, or of `COORDINATOR`: each has its own: adding to a file is for one process."""
     return EVENTS if writer == 0 else f"events-{writer}.jsonl"
 
 

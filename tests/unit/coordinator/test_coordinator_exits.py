@@ -11,8 +11,8 @@ DIED = (
 )
 SIGKILL = (
     f"{DIED}The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
-    "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process "
-    "was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
+    "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the "
+    "process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
     "unexpectedly due to SIGSEGV or another unexpected error. If the process was killed by the kernel OOM killer "
     "(verifiable by checking for OOM in dmesg of the OOMing node), consider enabling resource isolation."
 )
