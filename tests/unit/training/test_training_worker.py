@@ -70,9 +70,8 @@ def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make
     # the first rank tells why, also when only another one knows
     wanted = "SIGTERM" if own else "SIGUSR1" if others else None
     assert worker.stop.reason == wanted
-    assert [e.get("reason") for e in read_events(worker.log.store) if e["event"] == "stopping"] == [wanted][
-        : bool(wanted)
-    ]
+    told = [event["reason"] for event in read_events(worker.log.store) if event["event"] == "stopping"]
+    assert told == ([wanted] if wanted else [])
 
 
 def test_a_loss_that_is_no_number_is_no_request_to_stop(make_worker, monkeypatch):
