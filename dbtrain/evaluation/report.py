@@ -77,9 +77,8 @@ def scores_table(metric: Metric, scores: Scores) -> Table:
     """One line for each readout."""
     table = Table("readout", *(f"{split} {metric.label}" for split in scores))
     for readout in scores["test"]:
-        table.add_row(
-            label(readout) + metric.direction(readout), *(metric.write(split[readout]) for split in scores.values())
-        )
+        written = [metric.write(split[readout]) for split in scores.values()]
+        table.add_row(label(readout) + metric.direction(readout), *written)
     return table
 
 
