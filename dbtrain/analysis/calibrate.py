@@ -6,7 +6,7 @@ leaves open, and begins where it decides next to nothing (0.1 %). docs/benchmark
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -66,6 +66,17 @@ def _information_table(levels: Tensor, shares: Tensor, high: float) -> dict[str,
     first, last = rising[0][1], rising[-1][1]
     table = [(left - first) / (last - first) for _, left in rising]
     return {"kind": "table", "levels": [level for level, _ in rising], "shares": [0.0, *table[1:-1], 1.0]}
+
+
+def announced(tell: Callable[[str], None], then: str) -> Callable[[Config, DataSet, Tensor], Mapping[str, Any]]:
+    """`calibrate` that first tells what will take a while, and what becomes of it."""
+
+    def tell_and_calibrate(config: Config, data: DataSet, codebook: Tensor) -> Mapping[str, Any]:
+        size = f"{PILOT_STEPS} steps of one layer; about a minute on a CPU"
+        tell(f"training the pilot that calibrates the range ({size}); {then}")
+        return calibrate(config, data, codebook)
+
+    return tell_and_calibrate
 
 
 def pilot(config: Config, data: DataSet, codebook: Tensor) -> Tensor:

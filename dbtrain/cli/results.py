@@ -30,9 +30,10 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
 @reported
 def sample(
     run: RunDirectory,
-    out: Annotated[Path, typer.Option(help="A .png for a grid of pictures, or a .npy for the samples.")] = Path(
-        "samples.png"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png."),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
     solver: Annotated[Literal["euler", "heun"], typer.Option(help="Heun evaluates twice a step.")] = "heun",
@@ -46,8 +47,8 @@ def sample(
     from dbtrain.evaluation.pictures import sample_run
     from dbtrain.shards.store import Store
 
-    sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
-    make_console().print(f"{count} samples of {run} in {out}", highlight=False, soft_wrap=True)
+    where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
+    make_console().print(f"{count} samples of {run} in {where}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -46,12 +46,12 @@ def at_address(config: Config, address: str | None) -> Config:
 
 def train_and_merge(config: Config, console: Console) -> None:
     """Train a run, or what is left of it, with a live view, and merge it."""
-    from dbtrain.analysis.calibrate import calibrate
+    from dbtrain.analysis.calibrate import announced
     from dbtrain.coordinator.command import train as run_all
     from dbtrain.telemetry.console import LiveView
 
     with LiveView(console) as view:
-        run_all(config, view, calibrate)
+        run_all(config, view, announced(view.tell, "once in a run, which keeps the range in run.json"))
     merge_and_say(config.run_url, console)
 
 
@@ -80,10 +80,10 @@ def _settled(run: str) -> Config:
 @app.command()
 @reported
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Show blocks, layers, ranges, memory and placement. Trains nothing and needs no GPU."""
+    """Show blocks, layers, ranges, memory and placement. Needs no GPU; trains at most a pilot for the range."""
     from dbtrain.coordinator.show_plan import show_plan
 
-    show_plan(load_config(config, overrides or []), make_console())
+    show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True))
 
 
 @app.command()

@@ -96,7 +96,7 @@ def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:
         rate=progress.rate,
         seconds=progress.seconds,
         memory=progress.memory,
-        restarts=state.restarts,
+        restarts=max(0, state.attempt - 1),
     )
 
 

@@ -218,6 +218,8 @@ class Conductor:
 
     def _end(self, block: int, error: str | None, committed: int) -> None:
         self._record(dataclasses.replace(self.states[block], phase=Phase.LOST))
+        if error is not None:
+            self.ledger.keep_error(block, self.states[block].attempt, error)
         steps = self.config.training.steps
         self._leave(block, classify(self.progress[block], error, committed, steps, self.stopping))
 

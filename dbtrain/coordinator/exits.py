@@ -3,6 +3,21 @@
 from dbtrain.coordinator.lifecycle import Exit, ExitKind
 from dbtrain.coordinator.progress import Progress
 
+KILLED = "its process was killed (SIGKILL, or the machine had no memory left), or crashed in native code"
+LOST_NODE = "its node was lost"
+WORDS = {
+    "Worker unexpectedly exits with a connection error": KILLED,
+    "The actor died because its node has died": LOST_NODE,
+}
+"""By what Ray says among half a page of other things."""
+LONGEST = 500
+"""Characters of what the cluster says otherwise."""
+
+
+def in_words(error: str) -> str:
+    """What the cluster says of a death, as short as people want it."""
+    return next((words for said, words in WORDS.items() if said in error), error[:LONGEST])
+
 
 def classify(progress: Progress, error: str | None, committed: int, steps: int, stopping: bool) -> Exit:
     """The exit of an attempt.
@@ -14,6 +29,7 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
         steps: of a whole training.
         stopping: the command was asked to stop.
     """
+    told = None if error is None else in_words(error)
     leaving: ExitKind = "stopped" if stopping else "preempted"
     end = progress.end
     if committed >= steps:
@@ -21,11 +37,11 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
     if end is None and progress.warned:
         return Exit(leaving, str(progress.warned), committed)
     if end is None:
-        gone = error is not None and "node" in error and "died" in error
+        gone = told == LOST_NODE or (told is not None and "node" in told and "died" in told)
         kind: ExitKind = "preempted" if gone else "crashed"
-        return Exit(kind, error or "the workers ended without a word", committed)
+        return Exit(kind, told or "the workers ended without a word", committed)
     if end["outcome"] == "stopped":
         return Exit(leaving, str(end.get("reason")), committed)
     if end["outcome"] == "failed" and not end.get("retry"):
         return Exit("failed", str(end.get("error")), committed)
-    return Exit("crashed", str(end.get("error") or error), committed)
+    return Exit("crashed", str(end.get("error") or told), committed)

@@ -16,7 +16,7 @@ class Attempt(Protocol):
 
     @property
     def error(self) -> str | None:
-        """Why they died, if they did."""
+        """All that the cluster says of their death, if they died."""
         ...
 
 

@@ -8,11 +8,11 @@ from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import claim, newest_attempt
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EventTail
+from dbtrain.telemetry.events import COORDINATOR, EventLog, EventTail
 
 
 class Ledger:
-    """The directories of the blocks of a settled run; every method raises ShardError when the storage fails.
+    """The directories of the blocks of a settled run; methods raise ShardError when the storage fails.
 
     Args:
         run: directory of the run.
@@ -48,6 +48,10 @@ class Ledger:
         """Make an attempt the owner of a block; returns its events to come."""
         claim(self.stores[block], attempt, token)
         return EventTail(self.stores[block].child("attempts", str(attempt)))
+
+    def keep_error(self, block: int, attempt: int, error: str) -> None:
+        """Keep all that the cluster says of an attempt's death; a storage that is away loses it."""
+        EventLog(self.stores[block].child("attempts", str(attempt)), COORDINATOR).tell("died", error=error)
 
     def record(self, state: BlockState) -> None:
         """Write a state for `status`."""

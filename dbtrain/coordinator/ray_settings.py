@@ -13,6 +13,8 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     # waiting for resources is no error, however long it takes (a week): others hold them, or the node is not back yet
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
+    # half a page about every worker that died, between our lines, which say it themselves
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",
     # without it the next call after a lost connection quietly joins, or starts, another cluster on this machine
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # helpers that we have no use for; without them four trainers start in 31 s and not in 40

@@ -25,6 +25,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from dbtrain.coordinator.placement import Request
 from dbtrain.training.assignment import Assignment
 
+SHORT, WHOLE = 500, 4000
+"""Characters of an exception in a message, and in what is kept of it."""
 RELEASE_S = 60.0
 """For a process that gives back what a dead controller held."""
 
@@ -43,9 +45,9 @@ class Attempt:
             self._trainer.fit()
         except TrainingFailedError as error:
             # said by the controller itself, at its end: it has given back what it held
-            self._error = reason(error)
+            self._error = reason(error, WHOLE)
         except BaseException as error:
-            self._error = reason(error)
+            self._error = reason(error, WHOLE)
             _release_orphans()
 
     @property
@@ -55,7 +57,7 @@ class Attempt:
 
     @property
     def error(self) -> str | None:
-        """Why they died, if they did."""
+        """All that Ray says of their death, if they died."""
         return self._error
 
 
@@ -78,8 +80,8 @@ def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTraine
     )
 
 
-def reason(error: BaseException) -> str:
-    """The innermost cause of an exception of Ray that says something, as one line."""
+def reason(error: BaseException, longest: int = SHORT) -> str:
+    """The innermost cause of an exception of Ray that says something, as one line of so many characters."""
     chain = [error]
     while cause := _cause(chain[-1]):
         chain.append(cause)
@@ -88,7 +90,7 @@ def reason(error: BaseException) -> str:
     # its message begins with half a page about the worker, before the cause
     worst = getattr(worst, "health_check_failure", worst)
     lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
-    return f"{type(worst).__name__}: {' '.join(lines)[:500]}"
+    return f"{type(worst).__name__}: {' '.join(lines)[:longest]}"
 
 
 def _cause(error: BaseException) -> BaseException | None:
@@ -123,7 +125,7 @@ class _Start(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         try:
             yield
         except WorkerGroupStartupFailedError as error:
-            raise WorkerGroupStartupFailedError(f"the workers did not start: {reason(error)}") from error
+            raise WorkerGroupStartupFailedError(f"the workers did not start: {reason(error, WHOLE)}") from error
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Called when the workers are there, and before anything else is done with them."""

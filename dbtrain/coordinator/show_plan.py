@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dbtrain.analysis.calibrate import calibrate
+from dbtrain.analysis.calibrate import announced
 from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.connect import connect
@@ -18,14 +18,22 @@ from dbtrain.telemetry.console import size
 from dbtrain.training.blueprint import Blueprint, load_data
 from dbtrain.training.feed import cut_batch
 
+NOTHING_KEPT = "nothing of the run itself is trained, and nothing is kept: dbtrain train measures the same range again"
 
-def show_plan(config: Config, console: Console) -> None:
+
+def show_plan(config: Config, console: Console, notices: Console) -> None:
     """Print blocks, layers, ranges, estimated memory beside end-to-end, and placement.
+
+    Args:
+        config: of the run.
+        console: for the plan.
+        notices: for what takes a while.
 
     Raises:
         DbtrainError: the configuration, the data or the cluster do not fit.
     """
     data = load_data(config)
+    calibrate = announced(lambda line: notices.print(line, highlight=False, soft_wrap=True), NOTHING_KEPT)
     blueprint = design(config, data, calibrate)
     nodes = _nodes(config)
     wanted = requests(config, choose_device(config.cluster.device, nodes))

@@ -8,6 +8,7 @@ from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.fence import newest_attempt
 from dbtrain.shards.lock import is_held
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
@@ -21,6 +22,7 @@ class BlockStatus:
 
     row: Row
     attempts: int
+    """Placed so far, whether or not a worker ever said a word."""
     committed: int
     since: float | None
     """Seconds since the last change of its phase, if that is known."""
@@ -53,15 +55,16 @@ def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
     store = run.child("blocks", f"{block:02d}")
     identity = plan_identity(manifest, block)
     checkpoints = Checkpoints(store, identity)
-    attempts = sorted(int(name) for name in store.child("attempts").list() if name.isdigit())
+    told = sorted(int(name) for name in store.child("attempts").list() if name.isdigit())
     progress = Progress()
-    for attempt in attempts:
+    for attempt in told:
         for event in read_events(store.child("attempts", str(attempt))):
             progress.take(event)
     steps = checkpoints.steps()
     committed = steps[-1] if steps else 0
     total = int(manifest["config"]["training"]["steps"])
     state = _state(store)
+    attempts = _attempts(store, told)
     phase = "done" if committed >= total else str(state.get("phase", "pending"))
     low, high = (float.fromhex(edge) for edge in identity.sigma_range)
     row = Row(
@@ -75,10 +78,19 @@ def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
         rate=progress.rate,
         seconds=progress.seconds,
         memory=progress.memory,
-        restarts=max(0, len(attempts) - 1),
+        restarts=max(0, attempts - 1),
     )
     since = time.time() - float(state["since"]) if "since" in state else None
-    return BlockStatus(row, len(attempts), committed, since, state.get("error") if phase != "done" else None)
+    return BlockStatus(row, attempts, committed, since, state.get("error") if phase != "done" else None)
+
+
+def _attempts(store: Store, told: list[int]) -> int:
+    """Counted from their placement on: one that died in its start has told nothing."""
+    try:
+        placed = newest_attempt(store)
+    except ShardError:
+        placed = 0
+    return max([placed, *told])
 
 
 def _state(store: Store) -> dict[str, Any]:

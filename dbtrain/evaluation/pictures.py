@@ -1,7 +1,9 @@
 """The sample command: draw from a merged model and write a grid of pictures, or the samples themselves."""
 
 import math
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,17 +18,19 @@ from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint, read_blueprint
 
+PICTURE = "samples.png"
+"""In a run's directory, where samples go that are sent nowhere else."""
 GAP = 2
 """Pixels between the pictures of a grid."""
 
 
 def sample_run(
-    run: Store, out: Path, count: int, steps: int, solver: Solver, spacing: Spacing, guidance: float, seed: int
-) -> None:
-    """Draw `count` samples, the classes in turn, and write them to `out`.
+    run: Store, out: Path | None, count: int, steps: int, solver: Solver, spacing: Spacing, guidance: float, seed: int
+) -> str:
+    """Draw `count` samples, the classes in turn, and write them to `out`, or into the run; returns where they are.
 
     A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32 as the data has them: pixels
-    in [-1, 1], or latents.
+    in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Raises:
         ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
@@ -35,18 +39,34 @@ def sample_run(
     merged = run.child("merged")
     blueprint = read_blueprint(read_config(merged), load_codebook(merged))
     shape = sample_shape(blueprint)
-    _check(out, shape)
+    _check(out or Path(PICTURE), shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(blueprint.shape["classes"]))
     plan = Plan(levels_of(blueprint, steps, spacing), solver, guidance, seed)
     blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device)
     samples = draw(blueprint, blocks, labels, shape, plan, blueprint.config.evaluation.batch_size).cpu()
-    if out.suffix == ".npy":
-        samples /= float(str(blueprint.shape.get("latent_scale", 1.0)))
+    return _keep(samples, run, out, float(str(blueprint.shape.get("latent_scale", 1.0))))
+
+
+def _keep(samples: Tensor, run: Store, out: Path | None, scale: float) -> str:
+    if out is None:
+        content = BytesIO()
+        _write(samples, ".png", scale, content)
+        run.write(PICTURE, content.getvalue())
+        return run.where(PICTURE)
+    try:
         with out.open("wb") as file:
-            np.lib.format.write_array(file, samples.numpy(), allow_pickle=False)
+            _write(samples, out.suffix, scale, file)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written ({error.strerror}): choose another place") from None
+    return str(out)
+
+
+def _write(samples: Tensor, suffix: str, scale: float, file: BinaryIO) -> None:
+    if suffix == ".npy":
+        np.lib.format.write_array(file, (samples / scale).numpy(), allow_pickle=False)
     else:
-        Image.fromarray(grid(samples)).save(out)
+        Image.fromarray(grid(samples)).save(file, format="PNG")
 
 
 def sample_shape(blueprint: Blueprint) -> tuple[int, ...]:
@@ -68,8 +88,8 @@ def _check(out: Path, shape: tuple[int, ...]) -> None:
         raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
     if out.suffix == ".png" and shape[0] not in (1, 3):
         raise ConfigError(
-            f"samples of {shape[0]} channels are no pictures: write them to a .npy file and decode them with the model "
-            "that made the latents"
+            f"samples of {shape[0]} channels are no pictures: write them to a file with --out samples.npy and decode "
+            "them with the model that made the latents"
         )
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no directory {out.parent}")

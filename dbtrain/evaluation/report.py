@@ -64,11 +64,21 @@ def _overridden(config: Config, overrides: Sequence[str]) -> Config:
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
 
 
+def label(readout: str) -> str:
+    """A readout as people call it; by its own name where that says it, such as ``perplexity``."""
+    if readout.startswith("after_"):
+        return f"after block {readout.removeprefix('after_')}"
+    if readout.startswith("block_"):
+        return f"share of block {readout.removeprefix('block_')}"
+    return READOUTS.get(readout, readout)
+
+
 def scores_table(metric: Metric, scores: Scores) -> Table:
     """One line for each readout."""
     table = Table("readout", *(f"{split} {metric.label}" for split in scores))
     for readout in scores["test"]:
-        table.add_row(readout + metric.direction(readout), *(metric.write(split[readout]) for split in scores.values()))
+        written = [metric.write(split[readout]) for split in scores.values()]
+        table.add_row(label(readout) + metric.direction(readout), *written)
     return table
 
 
@@ -77,10 +87,9 @@ def comparison(metric: Metric, blocks: dict[str, float], whole: dict[str, float]
     title = "isolated blocks beside end-to-end at equal FLOPs"
     table = Table(f"test {metric.label}", "isolated blocks", "end to end", title=title, title_justify="left")
     for name in sorted(blocks, key=lambda name: name != readout):
-        label = READOUTS.get(name, name.replace("_", " block ") if name.startswith("after_") else name)
         default = " (default readout)" if name == readout else ""
         # end to end, the one block is the whole network: not like a block's part
         like = name in whole and name != "first" and not name.startswith(("after_", "block_"))
         beside = metric.write(whole[name]) if like else "-"
-        table.add_row(f"{label}{default}{metric.direction(name)}", metric.write(blocks[name]), beside)
+        table.add_row(f"{label(name)}{default}{metric.direction(name)}", metric.write(blocks[name]), beside)
     return table

@@ -31,6 +31,7 @@ class Row:
     memory: int | None
     """Peak bytes of a worker."""
     restarts: int
+    """Attempts placed after the first, by any command."""
 
     @property
     def eta(self) -> float | None:

@@ -12,13 +12,15 @@ from dbtrain.shards.faults import MissingError
 from dbtrain.shards.store import Store
 
 EVENTS = "events.jsonl"
+COORDINATOR = "coordinator"
+"""Writer of what is known of an attempt outside its workers."""
 HELD = 1000
 """Lines at most that wait for a storage that is away; of more the oldest are lost."""
 
 
-def events_of(rank: int) -> str:
-    """Name of the file of one rank: each has its own, since adding to one file is for one process."""
-    return EVENTS if rank == 0 else f"events-{rank}.jsonl"
+def events_of(writer: int | str) -> str:
+    """Name of the file of a rank, or of `COORDINATOR`: each has its own: adding to a file is for one process."""
+    return EVENTS if writer == 0 else f"events-{writer}.jsonl"
 
 
 class EventLog:
@@ -26,13 +28,13 @@ class EventLog:
 
     Args:
         store: directory of the attempt.
-        rank: of the worker within its block.
+        writer: rank of the worker within its block, or `COORDINATOR`.
         clock: seconds since the epoch.
     """
 
-    def __init__(self, store: Store, rank: int = 0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store, writer: int | str = 0, clock: Callable[[], float] = time.time) -> None:
         self.store = store
-        self.name = events_of(rank)
+        self.name = events_of(writer)
         # the background writer tells of commits while the training thread tells of steps
         self._one_at_a_time = threading.Lock()
         self.clock = clock
@@ -69,11 +71,11 @@ class EventLog:
 
 
 class EventTail:
-    """Read the events of one rank of an attempt as they come."""
+    """Read the events of one writer of an attempt as they come."""
 
-    def __init__(self, store: Store, rank: int = 0) -> None:
+    def __init__(self, store: Store, writer: int | str = 0) -> None:
         self.store = store
-        self.name = events_of(rank)
+        self.name = events_of(writer)
         self._taken = 0
         self._size = 0
 

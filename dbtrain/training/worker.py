@@ -29,6 +29,8 @@ from dbtrain.training.loop import train
 from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
 
+REASON_BYTES = 64
+"""Of the reason to stop that the workers of a block tell each other; one of a signal is its name."""
 MODEL_PREFIX = "model."
 """Of the objective's parameter names, which wrap the model's."""
 
@@ -178,14 +180,30 @@ class BlockWorker:
 
     def should_stop(self, step: int) -> bool:
         """Whether to commit and leave after `step`; all ranks of the block decide alike."""
-        if self.stop.requested and not self._told_stopping:
-            # said before the commit: after a warning the process may be gone before it can say how it ended
-            self._told_stopping = True
-            self._emit("stopping", step=step, reason=self.stop.reason)
+        self._tell_stopping(step)
         if self.assignment.workers == 1:
             return self.stop.requested
         # as of the loss of this step; reading it waits for the step, as the draw of the next batch does anyway
-        return self._stops is not None and bool(self._stops.item())
+        if self._stops is None or not self._stops.item():
+            return False
+        self._share_reason()
+        self._tell_stopping(step)
+        return True
+
+    def _tell_stopping(self, step: int) -> None:
+        """Said before the commit: after a warning the process may be gone before it can say how it ended."""
+        if self.stop.requested and not self._told_stopping:
+            self._told_stopping = True
+            self._emit("stopping", step=step, reason=self.stop.reason)
+
+    def _share_reason(self) -> None:
+        """Ranks that were not asked learn why they stop: the first one tells it, and may not be the one that was."""
+        mine = (self.stop.reason or "").encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
+        sent = torch.tensor(list(mine), dtype=torch.uint8, device=self.device)
+        told = [torch.empty_like(sent) for _ in range(self.assignment.workers)]
+        dist.all_gather(told, sent)
+        reasons = [bytes(each.tolist()).rstrip(b"\0").decode(errors="ignore") for each in told]
+        self.stop.request(next((reason for reason in reasons if reason), "stop"))
 
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ray._private.utils import get_num_cpus
 
+from dbtrain.coordinator.exits import KILLED
 from dbtrain.coordinator.ray_settings import SETTINGS
 from tests.conftest import CONFIG, ROOT, TINY, Command
 
@@ -85,7 +86,10 @@ def test_a_worker_that_dies_before_its_first_word_costs_one_attempt(altered: Alt
     assert attempts[-1] == "2", altered.output()
     told = " ".join(altered.output().split())
     assert told.count("block 0: crashed, committed step 0; comes back") == 1
-    assert "ActorDiedError" in told  # the cause, not only that there was one
+    assert f"comes back ({KILLED})" in told  # the cause, not only that there was one
+    assert "ActorDiedError" not in told and "Worker exit detail" not in told
+    kept = (altered.folder / "runs/run/blocks/00/attempts/1/events-coordinator.jsonl").read_text()
+    assert "ActorDiedError" in json.loads(kept)["error"]
     assert json.loads((altered.folder / "runs/run/blocks/00/state.json").read_text())["restarts"] == 1
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dbtrain.coordinator.exits import KILLED
 from tests.conftest import STEPS, TRAIN, Command, events, shards
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -78,6 +79,9 @@ def test_crashes_and_preemptions_are_counted_apart(disturbed: tuple[Path, str]) 
     told = disturbed[1]
     assert told.count("block 2: preempted") == 1
     assert told.count("block 1: crashed") == 4
+    kills = sum("kill" in kind or "flip" in kind for block in FAULTS for _, kind in FAULTS[block])
+    assert " ".join(told.split()).count(f"comes back ({KILLED})") == kills  # not half a page of Ray's each time
+    assert "Worker exit detail" not in told
     assert "MemoryError" in told
     assert "injected fault" in told
 

@@ -1,10 +1,14 @@
 """What the commands make of their arguments."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.shards.store import Store
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def resumed(monkeypatch, where):
@@ -39,6 +43,25 @@ def test_a_run_whose_directory_has_another_name_is_refused(make_run, monkeypatch
     run.path.rename(tmp_path / "other")
     code, trained, said = resumed(monkeypatch, str(tmp_path / "other"))
     assert code == 2 and trained == [] and "holds the run 'toy'" in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("ranges", "notices"), [("calibrated", 1), ("paper", 0)])
+def test_a_plan_says_at_once_that_it_trains_a_pilot_and_keeps_nothing(ranges, notices, tmp_path, monkeypatch, capfd):
+    def calibrate(*_):
+        told.append(capfd.readouterr())  # what is shown before it begins
+        return {"kind": "loguniform", "sigma_min": 0.5, "sigma_max": 20.0}
+
+    told = []
+    monkeypatch.setattr("dbtrain.analysis.calibrate.calibrate", calibrate)
+    size = ["model.depth=3", "model.dim=16", "model.heads=2", f"noise.ranges={ranges}", f"out={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["plan", str(CONFIGS / "vit_digits.yaml"), *size])
+    assert ended.value.code == 0 and len(told) == notices and not list(tmp_path.iterdir())
+    for shown in told:
+        assert "training the pilot that calibrates the range" in shown.err and shown.out == ""
+        assert "nothing of the run itself is trained, and nothing is kept" in " ".join(shown.err.split())
+    rest = capfd.readouterr()
+    assert "goes to" in rest.out and "pilot" not in rest.out + rest.err
 
 
 @pytest.mark.parametrize("option", [["--nodes", "2"], ["--gpus", "1"]])

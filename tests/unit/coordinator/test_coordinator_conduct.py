@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from dbtrain.coordinator import conduct, ledger
+from dbtrain.coordinator.command import row
 from dbtrain.coordinator.conduct import Conductor
+from dbtrain.coordinator.exits import KILLED
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.coordinator.placement import Node, requests
 from dbtrain.coordinator.status import status
@@ -12,7 +14,8 @@ from dbtrain.shards.fence import check
 from dbtrain.shards.lock import RunLock
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
-from dbtrain.telemetry.events import EventLog, EventTail
+from dbtrain.telemetry.events import COORDINATOR, EventLog, EventTail
+from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.watchdog import STOP
 
 STEPS = 4
@@ -30,6 +33,9 @@ class Attempt:
         self.error, self.polls, self.waits = None, 3, False
         if assignment.block in cluster.silent:  # it is held back: no worker ever starts
             self.waits, self.run = True, Store(f"{assignment.run_url}-nobody")
+            return
+        if part is die_in_the_start:
+            crash(self)
             return
         self.log.emit("start")
         part(self)
@@ -98,6 +104,10 @@ def finish(attempt):
 
 def crash(attempt):
     attempt.error = "RuntimeError: CUDA error: an illegal memory access"
+
+
+def die_in_the_start(attempt):
+    raise AssertionError("no worker ever plays it")
 
 
 def crash_after(step):
@@ -181,6 +191,22 @@ def test_a_crashed_block_comes_back_under_the_next_number_and_hurts_no_other(bri
     tokens = [a.token for a in cluster.started if a.block == 1]
     assert len(set(tokens)) == 3
     assert any("block 1: crashed, committed step 2; comes back" in line and "CUDA error" in line for line in told)
+
+
+def test_all_that_the_cluster_says_of_a_death_is_kept_and_little_is_shown(bring):
+    prose = "ActorDiedError: its ip is 10.0.0.7. Worker unexpectedly exits with a connection error code 2. End of file."
+
+    def killed(attempt):
+        attempt.train(1)
+        attempt.error = prose
+
+    conductor, _, told = bring({1: [killed]}, "cluster.max_crashes=0")
+    assert conductor.states[1].error == status(conductor.run_store)[1].error == KILLED
+    assert "10.0.0.7" not in "".join(told) and any(f"FAILED ({KILLED})" in line for line in told)
+    attempt = conductor.ledger.stores[1].child("attempts", "1")
+    (kept,) = EventTail(attempt, COORDINATOR).read()
+    assert (kept["event"], kept["error"]) == ("died", prose)
+    assert prose not in attempt.read_text("events.jsonl")  # which is the worker's own
 
 
 def test_a_replaced_attempt_can_commit_no_more(bring):
@@ -470,6 +496,22 @@ def test_status_reads_the_same_from_the_files_alone(bring):
     assert (zero.attempts, zero.row.restarts, zero.error) == (2, 1, None)
     assert "loss of step 1" in one.error and one.since >= 0
     assert (two.row.layers, two.row.levels) == ((4, 6), pytest.approx((0.1, 10 ** (-1 / 3))))
+
+
+def test_an_attempt_counts_from_its_placement_though_its_worker_never_spoke(bring):
+    seen = set()
+
+    def look(conductor):
+        run, manifest = conductor.run_store, read_manifest(conductor.run_store)
+        live = row(read_blueprint(manifest, read_codebook(run, manifest)), conductor.states[1], conductor.progress[1])
+        if live.phase == "placed":
+            seen.add((live.restarts, status(run)[1].row.restarts, status(run)[1].attempts))
+
+    conductor, cluster, _ = bring({1: [die_in_the_start]}, "cluster.max_crashes=2", act=look)
+    assert cluster.attempts(1) == [1, 2, 3]
+    assert not any(EventTail(conductor.ledger.stores[1].child("attempts", str(a))).read() for a in (1, 2, 3))
+    assert seen == {(0, 0, 1), (1, 1, 2), (2, 2, 3)}
+    assert (status(conductor.run_store)[1].attempts, status(conductor.run_store)[1].row.phase) == (3, "failed")
 
 
 def test_status_tells_that_a_killed_command_left_its_blocks_behind(bring):

@@ -70,6 +70,22 @@ def test_a_comparison_prints_like_beside_like():
     ]
 
 
+def test_an_evaluation_calls_the_readouts_as_a_comparison_does():
+    names = ["chain", "mean", "first", "after_1", "shuffled", "block_2", "total", "euler_50"]
+    scores = dict.fromkeys(names, 0.5)
+    compared = rows(report.comparison(METRICS["accuracy"], scores, scores, "none of them"))
+    evaluated = rows(report.scores_table(METRICS["accuracy"], {"validation": scores, "test": scores}))
+    assert [row[0] for row in evaluated] == [row[0] for row in compared]
+    assert evaluated[0] == ("last of the chain", "50.00", "50.00")
+    assert [row[0] for row in evaluated[3:]] == [
+        "after block 1",
+        "control: blocks in another order",
+        "share of block 2",
+        "total",
+        "euler_50",
+    ]
+
+
 def test_each_readout_of_generated_texts_says_which_way_is_better():
     scores = {"perplexity": 9.0, "entropy": 3.0, "distinct_2": 0.5, "text_distinct_2": 0.6, "mauve": 0.4}
     directions = {"perplexity": "lower", "distinct_2": "higher", "mauve": "higher"}

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError
@@ -62,6 +64,20 @@ def test_a_run_is_sampled_to_a_picture_and_to_an_array(tmp_path):
         assert np.array_equal(np.asarray(picture), grid(torch.from_numpy(np.load(tmp_path / "a.npy"))))
 
 
+def test_samples_that_are_sent_nowhere_else_lie_in_the_run(tmp_path, monkeypatch):
+    run = merged_run({**DIT, "out": str(tmp_path / "runs")})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    few = ["--count", "2", "--steps", "2"]
+    told = CliRunner().invoke(cli.app, ["sample", "../runs/toy", *few])
+    assert told.exit_code == 0 and f"in {run.path}/samples.png" in told.output
+    with Image.open(run.path / "samples.png") as picture:
+        assert picture.size == (2 * 8 + 2, 8)
+    assert not list((tmp_path / "here").iterdir())
+    told = CliRunner().invoke(cli.app, ["sample", "../runs/toy", *few, "--out", "two.npy"])
+    assert told.exit_code == 0 and "in two.npy" in told.output and np.load("two.npy").shape == (2, 1, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("a.jpg", "must end in .png"), ("absent/a.png", "there is no directory"), ("a", "must end in .png")],
@@ -72,13 +88,20 @@ def test_where_samples_cannot_go_is_refused_before_any_is_drawn(tmp_path, name, 
         sample_run(run, tmp_path / name, **SETTINGS)
 
 
+def test_a_place_that_refuses_samples_is_no_bug(tmp_path):
+    run = merged_run({**DIT, "out": str(tmp_path)})
+    (tmp_path / "taken.png").mkdir()
+    told = CliRunner().invoke(cli.app, ["sample", run.url, "--steps", "2", "--out", str(tmp_path / "taken.png")])
+    assert told.exit_code == 2 and "cannot be written (Is a directory)" in " ".join(told.output.split())
+
+
 def test_latents_are_no_pictures_and_come_back_in_their_own_scale(tmp_path):
     generator = torch.Generator().manual_seed(0)
     np.save(tmp_path / "z.npy", 3 * torch.randn(40, 4, 4, 4, generator=generator).numpy())
     np.save(tmp_path / "y.npy", np.arange(40) % 2)
     data = {"source": "latents", "path": str(tmp_path / "z.npy"), "labels": str(tmp_path / "y.npy"), "classes": 2}
     run = merged_run({**DIT, "out": str(tmp_path), "data": data})
-    with pytest.raises(ConfigError, match="samples of 4 channels are no pictures"):
+    with pytest.raises(ConfigError, match="samples of 4 channels are no pictures.*--out samples.npy"):
         sample_run(run, tmp_path / "a.png", **SETTINGS)
     # at its start the network denoises as if all latents were N(0, 0.5^2) after scaling: so of deviation 3 before it
     sample_run(run, tmp_path / "a.npy", **{**SETTINGS, "count": 100, "steps": 40})

@@ -52,13 +52,26 @@ def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make
         calls.append(1)
         shared += torch.tensor([3.0, float(others)])
 
+    def all_gather(told, sent):
+        for into, tensor in zip(told, (sent, reason), strict=True):
+            into.copy_(tensor)
+
+    reason = torch.zeros(worker_module.REASON_BYTES, dtype=torch.uint8)
+    if others:
+        reason[:7] = torch.tensor(list(b"SIGUSR1"), dtype=torch.uint8)
     monkeypatch.setattr(worker_module.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(worker_module.dist, "all_gather", all_gather)
     if own:
         worker.stop.request("SIGTERM")
     for step in (1, 2, 3):
         assert worker.see_loss(step - 1, torch.tensor(1.0)) == 2.0
         assert worker.should_stop(step) is (own or bool(others))
     assert len(calls) == 3  # one collective a step
+    # the first rank tells why, also when only another one knows
+    wanted = "SIGTERM" if own else "SIGUSR1" if others else None
+    assert worker.stop.reason == wanted
+    told = [event["reason"] for event in read_events(worker.log.store) if event["event"] == "stopping"]
+    assert told == ([wanted] if wanted else [])
 
 
 def test_a_loss_that_is_no_number_is_no_request_to_stop(make_worker, monkeypatch):

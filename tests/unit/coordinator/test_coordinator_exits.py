@@ -1,0 +1,45 @@
+"""What the end of an attempt is called, from what Ray 2.60 says of dead processes and lost nodes."""
+
+import pytest
+
+from dbtrain.coordinator.exits import KILLED, LOST_NODE, classify
+from dbtrain.coordinator.progress import Progress
+
+DIED = (
+    "ActorDiedError: The actor died unexpectedly before finishing this task. class_name: RayTrainWorker actor_id: "
+    "c870c6d96c932a253368cb4701000000 pid: 20516 namespace: 689fc250-08c9-42d7-a3cf-aee68d6f8a74 ip: 127.0.0.1 "
+)
+SIGKILL = (
+    f"{DIED}The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+    "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the "
+    "process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker "
+    "crashed unexpectedly due to SIGSEGV or another unexpected error. If the process was killed by the kernel OOM "
+    "killer (verifiable by checking for OOM in dmesg of the OOMing node), consider enabling resource isolation."
+)
+NODE = (
+    f"{DIED}The actor died because its node has died. Node Id: 1483a840 the actor's node was terminated unexpectedly: "
+    "health check failed due to missing too many heartbeats"
+)
+
+
+@pytest.mark.parametrize("before", ["", "WorkerGroupStartupFailedError: the workers did not start: "])
+def test_a_killed_process_is_a_crash_in_one_short_line(before):
+    exit_ = classify(Progress(), before + SIGKILL, 30, 60, stopping=False)
+    assert (exit_.kind, exit_.reason, exit_.step) == ("crashed", KILLED, 30)
+    assert "SIGKILL" in KILLED and "no memory left" in KILLED and len(KILLED) < 120
+
+
+def test_a_lost_node_is_a_preemption_in_one_short_line():
+    exit_ = classify(Progress(), NODE, 30, 60, stopping=False)
+    assert (exit_.kind, exit_.reason) == ("preempted", LOST_NODE)
+
+
+def test_what_is_not_known_is_repeated_but_not_without_end():
+    exit_ = classify(Progress(), "RuntimeError: " + 100 * "CUDA error ", 0, 60, stopping=False)
+    assert exit_.kind == "crashed" and exit_.reason.startswith("RuntimeError: CUDA error")
+    assert len(exit_.reason) == 500
+
+
+def test_a_worker_that_said_why_is_believed_before_the_cluster():
+    progress = Progress(end={"outcome": "crashed", "error": "MemoryError: no room", "t": 1.0})
+    assert classify(progress, SIGKILL, 0, 60, stopping=False).reason == "MemoryError: no room"

@@ -1,0 +1,81 @@
+"""Every command line in the documents is one that dbtrain takes, and the README has them all."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from dbtrain import cli
+from dbtrain.config import load_config
+from tests.conftest import ROOT
+
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.yaml"))]
+FENCED = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(dbtrain [^`]+)`")
+OF_CONFIG = re.compile(r"^# Command: +(.*?)(?: {3,}.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"(?<![\w/-])(?:\.venv/bin/)?dbtrain +([a-z][^\n;&|']*)")
+COMPLETE = ("version", "doctor")
+"""Commands that need no argument."""
+RUNNING = typer.main.get_command(cli.app)
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Arguments of the command lines of a document; prose in backquotes that has only a command's name is left out."""
+    text = path.read_text()
+    if path.suffix == ".yaml":
+        lines = [line for found in OF_CONFIG.findall(text) for line in found.split("&&")]
+    else:
+        blocks = [block.replace("\\\n", " ") for block in FENCED.findall(text)]
+        lines = [line for block in blocks for line in block.splitlines()] + INLINE.findall(text)
+    lines = [line for line in lines if not line.startswith("docker run")]  # there it is the image's name
+    found = [shlex.split(each, comments=True) for line in lines for each in COMMAND.findall(line)]
+    return [words for words in found if words not in ([words[0]], ["launch", "slurm"]) or words[0] in COMPLETE]
+
+
+def all_commands(command: Any, name: str = "") -> list[str]:
+    if not hasattr(command, "commands"):
+        return [name.strip()]
+    return [each for key, part in command.commands.items() for each in all_commands(part, f"{name} {key}")]
+
+
+def accept(arguments: list[str]) -> Any:
+    """Parse as the command line does, and run nothing."""
+    command: Any = RUNNING
+    rest = list(arguments)
+    while hasattr(command, "commands"):
+        command = command.commands[rest.pop(0)]
+    return command.make_context(command.name, rest).params
+
+
+ALL = [(path.name, shlex.join(arguments)) for path in FILES for arguments in commands(path)]
+
+
+@pytest.mark.parametrize(("name", "line"), ALL, ids=[f"{name}: {line}"[:60] for name, line in ALL])
+def test_a_command_of_a_document_is_one(name: str, line: str) -> None:
+    """Command, options and arguments; and where it names a shipped configuration, that takes the overrides."""
+    told = accept(shlex.split(line))
+    config = told.get("config")
+    if config is not None and config.parts[0] == "configs":
+        load_config(ROOT / config, told["overrides"] or [])
+
+
+def test_the_readme_has_every_command() -> None:
+    shown = {" ".join(arguments) for arguments in commands(ROOT / "README.md")}
+    missing = [name for name in all_commands(RUNNING) if not any(f"{line} ".startswith(f"{name} ") for line in shown)]
+    assert not missing
+
+
+@pytest.mark.parametrize("line", ["train configs/a.yaml --adress auto", "status", "sample runs/a --solver rk4"])
+def test_a_wrong_line_would_be_found(line: str) -> None:
+    with pytest.raises(Exception, match=r"--adress|Missing|rk4"):
+        accept(line.split())
+
+
+def test_lines_are_found_in_all_kinds_of_documents() -> None:
+    lines = {line for _, line in ALL}
+    assert len(ALL) > 40 and {"version", "doctor", "train configs/ar_tiny.yaml"} <= lines
+    assert "train configs/vit_digits.yaml out=/shared/runs --address auto" in lines  # after a backslash
+    assert "train CONFIG out=/shared/runs --address HEAD:6379" in lines  # in quotes, for ssh
