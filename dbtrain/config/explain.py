@@ -19,6 +19,9 @@ def explain(error: Any) -> str:
         return f"{place} is missing"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
+    if error["type"] == "string_type" and isinstance(given, bool):
+        # YAML 1.1
+        message += "; YAML reads on, off, yes and no as true and false: put them in quotes"
     return f"{place}={given}: {message}" if place and not isinstance(given, dict) else message
 
 

@@ -45,12 +45,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _end_to_end_is_one_block(self) -> "Config":
+    def _blocks_fit_the_method(self) -> "Config":
         if self.method == "end_to_end" and self.blocks != 1:
             raise ValueError(f"method=end_to_end trains one block, not blocks={self.blocks}")
-        unknown = [b for b in self.cluster.blocks if not 0 <= b < self.blocks]
-        if unknown:
-            raise ValueError(f"cluster.blocks names block {unknown[0]}; the last is {self.blocks - 1}")
+        for section, exceptions in (("cluster", self.cluster.blocks), ("training", self.training.blocks)):
+            unknown = [b for b in exceptions if not 0 <= b < self.blocks]
+            if unknown:
+                raise ValueError(f"{section}.blocks names block {unknown[0]}; the last is {self.blocks - 1}")
+        if self.training.blocks and self.method in ("joint", "forward_forward"):
+            raise ValueError(f"method={self.method} has one optimizer for all blocks: leave training.blocks out")
         return self
 
     @property
@@ -70,6 +73,9 @@ class Config(Section):
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)
         training.pop("activation_checkpointing")
+        if not training["blocks"]:
+            # so that runs from before there were exceptions go on
+            training.pop("blocks")
         return content
 
     def content_hash(self) -> str:

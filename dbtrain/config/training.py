@@ -31,6 +31,14 @@ class OptimizerConfig(Section):
         return self
 
 
+class BlockOptimizer(Section):
+    """What the optimizer of one block does otherwise; unset values are those of `training.optimizer`."""
+
+    lr: Positive | None = None
+    muon_lr: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
 class AugmentationConfig(Section):
     """Random changes to training images, drawn anew every time."""
 
@@ -50,6 +58,8 @@ class TrainingConfig(Section):
     """Samples a worker takes at once; by default its whole share of the batch."""
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    blocks: dict[int, BlockOptimizer] = {}
+    """Exceptions for single blocks: nothing couples them, and a slice with noisier gradients wants a lower `lr`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"
@@ -70,3 +80,8 @@ class TrainingConfig(Section):
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("training.offload=all needs training.zero_stage=3")
         return self
+
+    def of_block(self, block: int) -> "TrainingConfig":
+        """What holds for one block, with its exceptions."""
+        own = self.blocks.get(block, BlockOptimizer()).model_dump(exclude_none=True)
+        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update=own)})

@@ -102,10 +102,12 @@ def reshaped(config: Config, kind: str) -> Config:
     """A baseline's configuration but for its steps; raises ConfigError if there is no such kind."""
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is no baseline: there are {', '.join(KINDS)}")
+    training = config.training
     changes: dict[str, Any] = {"name": f"{config.name}-{kind.replace('_', '-')}", "method": KINDS[kind]}
     if SCHEMES[KINDS[kind]].shared or KINDS[kind] == "end_to_end":
         # one worker has them all
         changes["cluster"] = config.cluster.model_copy(update={"blocks": {}})
+        training = training.model_copy(update={"blocks": {}})
     if KINDS[kind] == "end_to_end":
         changes |= {"blocks": 1, "layers_per_block": None}
         if config.noise.edges:
@@ -113,8 +115,8 @@ def reshaped(config: Config, kind: str) -> Config:
             edges = (config.noise.edges[0], config.noise.edges[-1])
             changes["noise"] = config.noise.model_copy(update={"edges": edges})
     if kind == "checkpointing":
-        changes["training"] = config.training.model_copy(update={"activation_checkpointing": True})
-    return config.model_copy(update=changes)
+        training = training.model_copy(update={"activation_checkpointing": True})
+    return config.model_copy(update={**changes, "training": training})
 
 
 def _never(*_: object) -> dict[str, object]:

@@ -55,9 +55,10 @@ class BlockWorker:
         if assignment.config is not None:
             self.blueprint = replace(self.blueprint, config=parse_config(assignment.config, "the assignment"))
         self.config = self.blueprint.config
+        self.training = self.config.training.of_block(assignment.block)
         self.store = run.child("blocks", f"{assignment.block:02d}")
         self.identity = plan_identity(manifest, assignment.block)
-        self.checkpoints = Checkpoints(self.store, self.identity, self.config.training.keep)
+        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
         self.log = log
         self._told_stopping = False
         self._stops: Tensor | None = None
@@ -86,7 +87,7 @@ class BlockWorker:
                 self.watchdog.close()
 
     def _train(self) -> str:
-        shape = cut_batch(self.config.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
+        shape = cut_batch(self.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
         objective = self.blueprint.objective(self.assignment.block).to(self.device)
         upstream = self.blueprint.scheme.sources(self.assignment.block)[:-1]
         if upstream:
@@ -94,15 +95,13 @@ class BlockWorker:
                 load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
         data = self.blueprint.data()
         self.watchdog.touch()
-        engine = Engine(objective, self.config.training, shape.micro_batch, shape.accumulation, shape.workers)
+        engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
         told = self.assignment
-        feed = Feed(
-            data.train, shape, self.config.seed, told.block, self.rank, self.device, self.config.training.augmentation
-        )
+        feed = Feed(data.train, shape, self.config.seed, told.block, self.rank, self.device, self.training.augmentation)
         held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
         self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size(), zero_stage=engine.zero_stage)
-        return train(engine, feed, self.config.training, start, self, self.should_stop)
+        return train(engine, feed, self.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
         skipped: list[str] = []

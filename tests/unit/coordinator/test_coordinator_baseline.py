@@ -211,3 +211,11 @@ def test_the_summary_keeps_partitions_apart_and_spreads_over_seeds(file):
     assert set(rows) == {(1, "end_to_end", "even"), (3, "paper", "even"), (3, "paper", "front")}
     assert rows[3, "paper", "front"]["scores"]["test"]["mean"]["mean"] == pytest.approx(0.75)
     assert rows[3, "paper", "even"]["scores"]["test"]["mean"]["std"] == pytest.approx(0.1 / 2**0.5)
+
+
+def test_a_baseline_with_one_optimizer_has_no_exceptions_of_blocks(make_config):
+    config = make_config(*THREE, "training.blocks.2.lr=0.5")
+    rates = {kind: reshaped(config, kind).training.of_block(2).optimizer.lr for kind in KINDS}
+    assert {kind for kind, rate in rates.items() if rate == 0.5} == {"ensemble", "greedy"}
+    with pytest.raises(ConfigError, match="one optimizer for all blocks"):
+        make_config(*THREE, "training.blocks.2.lr=0.5", "method=joint")

@@ -14,8 +14,8 @@ from dbtrain.training.worker import BlockWorker
 
 @pytest.fixture
 def make_worker(make_run):
-    def make(workers=1, rank=0):
-        _, run = make_run()
+    def make(workers=1, rank=0, overrides=()):
+        _, run = make_run(*overrides)
         store = run.child("blocks", "01")
         claim(store, 1, "mine")
         told = Assignment(run.url, 1, 1, "mine", "session", workers, None, "cpu", 1, 60.0)
@@ -79,6 +79,13 @@ def test_a_loss_that_is_no_number_is_no_request_to_stop(make_worker, monkeypatch
     monkeypatch.setattr(worker_module.dist, "all_reduce", lambda shared: None)
     assert worker.see_loss(0, torch.tensor(float("nan"))).isnan()
     assert worker.should_stop(1) is False
+
+
+@pytest.mark.parametrize(("block", "rate"), [(1, 0.5), (2, 0.001)])
+def test_a_worker_trains_with_the_exceptions_of_its_own_block(make_worker, block, rate):
+    worker = make_worker(overrides=[f"training.blocks.{block}.lr=0.5"])
+    assert worker.training.optimizer.lr == rate
+    assert worker.training.optimizer.warmup == worker.config.training.optimizer.warmup
 
 
 def test_a_commit_that_waits_for_the_one_before_is_no_hang(make_worker, monkeypatch):
