@@ -20,6 +20,7 @@ from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.shards.writer import BackgroundWriter
 from dbtrain.telemetry.events import EventLog
+from dbtrain.training.agreement import Agreement
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.engine import Engine
@@ -29,8 +30,6 @@ from dbtrain.training.loop import train
 from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
 
-REASON_BYTES = 64
-"""Of the reason to stop that the workers of a block tell each other; one of a signal is its name."""
 MODEL_PREFIX = "model."
 """Of the objective's parameter names, which wrap the model's."""
 
@@ -61,12 +60,12 @@ class BlockWorker:
         self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
         self.log = log
         self._told_stopping = False
-        self._stops: Tensor | None = None
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
         self.watchdog = Watchdog(run, self.store, assignment, stop, None if rank else log)
         cuda = assignment.device == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.agreement = Agreement(assignment.workers, stop, self.device)
 
     def run(self) -> str:
         """Train to the end or until asked to stop; returns the outcome.
@@ -134,17 +133,8 @@ class BlockWorker:
             self.faults.at_step(step)
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
-        """The mean over the block's workers: all of them must see the same, or one would go on where another stops.
-
-        With it goes the number of workers that were asked to stop.
-        """
-        loss = self.faults.loss(step, loss)
-        if self.assignment.workers == 1:
-            return loss
-        shared = torch.stack([loss, torch.full_like(loss, self.stop.requested)])
-        dist.all_reduce(shared)
-        self._stops = shared[1]
-        return shared[0] / self.assignment.workers
+        """The mean over the block's workers."""
+        return self.agreement.mean(self.faults.loss(step, loss))
 
     def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
         """One event a log interval."""
@@ -180,29 +170,15 @@ class BlockWorker:
     def should_stop(self, step: int) -> bool:
         """Whether to commit and leave after `step`; all ranks of the block decide alike."""
         self._tell_stopping(step)
-        if self.assignment.workers == 1:
-            return self.stop.requested
-        # as of the loss of this step; reading it waits for the step, as the draw of the next batch does anyway
-        if self._stops is None or not self._stops.item():
-            return False
-        self._share_reason()
+        stops = self.agreement.stops()
         self._tell_stopping(step)
-        return True
+        return stops
 
     def _tell_stopping(self, step: int) -> None:
         """Said before the commit: after a warning the process may be gone before it can say how it ended."""
         if self.stop.requested and not self._told_stopping:
             self._told_stopping = True
             self._emit("stopping", step=step, reason=self.stop.reason)
-
-    def _share_reason(self) -> None:
-        """Ranks that were not asked learn why they stop: the first one tells it, and may not be the one that was."""
-        mine = (self.stop.reason or "").encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
-        sent = torch.tensor(list(mine), dtype=torch.uint8, device=self.device)
-        told = [torch.empty_like(sent) for _ in range(self.assignment.workers)]
-        dist.all_gather(told, sent)
-        reasons = [bytes(each.tolist()).rstrip(b"\0").decode(errors="ignore") for each in told]
-        self.stop.request(next((reason for reason in reasons if reason), "stop"))
 
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:

@@ -6,7 +6,7 @@ import torch
 from dbtrain.errors import ShardError
 from dbtrain.shards.fence import claim
 from dbtrain.telemetry.events import EventLog, read_events
-from dbtrain.training import worker as worker_module
+from dbtrain.training import agreement
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
@@ -56,11 +56,11 @@ def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make
         for into, tensor in zip(told, (sent, reason), strict=True):
             into.copy_(tensor)
 
-    reason = torch.zeros(worker_module.REASON_BYTES, dtype=torch.uint8)
+    reason = torch.zeros(agreement.REASON_BYTES, dtype=torch.uint8)
     if others:
         reason[:7] = torch.tensor(list(b"SIGUSR1"), dtype=torch.uint8)
-    monkeypatch.setattr(worker_module.dist, "all_reduce", all_reduce)
-    monkeypatch.setattr(worker_module.dist, "all_gather", all_gather)
+    monkeypatch.setattr(agreement.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(agreement.dist, "all_gather", all_gather)
     if own:
         worker.stop.request("SIGTERM")
     for step in (1, 2, 3):
@@ -76,7 +76,7 @@ def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make
 
 def test_a_loss_that_is_no_number_is_no_request_to_stop(make_worker, monkeypatch):
     worker = make_worker(workers=2)
-    monkeypatch.setattr(worker_module.dist, "all_reduce", lambda shared: None)
+    monkeypatch.setattr(agreement.dist, "all_reduce", lambda shared: None)
     assert worker.see_loss(0, torch.tensor(float("nan"))).isnan()
     assert worker.should_stop(1) is False
 
