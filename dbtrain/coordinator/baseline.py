@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbtrain.config import Config, TrainingConfig
+from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import estimate, recomputed
-from dbtrain.coordinator.settle import design
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES

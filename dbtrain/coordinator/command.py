@@ -10,11 +10,12 @@ from dbtrain.config import Config
 from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect
+from dbtrain.coordinator.design import Calibrate
 from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
-from dbtrain.coordinator.settle import Calibrate, settle
+from dbtrain.coordinator.settle import settle
 from dbtrain.coordinator.shipping import refuse_lost_output
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError

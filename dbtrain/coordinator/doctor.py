@@ -12,7 +12,7 @@ from rich.table import Table
 from dbtrain import __version__
 from dbtrain.coordinator import probe
 from dbtrain.coordinator.connect import connect
-from dbtrain.coordinator.preflight import CLOCK_BAD_S, Finding, examine_cluster, machine_findings
+from dbtrain.coordinator.examine import CLOCK_BAD_S, Finding, examine_cluster, machine_findings
 from dbtrain.errors import ConfigError, DbtrainError, PreflightError, ShardError
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import size

@@ -11,9 +11,9 @@ from dbtrain.analysis.calibrate import announced
 from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.connect import connect
+from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import Memory, estimate
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
-from dbtrain.coordinator.settle import design
 from dbtrain.telemetry.console import size
 from dbtrain.training.blueprint import Blueprint, load_data
 from dbtrain.training.feed import cut_batch

@@ -6,7 +6,7 @@ import torch
 from dbtrain.analysis import calibrate as room
 from dbtrain.analysis.calibrate import calibrate, decided, entropy, level_at, temperature
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import design
+from dbtrain.coordinator.design import design
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
 from dbtrain.training.blueprint import load_data, make_distribution

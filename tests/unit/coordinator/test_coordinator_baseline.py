@@ -6,8 +6,9 @@ import torch
 from dbtrain.config import EvaluationConfig, load_config
 from dbtrain.coordinator.ablate import Grid, Measured, evaluation, grid, summary
 from dbtrain.coordinator.baseline import KINDS, baseline, reshaped, training_flops
+from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import estimate, recomputed
-from dbtrain.coordinator.settle import design, settle
+from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
+from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import estimate
-from dbtrain.coordinator.settle import design
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.masking import MaskingNoise

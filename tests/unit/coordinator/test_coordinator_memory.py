@@ -1,8 +1,8 @@
 import pytest
 
 from dbtrain.coordinator.baseline import end_to_end
+from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import estimate
-from dbtrain.coordinator.settle import design
 from tests.unit.conftest import never
 
 SIZE = ("model.dim=32", "training.ema=0.9")

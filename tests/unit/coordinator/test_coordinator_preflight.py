@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dbtrain.coordinator import preflight, probe
+from dbtrain.coordinator import examine, probe
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.doctor import doctor, examine_machine
-from dbtrain.coordinator.preflight import Finding, check_packages, examine_cluster
+from dbtrain.coordinator.examine import Finding, examine_cluster
+from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.ray_settings import SETTINGS
 from dbtrain.coordinator.shipping import JOB, refuse_lost_output, runtime_env
 from dbtrain.errors import ConfigError, PlacementError, PreflightError, VersionError
@@ -112,7 +113,7 @@ def test_a_silent_node_is_not_told_to_install_versions(port: int, tmp_path: Path
 
 
 def test_plans_that_do_not_hold(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "JOIN_S", 0.1)
+    monkeypatch.setattr(examine, "JOIN_S", 0.1)
     findings = found(Nodes(port), tmp_path, nodes=3, gpus=1)
     assert "planned 3" in findings["nodes"].detail
     assert "planned 1" in findings["GPUs"].detail

@@ -5,7 +5,8 @@ import torch
 
 from dbtrain.config import parse_config
 from dbtrain.coordinator.baseline import end_to_end
-from dbtrain.coordinator.settle import design, settle
+from dbtrain.coordinator.design import design
+from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.codebook import make_codebook
 from dbtrain.method.levels import LogNormal

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dbtrain.config import EvaluationConfig
-from dbtrain.coordinator.settle import design
+from dbtrain.coordinator.design import design
 from dbtrain.evaluation.accuracy import accuracy
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.interface import Example

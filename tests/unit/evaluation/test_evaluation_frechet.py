@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dbtrain.config import EvaluationConfig, load_config
-from dbtrain.coordinator.settle import design
+from dbtrain.coordinator.design import design
 from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError, DataError, ShardError
 from dbtrain.evaluation import classifier as room

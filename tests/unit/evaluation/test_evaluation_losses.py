@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import design
+from dbtrain.coordinator.design import design
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation import losses as room
 from dbtrain.evaluation.losses import grid

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import design
+from dbtrain.coordinator.design import design
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.sampling import OneBlock, Plan, draw, levels_of
 from dbtrain.method.sampler import guide

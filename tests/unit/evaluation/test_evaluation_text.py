@@ -10,8 +10,8 @@ from dbtrain.analysis.calibrate import calibrate
 from dbtrain.analysis.corpus import corpus_codebook
 from dbtrain.config import load_config
 from dbtrain.coordinator.baseline import end_to_end
+from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import estimate
-from dbtrain.coordinator.settle import design, load_data
 from dbtrain.data.packed import TokenWindows
 from dbtrain.data.tokenizers import Bytes, Letters
 from dbtrain.errors import ConfigError
@@ -20,6 +20,7 @@ from dbtrain.evaluation.bits import bits, evenly, negative_log_likelihood
 from dbtrain.evaluation.generate import Generator, continue_text
 from dbtrain.evaluation.merged import MergedModel, readouts
 from dbtrain.method.split import global_name
+from dbtrain.training.blueprint import load_data
 
 CPU = torch.device("cpu")
 BASE = {

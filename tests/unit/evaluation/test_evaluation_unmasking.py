@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import design
+from dbtrain.coordinator.design import design
 from dbtrain.data.splits import DataSet
 from dbtrain.evaluation.generate import continue_text
 from dbtrain.evaluation.merged import MergedModel, readouts, verify

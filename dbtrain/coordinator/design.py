@@ -1,0 +1,146 @@
+"""Decide split, ranges and codebook of a run from its configuration and data; no store is touched."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dbtrain.analysis.corpus import corpus_codebook
+from dbtrain.config import Config
+from dbtrain.data.splits import DataSet
+from dbtrain.errors import ConfigError
+from dbtrain.method.codebook import make_codebook
+from dbtrain.method.ranges import Ranges, equal_shares, explicit
+from dbtrain.method.schemes import SCHEMES
+from dbtrain.method.split import LayerSplit, split_by_sizes, split_evenly
+from dbtrain.models.registry import architecture
+from dbtrain.training.blueprint import Blueprint, make_distribution
+
+Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
+"""(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
+
+
+def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
+    """Decide everything that training needs; touches no store.
+
+    Raises:
+        ConfigError: blocks and layers, or ranges, do not fit.
+    """
+    kind = architecture(config.model.arch)
+    unknown = [name for name in (kind.codes, *kind.takes) if name and name not in data.shape]
+    if unknown:
+        raise ConfigError(
+            f"model.arch={config.model.arch} needs data with {' and '.join(unknown)}, and data.source="
+            f"{config.data.source} has {', '.join(data.shape)}: choose another data.source"
+        )
+    split = split_of(config)
+    codebook = None
+    if kind.codes:
+        codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
+    if target_of(config) == "hidden":
+        # levels mean nothing, but the plan wants slices that tile
+        edges = tuple(float(edge) for edge in range(split.blocks, -1, -1))
+        return Blueprint(config, split, Ranges(edges), {"kind": "none"}, codebook, data.shape)
+    distribution = DISTRIBUTIONS[kind.noise](config, data, codebook, calibrate)
+    ranges = _ranges(config, distribution)
+    make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
+    return Blueprint(config, split, ranges, distribution, codebook, data.shape)
+
+
+def split_of(config: Config) -> LayerSplit:
+    """Layers of each block.
+
+    Raises:
+        ConfigError: they cannot be shared so.
+    """
+    most = architecture(config.model.arch).most_blocks
+    if most and config.blocks > most:
+        raise ConfigError(
+            f"blocks={config.blocks}: model.arch={config.model.arch} is one denoiser for all levels and cannot be cut "
+            f"into more than {most}: set blocks={most}"
+        )
+    depth, sizes = config.model.depth, config.layers_per_block
+    split = split_by_sizes(depth, sizes) if sizes else split_evenly(depth, config.blocks)
+    if split.blocks != config.blocks:
+        raise ConfigError(
+            f"layers_per_block has {split.blocks} entries, and blocks={config.blocks}: give one for each block, or "
+            "layers_per_block=null to share the layers evenly"
+        )
+    return split
+
+
+def _codebook(config: Config, data: DataSet, classes: int) -> Tensor:
+    source, dim = config.codebook.source, config.codebook.dim
+    if source == "corpus":
+        return corpus_codebook(data.train, classes, dim, config.seed)
+    return make_codebook(source, classes, dim, config.seed)
+
+
+def target_of(config: Config) -> Literal["noisy", "hidden"]:
+    """Whether the blocks see a noisy target.
+
+    Raises:
+        ConfigError: the method is not for this architecture.
+    """
+    target, kind = SCHEMES[config.method].target, architecture(config.model.arch)
+    if target == "hidden" and kind.end_to_end != "no_noise":
+        raise ConfigError(
+            f"method={config.method} hides the target, which only a classifier can do without: model.arch="
+            f"{config.model.arch} has the baselines end_to_end, checkpointing and joint"
+        )
+    if SCHEMES[config.method].wrap and kind.codes != "classes":
+        raise ConfigError(
+            f"method={config.method} tries every class of a sample, and model.arch={config.model.arch} has no classes: "
+            "take another baseline"
+        )
+    if target == "baseline":
+        return "hidden" if kind.end_to_end == "no_noise" else "noisy"
+    return target
+
+
+def _masked_share(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
+    noise = config.noise
+    if noise.ranges not in ("alpha", "explicit"):
+        raise ConfigError(
+            f"noise.ranges={noise.ranges} is for Gaussian noise, and {config.model.arch} masks tokens: set "
+            "noise.ranges=alpha for equal decrements of alpha, or explicit with noise.edges from 1 down to 0"
+        )
+    if noise.edges and (noise.edges[0] != 1 or noise.edges[-1] != 0):
+        raise ConfigError(f"noise.edges={list(noise.edges)} are masked shares: they must fall from 1 to 0")
+    if noise.weighting != "none":
+        raise ConfigError(f"noise.weighting={noise.weighting} is for Gaussian noise; the masked ELBO has its own: none")
+    return {"kind": "uniform"}
+
+
+def _sigma(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
+    noise = config.noise
+    if noise.ranges == "alpha":
+        raise ConfigError(
+            f"noise.ranges=alpha is for masking, and {config.model.arch} has Gaussian noise: try calibrated"
+        )
+    edges = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max}
+    if noise.ranges == "explicit" and noise.edges:
+        edges = {"sigma_min": noise.edges[-1], "sigma_max": noise.edges[0]}
+    if noise.ranges == "uniform" or noise.ranges == "explicit":
+        return {"kind": "loguniform", **edges}
+    if noise.ranges == "paper":
+        return {"kind": "lognormal", "p_mean": noise.p_mean, "p_std": noise.p_std, **edges}
+    if codebook is None:
+        raise ConfigError(
+            f"noise.ranges={noise.ranges} measures a codebook, and model.arch={config.model.arch} has none: choose "
+            "noise.ranges=paper, uniform or explicit"
+        )
+    return calibrate(config, data, codebook)
+
+
+DISTRIBUTIONS: Mapping[str, Callable[[Config, DataSet, Tensor | None, Calibrate], Mapping[str, Any]]] = {
+    "gaussian": _sigma,
+    "masking": _masked_share,
+}
+"""How the level distribution is settled, by the noise in an architecture's row."""
+
+
+def _ranges(config: Config, distribution: Mapping[str, Any]) -> Ranges:
+    if config.noise.ranges == "explicit" and config.noise.edges:
+        return explicit(config.noise.edges, config.blocks)
+    return equal_shares(make_distribution(distribution), config.blocks)
