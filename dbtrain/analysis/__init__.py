@@ -1,1 +1,1 @@
-"""Calibration of the noise range, layer sweeps and ablations."""
+"""Calibration of the noise range, and codebooks from a corpus."""
