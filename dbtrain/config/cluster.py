@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dbtrain.config.section import Count, Positive, Section
+from dbtrain.config.section import ByBlock, Count, Positive, Section
 
 
 class BlockResources(Section):
@@ -30,7 +30,7 @@ class ClusterConfig(Section):
     cpus_per_worker: Positive = 1.0
     resources: dict[str, float] = {}
     """Custom Ray resources that every worker asks for."""
-    blocks: dict[int, BlockResources] = {}
+    blocks: ByBlock[BlockResources] = {}
     """Exceptions for single blocks."""
     max_crashes: Annotated[int, Field(ge=0)] = 3
     """Restarts of a block after crashes without progress between them."""

@@ -25,7 +25,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
     """
     try:
         loaded = OmegaConf.create(base or {}) if path is None else _with_text_keys(OmegaConf.load(path))
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_checked(overrides)))
+        # one after the other, so that null takes back a section before another override fills it again
+        merged = OmegaConf.merge(loaded, *(OmegaConf.from_dotlist([override]) for override in _checked(overrides)))
         content = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; those that are shipped lie in configs/") from None

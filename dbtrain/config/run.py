@@ -51,7 +51,10 @@ class Config(Section):
         for section, exceptions in (("cluster", self.cluster.blocks), ("training", self.training.blocks)):
             unknown = [b for b in exceptions if not 0 <= b < self.blocks]
             if unknown:
-                raise ValueError(f"{section}.blocks names block {unknown[0]}; the last is {self.blocks - 1}")
+                raise ValueError(
+                    f"{section}.blocks names block {unknown[0]}; the last is {self.blocks - 1}: mend it, or set "
+                    f"{section}.blocks=null"
+                )
         if self.training.blocks and self.method in ("joint", "forward_forward"):
             raise ValueError(f"method={self.method} has one optimizer for all blocks: leave training.blocks out")
         return self

@@ -1,8 +1,8 @@
 """What all sections of the configuration share."""
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -14,3 +14,12 @@ class Section(BaseModel):
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Exception_ = TypeVar("Exception_", bound=Section)
+ByBlock = Annotated[dict[int, Exception_], BeforeValidator(_none_is_empty)]
+"""Exceptions for single blocks; null for none, which takes back those of a file."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dbtrain.config.section import Count, Positive, Section, Share
+from dbtrain.config.section import ByBlock, Count, Positive, Section, Share
 
 
 class OptimizerConfig(Section):
@@ -58,7 +58,7 @@ class TrainingConfig(Section):
     """Samples a worker takes at once; by default its whole share of the batch."""
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    blocks: dict[int, BlockOptimizer] = {}
+    blocks: ByBlock[BlockOptimizer] = {}
     """Exceptions for single blocks: nothing couples them, and a slice with noisier gradients wants a lower `lr`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -79,6 +79,8 @@ class Conductor:
         self.progress = [Progress(step=state.committed) for state in self.states]
         self.running: dict[int, Running] = {}
         self._stop_asked = 0.0
+        self._stop_unsent: dict[str, Any] | None = None
+        self._stop_told = False
         self._obstacles: dict[int, str | None] = {}
 
     def conduct(self) -> list[BlockState]:
@@ -94,6 +96,7 @@ class Conductor:
             self._record(state)
         while any(state.phase not in FINAL for state in self.states):
             self.guard()
+            self._ask_to_stop()
             self._admit()
             for block in list(self.running):
                 self._follow(block)
@@ -103,9 +106,25 @@ class Conductor:
         return self.states
 
     def stop(self, reason: str) -> None:
-        """Ask all workers to commit and leave; nothing is started any more."""
+        """Ask all workers to commit and leave, at the next poll; nothing is started any more.
+
+        Called by a signal, in the middle of anything: it writes nothing itself, since a storage that fails just then
+        would raise there, or be taken for the failure of whatever was under way.
+        """
         self.stopping, self._stop_asked = True, time.monotonic()
-        self.run_store.write_json(STOP, {"session": self.session, "reason": reason, "pid": os.getpid()})
+        self._stop_unsent = {"session": self.session, "reason": reason, "pid": os.getpid()}
+
+    def _ask_to_stop(self) -> None:
+        if self._stop_unsent is None:
+            return
+        try:
+            self.run_store.write_json(STOP, self._stop_unsent)
+        except ShardError as error:
+            if not self._stop_told:
+                self._stop_told = True
+                self.tell(f"the workers cannot be asked to stop ({error}); it is tried until they can")
+            return
+        self._stop_unsent, self._stop_asked = None, time.monotonic()
 
     def _admit(self) -> None:
         now = time.monotonic()

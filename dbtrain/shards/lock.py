@@ -63,12 +63,12 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock, or take it over from an owner that is dead, and start the heartbeat.
 
-        A lock whose heartbeat is old by the wall clock, from another machine, is first watched for half its ttl,
-        because clocks of different machines may differ.
+        A lock whose heartbeat is old by the wall clock, and whose owner is not known to be dead, is first watched for
+        half its ttl: clocks of different machines differ, and a machine that slept goes on with an old heartbeat.
 
         Raises:
             RunLockedError: another coordinator holds it: who, since when, and how to mend it.
-            ShardError: the storage cannot be reached, or LOCK.json is damaged.
+            ShardError: the storage cannot be reached, LOCK.json is damaged, or locks cannot be renewed there.
         """
         if self._thread is not None:
             raise RunLockedError(f"{self._where} is already held by this RunLock: acquire it once")
@@ -76,6 +76,7 @@ class RunLock:
         self._mine = replace(self._mine, since=now, beat=now, token=secrets.token_hex(16))
         self._take()
         self._lost = None
+        self._try_renewing()
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat_on, name="dbtrain-lock", daemon=True)
         self._thread.start()
@@ -123,11 +124,19 @@ class RunLock:
                 return
         raise RunLockedError(f"{self._where} changes hands all the time: stop the other coordinators, then try again")
 
+    def _try_renewing(self) -> None:
+        """Where nothing can be compared and swapped, say so now and not when a block is to start again."""
+        try:
+            self._beat()
+        except ShardError:
+            # nobody else can have replaced it either
+            with contextlib.suppress(ShardError):
+                self._store.remove(LOCK)
+            raise
+
     def _is_dead(self, holder: Holder, seen: bytes) -> bool:
-        if holder.machine == self._mine.machine:
-            if not is_process(holder.pid):
-                return True
-            return time.time() - holder.beat > holder.ttl
+        if holder.machine == self._mine.machine and not is_process(holder.pid):
+            return True
         # A clock that runs ahead makes a dead owner look young for ever, hence abs().
         if abs(time.time() - holder.beat) <= holder.ttl:
             return False

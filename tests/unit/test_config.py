@@ -127,6 +127,14 @@ def test_a_wrong_value_is_refused_by_name(override, words):
     assert all(word in message for word in words), message
 
 
+def test_null_takes_back_the_exceptions_of_a_file(tmp_path):
+    path = write(tmp_path, "name: a\nmodel: {arch: vit}\ndata: {source: digits}\ntraining: {blocks: {2: {lr: 0.5}}}\n")
+    with pytest.raises(ConfigError, match="training.blocks=null"):
+        load_config(path, ["blocks=2"])
+    assert load_config(path, ["blocks=2", "training.blocks=null"]).training.blocks == {}
+    assert list(load_config(path, ["training.blocks=null", "training.blocks.1.lr=0.1"]).training.blocks) == [1]
+
+
 def test_all_that_is_wrong_is_said_at_once():
     message = refused("model.depth=0", "sed=1", "training.steps=x")
     assert all(word in message for word in ("model.depth=0", "unknown key sed", "training.steps=x"))

@@ -189,6 +189,15 @@ def test_a_grid_shares_layers_evenly_whatever_its_file_says_of_one_block_count(f
         grid(file, ("layers_per_block=[3,2,1]",), Grid((3,), ("paper",), ("even",), (0,), ()))
 
 
+def test_a_grid_leaves_out_the_exceptions_that_its_file_makes_for_blocks(file, tmp_path):
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(f"blocks: 3\n{Path(file).read_text()}cluster: {{blocks: {{2: {{micro_batch: 8}}}}}}\n")
+    axes = Grid((1, 2), ("paper",), ("even",), (0,), ("end_to_end",))
+    for variant in grid(str(odd), ("training.blocks.0.lr=0.5",), axes):
+        config = load_config(str(odd), variant.overrides)
+        assert not config.cluster.blocks and config.training.of_block(0).optimizer.lr == 0.5
+
+
 def test_a_run_of_the_grid_is_evaluated_as_this_command_says(file):
     [variant] = grid(file, ("evaluation.steps=7",), Grid((3,), ("paper",), ("even",), (0,), ()))
     told = load_config(None, evaluation(file, variant), base={"evaluation": {"steps": 9, "texts": 3}, **SMALL})

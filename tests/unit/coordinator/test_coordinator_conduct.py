@@ -275,6 +275,25 @@ def test_a_stop_lets_workers_commit_and_starts_nothing_more(bring):
     assert conductor.states[0].error == "SIGTERM" and "before it started" in conductor.states[2].error
 
 
+def test_a_stop_that_the_storage_does_not_take_is_asked_for_again(bring, monkeypatch):
+    left, write = [3], conduct.Store.write_json
+
+    def away(self, name, value):
+        if name == conduct.STOP and left[0]:
+            left[0] -= 1
+            raise ShardError("cannot write STOP.json")
+        return write(self, name, value)
+
+    def stop_when_running(conductor):
+        if conductor.states[0].phase is Phase.RUNNING and not conductor.stopping:
+            conductor.stop("SIGTERM")
+
+    monkeypatch.setattr(conduct.Store, "write_json", away)
+    conductor, _, told = bring({0: [wait], 1: [wait]}, cpus=2, act=stop_when_running)
+    assert phases(conductor) == [Phase.STOPPED] * 3 and conductor.states[0].committed == 2
+    assert sum("cannot be asked to stop" in line for line in told) == 1
+
+
 def test_a_stop_does_not_wait_for_what_ray_holds_back(bring, monkeypatch):
     monkeypatch.setattr(conduct, "STOP_GRACE_S", 0.05)
     monkeypatch.setattr(Cluster, "silent", (1,))

@@ -2,6 +2,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -112,6 +113,28 @@ def test_stale_elsewhere_is_taken_over_whatever_its_clock(store, age):
     plant(store, beat=time.time() - age, machine="elsewhere", ttl=0.2)
     with RunLock(store, "b"):
         pass
+
+
+def test_a_machine_that_slept_keeps_the_run(store):
+    with RunLock(store, "a", ttl_s=0.6) as lock:
+        lock._mine = replace(lock._mine, beat=time.time() - 100)
+        store.write(LOCK, lock._mine.dump(LOCK))
+        beats = threading.Thread(target=lambda: (time.sleep(0.1), lock._beat()))
+        beats.start()
+        with pytest.raises(RunLockedError):
+            RunLock(store, "b", ttl_s=0.6).acquire()
+        beats.join()
+        lock.check()
+
+
+def test_where_locks_cannot_be_renewed_nothing_starts_and_nothing_stays(store, monkeypatch):
+    def refuse(name, old, new):
+        raise ShardError("cannot replace LOCK.json (Function not implemented)")
+
+    monkeypatch.setattr(store, "swap", refuse)
+    with pytest.raises(ShardError, match="not implemented"):
+        RunLock(store, "a").acquire()
+    assert not store.exists(LOCK)
 
 
 def test_a_clock_that_is_behind_does_not_lose_a_live_lock(store):
