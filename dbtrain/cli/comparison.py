@@ -53,7 +53,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     train_and_merge(together, console)
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
-        console.print(blocks_table([b.row for b in read_status(run)], title))
+        console.print(blocks_table([b.row for b in read_status(run)], title, console.width))
     (metric, ours), (_, theirs) = (evaluate_run(run, section=isolated.evaluation) for run in runs)
     console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
 

@@ -90,20 +90,28 @@ def plan(config: ConfigFile, overrides: Overrides = None) -> None:
 @reported
 def status(run: RunDirectory) -> None:
     """Show what each block is doing, from the files of the run alone."""
+    from dbtrain.coordinator.status import preparation
     from dbtrain.coordinator.status import status as read_status
     from dbtrain.shards.store import Store
     from dbtrain.telemetry.console import blocks_table, duration
 
     console = make_console()
+    under_way = preparation(Store(run))
+    if under_way:
+        console.print(under_way, highlight=False, markup=False, soft_wrap=True)
+        return
     blocks = read_status(Store(run))
-    console.print(blocks_table([b.row for b in blocks]))
+    console.print(blocks_table([b.row for b in blocks], width=console.width))
     for b in blocks:
         since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"
         error = f"; last error: {b.error}" if b.error else ""
         console.print(
-            f"block {b.row.block}: {b.attempts} attempt(s), last commit at step {b.committed}{since}{error}",
+            f"block {b.row.block}: {b.attempts} attempt(s), last commit at step {b.committed}{since}"
+            + (f", worker {b.worker}" if b.worker else "")
+            + error,
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
 
 

@@ -137,13 +137,22 @@ def _storage(url: str) -> list[Finding]:
     name, content = f".preflight-{secrets.token_hex(6)}", secrets.token_hex(16).encode()
     try:
         store = Store(url)
+        unmounted = _unmounted(store)
         store.makedirs()
-        found = [_commits(store, name, content, mend), _its_clock(store, name)]
+        found = [*unmounted, _commits(store, name, content, mend), _its_clock(store, name)]
     except DbtrainError as error:
         return [Finding("storage", "bad", str(error), mend)]
     finally:
         _tidy(url, name)
     return found
+
+
+def _unmounted(store: Store) -> list[Finding]:
+    """A typing error, or a file system that is not mounted, would otherwise pass as a new folder."""
+    if not store.is_local or store.path.parent.exists():
+        return []
+    told = f"{store.path.parent} did not exist and was made to try it"
+    return [Finding("storage", "warn", told, "is the path right, and its file system mounted on every node?")]
 
 
 def _commits(store: Store, name: str, content: bytes, mend: str) -> Finding:

@@ -147,7 +147,7 @@ def _shared_storage(cluster: Nodes, storage: str) -> list[Finding]:
     probe.remove_marks(storage, mark)
     if found:
         return [Finding("storage", "bad", line, mend) for line in found]
-    return [Finding("storage", "ok", f"{storage}: what one node writes the others read ({len(both)} nodes)")]
+    return [Finding("storage", "ok", f"{storage}: what one node writes the others read; {len(both)} node(s)")]
 
 
 def _unshared(node: str, read: Any, echoed: Any, storage: str, mark: str, content: str) -> str | None:

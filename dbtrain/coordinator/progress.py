@@ -17,6 +17,8 @@ class Progress:
     """Spent training, over all attempts that this command saw."""
     end: dict[str, Any] | None = None
     """Of this attempt: the rank that says most of why it ended."""
+    worker: str | None = None
+    """Process and host of the first rank, in this attempt."""
     warned: str | None = None
     """The signal that told its workers to leave, in this attempt."""
 
@@ -30,6 +32,8 @@ class Progress:
         if kind == "step":
             self.rate = event["steps"] / event["seconds"] if event["seconds"] else None
             self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]
+        if kind == "start" and "pid" in event:
+            self.worker = f"pid {event['pid']} on {event['host']}"
         if kind in ("start", "stopping"):
             self.warned = event.get("reason")
         if kind == "end" and _says_more(event, self.end):

@@ -8,8 +8,9 @@ from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.faults import MissingError
 from dbtrain.shards.fence import newest_attempt
-from dbtrain.shards.lock import is_held
+from dbtrain.shards.lock import holder_of, is_held
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import Row
@@ -27,6 +28,26 @@ class BlockStatus:
     since: float | None
     """Seconds since the last change of its phase, if that is known."""
     error: str | None
+    worker: str | None = None
+    """Process and host of the first rank, while the block trains."""
+
+
+def preparation(run: Store) -> str | None:
+    """What a command does that works on a run and has not written its run.json yet, in words; None otherwise.
+
+    Raises:
+        ShardError: the storage cannot be reached.
+    """
+    if run.exists("run.json") or not is_held(run):
+        return None
+    try:
+        holder = holder_of(run)
+    except MissingError:
+        return None  # it has just ended
+    return (
+        f"{run.url} is being prepared by pid {holder.pid} on {holder.host}: its data are read, and a pilot may "
+        "calibrate its range; there is no block yet"
+    )
 
 
 def status(run: Store) -> list[BlockStatus]:
@@ -48,7 +69,9 @@ def _without_command(status: BlockStatus) -> BlockStatus:
         return status
     error = f"no command runs, it was {phase}: the same command, or dbtrain resume, continues it"
     before = f"; before: {status.error}" if status.error else ""
-    return replace(status, row=replace(status.row, phase=Phase.LOST.value), since=None, error=error + before)
+    return replace(
+        status, row=replace(status.row, phase=Phase.LOST.value), since=None, error=error + before, worker=None
+    )
 
 
 def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
@@ -81,7 +104,8 @@ def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
         restarts=max(0, attempts - 1),
     )
     since = time.time() - float(state["since"]) if "since" in state else None
-    return BlockStatus(row, attempts, committed, since, state.get("error") if phase != "done" else None)
+    error = state.get("error") if phase != "done" else None
+    return BlockStatus(row, attempts, committed, since, error, progress.worker if phase == "running" else None)
 
 
 def _attempts(store: Store, told: list[int]) -> int:

@@ -48,12 +48,19 @@ def _shard(store: Store, name: str, console: Console) -> None:
 def _run(store: Store, console: Console) -> None:
     manifest = read_manifest(store)
     console.print(f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {manifest['versions']}")
-    table = Table("block", "step", "verified")
+    table, damaged = Table("block", "step", "verified"), 0
     for block in range(len(manifest["plan"])):
         checkpoints = Checkpoints(store.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
         for step in checkpoints.steps():
-            table.add_row(str(block), str(step), "; ".join(checkpoints.verify(step)) or "whole")
+            wrong = "; ".join(checkpoints.verify(step))
+            table.add_row(str(block), str(step), wrong or "whole")
+            damaged += bool(wrong)
     console.print(table)
+    if damaged:
+        raise ShardError(
+            f"{damaged} checkpoint(s) of {store.url} are damaged: restore copies of them, or let dbtrain resume train "
+            "their blocks on from the ones before"
+        )
 
 
 def _merged(store: Store, console: Console) -> None:

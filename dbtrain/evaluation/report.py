@@ -11,6 +11,7 @@ from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.store import Store
 
 Scores = dict[str, dict[str, float]]
@@ -41,6 +42,8 @@ def evaluate_run(
         ConfigError: an override is wrong or of another section.
         ShardError: the run is not merged, or its files are damaged.
     """
+    if not run.exists("merged/config.json"):
+        read_manifest(run)  # of a folder that is no run this says so; a run is told to be merged below
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.read(run.child("merged"), device)
     config, data = model.blueprint.config, model.blueprint.data()

@@ -26,6 +26,14 @@ def sbatch_command(options: Mapping[str, object], config: Path, overrides: Seque
     return ["sbatch", *given, str(SCRIPT), str(config.resolve()), *overrides]
 
 
+def _with_options(script: str, options: Mapping[str, object]) -> str:
+    """The script as the given options make it: sbatch takes those of its command line before those in the file."""
+    given = {name: value for name, value in options.items() if value is not None}
+    kept = [line for line in script.splitlines() if not any(line.startswith(f"#SBATCH --{name}=") for name in given)]
+    lines = [f"#SBATCH --{name}={value}" for name, value in given.items()]
+    return "\n".join([kept[0], *lines, *kept[1:]]) + "\n"
+
+
 def submit(
     options: Mapping[str, object], config: Path, overrides: Sequence[str], gpus: int | None, dry_run: bool
 ) -> str:
@@ -44,7 +52,7 @@ def submit(
     variables = {"DBTRAIN_STORAGE": loaded.out} | ({} if gpus is None else {"DBTRAIN_GPUS": str(gpus)})
     if dry_run:
         shown = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-        return f"# {shown} {shlex.join(command)}\n{SCRIPT.read_text()}"
+        return f"# {shown} {shlex.join(command)}\n{_with_options(SCRIPT.read_text(), options)}"
     if shutil.which("sbatch") is None:
         raise PlacementError("sbatch is not on the PATH: run this where jobs are submitted, or see it with --dry-run")
     # the job finds the programs of this very environment, activated or not

@@ -32,12 +32,21 @@ def is_held(store: Store) -> bool:
         ShardError: the storage cannot be reached, or LOCK.json is damaged.
     """
     try:
-        holder = parse_holder(store.read(LOCK), store.where(LOCK))
+        holder = holder_of(store)
     except MissingError:
         return False
     if holder.machine == machine() and not is_process(holder.pid):
         return False
     return abs(time.time() - holder.beat) <= holder.ttl
+
+
+def holder_of(store: Store) -> Holder:
+    """Who took a run last, dead or alive.
+
+    Raises:
+        ShardError: nobody has it, the storage cannot be reached, or LOCK.json is damaged.
+    """
+    return parse_holder(store.read(LOCK), store.where(LOCK))
 
 
 class RunLock:

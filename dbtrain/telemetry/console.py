@@ -1,7 +1,7 @@
 """Tables for people: live while blocks train, plain lines where there is no terminal."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -39,6 +39,23 @@ class Row:
         return (self.steps - self.step) / self.rate if self.rate and self.phase == "running" else None
 
 
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "block": lambda row: str(row.block),
+    "layers": lambda row: f"{row.layers[0]}-{row.layers[1] - 1}",
+    "sigma": lambda row: f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
+    "state": lambda row: row.phase,
+    "step": lambda row: f"{row.step}/{row.steps}",
+    "loss": lambda row: "-" if row.loss is None else f"{row.loss:.4f}",
+    "steps/s": lambda row: "-" if row.rate is None else f"{row.rate:.1f}",
+    "time": lambda row: duration(row.seconds),
+    "ETA": lambda row: duration(row.eta),
+    "peak mem": lambda row: size(row.memory),
+    "restarts": lambda row: str(row.restarts),
+}
+MISSED_LEAST = ("steps/s", "peak mem", "layers", "sigma", "time", "restarts")
+"""Columns that make room in a narrow terminal, the first one first."""
+
+
 def make_console() -> Console:
     """A console; where there is no terminal it is wide enough for the tables, whatever the width is said to be."""
     console = Console()
@@ -61,25 +78,27 @@ def size(count: float | None) -> str:
     return f"{count / 2**30:.2f}G" if count >= 2**30 else f"{count / 2**20:.1f}M"
 
 
-def blocks_table(rows: Sequence[Row], title: str | None = None) -> Table:
-    """The table of all blocks."""
+def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | None = None) -> Table:
+    """The table of all blocks; in a narrow terminal without the columns that are missed least.
+
+    Args:
+        rows: one for each block.
+        title: above the table.
+        width: characters that there are; all columns by default.
+    """
+    columns = {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
+    for name in MISSED_LEAST:
+        # each column has a space on both sides and a line
+        if width is None or sum(max(map(len, [n, *cells])) + 3 for n, cells in columns.items()) + 1 <= width:
+            break
+        columns.pop(name)
     table = Table(title=title, title_justify="left")
-    for name in ("block", "layers", "sigma", "state", "step", "loss", "steps/s", "time", "ETA", "peak mem", "restarts"):
+    for name in columns:
         table.add_column(name, justify="left" if name in ("state", "sigma", "layers") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            str(row.block),
-            f"{row.layers[0]}-{row.layers[1] - 1}",
-            f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
-            f"[{STYLES.get(row.phase, 'default')}]{row.phase}[/]",
-            f"{row.step}/{row.steps}",
-            "-" if row.loss is None else f"{row.loss:.4f}",
-            "-" if row.rate is None else f"{row.rate:.1f}",
-            duration(row.seconds),
-            duration(row.eta),
-            size(row.memory),
-            str(row.restarts),
-        )
+    for index, row in enumerate(rows):
+        cells = {name: cells[index] for name, cells in columns.items()}
+        cells["state"] = f"[{STYLES.get(row.phase, 'default')}]{row.phase}[/]"
+        table.add_row(*cells.values())
     return table
 
 
@@ -105,7 +124,7 @@ class LiveView:
     def show(self, rows: Sequence[Row]) -> None:
         """Show the newest state."""
         if self._live:
-            self._live.update(blocks_table(rows))
+            self._live.update(blocks_table(rows, width=self.console.width))
             return
         shown = [(row.phase, row.step) for row in rows]
         if shown == self._shown or self.clock() - self._last < PLAIN_EVERY_S:

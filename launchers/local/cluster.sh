@@ -17,11 +17,21 @@ export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
   ray=$(command -v ray) || { echo "no ray on the PATH: activate its environment" >&2; exit 1; }
   case ${1:-} in
     up)
-      # Ray writes the token for everybody to read
-      (umask 077; ray get-auth-token --generate >/dev/null) || exit
+      if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+        echo "something listens at 127.0.0.1:$port already: use it (--address auto), say down first, or set DBTRAIN_PORT" >&2
+        exit 1
+      fi
+      # Ray would write the token for everybody to read
+      if [ ! -s "$token" ]; then
+        (umask 077; mkdir -p "$(dirname "$token")"; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$token") || exit
+      fi
       [ ! -O "$token" ] || chmod 600 "$token"
+      # what Ray says of itself names its own way down, which ends all of Ray on this machine
+      said=$(mktemp)
+      trap 'rm -f "$said"' EXIT
       DBTRAIN_CLUSTER=127.0.0.1:$port ray start --head --port "$port" --dashboard-host 127.0.0.1 --disable-usage-stats \
-        ${DBTRAIN_HEAD_OPTIONS:-}
+        ${DBTRAIN_HEAD_OPTIONS:-} >"$said" 2>&1 || { cat "$said" >&2; exit 1; }
+      echo "a cluster at 127.0.0.1:$port: dbtrain train CONFIG --address auto; source ${BASH_SOURCE[0]:-$0} down ends it"
       ;;
     down)
       python=$(dirname "$ray")/python

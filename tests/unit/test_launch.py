@@ -23,7 +23,16 @@ def test_options_reach_sbatch_and_the_rest_the_run() -> None:
 def test_a_dry_run_shows_the_command_and_the_script() -> None:
     shown = submit({"nodes": 2}, DIGITS, ["out=/shared"], 1, dry_run=True)
     assert shown.startswith("# DBTRAIN_STORAGE=/shared DBTRAIN_GPUS=1 sbatch --nodes=2 ")
-    assert SCRIPT.read_text() in shown
+    assert SCRIPT.read_text().split("\nset -", 1)[1] in shown
+
+
+def test_a_dry_run_is_the_job() -> None:
+    """Saved and submitted without the command line it asks for the same nodes."""
+    shown = submit({"nodes": 4, "cpus-per-task": 8, "time": None}, DIGITS, (), None, dry_run=True)
+    asked = [line for line in shown.splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --nodes=4" in asked and "#SBATCH --cpus-per-task=8" in asked
+    assert sum("--nodes=" in line or "--cpus-per-task=" in line for line in asked) == 2
+    assert shown.splitlines()[1].startswith("#!")
 
 
 def test_mistakes_are_told_before_anything_waits_in_a_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

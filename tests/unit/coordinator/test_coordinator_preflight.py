@@ -156,6 +156,14 @@ def test_doctor_on_this_machine(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_doctor_doubts_a_storage_whose_parent_it_had_to_make(tmp_path: Path) -> None:
+    def doubts(place: Path) -> list[str]:
+        return [f.detail for f in examine_machine(str(place)) if f.what == "storage" and f.level == "warn"]
+
+    assert doubts(tmp_path / "runs") == []
+    assert doubts(tmp_path / "unmounted" / "runs") == [f"{tmp_path}/unmounted did not exist and was made to try it"]
+
+
 def test_doctor_refuses_a_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PreflightError, match=r"1 thing\(s\) would not work: storage"):

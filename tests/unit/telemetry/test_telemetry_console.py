@@ -41,6 +41,16 @@ def test_the_table_tells_what_a_block_does():
     assert "pending" in second and "0/600" in second and second.count("-") >= 3
 
 
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_fits_the_terminal_and_cuts_no_value(width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(blocks_table([row(step=123456, steps=200000)], width=width))
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert all(word in text for word in ("running", "123456/200000", "0.1235"))
+    assert ("steps/s" in text) == (width == 200)
+
+
 @pytest.mark.parametrize("phase", ["pending", "placed", "running", "lost", "done", "stopped", "failed"])
 def test_every_phase_renders(phase):
     assert phase in rendered(row(phase=phase))
