@@ -155,6 +155,12 @@ def whereabouts(data: DataConfig, before: Mapping[str, str]) -> str:
     return f"; {'; '.join(places)}: put it there, or run this command where it lies" if places else ""
 
 
+def named_places(data: DataConfig) -> str:
+    """Where the section says that its data lies, for a message; the source's name if that is all."""
+    places = [f"data.{key}={value}" for key, value in _given(data).items() if key != "cache"]
+    return ", ".join(places) or f"data.source={data.source}"
+
+
 def _given(data: DataConfig) -> dict[str, str]:
     return {key: value for key in PATHS if (value := getattr(data, key, None)) and value not in BUILT_IN_TOKENIZERS}
 

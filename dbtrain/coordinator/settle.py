@@ -30,14 +30,14 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
     Raises:
         ConfigError: the directory belongs to a run of another configuration, or no worker could train this one.
         ShardError: its files are damaged or the storage fails.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or is not what the run was started with.
     """
     _check_alone(config)
     if run.exists("run.json"):
         return _continue(config, run)
     data = load_data(config)
     check_augmentation(config.training.augmentation, data.train)
-    blueprint = design(config, data, calibrate)
+    blueprint = replace(design(config, data, calibrate), data_hash=data.content)
     _check_models(blueprint)
     code_hash = ""
     if blueprint.codebook is not None:
@@ -70,7 +70,10 @@ def _continue(config: Config, run: Store) -> Blueprint:
             "name (name=...), give the configuration it was started with, or remove the directory"
         )
     # what does not determine the weights may change from one start to the next
-    return replace(read_blueprint(manifest, read_codebook(run, manifest)), config=config)
+    blueprint = replace(read_blueprint(manifest, read_codebook(run, manifest)), config=config)
+    if blueprint.data_hash:
+        blueprint.data()  # told here in one line, not by every worker once it has its GPU
+    return blueprint
 
 
 def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
@@ -89,6 +92,7 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         "noise": dict(blueprint.distribution),
         "shape": dict(blueprint.shape),
         "codebook_hash": codebook_hash,
+        "data_hash": blueprint.data_hash,
         "versions": versions(),
         **({"slices": slices} if slices != plan else {}),
         **({"data_paths": paths} if paths else {}),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dbtrain.data.content import tensors_hash
 from dbtrain.data.splits import DataSet, LabelledImages, hold_out
 from dbtrain.errors import DataError, first_line
 
@@ -136,4 +137,7 @@ def _pixels(picture: Any, name: str) -> NDArray[np.uint8]:
 
 def _data_set(rest: LabelledImages, test: LabelledImages, validation: float) -> DataSet:
     train, held_out = hold_out(rest, validation)
-    return DataSet(train, held_out, test, {"image": tuple(train.images.shape[1:]), "classes": train.classes})
+    shape = {"image": tuple(train.images.shape[1:]), "classes": train.classes}
+    # the pixels, not the files: the hub's copy of a data set is the same data
+    content = tensors_hash(t for split in (train, held_out, test) for t in (split.images, split.labels))
+    return DataSet(train, held_out, test, shape, content)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dbtrain.data.content import tensors_hash
 from dbtrain.data.splits import DataSet, check_labels, mixed
 from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
@@ -75,7 +76,9 @@ def latents(
         for a, b in ((0, cut), (cut, cut_test), (cut_test, len(values)))
     )
     shape = {"image": tuple(values.shape[1:]), "classes": classes, "latent_scale": scale}
-    return DataSet(train, held_out, last, shape)
+    # without the scale: the last bits of a standard deviation are the machine's, not the data's
+    content = tensors_hash(t for split in (train, held_out, last) for t in (split.latents, split.labels))
+    return DataSet(train, held_out, last, shape, content)
 
 
 def _read(path: Path, labels: str | None, read: ReadTensors) -> tuple[Tensor, Tensor]:

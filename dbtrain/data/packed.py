@@ -4,6 +4,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dbtrain.data.content import file_hash
 from dbtrain.data.splits import DataSet
 from dbtrain.data.tokenizers import Tokenizer
 from dbtrain.data.transfer import send
@@ -19,6 +22,7 @@ from dbtrain.errors import DataError
 
 FORMAT = "1"
 MARK = "dbtrain tokens"
+HASH_DIGITS = 64
 
 
 def cache_folder(chosen: str | None) -> Path:
@@ -33,8 +37,18 @@ def content_key(*parts: str) -> str:
     return hashlib.sha256("\n".join((MARK, FORMAT, *parts)).encode()).hexdigest()[:32]
 
 
-def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> NDArray[Any]:
-    """Read-only token numbers (n,), from the cache if it has them whole.
+@dataclass(frozen=True)
+class Packed:
+    """A text as token numbers."""
+
+    tokens: NDArray[Any]
+    """(n,), read-only."""
+    content: str
+    """Their hash: that of the files would be another after gzip, and the hub's names a download, not a text."""
+
+
+def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> Packed:
+    """The tokens of a text, from the cache if it has them whole.
 
     A file is written under another name, synced and renamed, so that workers may pack the same text at once.
 
@@ -48,13 +62,29 @@ def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> 
         # the size is written after the tokens: without it, or with another, the file is not whole
         if not (file.is_file() and size.is_file() and size.read_text() == str(file.stat().st_size)):
             folder.mkdir(parents=True, exist_ok=True)
+            _kept_hash(file).unlink(missing_ok=True)
             count = _write(file, (tokenizer.encode(text).astype(kind).tobytes() for text in texts))
             _write(size, [str(count).encode()])
         if not file.stat().st_size:
             raise DataError("the text is empty: give files that hold text as data.path")
-        return cast(NDArray[Any], np.memmap(file, kind, "r"))
+        return Packed(cast(NDArray[Any], np.memmap(file, kind, "r")), _content(file))
     except OSError as error:
         raise DataError(f"packed tokens cannot be kept in {folder} ({error}): set data.cache to another") from error
+
+
+def _content(file: Path) -> str:
+    """Hash of a packed file, which is read for it once: a long text should not be read whole at every start."""
+    kept = _kept_hash(file)
+    if kept.is_file() and len(known := kept.read_text()) == HASH_DIGITS:
+        return known
+    content = file_hash(file)
+    with suppress(OSError):  # a cache that others packed may be read-only
+        _write(kept, [content.encode()])
+    return content
+
+
+def _kept_hash(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
 
 
 def _dtype(vocabulary: int) -> str:
@@ -115,12 +145,14 @@ class TokenWindows:
         return self.tokenizer.decode(self.tokens[index].tolist())
 
 
-def token_data_set(tokens: NDArray[Any], tokenizer: Tokenizer, length: int, validation: float, test: float) -> DataSet:
+def token_data_set(packed: Packed, tokenizer: Tokenizer, length: int, validation: float, test: float) -> DataSet:
     """Three contiguous parts of a packed text: the last `test` share, before it the `validation` share, the rest.
 
     Raises:
         DataError: a part has not one whole window.
     """
+    tokens = packed.tokens
     ends = [round(len(tokens) * (1 - test - validation)), round(len(tokens) * (1 - test))]
     train, held_out, tested = (TokenWindows(part, length, tokenizer) for part in np.split(tokens, ends))
-    return DataSet(train, held_out, tested, {"length": length, "vocabulary": tokenizer.vocabulary})
+    shape: dict[str, object] = {"length": length, "vocabulary": tokenizer.vocabulary}
+    return DataSet(train, held_out, tested, shape, packed.content)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dbtrain.data.content import file_hash
 from dbtrain.data.packed import cache_folder, content_key, pack, token_data_set
 from dbtrain.data.splits import DataSet
 from dbtrain.data.tokenizers import load_tokenizer
@@ -28,7 +29,7 @@ def text_files(path: str, tokenizer: str, length: int, validation: float, test: 
     try:
         files = _files(Path(path))
         for file in files:
-            digest.update(_hash(file).encode())
+            digest.update(file_hash(file).encode())
     except OSError as error:
         raise DataError(f"data.path={path!r} cannot be read ({error}): mend its files or their permissions") from error
     texts = (piece for file in files for piece in _lines(file))
@@ -98,8 +99,8 @@ def _data_set(
     cache: str | None,
 ) -> DataSet:
     chosen = load_tokenizer(tokenizer)
-    tokens = pack(texts, chosen, cache_folder(cache), content_key(content, chosen.identity))
-    return token_data_set(tokens, chosen, length, validation, test)
+    packed = pack(texts, chosen, cache_folder(cache), content_key(content, chosen.identity))
+    return token_data_set(packed, chosen, length, validation, test)
 
 
 def _files(path: Path) -> list[Path]:
@@ -107,14 +108,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"data.path={str(path)!r} is no file, and no folder with .txt or .txt.gz files")
     return files
-
-
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -21,8 +21,8 @@ def write_manifest(store: Store, manifest: Mapping[str, Any]) -> None:
     Args:
         manifest: ``config`` (dict), ``plan`` (list of ``{block, layers: [a, b], sigma_range: [hex low, hex high]}``,
             block 0 first and noisiest), ``codebook_hash`` ('' for none), ``versions`` (dict), ``noise`` (dict).
-            Optional ``run`` (name; default ``config["name"]``) and ``config_hash`` (default: that of ``config``). Other
-            keys are kept.
+            Optional ``run`` (name; default ``config["name"]``), ``config_hash`` (default: that of ``config``) and
+            ``data_hash`` (of what the data holds). Other keys are kept.
 
     Raises:
         ShardError: a field is missing or wrong, the plan leaves a gap, or a value is not JSON.
@@ -80,7 +80,7 @@ def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
     found = Fields(dict(manifest), where)
     for name in ("config", "versions", "noise"):
         found.mapping(name)
-    for name in ("run", "config_hash"):
+    for name in ("run", "config_hash", "data_hash"):
         if name in manifest:
             found.text(name)
     codebook_hash = found.text("codebook_hash")

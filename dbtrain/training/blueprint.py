@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dbtrain.config import Config, parse_config
-from dbtrain.config.data import absolute_paths, whereabouts
+from dbtrain.config.data import absolute_paths, named_places, whereabouts
 from dbtrain.data.registry import READS_TENSORS, load
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import DataError
@@ -27,6 +27,9 @@ from dbtrain.shards.merged import CODEBOOK, checked_codebook
 from dbtrain.shards.store import Store
 from dbtrain.shards.tensor_file import read_tensors
 
+SHOWN = 16
+"""Digits of a hash that a message gives."""
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -42,6 +45,8 @@ class Blueprint:
     """What the data tells the model: image shape, number of classes."""
     paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data when it was started."""
+    data_hash: str = ""
+    """Of the content that the run was started with; '' in a run of before, which says nothing of it."""
 
     def noise(self) -> NoiseProcess:
         """The noise process over the whole range."""
@@ -100,15 +105,23 @@ class Blueprint:
         return high - low
 
     def data(self) -> DataSet:
-        """Load the data set.
+        """Load the data set, and make sure that it is the one that the run was started with.
 
         Raises:
-            DataError: it is missing, damaged or does not hold what it should.
+            DataError: it is missing, damaged, does not hold what it should, or holds something else than at the start.
         """
         try:
-            return load_data(self.located())
+            data = load_data(self.located())
         except DataError as error:
             raise DataError(f"{error}{whereabouts(self.config.data, self.paths)}") from error
+        # a block would train on other samples than its neighbours, and a test score on what was trained on
+        if self.data_hash and data.content != self.data_hash:
+            raise DataError(
+                f"the data is not what run {self.config.name} was started with: {named_places(self.located().data)} "
+                f"holds {data.content[:SHOWN]}, run.json says {self.data_hash[:SHOWN]}: restore it, or start another "
+                "run (name=...)"
+            )
+        return data
 
     def located(self) -> Config:
         """The configuration with the paths of its data where they are for this process."""
@@ -176,6 +189,7 @@ def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Bluepri
         codebook=codebook,
         shape=shape,
         paths=manifest.get("data_paths", {}),
+        data_hash=manifest.get("data_hash", ""),
     )
 
 

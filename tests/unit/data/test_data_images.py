@@ -94,6 +94,23 @@ def test_a_folder_of_idx_files_is_three_splits(tmp_path, source):
     assert data.test.batch(torch.arange(6), CPU)["label"].tolist() == [0, 1, 2, 0, 1, 2]
 
 
+def test_the_content_is_that_of_the_pixels_and_labels_of_every_split(tmp_path):
+    def content():
+        return load("idx", {"path": str(tmp_path), "classes": 3, "validation": 0.25}).content
+
+    write_folder(tmp_path)
+    found, images = [content()], tmp_path / "t10k-images-idx3-ubyte"
+    labels, plain = tmp_path / "train-labels-idx1-ubyte.gz", tmp_path / "train-labels-idx1-ubyte"
+    plain.write_bytes(gzip.decompress(labels.read_bytes()))
+    labels.unlink()
+    assert content() == found[0]  # gzip is no part of it
+    images.write_bytes(images.read_bytes()[:-1] + b"\x08")
+    found.append(content())
+    plain.write_bytes(plain.read_bytes()[:-1] + b"\x00")
+    found.append(content())
+    assert len(set(found)) == 3
+
+
 def test_a_folder_that_lacks_a_file_or_does_not_match_is_refused(tmp_path):
     with pytest.raises(DataError, match="no train-images-idx3-ubyte or .*gz in .*data.path"):
         load("idx", {"path": str(tmp_path), "classes": 3, "validation": 0.25})

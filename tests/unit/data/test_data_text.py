@@ -154,6 +154,30 @@ def test_a_failed_packing_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_packed_tokens_are_hashed_once_and_again_when_they_are_packed_again(tmp_path, monkeypatch):
+    first = pack(["a text"], Letters(), tmp_path, "key").content
+    (file,) = tmp_path.glob("*.uint8")
+    with monkeypatch.context() as patch:
+        patch.setattr("dbtrain.data.packed.file_hash", None)
+        assert pack([], Letters(), tmp_path, "key").content == first
+    (kept,) = tmp_path.glob("*.sha256")
+    kept.unlink()  # as a cache of before has none
+    assert pack([], Letters(), tmp_path, "key").content == first == kept.read_text()
+    file.write_bytes(b"")
+    assert pack(["another"], Letters(), tmp_path, "key").content != first
+
+
+def test_a_cache_of_before_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    first = pack(["a text"], Letters(), tmp_path, "key").content
+    next(tmp_path.glob("*.sha256")).unlink()
+
+    def refuse(**_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert pack([], Letters(), tmp_path, "key").content == first
+
+
 @pytest.mark.parametrize("vocabulary", [27, 256, 257, 65536, 65537])
 def test_every_token_number_fits_its_file(tmp_path, vocabulary):
     class Fake(Bytes):
@@ -162,7 +186,7 @@ def test_every_token_number_fits_its_file(tmp_path, vocabulary):
 
     tokenizer = Fake()
     tokenizer.vocabulary = vocabulary
-    tokens = pack(["x"], tokenizer, tmp_path, "key")
+    tokens = pack(["x"], tokenizer, tmp_path, "key").tokens
     assert TokenWindows(tokens, 2, tokenizer).batch(torch.tensor([0]), CPU)["tokens"].tolist() == [[0, vocabulary - 1]]
 
 
@@ -210,6 +234,12 @@ def test_a_column_of_a_hugging_face_data_set(tmp_path, monkeypatch):
     assert len(list((tmp_path / "c").glob("*.uint8"))) == 1
     load("hf_text", {**section, "column": "body"})
     assert len(list((tmp_path / "c").glob("*.uint8"))) == 1
+    # `datasets` names a folder by its place and dates, and a run by its text
+    (tmp_path / "data").rename(tmp_path / "moved")
+    section["path"] = str(tmp_path / "moved")
+    assert load("hf_text", {**section, "column": "body"}).content == data.content
+    (tmp_path / "moved" / "train.csv").write_text("body,n\n" + "the cat ran,1\n" * 60)
+    assert load("hf_text", {**section, "column": "body"}).content != data.content
     with pytest.raises(DataError, match="split 'train' and column 'words'") as caught:
         load("hf_text", {**section, "column": "words"})
     assert "\n" not in str(caught.value)
