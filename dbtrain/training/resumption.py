@@ -21,6 +21,11 @@ CATCH_UP_S = 60.0
 LOOK_S = 2.0
 
 
+def patience(hang_timeout_s: float) -> float:
+    """How long a worker looks for what the first one chose, which waits for it by the watchdog's clock meanwhile."""
+    return min(CATCH_UP_S, hang_timeout_s / 2)
+
+
 class Resumption:
     """The choice of one attempt, as one of its workers takes part in it.
 
@@ -29,8 +34,7 @@ class Resumption:
         agreement: of its workers.
         block: its number, for messages.
         restart_damaged: begin anew where all checkpoints are damaged.
-        patience_s: how long the others may wait to see what the first one chose; the first one waits for them in its
-            first step, by its watchdog's clock.
+        patience_s: how long the others may look for what the first one chose; see :func:`patience`.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class Resumption:
         self.agreement = agreement
         self.block = block
         self.restart_damaged = restart_damaged
-        self.patience_s = min(CATCH_UP_S, patience_s)
+        self.patience_s = patience_s
 
     def find(self, rank: int, report: Callable[[str], None]) -> Loaded | None:
         """The checkpoint that all workers of the block resume from, None for the first step; a collective of them.

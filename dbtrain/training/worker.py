@@ -27,7 +27,7 @@ from dbtrain.training.engine import Engine
 from dbtrain.training.faults import FaultPlan
 from dbtrain.training.feed import Feed, cut_batch
 from dbtrain.training.loop import train
-from dbtrain.training.resumption import Resumption
+from dbtrain.training.resumption import Resumption, patience
 from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
 
@@ -105,8 +105,8 @@ class BlockWorker:
 
     def _resume(self, engine: Engine) -> int:
         cluster, told = self.config.cluster, self.assignment
-        patience = told.hang_timeout_s / 2
-        resumption = Resumption(self.checkpoints, self.agreement, told.block, cluster.restart_damaged, patience)
+        limit = patience(told.hang_timeout_s)
+        resumption = Resumption(self.checkpoints, self.agreement, told.block, cluster.restart_damaged, limit)
         with self.watchdog.patient():
             loaded = resumption.find(self.rank, lambda line: self._emit("skipped", reason=line))
         if loaded is None:
