@@ -1,6 +1,6 @@
 """Start a Ray cluster of four nodes on this machine and a run of one block on two of them, and lose one of the two.
 
-The second worker's node goes with all its processes, as a spot instance taken back does. Arguments: a folder, overrides.
+The second worker's node goes with all its processes, as a spot instance taken back does. Arguments: folder, overrides.
 Ends when the block trains again, or raises.
 """
 
