@@ -56,3 +56,7 @@ class IncompleteRunError(DbtrainError):
 
 class WorkerError(DbtrainError):
     """A worker reported an error that another attempt cannot mend."""
+
+
+class FirstWorkerError(DbtrainError):
+    """The first worker of a block failed where the others depend on it; it alone says why."""

@@ -5,11 +5,15 @@ from dbtrain.coordinator.progress import Progress
 
 KILLED = "its process was killed (SIGKILL, or the machine had no memory left), or crashed in native code"
 LOST_NODE = "its node was lost"
+NODE_DIED = "The actor died because its node has died"
+"""As Ray says it."""
 WORDS = {
     "Worker unexpectedly exits with a connection error": KILLED,
-    "The actor died because its node has died": LOST_NODE,
+    NODE_DIED: LOST_NODE,
 }
 """By what Ray says among half a page of other things."""
+SILENT_S = 60.0
+"""For a node to answer, or for the cluster to find that it is dead, which takes Ray some 20 s."""
 LONGEST = 500
 """Characters of what the cluster says otherwise."""
 
@@ -40,6 +44,9 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
         gone = told == LOST_NODE or (told is not None and "node" in told and "died" in told)
         kind: ExitKind = "preempted" if gone else "crashed"
         return Exit(kind, told or "the workers ended without a word", committed)
+    if end["outcome"] == "crashed" and told == LOST_NODE:
+        # of several workers those on other nodes have met broken connections, and said so first
+        return Exit("preempted", told, committed)
     if end["outcome"] == "stopped":
         return Exit(leaving, str(end.get("reason")), committed)
     if end["outcome"] == "failed" and not end.get("retry"):

@@ -1,9 +1,11 @@
 """One attempt of one block as a Ray Train `TorchTrainer`, in a thread that waits for it."""
 
+import asyncio
 import dataclasses
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +21,11 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dbtrain.coordinator.exits import NODE_DIED, SILENT_S
 from dbtrain.coordinator.placement import Request
 from dbtrain.training.assignment import Assignment
 
@@ -111,13 +115,15 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 class _Start(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
-    """What Ray Train forgets when workers die between their placement and their first word; lives in the controller.
+    """What Ray Train forgets when workers die; lives in the controller.
 
     It must be the first callback: those after it may fail.
     """
 
     def __init__(self) -> None:
         self._group: Any = None
+        self._nodes: set[str] = set()
+        self._error: Any = None
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
@@ -130,11 +136,51 @@ class _Start(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Called when the workers are there, and before anything else is done with them."""
         self._group = worker_group
+        self._nodes = {worker.metadata.node_id for worker in worker_group.get_workers()}
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Called at every change of the controller's state; the one before its shutdown has the error it will tell."""
+        self._error = getattr(getattr(current_state, "next_state", None), "training_failed_error", self._error)
 
     async def before_controller_shutdown(self) -> None:
-        """Give back the placement group of workers that died later in the start, which the controller never got."""
+        """Give back the placement group of workers that died later in the start, which the controller never got.
+
+        And tell a lost node of several: the workers elsewhere raise at once, when their connections break, and Ray
+        Train ends the attempt long before Ray finds the node dead.
+        """
         if self._group is not None and self._group.has_started():
             self._group.shutdown()
+        if len(self._nodes) > 1 and isinstance(self._error, WorkerGroupError) and await _lost_one(self._nodes):
+            told = RuntimeError(f"{NODE_DIED}; before that was known: {reason(self._error, WHOLE)}")
+            self._error.worker_failures = {0: told}
+
+
+async def _lost_one(nodes: set[str]) -> bool:
+    """Whether one of these nodes is dead; waits for each to answer or to be found dead."""
+    ask = ray.remote(num_cpus=0, max_retries=0)(_answer)
+    waiting = {
+        node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        for node in nodes
+    }
+    until = time.monotonic() + SILENT_S
+    while waiting and time.monotonic() < until:
+        await asyncio.sleep(0.5)
+        if nodes - {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            return True
+        waiting = {node: call for node, call in waiting.items() if not _answered(call)}
+    return False
+
+
+def _answer() -> None:
+    """All that a node has to do to be alive."""
+
+
+def _answered(call: Any) -> bool:
+    try:
+        ray.get(call, timeout=0)
+    except Exception:  # not yet, or its node is going
+        return False
+    return True
 
 
 def _release_orphans() -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from dbtrain.coordinator.conduct import STOP_GRACE_S
+from dbtrain.coordinator.exits import SILENT_S
 from dbtrain.coordinator.ray_settings import SETTINGS
 from dbtrain.shards.lock import TTL_S
 from dbtrain.shards.remote import PUT_LIMIT_S, RETRY_DELAYS_S
+from dbtrain.training.resumption import patience
 from dbtrain.training.watchdog import LOCAL_POLL_S, REMOTE_POLL_S
 
 
@@ -44,8 +46,15 @@ def timeouts(hang_timeout_s: float, local: bool) -> list[TimeOut]:
         ),
         TimeOut("a node's connection is silent", _ray(alive) / 1000, "it is asked whether it lives", alive),
         TimeOut("it gives no answer", _ray(answer) / 1000, "the connection is lost", answer),
+        TimeOut("a block on several nodes crashed", SILENT_S, "all nodes answer, or it was a lost node", "fixed"),
         TimeOut("the head is lost", _ray(head), "a node and its workers end", head),
         TimeOut("the storage refuses or is silent", sum(RETRY_DELAYS_S), "three tries, then an error", "fixed"),
+        TimeOut(
+            "a worker does not see what its block resumes from",
+            patience(hang_timeout_s),
+            "crash: the block comes back",
+            "fixed",
+        ),
         TimeOut("an upload hangs", PUT_LIMIT_S, "tried again", "fixed; more for large ones"),
         TimeOut("a coordinator's lock has no heartbeat", TTL_S, "another command may take the run", "fixed"),
         TimeOut(

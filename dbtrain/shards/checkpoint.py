@@ -111,14 +111,17 @@ class Checkpoints:
                 report(f"skipped checkpoint {step} of block {self._identity.block}: {one_line(err)}")
         return None
 
-    def load(self, step: int, roles: Sequence[Role] = ("model",)) -> Loaded:
+    def load(self, step: int, roles: Sequence[Role] | None = ("model",)) -> Loaded:
         """One checkpoint, verified.
+
+        Args:
+            roles: all of which it must have; None for those that it has.
 
         Raises:
             ShardError: it is not committed, lacks a role, is damaged, or belongs elsewhere.
         """
         loaded = self._open(step, roles)
-        for role in roles:
+        for role in roles or ():
             if role not in loaded.parts:
                 raise ShardError(f"{self._folder(step).url} has no {role!r} part: it has {', '.join(loaded.parts)}")
         return loaded

@@ -1,11 +1,13 @@
 """The record that makes a checkpoint exist: COMMIT.json."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
 from dbtrain.errors import ShardError
+from dbtrain.shards.container import sha256
 from dbtrain.shards.faults import damaged, is_finite_number, short
 from dbtrain.shards.sealed import Fields, seal, unseal
 
@@ -40,6 +42,11 @@ class Commit:
     def file_of(self, role: str) -> str | None:
         """Name of the file with this role, None when the checkpoint has none."""
         return next((name for name in self.files if name.split(".", 1)[0] == role), None)
+
+    def digest(self) -> bytes:
+        """32 bytes that stand for the content of all files: two commits with the same hold the same tensors."""
+        content = sorted((name.split(".", 1)[0], record["sha256"]) for name, record in self.files.items())
+        return bytes.fromhex(sha256(json.dumps([self.step, content]).encode()))
 
 
 def step_name(step: int) -> str:

@@ -1,4 +1,7 @@
-"""What the workers of one block agree on at every step: its loss, and whether to stop. No group spans two blocks."""
+"""What the workers of one block agree on: where they resume, the loss of a step, and whether to stop after it.
+
+No group spans two blocks.
+"""
 
 import torch
 import torch.distributed as dist
@@ -24,6 +27,12 @@ class Agreement:
         self.stop = stop
         self.device = device
         self._asked: Tensor | None = None
+
+    def from_first(self, said: bytes) -> bytes:
+        """What the first worker says; the others give as many bytes, which are ignored. A collective."""
+        shared = torch.tensor(list(said), dtype=torch.uint8, device=self.device)
+        dist.broadcast(shared, src=0)
+        return bytes(shared.tolist())
 
     def mean(self, loss: Tensor) -> Tensor:
         """The mean over the workers: all of them must see the same, or one would go on where another ends.

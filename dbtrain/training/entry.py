@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dbtrain.errors import DbtrainError, FencedError, ShardError
+from dbtrain.errors import DbtrainError, FencedError, FirstWorkerError, ShardError
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
@@ -42,6 +42,8 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     prepare_process(assignment)
     try:
         end(BlockWorker(assignment, rank, stop, log).run())
+    except FirstWorkerError:
+        return  # raised here as well, it could be told, or end the attempt, before the first one has said why
     except FencedError as error:
         end("fenced", error=str(error))
         if assignment.workers > 1:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dbtrain.config import parse_config
-from dbtrain.errors import NonFiniteLossError, WorkerError
+from dbtrain.errors import NonFiniteLossError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
@@ -27,6 +27,7 @@ from dbtrain.training.engine import Engine
 from dbtrain.training.faults import FaultPlan
 from dbtrain.training.feed import Feed, cut_batch
 from dbtrain.training.loop import train
+from dbtrain.training.resumption import Resumption, patience
 from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
 
@@ -103,17 +104,12 @@ class BlockWorker:
         return train(engine, feed, self.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
-        skipped: list[str] = []
-
-        def report(line: str) -> None:
-            skipped.append(line)
-            self._emit("skipped", reason=line)
-
+        cluster, told = self.config.cluster, self.assignment
+        limit = patience(told.hang_timeout_s)
+        resumption = Resumption(self.checkpoints, self.agreement, told.block, cluster.restart_damaged, limit)
         with self.watchdog.patient():
-            loaded = self.checkpoints.newest(report)
+            loaded = resumption.find(self.rank, lambda line: self._emit("skipped", reason=line))
         if loaded is None:
-            if skipped and not self.config.cluster.restart_damaged:
-                raise _all_damaged(self.assignment.block, skipped)
             return 0
         engine.restore({role: _rename(part, self._local) for role, part in loaded.parts.items()}, loaded.step)
         self._emit("resumed", step=loaded.step, loss=loaded.commit.loss)
@@ -183,14 +179,6 @@ class BlockWorker:
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:
             self.log.tell(event, **fields)
-
-
-def _all_damaged(block: int, skipped: Sequence[str]) -> WorkerError:
-    # starting from nothing would throw away, without a question, what a copy of one file may bring back
-    return WorkerError(
-        f"all {len(skipped)} checkpoints of block {block} are damaged ({'; '.join(skipped)}): restore one from a copy, "
-        "or train this block again from its first step with cluster.restart_damaged=true"
-    )
 
 
 def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:

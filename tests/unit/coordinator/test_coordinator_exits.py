@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbtrain.coordinator.exits import KILLED, LOST_NODE, classify
+from dbtrain.coordinator.exits import KILLED, LOST_NODE, NODE_DIED, classify
 from dbtrain.coordinator.progress import Progress
 
 DIED = (
@@ -43,3 +43,21 @@ def test_what_is_not_known_is_repeated_but_not_without_end():
 def test_a_worker_that_said_why_is_believed_before_the_cluster():
     progress = Progress(end={"outcome": "crashed", "error": "MemoryError: no room", "t": 1.0})
     assert classify(progress, SIGKILL, 0, 60, stopping=False).reason == "MemoryError: no room"
+
+
+BROKEN = {"outcome": "crashed", "error": "RuntimeError: Connection closed by peer [10.0.0.2]:15772", "t": 1.0}
+
+
+def test_a_lost_node_of_several_is_one_although_the_first_worker_spoke_of_a_broken_connection():
+    exit_ = classify(Progress(end=BROKEN), f"RuntimeError: {NODE_DIED}; before: Connection closed", 30, 60, False)
+    assert (exit_.kind, exit_.reason) == ("preempted", LOST_NODE)
+    assert classify(Progress(end=BROKEN), f"RuntimeError: {BROKEN['error']}", 30, 60, False).kind == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [({"outcome": "failed", "error": "nan", "retry": False}, "failed"), ({"outcome": "stopped"}, "preempted")],
+)
+def test_a_lost_node_changes_nothing_of_an_end_that_had_another_cause(end, kind):
+    exit_ = classify(Progress(end=end), NODE, 30, 60, stopping=False)
+    assert (exit_.kind, exit_.reason == LOST_NODE) == (kind, False)

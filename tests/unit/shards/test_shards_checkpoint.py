@@ -35,7 +35,17 @@ def test_commit_and_newest(store, make):
     assert found.step == 100 and found.commit == done and make.same(found.parts, what)
     assert checkpoints.verify(100) == [] and checkpoints.newest_step() == 100
     assert list(checkpoints.load(100).parts) == ["model"]
+    assert make.same(checkpoints.load(100, roles=None).parts, what)
     assert list(checkpoints.newest(roles=("ema",)).parts) == ["ema"]
+
+
+def test_a_digest_stands_for_the_tensors_and_for_nothing_else(make):
+    steps = [(1, 1, 1), (1, 1, 2), (2, 1, 1), (1, 2, 1)]  # seed, step, attempt
+    digests = []
+    for place, (seed, step, attempt) in enumerate(steps):
+        checkpoints = Checkpoints(Store(f"memory://digest-{place}"), make.identity())
+        digests.append(make.commit(checkpoints, step, make.parts(seed), attempt=attempt).digest())
+    assert digests[0] == digests[1] and len(set(digests)) == 3 and {len(digest) for digest in digests} == {32}
 
 
 def test_step_names():

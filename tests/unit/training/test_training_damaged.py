@@ -80,8 +80,11 @@ def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_wor
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_of_several_workers_records_its_error_and_raises_it_for_the_others(make_worker, monkeypatch, rank):
     worker, _, _ = make_worker()
-    damage(worker, 1, 2)
-    monkeypatch.setattr(BlockWorker, "_train", lambda self: self._resume(None))
+
+    def fail(self):
+        raise WorkerError("all 2 checkpoints are damaged")
+
+    monkeypatch.setattr(BlockWorker, "_train", fail)
     with pytest.raises(WorkerError, match="all 2 checkpoints"):
         work(replace(worker.assignment, workers=2), rank, StopRequest())
     end = EventTail(worker.log.store, rank).read()[-1]
