@@ -96,11 +96,12 @@ def status(run: RunDirectory) -> None:
     from dbtrain.telemetry.console import blocks_table, duration
 
     console = make_console()
-    under_way = preparation(Store(run))
+    store = Store(run)
+    under_way = preparation(store)
     if under_way:
         console.print(under_way, highlight=False, markup=False, soft_wrap=True)
         return
-    blocks = read_status(Store(run))
+    blocks = read_status(store)
     console.print(blocks_table([b.row for b in blocks], width=console.width))
     for b in blocks:
         since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"

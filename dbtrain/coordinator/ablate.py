@@ -92,7 +92,8 @@ def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
     """
     if any(override.startswith("layers_per_block=") for override in overrides):
         raise ConfigError("layers_per_block is what a grid varies: leave it out, and choose with --partitions")
-    base = load_config(path, (*ALIKE, *overrides, f"blocks={axes.blocks[0]}"))
+    overrides = (*ALIKE, *overrides)
+    base = load_config(path, (*overrides, f"blocks={axes.blocks[0]}"))
     variants = [
         _baseline(path, base.name, overrides, count, kind, seed)
         for kind in axes.baselines
@@ -107,7 +108,7 @@ def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
 
 
 def _baseline(path: str, base: str, overrides: Sequence[str], count: int, kind: str, seed: int) -> Variant:
-    settings = (*ALIKE, *overrides, f"blocks={count}", EVENLY, f"seed={seed}", f"name={base}-b{count}-s{seed}")
+    settings = (*overrides, f"blocks={count}", EVENLY, f"seed={seed}", f"name={base}-b{count}-s{seed}")
     config = reshaped(load_config(path, settings), kind)
     return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, settings, config.run_url)
 
@@ -123,7 +124,7 @@ def _variant(
     seed: int,
 ) -> Variant:
     run = "-".join([base, f"b{count}", policy, *([] if name == "even" else [name]), f"s{seed}"])
-    settings = (*ALIKE, *overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={run}")
+    settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={run}")
     settings += (EVENLY if name == "even" else f"layers_per_block=[{','.join(map(str, layers))}]",)
     return Variant(("train",), count, policy, name, seed, settings, load_config(path, settings).run_url)
 

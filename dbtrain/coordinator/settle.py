@@ -14,8 +14,8 @@ from dbtrain.coordinator.design import Calibrate, design, split_of, target_of
 from dbtrain.coordinator.difference import difference
 from dbtrain.coordinator.placement import requests
 from dbtrain.errors import ConfigError
+from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
-from dbtrain.shards.container import tensor_hash
 from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.merged import CODEBOOK

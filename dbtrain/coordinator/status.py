@@ -8,7 +8,6 @@ from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.faults import MissingError
 from dbtrain.shards.fence import newest_attempt
 from dbtrain.shards.lock import holder_of, is_held
 from dbtrain.shards.manifest import plan_identity, read_manifest
@@ -38,12 +37,9 @@ def preparation(run: Store) -> str | None:
     Raises:
         ShardError: the storage cannot be reached.
     """
-    if run.exists("run.json") or not is_held(run):
+    holder = None if run.exists("run.json") else holder_of(run)
+    if holder is None:
         return None
-    try:
-        holder = holder_of(run)
-    except MissingError:
-        return None  # it has just ended
     return (
         f"{run.url} is being prepared by pid {holder.pid} on {holder.host}: its data are read, and a pilot may "
         "calibrate its range; there is no block yet"

@@ -4,20 +4,19 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from dbtrain.method.content import content_hash
 
 PIECE = 1 << 20
 """Bytes of a file that are read at once."""
 
 
-def tensors_hash(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of dtypes, shapes and contents of CPU tensors in their order, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def samples_hash(splits: Iterable[tuple[Tensor, Tensor]]) -> str:
+    """SHA-256 of samples (n, ...) and labels (n,) of each split, as 64 hexadecimal digits."""
+    names = ("samples", "labels")
+    parts = ((index, *part) for index, split in enumerate(splits) for part in zip(names, split, strict=True))
+    return content_hash({f"{index}.{name}": tensor for index, name, tensor in parts})
 
 
 def file_hash(file: Path) -> str:

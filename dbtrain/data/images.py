@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dbtrain.data.content import tensors_hash
+from dbtrain.data.content import samples_hash
 from dbtrain.data.splits import DataSet, LabelledImages, hold_out
 from dbtrain.errors import DataError, first_line
 
@@ -139,5 +139,5 @@ def _data_set(rest: LabelledImages, test: LabelledImages, validation: float) -> 
     train, held_out = hold_out(rest, validation)
     shape = {"image": tuple(train.images.shape[1:]), "classes": train.classes}
     # the pixels, not the files: the hub's copy of a data set is the same data
-    content = tensors_hash(t for split in (train, held_out, test) for t in (split.images, split.labels))
+    content = samples_hash((split.images, split.labels) for split in (train, held_out, test))
     return DataSet(train, held_out, test, shape, content)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbtrain.data.content import tensors_hash
+from dbtrain.data.content import samples_hash
 from dbtrain.data.splits import DataSet, check_labels, mixed
 from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
@@ -77,7 +77,7 @@ def latents(
     )
     shape = {"image": tuple(values.shape[1:]), "classes": classes, "latent_scale": scale}
     # without the scale: the last bits of a standard deviation are the machine's, not the data's
-    content = tensors_hash(t for split in (train, held_out, last) for t in (split.latents, split.labels))
+    content = samples_hash((split.latents, split.labels) for split in (train, held_out, last))
     return DataSet(train, held_out, last, shape, content)
 
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 from dbtrain.data.order import EpochOrder
 from dbtrain.data.splits import DataSet, Split
 from dbtrain.errors import ShardError
+from dbtrain.method.content import content_hash
 from dbtrain.method.draws import derive_seed
-from dbtrain.shards.container import content_hash, pack, unpack
+from dbtrain.shards.container import pack, unpack
 from dbtrain.shards.sealed import Fields
 from dbtrain.shards.store import Store
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.errors import ShardError
+from dbtrain.method.content import content_hash
 from dbtrain.shards.faults import damaged, one_line, short
 from dbtrain.shards.sealed import parse_json, seal, unseal
 
@@ -28,21 +29,6 @@ ZIP_MAGIC = b"PK\x03\x04"
 def sha256(data: bytes) -> str:
     """SHA-256 of bytes, as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and content of a tensor of any shape, as 64 hex digits; the device does not matter."""
-    return content_hash({"": tensor})
-
-
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and contents, whatever the order of the mapping."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def pack(tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> bytes:

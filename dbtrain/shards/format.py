@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dbtrain.errors import ShardError
+from dbtrain.method.content import tensor_hash
 from dbtrain.method.split import local_name
-from dbtrain.shards.container import pack, sha256, tensor_hash, unpack
+from dbtrain.shards.container import pack, sha256, unpack
 from dbtrain.shards.faults import damaged, short
 from dbtrain.shards.sealed import Fields
 

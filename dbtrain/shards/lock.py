@@ -31,22 +31,18 @@ def is_held(store: Store) -> bool:
     Raises:
         ShardError: the storage cannot be reached, or LOCK.json is damaged.
     """
+    return holder_of(store) is not None
+
+
+def holder_of(store: Store) -> Holder | None:
+    """The coordinator of :func:`is_held`, None where there is none; raises as that does."""
     try:
-        holder = holder_of(store)
+        holder = parse_holder(store.read(LOCK), store.where(LOCK))
     except MissingError:
-        return False
+        return None
     if holder.machine == machine() and not is_process(holder.pid):
-        return False
-    return abs(time.time() - holder.beat) <= holder.ttl
-
-
-def holder_of(store: Store) -> Holder:
-    """Who took a run last, dead or alive.
-
-    Raises:
-        ShardError: nobody has it, the storage cannot be reached, or LOCK.json is damaged.
-    """
-    return parse_holder(store.read(LOCK), store.where(LOCK))
+        return None
+    return holder if abs(time.time() - holder.beat) <= holder.ttl else None
 
 
 class RunLock:

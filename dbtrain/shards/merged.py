@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from dbtrain.errors import ShardError
+from dbtrain.method.content import tensor_hash
 from dbtrain.shards.commit import FileRecord, parse_files
-from dbtrain.shards.container import sha256, tensor_hash
+from dbtrain.shards.container import sha256
 from dbtrain.shards.faults import MissingError, damaged, short
 from dbtrain.shards.format import check_identity, decode, decode_codebook
 from dbtrain.shards.manifest import check_manifest, plan_identity

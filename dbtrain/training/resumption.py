@@ -7,6 +7,7 @@ different steps, and would train on as if nothing were wrong.
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dbtrain.errors import FirstWorkerError, ShardError, WorkerError
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
@@ -26,6 +27,7 @@ def patience(hang_timeout_s: float) -> float:
     return min(CATCH_UP_S, hang_timeout_s / 2)
 
 
+@dataclass(frozen=True)
 class Resumption:
     """The choice of one attempt, as one of its workers takes part in it.
 
@@ -37,14 +39,11 @@ class Resumption:
         patience_s: how long the others may look for what the first one chose; see :func:`patience`.
     """
 
-    def __init__(
-        self, checkpoints: Checkpoints, agreement: Agreement, block: int, restart_damaged: bool, patience_s: float
-    ) -> None:
-        self.checkpoints = checkpoints
-        self.agreement = agreement
-        self.block = block
-        self.restart_damaged = restart_damaged
-        self.patience_s = patience_s
+    checkpoints: Checkpoints
+    agreement: Agreement
+    block: int
+    restart_damaged: bool
+    patience_s: float
 
     def find(self, rank: int, report: Callable[[str], None]) -> Loaded | None:
         """The checkpoint that all workers of the block resume from, None for the first step; a collective of them.

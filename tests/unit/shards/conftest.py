@@ -10,9 +10,10 @@ import fsspec
 import pytest
 import torch
 
+from dbtrain.method.content import tensor_hash
 from dbtrain.shards import remote
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.format import Identity, encode_codebook, tensor_hash
+from dbtrain.shards.format import Identity, encode_codebook
 from dbtrain.shards.manifest import plan_identity, write_manifest
 from dbtrain.shards.store import Store
 
