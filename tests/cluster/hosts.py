@@ -312,7 +312,7 @@ class Network:
         """Start a program on a host."""
         return Program(self.hosts[name], arguments, log, {**self.environment, **variables})
 
-    def start_ray(self, name: str, cpus: int, head: str, log: Path) -> Program:
+    def start_ray(self, name: str, cpus: int, head: str, log: Path, gpus: int = 0, **variables: str) -> Program:
         """Start Ray on a host; on the head it is its head."""
         role = (
             ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
@@ -322,15 +322,15 @@ class Network:
         return self.start(
             name,
             [
-                str(Path(sys.executable).parent / "ray"),
-                "start",
+                *(sys.executable, "-m", "ray.scripts.scripts", "start"),
                 *role,
                 f"--node-ip-address={self.addresses[name]}",
                 f"--num-cpus={cpus}",
-                "--num-gpus=0",
+                f"--num-gpus={gpus}",
             ]
             + ["--object-store-memory=100000000", "--temp-dir=/run/ray", "--disable-usage-stats"],
             log,
+            **variables,
         )
 
     def transport(self, path: Path) -> Path:

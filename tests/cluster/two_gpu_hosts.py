@@ -1,0 +1,132 @@
+"""NCCL between two hosts: one block of two workers, each on a host of its own with one GPU; one host loses power.
+
+For a machine with two GPUs; run as root: ``python -m tests.cluster.two_gpu_hosts FOLDER``
+(``FOLDER cpu`` rehearses it over gloo, without GPUs). The hosts are network
+namespaces with names of their own, so that NCCL takes them for machines and talks over TCP. For ZeRO 1 and 3 a run that
+nothing happened to is compared, bit for bit, with one that lost a host and went on at a spare one.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.hosts import GCS_PORT, Network, Program
+
+HEAD, FIRST, SECONDS = "head", "ada", ("bob", "cyd", "dan")
+GPU_OF = {FIRST: "0", **dict.fromkeys(SECONDS, "1")}
+"""By host; those of the second GPU are there one after the other."""
+STAGES = (1, 3)
+STEPS, LOST_AFTER = 120, 40
+ROOT = Path(__file__).parents[2]
+SHAPE = [
+    *("blocks=1", "model.depth=2", "model.dim=33", "model.heads=3", "model.patch=4", "codebook.dim=17"),
+    *("noise.ranges=uniform", "noise.sigma_min=0.5", "noise.sigma_max=20"),
+    *(f"training.steps={STEPS}", "training.batch_size=18", "training.checkpoint_every=20", "training.log_every=5"),
+    *("cluster.workers=2", "cluster.cpus_per_worker=0.5", "cluster.backoff_s=0.1"),
+]
+"""Widths that two workers cannot share evenly."""
+SLOW = [{"block": 0, "step": step, "kind": "slow"} for step in range(LOST_AFTER + 1, LOST_AFTER + 9)]
+"""Steps of three seconds, once each, so that a host is lost in the middle of the training."""
+RUN_S = 200.0
+
+
+def main(folder: Path, device: str = "cuda") -> None:
+    """Run the four runs and print what they made.
+
+    Raises:
+        AssertionError: a run failed, NCCL did not use the network, or a weight differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    environment |= {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "eth0"}
+    environment |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": f"{folder}/nccl-%h-%p.log"}
+    with Network([HEAD, FIRST, *SECONDS], environment) as network:
+        for name in (HEAD, FIRST, SECONDS[0]):
+            start_ray(network, folder, name, device)
+        for stage in STAGES:
+            end(train(network, folder, "undisturbed", stage, device))
+        for number, stage in enumerate(STAGES):
+            command = train(network, folder, "lost", stage, device)
+            lose(network, folder, stage, command, device, *SECONDS[number : number + 2])
+            end(command)
+        traffic = network.traffic.read()
+        print("bytes from", FIRST, {name: traffic[FIRST, name] for name in SECONDS})
+    report(folder, nccl=device == "cuda")
+
+
+def start_ray(network: Network, folder: Path, name: str, device: str) -> None:
+    """Start Ray on a host, with its GPU if it has one."""
+    gpus = int(device == "cuda" and name in GPU_OF)
+    gpu = {"CUDA_VISIBLE_DEVICES": GPU_OF.get(name, "")}
+    program = network.start_ray(name, 4, HEAD, folder / f"ray-{name}.log", gpus=gpus, **gpu)
+    assert program.wait(90) == 0, program.output()
+
+
+def train(network: Network, folder: Path, kind: str, stage: int, device: str) -> Program:
+    """Start the command that trains the block under a ZeRO stage."""
+    address = f"cluster.address={network.addresses[HEAD]}:{GCS_PORT}"
+    return network.start(
+        HEAD,
+        [sys.executable, "-m", "dbtrain", "train", str(ROOT / "configs" / "vit_digits.yaml"), *SHAPE, address]
+        + [f"name={kind}-{stage}", f"out={folder}", f"training.zero_stage={stage}", f"cluster.device={device}"],
+        folder / f"{kind}-{stage}.log",
+        DBTRAIN_FAULTS=json.dumps(SLOW if kind == "lost" else []),
+        NO_COLOR="1",
+        COLUMNS="200",
+    )
+
+
+def end(command: Program) -> None:
+    """Wait for a command that must succeed."""
+    started = time.monotonic()
+    assert command.wait(RUN_S) == 0, command.output()[-4000:]
+    print(f"{command.log.stem}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def lose(network: Network, folder: Path, stage: int, command: Program, device: str, lost: str, spare: str) -> None:
+    """Cut the second host off and take its power, once the run has committed; then bring a spare one."""
+    until = time.monotonic() + RUN_S
+    while committed(folder / f"lost-{stage}") < LOST_AFTER:
+        assert time.monotonic() < until and not command.over, command.output()[-4000:]
+        time.sleep(0.2)
+    network.plug(lost, False)
+    network.hosts[lost].power_off()
+    start_ray(network, folder, spare, device)
+
+
+def committed(run: Path) -> int:
+    """Newest step whose commit the first worker has told."""
+    return max((e["step"] for e in events(run) if e["event"] == "commit"), default=0)
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """Events of all attempts of the block."""
+    paths = sorted(run.glob("blocks/00/attempts/*/events.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def report(folder: Path, nccl: bool) -> None:
+    """Compare the runs, and show that NCCL went over the network."""
+    for stage in STAGES:
+        lines = events(folder / f"lost-{stage}")
+        starts = [e for e in lines if e["event"] == "start"]
+        resumed = [e["step"] for e in lines if e["event"] == "resumed"]
+        shards = sorted((folder / f"undisturbed-{stage}").glob(f"blocks/00/step_{STEPS:08d}/*.safetensors"))
+        assert len(shards) == 3, shards
+        others = [Path(str(path).replace("undisturbed-", "lost-")) for path in shards]
+        same = all(a.read_bytes() == b.read_bytes() for a, b in zip(shards, others, strict=True))
+        print(f"ZeRO {stage}: attempts {len(starts)}, resumed at {resumed}, bitwise equal: {same}")
+        assert same and len(starts) == 2 and resumed
+    if nccl:
+        logs = [path.read_text(errors="replace") for path in folder.glob("nccl-*")]
+        channels = {channel for log in logs for channel in re.findall(r"Channel .* via (\S+)", log)}
+        print("NCCL's channels:", ", ".join(sorted(channels)))
+        assert channels and all(channel.startswith("NET/Socket") for channel in channels), channels
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), *sys.argv[2:])
