@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import ShardError
 from dbtrain.models.layers import compile_recomputed
-from dbtrain.training.layout import layout_of
+from dbtrain.training.layout import MOMENTUM, layout_of
 from dbtrain.training.optimizer import adamw, parameter_groups
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
-MUON_STATES = ("momentum_buffer",)
+MUON_STATES = (MOMENTUM,)
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # None of DeepSpeed's own ops is used. To find out which could be, it runs compilers in every worker; and on a CPU it
@@ -104,11 +104,14 @@ class Engine:
         # DeepSpeed and PyTorch make them at the first step; a resumed block needs them before
         for owner, group in self._layout.owners():
             state = self._base.state[owner]
-            for name in MUON_STATES if group.get("use_muon") else ADAM_STATES:
-                if name not in state:
-                    state[name] = torch.zeros_like(owner, requires_grad=False)
-            if not group.get("use_muon"):
-                state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
+            if group.get("use_muon"):
+                # ZeRO 3 has made it, and holds it by another name too
+                if MOMENTUM not in state:
+                    state[MOMENTUM] = self._layout.momentum(owner)
+                continue
+            for name in ADAM_STATES:
+                state.setdefault(name, torch.zeros_like(owner, requires_grad=False))
+            state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
 
     def _clip(self, norm: float) -> Callable[..., None]:
         def clip(*_: Any) -> None:
