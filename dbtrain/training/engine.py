@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import ShardError
 from dbtrain.models.layers import compile_recomputed
-from dbtrain.training.layout import layout_of
+from dbtrain.training.layout import MOMENTUM, layout_of
 from dbtrain.training.optimizer import adamw, parameter_groups
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
-MUON_STATES = ("momentum_buffer",)
+MUON_STATES = (MOMENTUM,)
+SMALLEST_PART = 1 << 22
+"""Elements that are worth a collective of their own: 16 MiB."""
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # None of DeepSpeed's own ops is used. To find out which could be, it runs compilers in every worker; and on a CPU it
@@ -28,8 +30,29 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 
-def _deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: int, workers: int) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+def _sizes(elements: int) -> dict[str, int]:
+    """How many elements of a block of so many DeepSpeed reduces, gathers, fetches and steps at a time.
+
+    Its own sizes are for models of many billions of parameters, whatever the model's size: it would allocate 2 GB, which
+    the deterministic mode fills in every step, and keep all that ZeRO 3 has gathered once.
+    """
+    part = min(elements, max(elements // 8, SMALLEST_PART))
+    part += part % 2  # DeepSpeed wants it even
+    return {
+        "reduce_bucket_size": part,
+        "allgather_bucket_size": part,
+        "sub_group_size": part,
+        "stage3_prefetch_bucket_size": part,
+        "stage3_max_live_parameters": 2 * part,
+        "stage3_max_reuse_distance": 2 * part,
+        "stage3_param_persistence_threshold": min(100_000, elements // 1000),
+    }
+
+
+def _deepspeed_config(
+    config: TrainingConfig, elements: int, micro_batch: int, accumulation: int, workers: int
+) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage, **_sizes(elements)}
     if config.optimizer.name == "muon":
         zero |= {"reduce_scatter": False, "save_muon_momentum_buffer_in_memory": True}
     if config.offload != "none":
@@ -72,10 +95,11 @@ class Engine:
     def __init__(
         self, module: nn.Module, config: TrainingConfig, micro_batch: int, accumulation: int, workers: int
     ) -> None:
+        elements = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=_optimizer(module, config),
-            config=_deepspeed_config(config, micro_batch, accumulation, workers),
+            config=_deepspeed_config(config, elements, micro_batch, accumulation, workers),
         )
         if config.zero_stage == 0 and workers == 1:
             # DeepSpeed would copy all gradients to a bucket and back for an all-reduce among one
@@ -104,11 +128,14 @@ class Engine:
         # DeepSpeed and PyTorch make them at the first step; a resumed block needs them before
         for owner, group in self._layout.owners():
             state = self._base.state[owner]
-            for name in MUON_STATES if group.get("use_muon") else ADAM_STATES:
-                if name not in state:
-                    state[name] = torch.zeros_like(owner, requires_grad=False)
-            if not group.get("use_muon"):
-                state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
+            if group.get("use_muon"):
+                # ZeRO 3 has made it, and holds it by another name too
+                if MOMENTUM not in state:
+                    state[MOMENTUM] = self._layout.momentum(owner)
+                continue
+            for name in ADAM_STATES:
+                state.setdefault(name, torch.zeros_like(owner, requires_grad=False))
+            state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
 
     def _clip(self, norm: float) -> Callable[..., None]:
         def clip(*_: Any) -> None:

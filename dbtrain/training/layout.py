@@ -4,6 +4,7 @@ DeepSpeed's own ``safe_get_full_optimizer_state`` links the states of the first 
 have not stepped yet (0.19.8, ZeRO 1 and 2), so the pieces are looked up here; every stage then gathers the same way.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,12 +12,18 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
+MOMENTUM = "momentum_buffer"
+"""Muon's only state."""
+
 
 class Layout(Protocol):
-    """The pieces of this rank. A piece shares memory with the optimizer; None where this rank holds nothing."""
+    """The pieces of this rank, without padding. A piece shares memory with the optimizer; None: this rank has none."""
 
     def owners(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """The tensors that the inner optimizer steps, each with its parameter group."""
+
+    def momentum(self, owner: Tensor) -> Tensor:
+        """Zeros of the size in which DeepSpeed keeps Muon's momentum of one of the :meth:`owners`."""
 
     def piece(self, parameter: nn.Parameter, state: str | None) -> Tensor | None:
         """This rank's piece of the float32 value (state None) or of an optimizer state."""
@@ -40,6 +47,9 @@ class Replicated:
     def owners(self) -> list[tuple[Tensor, dict[str, Any]]]:
         return [(p, group) for group in self.optimizer.param_groups for p in group["params"]]
 
+    def momentum(self, owner: Tensor) -> Tensor:
+        return torch.zeros_like(owner, requires_grad=False)
+
     def piece(self, parameter: nn.Parameter, state: str | None) -> Tensor | None:
         value: Tensor = parameter.data if state is None else self.optimizer.state[parameter][state]
         return value
@@ -57,13 +67,30 @@ class Replicated:
 
 
 class FlatPartition:
-    """ZeRO 1 and 2: each rank holds a range of the group's parameters, laid end to end."""
+    """ZeRO 1 and 2: each rank holds a range of the group's parameters, laid end to end.
+
+    Muon's momentum is an exception, unless it is offloaded: a rank holds that of every matrix of which it has a part,
+    and holds it whole, because it orthogonalises the whole matrix. Ranks that share a matrix hold equal copies.
+    """
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
+        self._starts = {} if zero.cpu_offload else dict(_starts(zero.params_in_partition))
 
     def owners(self) -> list[tuple[Tensor, dict[str, Any]]]:
         return list(zip(self.zero.single_partition_of_fp32_groups, self.zero.optimizer.param_groups, strict=True))
+
+    def momentum(self, owner: Tensor) -> Tensor:
+        if self.zero.cpu_offload:
+            return torch.zeros_like(owner, requires_grad=False)
+        held = next(
+            parameters
+            for flat, parameters in zip(
+                self.zero.single_partition_of_fp32_groups, self.zero.params_in_partition, strict=True
+            )
+            if flat is owner
+        )
+        return torch.zeros(sum(p.numel() for p in held), dtype=owner.dtype, device=owner.device)
 
     def piece(self, parameter: nn.Parameter, state: str | None) -> Tensor | None:
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -71,19 +98,23 @@ class FlatPartition:
             return None
         flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
         source: Tensor = flat.data if state is None else self.zero.optimizer.state[flat][state]
+        if state == MOMENTUM and not self.zero.cpu_offload:
+            return source.narrow(0, self._starts[parameter], parameter.numel())
         return source.narrow(0, mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel)
 
     def gather(self, parameter: nn.Parameter, piece: Tensor | None) -> Tensor:
         full = torch.zeros(parameter.numel(), device=parameter.device)
         if piece is not None:
-            self._range(parameter, full).copy_(piece)
+            whole = piece.numel() == parameter.numel()
+            self._range(parameter, full).copy_(self._range(parameter, piece) if whole else piece)
         # the ranges do not overlap, so the sum has one non-zero term and is exact
         dist.all_reduce(full)
         return full.reshape(parameter.shape)
 
     def scatter(self, parameter: nn.Parameter, full: Tensor, piece: Tensor | None) -> None:
         if piece is not None:
-            piece.copy_(self._range(parameter, full.reshape(-1)))
+            flat = full.reshape(-1)
+            piece.copy_(flat if piece.numel() == flat.numel() else self._range(parameter, flat))
 
     def assign(self, parameter: nn.Parameter, full: Tensor) -> None:
         parameter.data.copy_(full)
@@ -94,8 +125,17 @@ class FlatPartition:
         return flat.narrow(0, address.start, address.numel)
 
 
+def _starts(groups: Sequence[Sequence[nn.Parameter]]) -> Iterator[tuple[nn.Parameter, int]]:
+    """Where each parameter begins when those of its group are laid end to end."""
+    for group in groups:
+        start = 0
+        for parameter in group:
+            yield parameter, start
+            start += parameter.numel()
+
+
 class Sharded:
-    """ZeRO 3: each rank holds an equal part of every parameter, padded."""
+    """ZeRO 3: each rank holds an equal part of every parameter; the last parts are padded, or nothing but padding."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
@@ -105,37 +145,47 @@ class Sharded:
         flats = self.zero.fp32_partitioned_groups_flat
         return [(flat, groups[self.zero.sub_group_to_group_id[i]]) for i, flat in enumerate(flats)]
 
+    def momentum(self, owner: Tensor) -> Tensor:
+        return torch.zeros_like(owner, requires_grad=False)
+
     def piece(self, parameter: nn.Parameter, state: str | None) -> Tensor | None:
         # DeepSpeed's own getters give a copy on the GPU of what is offloaded: a restore into it would be lost
-        group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+        group, start, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
         flat = self.zero.fp32_partitioned_groups_flat[group]
         source: Tensor = flat.data if state is None else self.zero.optimizer.state[flat][state]
-        return source.narrow(0, start, size)
+        first, end = self._bounds(parameter)
+        return source.narrow(0, start, end - first) if end > first else None
 
     def gather(self, parameter: nn.Parameter, piece: Tensor | None) -> Tensor:
-        assert piece is not None
         part: Any = parameter.ds_tensor  # type: ignore[attr-defined]
         # not where the part lies: it may be offloaded, and NCCL gathers on GPUs only
         padded = torch.zeros(part.ds_numel, device=get_accelerator().current_device_name())
-        padded[: piece.numel()].copy_(piece.reshape(-1))
+        if piece is not None:
+            padded[: piece.numel()].copy_(piece)
         parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, padded)
         full = torch.cat(parts)[: parameter.ds_numel]  # type: ignore[attr-defined]
         return full.reshape(parameter.ds_shape)  # type: ignore[attr-defined]
 
     def scatter(self, parameter: nn.Parameter, full: Tensor, piece: Tensor | None) -> None:
-        assert piece is not None
-        piece.reshape(-1).copy_(self._part(parameter, full)[: piece.numel()])
+        if piece is not None:
+            piece.copy_(self._part(parameter, full))
 
     def assign(self, parameter: nn.Parameter, full: Tensor) -> None:
         part = self._part(parameter, full)
         parameter.ds_tensor.data[: part.numel()].copy_(part)  # type: ignore[attr-defined]
 
+    def _part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        first, end = self._bounds(parameter)
+        return full.reshape(-1)[first:end]
+
     @staticmethod
-    def _part(parameter: nn.Parameter, full: Tensor) -> Tensor:
+    def _bounds(parameter: nn.Parameter) -> tuple[int, int]:
+        """First element of this rank's part, and the one after its last: equal where it holds only padding."""
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-        start = min(size * dist.get_rank(), full.numel())
-        return full.reshape(-1)[start : start + size]
+        whole = parameter.ds_numel  # type: ignore[attr-defined]
+        first = min(size * dist.get_rank(), whole)
+        return first, min(first + size, whole)
 
 
 def layout_of(engine: Any, stage: int) -> Layout:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from dbtrain.config import OptimizerConfig, TrainingConfig
 from dbtrain.training.engine import Engine
 
-BATCH, CUT, STEPS = 8, 3, 6
+BATCH, CUT, STEPS = 12, 3, 6
 Parts = dict[str, dict[str, Tensor]]
 
 
 class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({"0": nn.Linear(6, 8), "1": nn.Linear(8, 6)})
-        self.head = nn.Linear(6, 3)
+        self.layers = nn.ModuleDict({"0": nn.Linear(6, 9), "1": nn.Linear(9, 7)})
+        self.head = nn.Linear(7, 5)
 
     def forward(self, batch: dict[str, Tensor], key: Tensor, positions: Tensor) -> Tensor:
         x = batch["x"]
