@@ -25,6 +25,7 @@ from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import LiveView, Row
 from dbtrain.telemetry.trackers import Trackers
 from dbtrain.training.blueprint import Blueprint
+from dbtrain.training.optimizer import endless_warmup
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -41,6 +42,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
     run = Store(config.run_url)
     with run_directory(run), RunLock(run, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.url}")
+        if advice := endless_warmup(config.training):
+            view.tell(advice)
         blueprint = settle(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:

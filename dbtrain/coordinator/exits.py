@@ -4,11 +4,16 @@ from dbtrain.coordinator.lifecycle import Exit, ExitKind
 from dbtrain.coordinator.progress import Progress
 
 KILLED = "its process was killed (SIGKILL, or the machine had no memory left), or crashed in native code"
+SHORT_OF_MEMORY = (
+    "Ray killed its process because its machine was short of memory: lower cluster.blocks.N.micro_batch, or raise "
+    "cluster.cpus_per_worker so that fewer workers share a machine"
+)
 LOST_NODE = "its node was lost"
 NODE_DIED = "The actor died because its node has died"
 """As Ray says it."""
 WORDS = {
     "Worker unexpectedly exits with a connection error": KILLED,
+    "due to the node running low on memory": SHORT_OF_MEMORY,
     NODE_DIED: LOST_NODE,
 }
 """By what Ray says among half a page of other things."""

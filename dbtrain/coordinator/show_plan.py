@@ -17,6 +17,7 @@ from dbtrain.coordinator.placement import Node, Request, choose_device, place, r
 from dbtrain.telemetry.console import size
 from dbtrain.training.blueprint import Blueprint, load_data
 from dbtrain.training.feed import cut_batch
+from dbtrain.training.optimizer import endless_warmup
 
 NOTHING_KEPT = "nothing of the run itself is trained, and nothing is kept: dbtrain train measures the same range again"
 
@@ -32,6 +33,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     Raises:
         DbtrainError: the configuration, the data or the cluster do not fit.
     """
+    if advice := endless_warmup(config.training):
+        notices.print(advice, highlight=False, soft_wrap=True)
     data = load_data(config)
     calibrate = announced(lambda line: notices.print(line, highlight=False, soft_wrap=True), NOTHING_KEPT)
     blueprint = design(config, data, calibrate)

@@ -33,7 +33,8 @@ class Judge:
             ) from error
         self.folder = folder
         self._device = device
-        self._model = model.to(device).eval()
+        # transformers 5 keeps the precision of the file, 4 had read it as float32: the score would follow the version
+        self._model = model.to(device, torch.float32).eval()
 
     def _ids(self, text: str) -> Tensor:
         ids = cast(Tensor, self._tokenizer(text, return_tensors="pt")["input_ids"]).to(self._device)

@@ -18,7 +18,8 @@ def prepare_process(assignment: Assignment) -> None:
     """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(assignment.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # not warn_only: the backward pass of attention on a GPU then adds up in any order, with nothing but a warning
+    torch.use_deterministic_algorithms(True)
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dbtrain.config import OptimizerConfig
+from dbtrain.config import OptimizerConfig, TrainingConfig
 
 
 def lr_scale(step: int, steps: int, warmup: int, final: float) -> float:
@@ -15,6 +15,17 @@ def lr_scale(step: int, steps: int, warmup: int, final: float) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def endless_warmup(training: TrainingConfig) -> str | None:
+    """One line for a warm-up that ends with the training or after it, which nothing else would tell; else None."""
+    steps, optimizer = training.steps, training.optimizer
+    if optimizer.warmup < steps:
+        return None
+    return (
+        f"training.optimizer.warmup={optimizer.warmup} does not end before training.steps={steps}: the learning rate "
+        f"rises to {min(1.0, steps / optimizer.warmup):.0%} of training.optimizer.lr at the last step and never falls"
+    )
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbtrain.coordinator.exits import KILLED, LOST_NODE, NODE_DIED, classify
+from dbtrain.coordinator.exits import KILLED, LOST_NODE, NODE_DIED, SHORT_OF_MEMORY, classify
 from dbtrain.coordinator.progress import Progress
 
 DIED = (
@@ -16,6 +16,10 @@ SIGKILL = (
     "crashed unexpectedly due to SIGSEGV or another unexpected error. If the process was killed by the kernel OOM "
     "killer (verifiable by checking for OOM in dmesg of the OOMing node), consider enabling resource isolation."
 )
+LOW = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 177e40) was "
+    "3.12GB used / 23.54GB limit (0.132395) OOM kill reason: Memory usage 3346477056B exceeded threshold"
+)
 NODE = (
     f"{DIED}The actor died because its node has died. Node Id: 1483a840 the actor's node was terminated unexpectedly: "
     "health check failed due to missing too many heartbeats"
@@ -27,6 +31,14 @@ def test_a_killed_process_is_a_crash_in_one_short_line(before):
     exit_ = classify(Progress(), before + SIGKILL, 30, 60, stopping=False)
     assert (exit_.kind, exit_.reason, exit_.step) == ("crashed", KILLED, 30)
     assert "SIGKILL" in KILLED and "no memory left" in KILLED and len(KILLED) < 120
+
+
+@pytest.mark.parametrize("before", ["OutOfMemoryError: ", f"{DIED}Worker exit detail: "], ids=["task", "actor"])
+def test_a_worker_that_ray_killed_for_memory_crashed_and_was_not_taken_back(before):
+    """Both "node" and "died" may stand in what Ray says of it, and it would start again 100 times instead of 3."""
+    exit_ = classify(Progress(), before + LOW, 30, 60, stopping=False)
+    assert (exit_.kind, exit_.reason, exit_.step) == ("crashed", SHORT_OF_MEMORY, 30)
+    assert "micro_batch" in SHORT_OF_MEMORY and len(SHORT_OF_MEMORY) < 200
 
 
 def test_a_lost_node_is_a_preemption_in_one_short_line():

@@ -45,6 +45,22 @@ def test_a_judge_that_guesses_evenly_has_the_perplexity_of_its_vocabulary(tmp_pa
         Judge(path, CPU).perplexity(["a", ""])
 
 
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16], ids=str)
+def test_a_judge_reads_in_float32_whatever_precision_its_file_has(tmp_path, kept):
+    from transformers import AutoModelForCausalLM
+
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    model = AutoModelForCausalLM.from_pretrained(judge(wide)).float()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    for folder, precision in ((wide, torch.float32), (Path(judge(narrow)), kept)):
+        # the same numbers in both files: those that the narrow type holds
+        model.to(kept).to(precision).save_pretrained(folder)
+    texts = ["the cat sat on the mat", "a dog"]
+    assert Judge(str(narrow), CPU).perplexity(texts) == Judge(str(wide), CPU).perplexity(texts)
+    assert torch.equal(Judge(str(narrow), CPU).features(texts), Judge(str(wide), CPU).features(texts))
+
+
 def test_a_text_longer_than_the_judge_reads_is_refused_with_its_limit(tmp_path):
     reader = Judge(judge(tmp_path), CPU)
     assert reader.perplexity(["a" * 64]) == pytest.approx(27, rel=1e-4)

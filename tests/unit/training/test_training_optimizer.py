@@ -1,8 +1,8 @@
 import pytest
 from torch import nn
 
-from dbtrain.config import OptimizerConfig
-from dbtrain.training.optimizer import parameter_groups
+from dbtrain.config import OptimizerConfig, TrainingConfig
+from dbtrain.training.optimizer import endless_warmup, lr_scale, parameter_groups
 
 
 def network():
@@ -23,3 +23,15 @@ def test_matrices_and_embeddings_are_decayed_and_vectors_are_not(name, muon):
     assert set(found) == decayed | {"layers.0.mlp.bias", "layers.0.modulation.bias"}
     assert {name for name, (decay, _) in found.items() if decay == 0.3} == decayed
     assert {name for name, (_, use) in found.items() if use} == muon
+
+
+@pytest.mark.parametrize(("steps", "warmup", "peak"), [(60, 100, 0.6), (100, 100, 1.0), (1, 3, 1 / 3)])
+def test_a_warm_up_that_outlasts_the_training_is_told_with_the_rate_that_it_reaches(steps, warmup, peak):
+    told = endless_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup)))
+    assert f"warmup={warmup}" in told and f"steps={steps}" in told and f"rises to {peak:.0%} of" in told
+    assert max(lr_scale(step, steps, warmup, 0.0) for step in range(steps)) == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(101, 100), (5, 0), (1, 0)])
+def test_a_warm_up_that_ends_is_not_worth_a_line(steps, warmup):
+    assert endless_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup))) is None
