@@ -19,6 +19,8 @@ def prepare_process(assignment: Assignment) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(assignment.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # filling finds programs that read memory before they write it, and tests do so; ZeRO's buffers cost time every step
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -40,8 +42,10 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
             log.emit("end", outcome=outcome, reason=stop.reason, rank=rank, **fields)
 
     prepare_process(assignment)
+    worker: BlockWorker | None = None
     try:
-        end(BlockWorker(assignment, rank, stop, log).run())
+        worker = BlockWorker(assignment, rank, stop, log)
+        end(worker.run())
     except FirstWorkerError:
         return  # raised here as well, it could be told, or end the attempt, before the first one has said why
     except FencedError as error:
@@ -54,5 +58,6 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
             raise
     except Exception as error:
         log.store.append("log.txt" if rank == 0 else f"log-{rank}.txt", traceback.format_exc().encode())
-        end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        end("crashed", error=said, at=worker.step if worker else None)
         raise
