@@ -249,7 +249,7 @@ class Conductor:
             self.tell(f"block {block}: done at step {exit_.step}")
         else:
             verdict = {Phase.PENDING: "comes back", Phase.STOPPED: "stopped", Phase.FAILED: "FAILED"}[state.phase]
-            self.tell(f"block {block}: {exit_.kind}, committed step {exit_.step}; {verdict} ({exit_.reason})")
+            self.tell(f"block {block}: {exit_.kind}, committed step {exit_.step}; {verdict} ({state.error})")
 
     def _record(self, state: BlockState) -> None:
         self.states[state.block] = state

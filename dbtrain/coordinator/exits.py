@@ -1,5 +1,8 @@
 """How an attempt ended, from what its events said, what the cluster said, and what is committed."""
 
+import re
+from typing import Any
+
 from dbtrain.coordinator.lifecycle import Exit, ExitKind
 from dbtrain.coordinator.progress import Progress
 
@@ -17,6 +20,13 @@ WORDS = {
     NODE_DIED: LOST_NODE,
 }
 """By what Ray says among half a page of other things."""
+OUTSIDE = re.compile(
+    r"^(MemoryError|OSError|IOError|TimeoutError|\w*Connection\w*Error|BrokenPipeError|EOFError|Dist\w*Error|OutOfMemory)"
+    r"|\b(nccl|gloo|connections?|sockets?|broken pipe|timed out|peer|out of memory|ECC error|CUDA driver|no space left)\b",
+    re.IGNORECASE,
+)
+"""Errors that may come from outside: other workers' deaths, memory that others take, disks, networks, hardware."""
+ADDRESS = re.compile(r"0x[0-9a-f]+")
 SILENT_S = 60.0
 """For a node to answer, or for the cluster to find that it is dead, which takes Ray some 20 s."""
 LONGEST = 500
@@ -56,4 +66,12 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
         return Exit(leaving, str(end.get("reason")), committed)
     if end["outcome"] == "failed" and not end.get("retry"):
         return Exit("failed", str(end.get("error")), committed)
-    return Exit("crashed", str(end.get("error") or told), committed)
+    return Exit("crashed", str(end.get("error") or told), committed, None if told == KILLED else _cause(end))
+
+
+def _cause(end: dict[str, Any]) -> str | None:
+    """What tells an error of the program from others, None if the worker's surroundings may be to blame."""
+    error = str(end.get("error", ""))
+    if "at" not in end or OUTSIDE.search(error):
+        return None
+    return f"{ADDRESS.sub('0x', error)} at step {end['at']}"

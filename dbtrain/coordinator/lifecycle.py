@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Literal
 
 LONGEST_BACKOFF_S = 60.0
+REPEATED = "{}; it came twice at the same step with no commit between, so it would come again: fix it, then resume"
 
 ExitKind = Literal["done", "stopped", "preempted", "crashed", "failed"]
 
@@ -33,6 +34,8 @@ class Exit:
     reason: str
     step: int
     """Newest committed step."""
+    cause: str | None = None
+    """An error of the program, with the step that it came at; None where something outside may have ended it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class BlockState:
     not_before: float = 0.0
     """Monotonic time before which it is not started again."""
     error: str | None = None
+    cause: str | None = None
+    """Of the newest crash since the last commit that had one."""
 
 
 def placed(state: BlockState) -> BlockState:
@@ -77,7 +82,8 @@ def ended(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> Block
     """The next state after an attempt ended.
 
     Crashes and preemptions have budgets of their own, because a spot instance that is taken back says nothing about the
-    program; a crash after new commits starts a new budget, because what made progress may do so again.
+    program; a crash after new commits starts a new budget, because what made progress may do so again. An error of the
+    program that comes twice at the same step without a commit between them would come at every further attempt.
     """
     if exit_.kind == "done":
         return dataclasses.replace(state, phase=Phase.DONE, committed=exit_.step, error=None)
@@ -93,15 +99,20 @@ def ended(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> Block
 
 def _preempted(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
     count = state.preemptions + 1
-    state = dataclasses.replace(state, preemptions=count)
+    cause = None if exit_.step > state.committed else state.cause
+    state = dataclasses.replace(state, preemptions=count, cause=cause)
     return _back(state, exit_, spent=count > budgets.max_preemptions, not_before=now)
 
 
 def _crashed(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
-    count = 1 if exit_.step > state.committed else state.crashes + 1
+    progress = exit_.step > state.committed
+    count = 1 if progress else state.crashes + 1
+    if exit_.cause and exit_.cause == state.cause and not progress:
+        return dataclasses.replace(state, phase=Phase.FAILED, crashes=count, error=REPEATED.format(exit_.reason))
+    cause = exit_.cause or (None if progress else state.cause)
     # the first restart is at once; the exponent is bounded, as a float's is
     pause = min(LONGEST_BACKOFF_S, budgets.backoff_s * 2 ** min(count - 2, 60)) if count > 1 else 0.0
-    state = dataclasses.replace(state, crashes=count)
+    state = dataclasses.replace(state, crashes=count, cause=cause)
     return _back(state, exit_, spent=count > budgets.max_crashes, not_before=now + pause)
 
 

@@ -5,7 +5,8 @@ name, so a block resumes under another ZeRO stage or on another number of worker
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
@@ -109,8 +110,9 @@ class Engine:
         self._base: torch.optim.Optimizer = base
         self._peaks = [float(group["lr"]) for group in base.param_groups]
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        if config.optimizer.clip and config.zero_stage == 0:
-            base.register_step_pre_hook(self._clip(config.optimizer.clip))
+        self._gradient_norm = torch.zeros(())
+        if config.zero_stage == 0:
+            base.register_step_pre_hook(self._measure(config.optimizer.clip))
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
         self._ema_decay = config.ema
@@ -137,11 +139,16 @@ class Engine:
                 state.setdefault(name, torch.zeros_like(owner, requires_grad=False))
             state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
 
-    def _clip(self, norm: float) -> Callable[..., None]:
-        def clip(*_: Any) -> None:
-            torch.nn.utils.clip_grad_norm_(self._parameters.values(), norm, foreach=True)
+    def _measure(self, clip: float) -> Callable[..., None]:
+        """A hook that takes the norm of all gradients, and scales them to at most `clip`; 0 for no such limit."""
 
-        return clip
+        def measure(*_: Any) -> None:
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            self._gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+            if clip:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), clip, norm, foreach=True)
+
+        return measure
 
     def _pieces(self) -> dict[str, Tensor]:
         pieces = ((n, self._layout.piece(p, None)) for n, p in self._parameters.items())
@@ -153,6 +160,17 @@ class Engine:
         self._engine.backward(loss)
         self._engine.step()
         return loss.detach()
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """Norm of the gradient of the last step over all workers, before clipping; a scalar on the device.
+
+        Under ZeRO a step whose norm is not finite was skipped, and that of Muon's matrices is of their updates.
+        """
+        if not self.zero_stage:
+            return self._gradient_norm
+        norm = math.inf if self._engine.optimizer.overflow else self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32)
 
     def set_lr(self, scale: float) -> None:
         """Set every group's learning rate to `scale` times its peak, before the step that uses it."""
@@ -184,6 +202,26 @@ class Engine:
             for state in self._states(parameter):
                 self._keep(parts["optim"], f"{state}/{name}", parameter, self._layout.piece(parameter, state))
         return parts
+
+    @torch.no_grad()
+    def non_finite(self) -> str | None:
+        """The first tensor of a snapshot that is NaN or infinite somewhere, None if there is none.
+
+        A collective: all workers give the same answer.
+        """
+        named = list(self._named_pieces())
+        flags = [torch.ones(()) if piece is None else piece.isfinite().all() for _, piece in named]
+        finite = torch.stack([flag.to(self._engine.device, torch.float32) for flag in flags])
+        dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return next((name for (name, _), ok in zip(named, finite.tolist(), strict=True) if not ok), None)
+
+    def _named_pieces(self) -> Iterator[tuple[str, Tensor | None]]:
+        for name, parameter in self._parameters.items():
+            yield f"the weight {name}", self._layout.piece(parameter, None)
+            if self._ema_decay:
+                yield f"the average of {name}", self._ema.get(name)
+            for state in self._states(parameter):
+                yield f"the optimizer's {state} of {name}", self._layout.piece(parameter, state)
 
     def _keep(self, part: dict[str, Tensor], key: str, parameter: nn.Parameter, piece: Tensor | None) -> None:
         full = self._layout.gather(parameter, piece)  # of all ranks: each must take part

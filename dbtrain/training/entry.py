@@ -20,6 +20,8 @@ def prepare_process(assignment: Assignment) -> None:
     torch.set_num_threads(assignment.threads)
     # not warn_only: the backward pass of attention on a GPU then adds up in any order, with nothing but a warning
     torch.use_deterministic_algorithms(True)
+    # filling finds programs that read memory before they write it, and tests do so; ZeRO's buffers cost time every step
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -41,8 +43,10 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
             log.emit("end", outcome=outcome, reason=stop.reason, rank=rank, **fields)
 
     prepare_process(assignment)
+    worker: BlockWorker | None = None
     try:
-        end(BlockWorker(assignment, rank, stop, log).run())
+        worker = BlockWorker(assignment, rank, stop, log)
+        end(worker.run())
     except FirstWorkerError:
         return  # raised here as well, it could be told, or end the attempt, before the first one has said why
     except FencedError as error:
@@ -55,5 +59,6 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
             raise
     except Exception as error:
         log.store.append("log.txt" if rank == 0 else f"log-{rank}.txt", traceback.format_exc().encode())
-        end("crashed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        end("crashed", error=said, at=worker.step if worker else None)
         raise

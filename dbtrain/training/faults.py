@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.shards.store import Store
@@ -28,7 +28,7 @@ FLIPS = {
     "flip_commit": "COMMIT.json",
 }
 """Flip a bit in that file of the newest checkpoint, then die."""
-KINDS = ("kill", "term", "raise", "hang", "slow", "kill_in_commit", "memory", "nan", *FLIPS)
+KINDS = ("kill", "term", "raise", "hang", "slow", "kill_in_commit", "memory", "nan", "gradient", *FLIPS)
 MEMORY_SLACK = 256 << 20
 """Bytes that a process short of memory may still get, so that it can say what happened."""
 
@@ -67,7 +67,7 @@ class FaultPlan:
     def at_step(self, step: int) -> None:
         """Fire what is planned for this step."""
         for fault in self._due(step):
-            if fault["kind"] not in ("kill_in_commit", "nan") and self._first_time(fault):
+            if fault["kind"] not in ("kill_in_commit", "nan", "gradient") and self._first_time(fault):
                 if fault["kind"] in FLIPS:
                     _flip(self.store, FLIPS[fault["kind"]])
                 _fire(fault["kind"])
@@ -76,6 +76,12 @@ class FaultPlan:
         """The loss, or NaN if that is planned for this step."""
         planned = any(fault["kind"] == "nan" and self._first_time(fault) for fault in self._due(step))
         return loss * math.nan if planned else loss
+
+    def gradient(self, step: int, module: nn.Module) -> None:
+        """Make a gradient infinite from this step on, if that is planned for it."""
+        if any(fault["kind"] == "gradient" and self._first_time(fault) for fault in self._due(step)):
+            parameter = next(p for p in module.parameters() if p.requires_grad)
+            parameter.register_hook(lambda gradient: gradient + math.inf)
 
     def in_commit(self, step: int, fence: Callable[[], None]) -> Callable[[], None]:
         """The fence of the commit of this step; a kill planned for it fires after the shards and before COMMIT.json."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +16,8 @@ from dbtrain.training.feed import Feed
 from dbtrain.training.optimizer import lr_scale
 
 Outcome = Literal["done", "stopped"]
+KEEPS = "this block stops and keeps its last good checkpoint:"
+REMEDY = "lower training.optimizer.lr, set training.optimizer.clip, or look at the data of that step"
 
 
 class Observer(Protocol):
@@ -36,28 +38,29 @@ class Observer(Protocol):
 
 @dataclass
 class Window:
-    """Losses since the last report, kept on the device: reading each would stall it."""
+    """Losses and gradient norms since the last report, kept on the device: reading each would stall it."""
 
-    losses: list[Tensor]
     since: float
+    seen: list[Tensor] = field(default_factory=list)
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Take those of one step, scalars."""
+        self.seen.append(torch.stack([loss.float(), norm.to(loss.device, non_blocking=True)]))
 
     def close(self, step: int) -> tuple[float, float, int]:
         """(mean loss, seconds, steps), and start anew.
 
         Raises:
-            NonFiniteLossError: with the first step whose loss was not finite.
+            NonFiniteLossError: with the first step whose loss or gradient was not finite.
         """
-        values = torch.stack(self.losses).tolist()
-        for offset, value in enumerate(values):
-            if not math.isfinite(value):
-                at = step - len(values) + offset + 1
-                raise NonFiniteLossError(
-                    f"the loss of step {at} is {value}; this block stops and keeps its last good checkpoint: lower "
-                    "training.optimizer.lr, set training.optimizer.clip, or look at the data of that step"
-                )
+        values = torch.stack(self.seen).tolist()
+        for at, (loss, norm) in enumerate(values, step - len(values) + 1):
+            for what, value in (("loss", loss), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(f"the {what} of step {at} is {value}; {KEEPS} {REMEDY}")
         now = time.monotonic()
-        seconds, self.since, self.losses = now - self.since, now, []
-        return sum(values) / len(values), seconds, len(values)
+        seconds, self.since, self.seen = now - self.since, now, []
+        return sum(loss for loss, _ in values) / len(values), seconds, len(values)
 
 
 def train(
@@ -71,16 +74,17 @@ def train(
     """Train from `start` steps done to ``config.steps``, committing on the way and before returning.
 
     Raises:
-        NonFiniteLossError: a loss was not finite; nothing after the last good commit is kept.
+        NonFiniteLossError: a loss, a gradient or what would be committed was not finite; nothing after the last good
+            commit is kept.
     """
     step, committed = start, start
-    window = Window([], time.monotonic())
+    window = Window(time.monotonic())
     loss = math.nan
     while step < config.steps:
         observer.before_step(step)
         engine.set_lr(lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr))
         micro = [engine.accumulate(*inputs) for inputs in feed.micro_batches(step)]
-        window.losses.append(observer.see_loss(step, torch.stack(micro).mean()))
+        window.add(observer.see_loss(step, torch.stack(micro).mean()), engine.gradient_norm)
         step += 1
         engine.update_ema(step)
         stopping = should_stop(step)
@@ -89,6 +93,7 @@ def train(
             loss, seconds, count = window.close(step)
             observer.progress(step, loss, seconds, count)
         if step % config.checkpoint_every == 0 or last:
+            _refuse_non_finite(engine, step)
             # a commit makes a step impossible to lose; the snapshot is a collective of the block's workers
             observer.commit(step, engine.snapshot(), loss)
             committed = step
@@ -96,3 +101,10 @@ def train(
             return "stopped"
     assert committed == config.steps
     return "done"
+
+
+def _refuse_non_finite(engine: Engine, step: int) -> None:
+    # loss and gradient can be finite and what they made of a weight or a moment not: it must not push a good commit out
+    wrong = engine.non_finite()
+    if wrong:
+        raise NonFiniteLossError(f"{wrong} is not finite after step {step}, though the loss was; {KEEPS} {REMEDY}")

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dbtrain.config import parse_config
-from dbtrain.errors import NonFiniteLossError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fence import check
@@ -60,6 +59,8 @@ class BlockWorker:
         self.identity = plan_identity(manifest, assignment.block)
         self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
         self.log = log
+        self.step: int | None = None
+        """Steps done when the one under way began, None before the first."""
         self._told_stopping = False
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
@@ -88,7 +89,7 @@ class BlockWorker:
 
     def _train(self) -> str:
         shape = cut_batch(self.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
-        objective = self.blueprint.objective(self.assignment.block).to(self.device)
+        self._objective = objective = self.blueprint.objective(self.assignment.block).to(self.device)
         upstream = self.blueprint.scheme.sources(self.assignment.block)[:-1]
         if upstream:
             with self.watchdog.patient():
@@ -124,9 +125,11 @@ class BlockWorker:
     def before_step(self, step: int) -> None:
         """Faults that a test has planned for this step."""
         self.watchdog.touch()
+        self.step = step
         if self.faults.planned(step):
             self.writer.drain()  # so that a test knows what is committed
             self.faults.at_step(step)
+            self.faults.gradient(step, self._objective)
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
         """The mean over the block's workers."""
@@ -145,7 +148,6 @@ class BlockWorker:
 
         def write() -> None:
             started = time.monotonic()
-            _refuse_non_finite(named["model"], step)
             self.checkpoints.commit(
                 step,
                 named,
@@ -179,16 +181,6 @@ class BlockWorker:
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:
             self.log.tell(event, **fields)
-
-
-def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:
-    # a loss can be finite and its gradient not; such weights must not push a good checkpoint out
-    wrong = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
-    if wrong:
-        raise NonFiniteLossError(
-            f"{wrong} is not finite after step {step}, though the loss was; this block stops and keeps its last good "
-            "checkpoint: lower training.optimizer.lr or set training.optimizer.clip"
-        )
 
 
 def _rename(part: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -73,3 +73,39 @@ def test_a_lost_node_of_several_is_one_although_the_first_worker_spoke_of_a_brok
 def test_a_lost_node_changes_nothing_of_an_end_that_had_another_cause(end, kind):
     exit_ = classify(Progress(end=end), NODE, 30, 60, stopping=False)
     assert (exit_.kind, exit_.reason == LOST_NODE) == (kind, False)
+
+
+def crashed(error, at=7, said=None):
+    end = {"outcome": "crashed", "error": error, "t": 1.0, "at": at}
+    return classify(Progress(end=end), said, 5, 60, stopping=False)
+
+
+def test_an_error_of_the_program_is_known_by_its_type_message_and_step():
+    cause = crashed("ValueError: wrong shape of <Batch at 0x7f01>").cause
+    assert cause == crashed("ValueError: wrong shape of <Batch at 0x7fff>").cause  # its address says nothing
+    others = [crashed("TypeError: wrong shape"), crashed("ValueError: other"), crashed("ValueError: wrong shape", 8)]
+    assert cause and all(other.cause and other.cause != cause for other in others)
+    assert crashed("ImportError: no such module", None).cause  # before the first step
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BROKEN["error"],
+        "MemoryError: ",
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "OSError: [Errno 28] No space left on device",
+        "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited",
+        "RuntimeError: [gloo/transport/tcp/pair.cc:547] Application timeout caused pair closure",
+    ],
+)
+def test_what_others_or_the_machine_may_have_done_is_no_error_of_the_program(error):
+    assert crashed(error).kind == "crashed" and crashed(error).cause is None
+
+
+def test_a_killed_process_a_lost_node_and_a_hang_are_no_errors_of_the_program():
+    assert crashed("ValueError: x", said=SIGKILL).cause is None and crashed("ValueError: x", said=NODE).cause is None
+    hung = {"outcome": "crashed", "error": "no step for 600 s", "t": 1.0}  # the watchdog's word has no step
+    assert classify(Progress(end=hung), None, 5, 60, stopping=False).cause is None
+    storage = {"outcome": "failed", "error": "the disk is away", "retry": True, "t": 1.0}
+    assert classify(Progress(end=storage), None, 5, 60, stopping=False).cause is None

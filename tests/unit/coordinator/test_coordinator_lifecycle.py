@@ -82,3 +82,30 @@ def test_preemptions_have_a_budget_of_their_own_and_no_pause():
 def test_progress_does_not_refill_preemptions():
     state = dataclasses.replace(BlockState(1), preemptions=2)
     assert ended(state, Exit("preempted", "again", 50), BUDGETS, NOW).phase is Phase.FAILED
+
+
+def same(state, step=0, cause="ValueError: bad at step 7"):
+    return ended(state, Exit("crashed", "ValueError: bad", step, cause), BUDGETS, NOW)
+
+
+def test_an_error_that_comes_twice_at_the_same_step_without_a_commit_between_is_final():
+    once = same(BlockState(0))
+    assert once.phase is Phase.PENDING
+    twice = same(once)
+    assert twice.phase is Phase.FAILED and twice.restarts == 1
+    assert twice.error.startswith("ValueError: bad; it came twice at the same step")
+
+
+def test_another_error_another_step_or_a_commit_between_brings_it_back():
+    once = same(BlockState(0))
+    assert same(once, cause="ValueError: bad at step 8").phase is Phase.PENDING
+    assert same(once, step=5).phase is Phase.PENDING  # it got further than the first time
+    assert same(same(once, step=5), step=5).phase is Phase.FAILED
+
+
+def test_what_comes_from_outside_between_two_equal_errors_excuses_neither():
+    killed = crash(same(BlockState(0)))
+    preempted = ended(same(BlockState(0)), Exit("preempted", "spot", 0), BUDGETS, NOW)
+    assert same(killed).phase is Phase.FAILED and same(preempted).phase is Phase.FAILED
+    moved = ended(same(BlockState(0)), Exit("preempted", "spot", 5), BUDGETS, NOW)
+    assert same(moved, step=5).phase is Phase.PENDING

@@ -28,8 +28,9 @@ def train():
 class Run:
     """Engine, feed and observer in one; micro-batch m of step s is the pair (s, m)."""
 
-    def __init__(self, micro=1, losses=None, stop_after=None):
+    def __init__(self, micro=1, losses=None, stop_after=None, norms=None, wrong_after=None):
         self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after
+        self.norms, self.wrong_after = norms or {}, wrong_after
         self.trained, self.commits, self.reports, self.rates, self.averaged, self.begun = [], [], [], [], [], []
 
     def micro_batches(self, step):
@@ -38,6 +39,14 @@ class Run:
     def accumulate(self, step, micro):
         self.trained.append((step, micro))
         return torch.tensor(self.losses.get((step, micro), 1.0 + step))
+
+    @property
+    def gradient_norm(self):
+        return torch.tensor(self.norms.get(self.trained[-1][0], 0.5))
+
+    def non_finite(self):
+        at = self.wrong_after
+        return "the optimizer's exp_avg of w" if at is not None and self.trained[-1][0] >= at else None
 
     def set_lr(self, scale):
         self.rates.append(scale)
@@ -126,6 +135,23 @@ def test_a_stop_request_at_the_last_step_is_no_reason_not_to_be_done(train):
 def test_a_loss_that_is_not_finite_names_its_step_and_nothing_after_it_is_committed(train, bad, value):
     run = Run(micro=2, losses={(bad, 1): value} | {(step, 0): math.nan for step in range(bad + 1, 12)})
     with pytest.raises(NonFiniteLossError, match=rf"the loss of step {bad + 1} is {value};"):
+        run.go(train, steps=12, checkpoint_every=5, log_every=7)
+    assert run.committed == [step for step in (5, 10) if step <= bad]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", range(12))
+def test_a_gradient_that_is_not_finite_names_its_step_and_nothing_after_it_is_committed(train, bad, value):
+    run = Run(norms={bad: value})  # that of one step: the next ones go on as if nothing had been
+    with pytest.raises(NonFiniteLossError, match=rf"the gradient norm of step {bad + 1} is {value};"):
+        run.go(train, steps=12, checkpoint_every=5, log_every=7)
+    assert run.committed == [step for step in (5, 10) if step <= bad]
+
+
+@pytest.mark.parametrize("bad", range(12))
+def test_what_would_be_committed_and_is_not_finite_is_named_and_not_committed(train, bad):
+    run = Run(wrong_after=bad)
+    with pytest.raises(NonFiniteLossError, match=r"the optimizer's exp_avg of w is not finite after step \d+"):
         run.go(train, steps=12, checkpoint_every=5, log_every=7)
     assert run.committed == [step for step in (5, 10) if step <= bad]
 
