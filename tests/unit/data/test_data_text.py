@@ -93,7 +93,10 @@ def test_a_hugging_face_tokenizer_by_its_folder_or_file(tmp_path):
     assert data.train.text(0).startswith("the cat and the hat")
 
 
-@pytest.mark.parametrize("content", [None, b"{}", b"\xff\xfe"])
+EMPTY = b'{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+
+
+@pytest.mark.parametrize("content", [None, b"{}", b"\xff\xfe", EMPTY])
 def test_a_tokenizer_that_is_none_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
