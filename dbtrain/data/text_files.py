@@ -29,7 +29,7 @@ def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    found = sorted(_visible(path))
+    found = sorted(_visible(path)) if path.exists() else []
     files = [file for file in found if file.name.lower().endswith(tuple(suffixes))]
     if not files:
         raise DataError(
@@ -92,9 +92,7 @@ def pieces(file: Path, errors: str = "strict") -> Iterator[str]:
                 piece = "".join(lines)
                 if "\0" in piece:
                     line = lines_before + piece[: piece.index("\0")].count("\n") + 1
-                    raise DataError(
-                        f"{file}, line {line}: a zero byte, which no text holds: {_convert(file, 'UTF-16')}"
-                    )
+                    raise DataError(f"{file}, line {line}: a zero byte, which no text holds: {_convert('UTF-16')}")
                 lines_before += len(lines)
                 yield piece if piece.endswith("\n") else f"{piece}\n"
     except UnicodeDecodeError as error:
@@ -122,19 +120,19 @@ def not_utf8(file: Path) -> DataError:
     """What is said of a file that is not UTF-8: where, and how to convert it."""
     with opened(file)(file, "rb") as stream:
         for number, line in enumerate(stream, 1):
-            if number == 1 and line.startswith(UTF_16):
-                return DataError(f"{file} is UTF-16, and text must be UTF-8: {_convert(file, 'UTF-16')}")
             try:
                 line.decode()
             except UnicodeDecodeError as error:
+                # half of the bytes of plain English in UTF-16 are zero
+                wide = b"\0" in line or (number == 1 and line.startswith(UTF_16))
                 return DataError(
                     f"{file}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is no UTF-8, which text "
-                    f"must be: {_convert(file, 'WINDOWS-1252')}"
+                    f"must be: {_convert('UTF-16' if wide else 'WINDOWS-1252')}"
                 )
-    return DataError(f"{file} is not UTF-8, which text must be: {_convert(file, 'WINDOWS-1252')}")
+    return DataError(f"{file} changes while it is read: leave it alone until its tokens are packed")
 
 
-def _convert(file: Path, encoding: str) -> str:
+def _convert(encoding: str) -> str:
     return f"if it is {encoding}, convert it with `iconv -f {encoding} -t UTF-8`; if it is no text, leave it out"
 
 
