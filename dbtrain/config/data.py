@@ -59,10 +59,19 @@ class TextSection(Section):
 
 
 class TextConfig(TextSection):
-    """Text files: one, or all .txt and .txt.gz files of a folder."""
+    """Text files in UTF-8: one, or all .txt and .txt.gz files of a folder; hidden ones are left out."""
 
     source: Literal["text"] = "text"
     path: str
+
+
+class JsonLinesConfig(TextSection):
+    """JSON Lines, an object with a text on each line: one file, or all .jsonl, .ndjson and .gz of them of a folder."""
+
+    source: Literal["jsonl"] = "jsonl"
+    path: str
+    column: str = "text"
+    """Key of the text in each object."""
 
 
 class GcideConfig(TextSection):
@@ -79,7 +88,7 @@ class PythonTopicsConfig(TextSection):
 
 
 class HuggingFaceTextConfig(TextSection):
-    """A text column of a data set of the hub, or of a local path that `datasets` reads."""
+    """A text column of a data set of the hub, or of a local folder or file that `datasets` reads."""
 
     source: Literal["hf_text"] = "hf_text"
     path: str
@@ -109,6 +118,7 @@ DataConfig = Annotated[
     | IdxConfig
     | HuggingFaceConfig
     | TextConfig
+    | JsonLinesConfig
     | GcideConfig
     | PythonTopicsConfig
     | HuggingFaceTextConfig

@@ -1,10 +1,10 @@
 """What is wrong with a configuration, in words: the key as a user writes it, the value, the nearest known key."""
 
 import difflib
-from typing import Any, get_args
+from typing import Any
 
 from dbtrain.config.run import Config
-from dbtrain.config.section import Section
+from dbtrain.config.section import Section, sections_of
 
 
 def explain(error: Any) -> str:
@@ -19,33 +19,27 @@ def explain(error: Any) -> str:
         return f"{place} is missing"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    if error["type"] == "string_type" and isinstance(given, bool):
-        # YAML 1.1
-        message += "; YAML reads on, off, yes and no as true and false: put them in quotes"
+    if error["type"] == "string_type" and isinstance(given, bool | int | float):
+        # YAML 1.1; an override that has text for its value is not read as YAML
+        message += "; YAML reads on, off, yes and no as true and false, and digits as a number: put it in quotes"
     return f"{place}={given}: {message}" if place and not isinstance(given, dict) else message
 
 
 def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     """The keys as a user writes them: pydantic also names the member of a union, by its discriminator."""
     field = Config.model_fields.get(str(loc[0])) if loc else None
-    tagged = field is not None and len(_sections(field.annotation)) > 1
+    tagged = field is not None and len(sections_of(field.annotation)) > 1
     return (loc[0], *loc[2:]) if tagged else loc
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     section: Any = Config
     for part in loc[:-1]:
-        candidates = _sections(section.model_fields[part].annotation) if part in section.model_fields else [section]
+        candidates = sections_of(section.model_fields[part].annotation) if part in section.model_fields else [section]
         # the location of an error inside a union also names the member, by its discriminator
         tag = loc[loc.index(part) + 1] if loc.index(part) + 1 < len(loc) - 1 else None
         section = next((c for c in candidates if _tag(c) == tag), candidates[0]) if candidates else section
     return list(section.model_fields)
-
-
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _tag(section: type[Section]) -> Any:

@@ -1,20 +1,17 @@
 """Read a configuration: YAML, then dotted overrides, then validation."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from dbtrain.config.explain import explain
+from dbtrain.config.overrides import literal, read_override
 from dbtrain.config.run import Config
 from dbtrain.errors import ConfigError, first_line
-
-OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-"""How an override begins: a dotted key and an equals sign."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
@@ -23,40 +20,34 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
     Raises:
         ConfigError: the file is missing or no YAML, an override is malformed, a key unknown or a value wrong.
     """
+    where = str(path or "the configuration")
     try:
-        loaded = OmegaConf.create(base or {}) if path is None else _with_text_keys(OmegaConf.load(path))
+        loaded = OmegaConf.create(literal(base or {})) if path is None else _file(path)
         # one after the other, so that null takes back a section before another override fills it again
-        merged = OmegaConf.merge(loaded, *(OmegaConf.from_dotlist([override]) for override in _checked(overrides)))
+        merged = OmegaConf.merge(loaded, *(_with_text_keys(read_override(override)) for override in overrides))
         content = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; those that are shipped lie in configs/") from None
     except (OSError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{path} is no file of keys and values in YAML: {' '.join(str(error).split())}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {first_line(error)}") from None
+        raise ConfigError(f"{where}: {first_line(error)}") from None
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
         raise
-    return parse_config(content, str(path or "the configuration"))
+    return parse_config(content, where)
 
 
-def _with_text_keys(loaded: Any) -> Any:
+def _file(path: str | Path) -> DictConfig | ListConfig:
+    return OmegaConf.create(_with_text_keys(OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def _with_text_keys(value: Any) -> Any:
     """YAML makes whole numbers of the blocks' numbers, and an override has text; OmegaConf refuses to mix them."""
-
-    def text(value: Any) -> Any:
-        if isinstance(value, list):
-            return [text(part) for part in value]
-        return {str(key): text(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-    return OmegaConf.create(text(OmegaConf.to_container(loaded)))
-
-
-def _checked(overrides: Sequence[str]) -> list[str]:
-    for override in overrides:
-        if not OVERRIDE.match(override):
-            raise ConfigError(f"{override!r} is no override: write key=value, for instance model.depth=12")
-    return list(overrides)
+    if isinstance(value, list):
+        return [_with_text_keys(part) for part in value]
+    return {str(key): _with_text_keys(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def parse_config(content: Any, where: str) -> Config:

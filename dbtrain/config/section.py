@@ -1,6 +1,6 @@
 """What all sections of the configuration share."""
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -23,3 +23,10 @@ def _none_is_empty(value: Any) -> Any:
 Exception_ = TypeVar("Exception_", bound=Section)
 ByBlock = Annotated[dict[int, Exception_], BeforeValidator(_none_is_empty)]
 """Exceptions for single blocks; null for none, which takes back those of a file."""
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a key's type names, such as all sources of data; none for a key of plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_of(part)]

@@ -1,7 +1,6 @@
 """The ablate command: block counts x ranges x partitions x seeds on one cluster, beside baselines at equal FLOPs."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from dbtrain.config import Config, load_config
+from dbtrain.config.overrides import write_override
 from dbtrain.coordinator.baseline import KINDS, reshaped, training_flops
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.status import status
@@ -170,7 +170,7 @@ def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None])
 def evaluation(path: str, variant: Variant) -> list[str]:
     """The section `evaluation` as overrides: that of this command, and not of the one that trained the run."""
     section = load_config(path, variant.overrides).evaluation.model_dump(mode="json")
-    return [f"evaluation.{name}={json.dumps(value)}" for name, value in section.items()]
+    return [write_override(f"evaluation.{name}", value) for name, value in section.items()]
 
 
 def _command(variant: Variant, arguments: list[str]) -> None:

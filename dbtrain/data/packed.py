@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dbtrain.data.content import file_hash
 from dbtrain.data.splits import DataSet
 from dbtrain.data.tokenizers import Tokenizer
 from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
 
-FORMAT = "1"
+FORMAT = "2"
+"""Raised when the same text would be packed as other tokens."""
 MARK = "dbtrain tokens"
-HASH_DIGITS = 64
+PIECE = 1 << 24
+"""Tokens that are verified at once."""
 
 
 def cache_folder(chosen: str | None) -> Path:
@@ -48,63 +48,98 @@ class Packed:
 
 
 def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> Packed:
-    """The tokens of a text, from the cache if it has them whole.
+    """The tokens of a text, from the cache if it has them undamaged.
 
-    A file is written under another name, synced and renamed, so that workers may pack the same text at once.
+    All tokens are read and hashed, so that the content is that of what a run trains on. A file whose hash is not the
+    one that was written beside it is packed again. Files are written under another name, synced and renamed, so that
+    workers may pack the same text at once, and get their modes by the umask, so that others can share the cache.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be written, the text is empty, or the tokenizer gives a number that is none of its.
     """
-    kind = _dtype(tokenizer.vocabulary)
-    file = folder / f"{key}.{kind}"
-    size = folder / f"{key}.{kind}.size"
+    file = folder / f"{key}.{_dtype(tokenizer.vocabulary)}"
     try:
-        # the size is written after the tokens: without it, or with another, the file is not whole
-        if not (file.is_file() and size.is_file() and size.read_text() == str(file.stat().st_size)):
-            folder.mkdir(parents=True, exist_ok=True)
-            _kept_hash(file).unlink(missing_ok=True)
-            count = _write(file, (tokenizer.encode(text).astype(kind).tobytes() for text in texts))
-            _write(size, [str(count).encode()])
-        if not file.stat().st_size:
-            raise DataError("the text is empty: give files that hold text as data.path")
-        return Packed(cast(NDArray[Any], np.memmap(file, kind, "r")), _content(file))
+        return _cached(file, tokenizer) or _packed(texts, tokenizer, file)
     except OSError as error:
-        raise DataError(f"packed tokens cannot be kept in {folder} ({error}): set data.cache to another") from error
+        state = f", and {file.name} in it is damaged or not finished" if file.is_file() else ""
+        raise DataError(
+            f"packed tokens cannot be kept in {folder} ({error}){state}: set data.cache to another folder"
+        ) from error
 
 
-def _content(file: Path) -> str:
-    """Hash of a packed file, which is read for it once: a long text should not be read whole at every start."""
-    kept = _kept_hash(file)
-    if kept.is_file() and len(known := kept.read_text()) == HASH_DIGITS:
-        return known
-    content = file_hash(file)
-    with suppress(OSError):  # a cache that others packed may be read-only
-        _write(kept, [content.encode()])
-    return content
+def _cached(file: Path, tokenizer: Tokenizer) -> Packed | None:
+    """What was packed before; None if it is missing, damaged, or has a number beyond the vocabulary."""
+    hash_file = _hash_file(file)
+    if not (file.is_file() and hash_file.is_file() and file.stat().st_size):
+        return None
+    # read before the tokens: another process that finds them damaged as well may replace both meanwhile
+    written = hash_file.read_bytes()
+    try:
+        tokens = cast(NDArray[Any], np.memmap(file, _dtype(tokenizer.vocabulary), "r"))
+    except ValueError:  # half a number at its end
+        return None
+    digest, largest = hashlib.sha256(), 0
+    for start in range(0, len(tokens), PIECE):
+        piece = tokens[start : start + PIECE]
+        digest.update(piece.data)
+        largest = max(largest, int(piece.max()))
+    content = digest.hexdigest()
+    undamaged = written == content.encode() and largest < tokenizer.vocabulary
+    return Packed(tokens, content) if undamaged else None
 
 
-def _kept_hash(file: Path) -> Path:
+def _packed(texts: Iterable[str], tokenizer: Tokenizer, file: Path) -> Packed:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = _dtype(tokenizer.vocabulary)
+    content = _write(file, (_numbers(tokenizer, text).astype(kind).tobytes() for text in texts))
+    # after the tokens: without its hash a file is not whole
+    _write(_hash_file(file), [content.encode()])
+    if not file.stat().st_size:
+        raise DataError(
+            f"the text is empty, or data.tokenizer leaves nothing of it, as none of its {tokenizer.vocabulary} tokens "
+            "stands for what it holds: give other text, or another tokenizer such as data.tokenizer=bytes"
+        )
+    if packed := _cached(file, tokenizer):
+        return packed
+    raise DataError(
+        f"{file} does not hold what was written into it: check the disk, or set data.cache to another folder"
+    )
+
+
+def _hash_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
+
+
+def _numbers(tokenizer: Tokenizer, text: str) -> NDArray[Any]:
+    numbers = tokenizer.encode(text)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < tokenizer.vocabulary:
+        wrong = numbers.max() if numbers.min() >= 0 else numbers.min()
+        raise DataError(
+            f"data.tokenizer gives token {wrong}, and its vocabulary has the numbers 0 to {tokenizer.vocabulary - 1}: "
+            "save the tokenizer again with all its tokens"
+        )
+    return numbers
 
 
 def _dtype(vocabulary: int) -> str:
     return "uint8" if vocabulary <= 2**8 else "uint16" if vocabulary <= 2**16 else "uint32"
 
 
-def _write(file: Path, parts: Iterable[bytes]) -> int:
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+def _write(file: Path, parts: Iterable[bytes]) -> str:
+    """Write a whole file or none; returns its SHA-256."""
+    digest, name = hashlib.sha256(), file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with name.open("xb") as stream:
             for part in parts:
                 stream.write(part)
+                digest.update(part)
             stream.flush()
-            os.fsync(handle)
-            count = stream.tell()
-        os.replace(name, file)
+            os.fsync(stream.fileno())
+        name.replace(file)
     except BaseException:
-        os.unlink(name)
+        name.unlink(missing_ok=True)
         raise
-    return count
+    return digest.hexdigest()
 
 
 class TokenWindows:

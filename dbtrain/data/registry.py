@@ -6,7 +6,7 @@ from typing import Any
 from dbtrain.data.images import digits, fashion_mnist, hugging_face, idx_folder
 from dbtrain.data.latents import latents
 from dbtrain.data.splits import DataSet
-from dbtrain.data.text import gcide, hugging_face_text, python_topics, text_files
+from dbtrain.data.text import gcide, hugging_face_text, json_lines, python_topics, text_files
 
 SOURCES: Mapping[str, Callable[..., DataSet]] = {
     "digits": digits,
@@ -14,6 +14,7 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = {
     "idx": idx_folder,
     "hf": hugging_face,
     "text": text_files,
+    "jsonl": json_lines,
     "gcide": gcide,
     "python_topics": python_topics,
     "hf_text": hugging_face_text,

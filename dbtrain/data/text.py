@@ -1,43 +1,70 @@
 """Sources of text: files, Hugging Face datasets, a dictionary that Debian ships, and Python's own documentation."""
 
-import gzip
 import hashlib
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dbtrain.data.content import file_hash
 from dbtrain.data.packed import cache_folder, content_key, pack, token_data_set
 from dbtrain.data.splits import DataSet
+from dbtrain.data.text_files import JSON_LINES, TEXT, check_is_text, checked_text, find_files, json_rows, pieces
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import DataError, first_line
 
-CHUNK = 1 << 20
-"""Characters that are encoded at once; a piece ends at the end of a line."""
 GCIDE = "/usr/share/dictd/gcide.dict.dz"
 """Where Debian's package dict-gcide puts the GNU Collaborative International Dictionary of English."""
+
+FILE_KINDS: Mapping[str, str] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".arrow": "arrow",
+}
+"""What `datasets` calls the format of a single file, by the end of its name."""
 
 
 def text_files(path: str, tokenizer: str, length: int, validation: float, test: float, cache: str | None) -> DataSet:
     """A file, or all ``.txt`` and ``.txt.gz`` files of a folder, in the order of their names; UTF-8, gzipped or not.
 
     Raises:
-        DataError: there is no such file, it is damaged or not readable, or holds too little text.
+        DataError: there is no such file, it is damaged, not readable or not UTF-8, or holds too little text.
     """
+    files, digest = _found(path, TEXT)
+    for file in files:
+        check_is_text(file)
+    texts = (piece for file in files for piece in pieces(file))
+    return _data_set(texts, digest, tokenizer, length, validation, test, cache)
+
+
+def json_lines(
+    path: str, column: str, tokenizer: str, length: int, validation: float, test: float, cache: str | None
+) -> DataSet:
+    """Files of JSON Lines: a text under the key `column` of the object on each line; a new line ends each text.
+
+    Raises:
+        DataError: there is no such file, it is damaged or not readable, or a line holds no such text.
+    """
+    files, digest = _found(path, JSON_LINES)
+    texts = (f"{text}\n" for file in files for text in json_rows(file, column))
+    return _data_set(texts, f"{digest}/jsonl/{column}", tokenizer, length, validation, test, cache)
+
+
+def _found(path: str, suffixes: Sequence[str]) -> tuple[list[Path], str]:
+    """The files of a path, and the hash of what they hold."""
     digest = hashlib.sha256()
     try:
-        files = _files(Path(path))
+        files = find_files(Path(path), suffixes)
         for file in files:
             digest.update(file_hash(file).encode())
     except OSError as error:
-        raise DataError(f"data.path={path!r} cannot be read ({error}): mend its files or their permissions") from error
-    texts = (piece for file in files for piece in _lines(file))
-    return _data_set(texts, digest.hexdigest(), tokenizer, length, validation, test, cache)
+        raise DataError(f"data.path={path!r} cannot be read ({error}): fix its files or their permissions") from error
+    return files, digest.hexdigest()
 
 
 def gcide(path: str | None, tokenizer: str, length: int, validation: float, test: float, cache: str | None) -> DataSet:
-    """The dictionary of Debian's dict-gcide.
+    """The dictionary of Debian's dict-gcide; three of its bytes are no UTF-8, and are read as U+FFFD.
 
     Raises:
         DataError: the package is not installed.
@@ -45,7 +72,9 @@ def gcide(path: str | None, tokenizer: str, length: int, validation: float, test
     file = path or GCIDE
     if not Path(file).is_file():
         raise DataError(f"no {file}: install Debian's package dict-gcide, or give its file as data.path")
-    return text_files(file, tokenizer, length, validation, test, cache)
+    files, digest = _found(file, TEXT)
+    texts = (piece for file in files for piece in pieces(file, errors="replace"))
+    return _data_set(texts, f"{digest}/replace", tokenizer, length, validation, test, cache)
 
 
 def python_topics(tokenizer: str, length: int, validation: float, test: float, cache: str | None) -> DataSet:
@@ -68,25 +97,48 @@ def hugging_face_text(
     test: float,
     cache: str | None,
 ) -> DataSet:
-    """A column of a data set of the hub or a local folder; all three splits are cut from the one named.
+    """A column of a data set of the hub, a local folder or a file; all three splits are cut from the one named.
 
     Raises:
-        DataError: it cannot be loaded, or lacks the split or column.
+        DataError: it cannot be loaded, lacks the split or column, or a row of it holds no text.
     """
+    loaded = _loaded(path, name, split)
+    if column not in loaded.column_names:
+        raise DataError(
+            f"data.path={path!r} has no column {column!r} in split {split!r}: set data.column to one of its columns "
+            f"({', '.join(map(repr, loaded.column_names))})"
+        )
+    texts = (f"{text}\n" for text in _rows(loaded, column, f"data.path={path!r}, split {split!r}"))
+    return _data_set(texts, f"{loaded._fingerprint}/{column}", tokenizer, length, validation, test, cache)
+
+
+def _loaded(path: str, name: str | None, split: str) -> Any:
     try:
         import datasets
 
-        loaded: Any = datasets.load_dataset(path, name, split=split)
-        texts: Iterable[str] = (f"{row}\n" for row in loaded[column])
-        fingerprint = f"{loaded._fingerprint}/{column}"
+        if not Path(path).is_file():
+            return datasets.load_dataset(path, name, split=split)
+        kind = FILE_KINDS.get(Path(path).suffix.lower())
+        if kind is None:
+            raise DataError(f"data.path={path!r}: a single file is one of {', '.join(FILE_KINDS)}; or give a folder")
+        return datasets.load_dataset(kind, name, data_files={split: path}, split=split)
     except ImportError as error:
-        raise DataError(f"data.source=hf_text needs the extra packages of dbtrain[hub] ({error})") from error
-    except Exception as error:
         raise DataError(
-            f"data.path={path!r} cannot be read as a Hugging Face data set with split {split!r} and column "
-            f"{column!r}: {first_line(error)}"
+            f"data.source=hf_text needs the extra packages of dbtrain[hub] ({error}): install them"
         ) from error
-    return _data_set(texts, fingerprint, tokenizer, length, validation, test, cache)
+    except DataError:
+        raise
+    except Exception as error:
+        # `datasets` says of what it cannot parse only that an error occurred
+        reason = ": ".join(first_line(part) for part in (error, error.__cause__) if part)
+        raise DataError(
+            f"data.path={path!r} cannot be read as a Hugging Face data set with split {split!r}: {reason}"
+        ) from error
+
+
+def _rows(loaded: Any, column: str, where: str) -> Iterator[str]:
+    for number, value in enumerate(loaded[column]):
+        yield checked_text(value, f"{where}, row {number} (the first is 0), column {column!r}")
 
 
 def _data_set(
@@ -101,23 +153,3 @@ def _data_set(
     chosen = load_tokenizer(tokenizer)
     packed = pack(texts, chosen, cache_folder(cache), content_key(content, chosen.identity))
     return token_data_set(packed, chosen, length, validation, test)
-
-
-def _files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted([*path.glob("**/*.txt"), *path.glob("**/*.txt.gz")])
-    if not files:
-        raise DataError(f"data.path={str(path)!r} is no file, and no folder with .txt or .txt.gz files")
-    return files
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Pieces of about `CHUNK` characters, each ending at the end of a line."""
-    with file.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    try:
-        with (gzip.open if packed else open)(file, "rt", encoding="utf-8", errors="replace") as text:
-            while lines := text.readlines(CHUNK):
-                piece = "".join(lines)
-                yield piece if piece.endswith("\n") else f"{piece}\n"
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file} is damaged ({error}): fetch it again") from error

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dbtrain.errors import DataError
+from dbtrain.errors import DataError, first_line
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -97,14 +97,20 @@ class HuggingFaceTokenizer:
             raise DataError(
                 f"data.tokenizer={path!r} is neither letters, bytes, nor a {TOKENIZER_FILE} or a folder that holds one"
             )
-        content = file.read_bytes()
         try:
+            content = file.read_bytes()
             self._tokenizer: Any = Loaded.from_str(content.decode())
+            numbers = self._tokenizer.get_vocab(with_added_tokens=True).values()
         except Exception as error:
-            raise DataError(f"{file} is no tokenizer of Hugging Face ({error}): save it again") from error
+            reason = first_line(error)
+            raise DataError(
+                f"{file} cannot be read as a tokenizer of Hugging Face ({reason}): save it again"
+            ) from error
+        if not numbers:
+            raise DataError(f"{file} is a tokenizer without any token: train it, and save it again")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocabulary = max(numbers) + 1
         self.identity = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> NDArray[np.integer[Any]]:

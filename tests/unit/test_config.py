@@ -1,9 +1,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dbtrain.config import load_config, parse_config
+from dbtrain.config import Config, load_config, parse_config
+from dbtrain.config.overrides import read_override, write_override
+from dbtrain.config.section import sections_of
 from dbtrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +75,7 @@ def test_a_file_and_the_overrides_after_it(tmp_path):
         ("cluster.blocks.1.workers=2", lambda c: c.cluster.blocks[1].workers, 2),
         ("training.blocks.1.lr=3e-4", lambda c: c.training.of_block(1).optimizer.lr, 3e-4),
         ("training.blocks.1.lr=3e-4", lambda c: c.training.of_block(0).optimizer.lr, 1e-3),
+        ("cluster.resources={a b: 1}", lambda c: c.cluster.resources, {"a b": 1.0}),
         ("cluster.resources.fast_disk=1", lambda c: c.cluster.resources, {"fast_disk": 1.0}),
         ("telemetry.trackers=[tensorboard]", lambda c: c.telemetry.trackers, ("tensorboard",)),
         ("cluster.address=head:6379", lambda c: c.cluster.address, "head:6379"),
@@ -112,7 +117,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ("data.source=imagenet", ["imagenet", "digits"]),
         ("name=../elsewhere", ["name=../elsewhere"]),
         ("name=", ["name"]),
-        ("name=off", ["name=False", "quotes"]),
+        ("model.depth=2 #3", ["model.depth=2 #3", "integer"]),
+        ("layers_per_block=[1, 2 #, 3]", ["layers_per_block=[1, 2 #, 3]", "tuple"]),
+        ("data.path=???", ["data.path=??? gives no value"]),
+        ("training.steps=*all", ["training.steps=*all", "integer"]),
         ("seed=${nothing}", ["nothing"]),
         ("training.offload=all", ["training.offload needs training.zero_stage"]),
         ("method=end_to_end", ["method=end_to_end trains one block, not blocks=3"]),
@@ -125,6 +133,125 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
 def test_a_wrong_value_is_refused_by_name(override, words):
     message = refused(override)
     assert all(word in message for word in words), message
+
+
+PLAIN_TEXT = {
+    "out": lambda c: c.out,
+    "data.path": lambda c: c.data.path,
+    "data.cache": lambda c: c.data.cache,
+    "evaluation.judge": lambda c: c.evaluation.judge,
+    "telemetry.project": lambda c: c.telemetry.project,
+}
+TEXTS = {"source": "text", "path": "x"}
+ODD = [
+    "/data/runs #1",
+    "#1",
+    "a: b",
+    "C:",
+    "@home",
+    "*",
+    "*.txt",
+    "&a b",
+    "!x",
+    "%TMP%",
+    "`x`",
+    "|",
+    "> x",
+    "- x",
+    "? x",
+    "[a",
+    "[a]",
+    "{a: 1}",
+    "off",
+    "yes",
+    "true",
+    "~",
+    "2024",
+    "007",
+    "1e-3",
+    ".5",
+    "2024-01-01",
+    "12:30",
+    "nan",
+    "a=b",
+    " x ",
+    "it's",
+    'a "b" c',
+    "'a' or 'b'",
+    "\\\\server\\new",
+    "caf\u00e9 \U0001f600",
+    "a\tb\nc",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_text_is_taken_as_it_stands(text):
+    loaded = config(*(f"{key}={text}" for key in PLAIN_TEXT), data=TEXTS)
+    assert [read(loaded) for read in PLAIN_TEXT.values()] == [text] * len(PLAIN_TEXT)
+
+
+def test_a_run_keeps_its_name_whatever_yaml_makes_of_it():
+    for name in ("off", "2024", "1e-3", "007", "2024-01-01"):
+        assert config(f"name={name}").name == name
+
+
+@given(st.sampled_from(sorted(PLAIN_TEXT)), st.text(st.characters(exclude_categories=["Cs"])))
+def test_every_text_can_be_written_as_an_override_and_nearly_every_one_as_it_stands(key, text):
+    assume(text != "???")
+    assert PLAIN_TEXT[key](config(write_override(key, text), data=TEXTS)) == text
+    assume(text not in ("", "null") and text[0] not in "\"'" and "${" not in text)
+    assert PLAIN_TEXT[key](config(f"{key}={text}", data=TEXTS)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("null", None), ("", None), ("'null'", "null"), ('"a # b"', "a # b"), ("'it''s'", "it's"), ('""', "")],
+)
+def test_null_is_no_text_and_quotes_are_taken_off(value, read):
+    assert config(f"evaluation.judge={value}").evaluation.judge == read
+
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.recursive(NUMBERS, lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text("ab", min_size=1), part))
+)
+def test_numbers_lists_and_mappings_are_read_as_before(value):
+    assert read_override(write_override("cluster.resources", value)) == {"cluster": {"resources": value}}
+
+
+def test_no_key_is_text_in_one_section_and_something_else_in_another():
+    """An override is read before it is known which of them the run has."""
+    for key in ("model", "data"):
+        sections = sections_of(Config.model_fields[key].annotation)
+        for name in {name for section in sections for name in section.model_fields}:
+            alone = [takes_text_in(section, name) for section in sections if name in section.model_fields]
+            assert len(set(alone)) == 1, name
+
+
+def takes_text_in(section, name):
+    try:
+        section.__pydantic_validator__.validate_assignment(section.model_construct(), name, 5)
+    except ValidationError as error:
+        return error.errors()[0]["type"] in ("string_type", "literal_error")
+    return False
+
+
+def test_a_reference_is_followed_once(tmp_path):
+    assert config("seed=7", "out=runs-${seed}").out == "runs-7"
+    path = write(tmp_path, "name: a\nseed: 3\nout: x${seed}\nmodel: {arch: vit}\ndata: {source: digits}\n")
+    assert load_config(path).out == "x3"
+    # what a run has kept is not read as a reference again
+    kept = config(write_override("out", "a\\${seed}")).model_dump(mode="json")
+    assert load_config(None, ["evaluation.steps=3"], base=kept).out == "a\\${seed}"
+
+
+@pytest.mark.parametrize("value", ["off", "2024", "0.5"])
+def test_a_file_that_has_a_number_or_a_truth_for_a_name_is_told_to_quote_it(tmp_path, value):
+    path = write(tmp_path, f"name: {value}\nmodel: {{arch: vit}}\ndata: {{source: digits}}\n")
+    with pytest.raises(ConfigError, match="name=.*put it in quotes"):
+        load_config(path)
 
 
 def test_null_takes_back_the_exceptions_of_a_file(tmp_path):

@@ -1,3 +1,4 @@
+import math
 import pickle
 from pathlib import Path
 
@@ -80,6 +81,53 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch):
     assert not Path("exploded").exists()
 
 
+def planted(value, dtype=torch.float32):
+    latents = LATENTS.to(dtype, copy=True)
+    latents[7, 2, 1, 0] = value
+    return latents
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -2.5])
+def test_latents_that_are_all_equal_are_refused_unless_a_scale_is_given(tmp_path, value):
+    file = tmp_path / "a.safetensors"
+    save_file({"latent": torch.full((50, 4, 3, 2), value), "label": LABELS}, file)
+    refused(f"training split are all {value:g}.*check the encoder.*data.scale", file)
+    assert load(file, scale=1.0).shape["latent_scale"] == 1.0
+
+
+def test_latents_whose_spread_float32_cannot_scale_are_refused(tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_file({"latent": LATENTS.double() * 1e-44, "label": LABELS}, file)
+    refused("data.scale", file)
+
+
+def test_numpy_files_of_another_machine_are_read_and_what_are_no_numbers_refused(tmp_path):
+    x, y = tmp_path / "x.npy", tmp_path / "y.npy"
+    np.save(x, LATENTS.numpy())
+    np.save(y, LABELS.numpy())
+    plain = load(x, labels=str(y))
+    np.save(x, LATENTS.numpy().astype(">f4"))
+    np.save(y, np.asfortranarray(LABELS.numpy().astype(">u2")))
+    assert load(x, labels=str(y)).content == plain.content
+    for numbers in (np.array(list("abcde") * 10), np.array(["2020-01-01"] * 50, dtype="datetime64[D]")):
+        np.save(y, numbers)
+        with pytest.raises(DataError, match=f"{y} holds .*, not numbers: .*of classes those from 0"):
+            load(x, labels=str(y))
+    with y.open("wb") as file:
+        for part in (LABELS.numpy(), LABELS.numpy()):
+            np.save(file, part)
+    with pytest.raises(DataError, match=f"{y} goes on after its array"):
+        load(x, labels=str(y))
+
+
+def test_labels_where_they_do_not_belong_are_refused(tmp_path):
+    file, x = tmp_path / "a.safetensors", tmp_path / "x.npy"
+    save_file({"latent": LATENTS, "label": LABELS}, file)
+    np.save(x, LATENTS.numpy())
+    refused("data.labels=y.npy is for latents in a .npy file: leave it out", file, labels="y.npy")
+    refused("data.labels=.*a.safetensors must be a .npy file", x, labels=str(file))
+
+
 def test_what_is_no_set_of_latents_is_refused(tmp_path):
     file = tmp_path / "a.safetensors"
     refused("cannot be read", file)
@@ -87,8 +135,17 @@ def test_what_is_no_set_of_latents_is_refused(tmp_path):
         "holds x; needed are latent and label": {"x": LATENTS},
         r"holds torch.float32 of shape \(50, 24\)": {"latent": LATENTS.flatten(1), "label": LABELS},
         "holds torch.int64": {"latent": LATENTS.long(), "label": LABELS},
-        "finite": {"latent": LATENTS / 0, "label": LABELS},
-        "labels are .* whole numbers": {"latent": LATENTS, "label": LABELS.float()},
+        r"holds torch.float32 of shape \(50, 0, 3, 2\)": {"latent": LATENTS[:, :0], "label": LABELS},
+        r"latent 7 \(the first is 0\) is nan in float32 at \(2, 1, 0\)": {"latent": planted(math.nan), "label": LABELS},
+        r"latent 7 .* is -inf in float32": {"latent": planted(-math.inf).half(), "label": LABELS},
+        r"latent 7 .* is inf in float32": {"latent": planted(1e39, torch.float64), "label": LABELS},
+        "labels are whole numbers": {"latent": LATENTS, "label": LABELS.float()},
+        r"labels are whole numbers of shape \(n,\), not torch.int64 of \(50, 1\)": {
+            "latent": LATENTS,
+            "label": LABELS[:, None],
+        },
+        "50 images and 49 labels": {"latent": LATENTS, "label": LABELS[1:]},
+        "label -1 of sample 0 is out of range": {"latent": LATENTS, "label": LABELS - 1},
     }
     for message, tensors in cases.items():
         save_file(tensors, file)
