@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation.merged import shard_files
 from dbtrain.evaluation.sampling import OneBlock, Plan, Spacing, draw, levels_of
 from dbtrain.method.sampler import Solver
 from dbtrain.models.registry import ARCHITECTURES, architecture
@@ -43,7 +44,7 @@ def sample_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(blueprint.shape["classes"]))
     plan = Plan(levels_of(blueprint, steps, spacing), solver, guidance, seed)
-    blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device)
+    blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device, shard_files(merged, blueprint))
     samples = draw(blueprint, blocks, labels, shape, plan, blueprint.config.evaluation.batch_size).cpu()
     return _keep(samples, run, out, float(str(blueprint.shape.get("latent_scale", 1.0))))
 
