@@ -10,8 +10,11 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain, schedule
 from dbtrain.method.split import local_name
+from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.fit import check_fit
-from dbtrain.shards.merged import load_block, load_codebook, read_config, shard_name
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merge import OUT
+from dbtrain.shards.merged import CONFIG, load_block, load_codebook, read_config, shard_name
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
 
@@ -110,6 +113,20 @@ def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
 
 
+def merged_of(run: Store) -> Store:
+    """Directory of a run's merged model.
+
+    Raises:
+        ShardError: it is no run, and the message says what it is instead, or the run is not merged.
+    """
+    merged = run.child(OUT)
+    check_run_path(run)
+    if not merged.exists(CONFIG):
+        read_manifest(run)
+        read_config(merged)
+    return merged
+
+
 def shard_files(merged: Store, blueprint: Blueprint) -> Where:
     """Names of the files of a merged directory."""
     return lambda block: merged.where(shard_name(block, blueprint.shards.blocks))
@@ -165,7 +182,7 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     example = merged._example(batch)
     denoise = merged._denoiser(example.context)
     shape = (len(example.clean), *merged.blueprint.noise().level_shape(example))
-    wrong = []
+    wrong: list[str] = []
     with torch.no_grad():
         for theirs in apart.evaluations(batch, draws):
             told = f"block {theirs.block} at level {theirs.level:g}"

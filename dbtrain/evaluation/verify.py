@@ -10,6 +10,7 @@ from dbtrain.evaluation.merged import MergedModel, verify
 from dbtrain.method.interface import Batch
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.commit import step_name
+from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.merge import MergeResult, merge
 from dbtrain.shards.merged import read_config
@@ -33,6 +34,7 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
         ShardError: a shard is damaged, foreign or not of this model, or an output differs or is not finite.
         DataError: the test samples cannot be read.
     """
+    check_run_path(run)
     manifest = read_manifest(run)
     _check_finished(run, manifest)
     blueprint = read_blueprint(manifest, read_codebook(run, manifest))
