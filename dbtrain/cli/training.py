@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
     chosen, console = at_address(load_config(config, overrides or []), address), make_console()
-    if evaluate:
+    if evaluate or chosen.evaluation.metric is not None:
         check_metric(chosen)
     train_and_merge(chosen, console)
     if evaluate:

@@ -28,9 +28,8 @@ def explain(error: Any) -> str:
 
 
 def _wanted(message: str) -> str:
-    return (
-        message.split(",")[0].removeprefix("Input should be ").replace("a valid", "a" if "number" in message else "an")
-    )
+    kind = message.split(",")[0].removeprefix("Input should be a valid ")
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _unknown(error: Any, place: str) -> str:

@@ -57,8 +57,8 @@ class Config(Section):
             raise ValueError(f"model.dim={dim} is not {kind} of model.heads={heads}: set {instead}model.dim={wider}")
         if isinstance(self.model, RecurrentConfig) and self.model.backprop > self.model.iterations:
             raise ValueError(
-                f"model.backprop={self.model.backprop} is more than model.iterations={self.model.iterations}: set it to "
-                "at most that"
+                f"model.backprop={self.model.backprop} is more than model.iterations={self.model.iterations}: set "
+                "it to at most that"
             )
         return self
 

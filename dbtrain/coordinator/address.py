@@ -59,9 +59,8 @@ def _check_temporary() -> None:
     name, folder = _temporary()
     told = f"{name}={folder}" if name else folder
     # as Ray 2.60 names it: the time to a microsecond, and the process
-    longest = os.fsencode(
-        f"{folder}/ray/session_{'0' * len('2026-01-01_00-00-00_000000')}_{os.getpid()}{LONGEST_SOCKET}"
-    )
+    session = f"session_{'0' * len('2026-01-01_00-00-00_000000')}_{os.getpid()}"
+    longest = os.fsencode(f"{folder}/ray/{session}{LONGEST_SOCKET}")
     if len(longest) > SOCKET_BYTES:
         room = SOCKET_BYTES - (len(longest) - len(os.fsencode(folder)))
         raise ConfigError(
@@ -69,12 +68,15 @@ def _check_temporary() -> None:
             "it makes below may have 107 bytes in all: set RAY_TMPDIR to a shorter one, such as RAY_TMPDIR=/tmp"
         )
     try:
-        Path(folder, "ray").mkdir(parents=True, exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
+        problem = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written"
     except OSError as error:
+        problem = error.strerror
+    if problem:
         raise ConfigError(
-            f"{told} cannot hold the files that Ray makes there ({error.strerror}): set RAY_TMPDIR to a folder that "
-            "can, such as RAY_TMPDIR=/tmp"
-        ) from None
+            f"{told} cannot hold the files that Ray makes there ({problem}): set RAY_TMPDIR to a folder that can, such "
+            "as RAY_TMPDIR=/tmp"
+        )
 
 
 def _temporary() -> tuple[str | None, str]:
