@@ -1,6 +1,6 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -147,22 +147,32 @@ def load_model(blueprint: Blueprint, block: int, load: LoadBlock, where: Where =
     """
     sources = blueprint.scheme.sources(block)
     model = blueprint.model(sources[-1])
-    wanted, state = model.state_dict(), dict[str, Tensor]()
+    state: dict[str, Tensor] = {}
     for shard in sources:
-        found = {local_name(shard, name): tensor for name, tensor in load(shard).items()}
-        required = _layers_of(wanted, blueprint.shards.layers(shard))
-        if shard == sources[-1]:
-            required |= {name for name in wanted.keys() - state.keys() if not name.startswith("layers.")}
-        check_fit(found, wanted, frozenset(required), shard, where(shard))
         # of a name that several hold, a head's, the last is the block's own
-        state |= found
+        state |= check_shard(blueprint, shard, load(shard), model.state_dict(), where(shard))
     model.load_state_dict(state, strict=True)
     return model.eval()
 
 
-def _layers_of(names: Iterable[str], layers: range) -> set[str]:
-    """Those of the parameters of these layers."""
-    return {name for name in names if name.startswith("layers.") and int(name.split(".", 2)[1]) in layers}
+def check_shard(
+    blueprint: Blueprint, shard: int, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
+    found = {local_name(shard, name): tensor for name, tensor in tensors.items()}
+    borrows = blueprint.scheme.in_turn and shard > 0  # the stem is the first block's, and other layers are those before
+    layers = blueprint.shards.layers(shard)
+    required = {
+        name
+        for name in wanted
+        if (
+            int(name.split(".", 2)[1]) in layers
+            if name.startswith("layers.")
+            else not (borrows and name.startswith("stem."))
+        )
+    }
+    check_fit(found, wanted, frozenset(required), shard, where)
+    return found
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
