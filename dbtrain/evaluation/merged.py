@@ -160,18 +160,16 @@ def check_shard(
 ) -> dict[str, Tensor]:
     """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
     found = {local_name(shard, name): tensor for name, tensor in tensors.items()}
-    borrows = blueprint.scheme.in_turn and shard > 0  # the stem is the first block's, and other layers are those before
     layers = blueprint.shards.layers(shard)
-    required = {
-        name
-        for name in wanted
-        if (
-            int(name.split(".", 2)[1]) in layers
-            if name.startswith("layers.")
-            else not (borrows and name.startswith("stem."))
-        )
-    }
-    check_fit(found, wanted, frozenset(required), shard, where)
+    # of greedy training the stem is the first block's, and the layers before are those of the blocks before
+    borrows = blueprint.scheme.in_turn and shard > 0
+
+    def holds(name: str) -> bool:
+        group, number = name.split(".", 2)[:2]
+        return int(number) in layers if group == "layers" else not (borrows and group == "stem")
+
+    required = frozenset(filter(holds, wanted))
+    check_fit(found, wanted, required, shard, where)
     return found
 
 
