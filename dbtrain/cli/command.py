@@ -1,11 +1,12 @@
 """What all commands share: the application, their arguments, and how errors reach the user."""
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,6 +36,10 @@ Address = Annotated[
 RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""No fault of the program's: the disk is full or read-only."""
+
+
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """A user's mistake ends in one line and a non-zero code; a bug shows its traceback."""
 
@@ -42,6 +47,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+            sys.stdout.flush()  # a full disk that it is sent to is told here, not when Python ends
         except DbtrainError as error:
             Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
@@ -50,9 +56,20 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
         except (typer.Exit, BrokenPipeError):  # a reader that has seen enough, such as head, is no bug: click ends it
             raise
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                _tell_bug()
+            where = error.filename or "what this command prints to"
+            told = f"error: {where} cannot be written ({error.strerror}): free space, or write to another place"
+            Console(stderr=True).print(told, style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
         except Exception:
-            traceback.print_exc()
-            print("this is a bug in dbtrain; please report it with the lines above", file=sys.stderr)
-            raise typer.Exit(70) from None
+            _tell_bug()
 
     return wrapped
+
+
+def _tell_bug() -> NoReturn:
+    traceback.print_exc()
+    print("this is a bug in dbtrain; please report it with the lines above", file=sys.stderr)
+    raise typer.Exit(70) from None

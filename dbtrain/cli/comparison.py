@@ -9,7 +9,7 @@ import typer
 from dbtrain.cli.command import Address, ConfigFile, Overrides, app, reported
 from dbtrain.cli.training import at_address, check_metric, train_and_merge
 from dbtrain.config import load_config
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, ShardError
 from dbtrain.telemetry.console import make_console
 
 
@@ -41,7 +41,8 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     """Train, merge and evaluate the blocks, then the end-to-end baseline at equal FLOPs, and show both."""
     from dbtrain.coordinator.baseline import end_to_end
     from dbtrain.coordinator.status import status as read_status
-    from dbtrain.evaluation.report import comparison, evaluate_run
+    from dbtrain.evaluation.metrics import Metric
+    from dbtrain.evaluation.report import Scores, comparison, evaluate_run
     from dbtrain.shards.store import Store
     from dbtrain.telemetry.console import blocks_table
 
@@ -54,8 +55,19 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
         console.print(blocks_table([b.row for b in read_status(run)], title, console.width))
-    (metric, ours), (_, theirs) = (evaluate_run(run, section=isolated.evaluation) for run in runs)
+    found: list[tuple[Metric, Scores]] = []
+    unwritten: list[str] = []
+    for number, run in enumerate(runs, 1):
+        try:
+            evaluate_run(run, section=isolated.evaluation, show=lambda metric, scores: found.append((metric, scores)))
+        except ShardError as error:
+            if len(found) < number:
+                raise
+            unwritten.append(str(error))  # told below the table, for which everything is there
+    (metric, ours), (_, theirs) = found
     console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
+    if unwritten:
+        raise ShardError("; ".join(unwritten))
 
 
 @app.command()
@@ -87,12 +99,18 @@ def ablate(
     axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
     variants = grid(str(config), overrides or [], axes)
     rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
-    folder = Path(base.name + "-ablation")
-    folder.mkdir(exist_ok=True)
-    (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
-    ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
     for split in ("validation", "test"):
         console.print(ablation_table(rows, metric, split))
+    folder = Path(base.name + "-ablation")
+    try:
+        folder.mkdir(exist_ok=True)
+        (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
+        ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
+    except OSError as error:
+        raise ShardError(
+            f"the tables above are complete, but {folder.absolute()}/ cannot be written ({error.strerror}): run the "
+            "same command where it can; what is trained is not trained again"
+        ) from error
     console.print(f"table and plot in {folder}/")
 
 

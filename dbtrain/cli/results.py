@@ -23,7 +23,7 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
     from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    console.print(scores_table(*evaluate_run(Store(run), overrides, section)))
+    evaluate_run(Store(run), overrides, section, lambda metric, scores: console.print(scores_table(metric, scores)))
 
 
 @app.command()
@@ -78,7 +78,8 @@ def losses(
     from dbtrain.evaluation.losses import losses_table, measure_losses
     from dbtrain.shards.store import Store
 
-    make_console().print(losses_table(measure_losses(Store(run), levels, samples)))
+    console = make_console()
+    measure_losses(Store(run), levels, samples, lambda points: console.print(losses_table(points)))
 
 
 @app.command()

@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
     chosen, console = at_address(load_config(config, overrides or []), address), make_console()
-    if evaluate:
+    if evaluate or chosen.evaluation.metric is not None:
         check_metric(chosen)
     train_and_merge(chosen, console)
     if evaluate:
@@ -64,10 +64,12 @@ def resume(run: RunDirectory, address: Address = None) -> None:
 
 def _settled(run: str) -> Config:
     """The configuration of a run, where the run is now: its directory may have moved since it was started."""
+    from dbtrain.shards.directory import check_run_path
     from dbtrain.shards.manifest import MANIFEST, read_manifest
     from dbtrain.shards.store import Store
 
     store = Store(run)
+    check_run_path(store)
     config = parse_config(read_manifest(store)["config"], store.where(MANIFEST))
     out, _, name = store.url.rpartition("/")
     if name != config.name:
@@ -92,11 +94,13 @@ def status(run: RunDirectory) -> None:
     """Show what each block is doing, from the files of the run alone."""
     from dbtrain.coordinator.status import preparation
     from dbtrain.coordinator.status import status as read_status
+    from dbtrain.shards.directory import check_run_path
     from dbtrain.shards.store import Store
     from dbtrain.telemetry.console import blocks_table, duration
 
     console = make_console()
     store = Store(run)
+    check_run_path(store)
     under_way = preparation(store)
     if under_way:
         console.print(under_way, highlight=False, markup=False, soft_wrap=True)

@@ -26,6 +26,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
         # one after the other, so that null takes back a section before another override fills it again
         merged = OmegaConf.merge(loaded, *(_with_text_keys(read_override(override)) for override in overrides))
         content = OmegaConf.to_container(merged, resolve=True)
+    except IsADirectoryError:
+        raise ConfigError(_not_a_file(Path(str(path)))) from None
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; those that are shipped lie in configs/") from None
     except (OSError, UnicodeDecodeError, TypeError) as error:
@@ -41,6 +43,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
 
 def _file(path: str | Path) -> DictConfig | ListConfig:
     return OmegaConf.create(_with_text_keys(OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def _not_a_file(path: Path) -> str:
+    if (path / "run.json").exists():
+        return (
+            f"{path} is a run, and this command wants a configuration file: to continue the run, dbtrain resume {path}"
+        )
+    return f"{path} is a directory, and a configuration file is wanted; those that are shipped lie in configs/"
 
 
 def _with_text_keys(value: Any) -> Any:

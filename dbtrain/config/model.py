@@ -10,6 +10,8 @@ from dbtrain.config.section import Count, Positive, Section
 class ViTConfig(Section):
     """Vision transformer that denoises the label's code."""
 
+    rotary: ClassVar[bool] = False
+    """Whether positions turn pairs of a head's elements, so that a head needs an even number of them."""
     noise_defaults: ClassVar[dict[str, Any]] = {}
 
     arch: Literal["vit"] = "vit"
@@ -24,6 +26,7 @@ class ViTConfig(Section):
 class DiTConfig(Section):
     """Diffusion transformer that denoises an image or latent, given its class."""
 
+    rotary: ClassVar[bool] = False
     noise_defaults: ClassVar[dict[str, Any]] = {"ranges": "paper", "weighting": "edm"}
     """What `noise` is where the user says nothing: an L2 loss takes EDM's weight, and has no code to measure."""
 
@@ -40,6 +43,7 @@ class DiTConfig(Section):
 class MaskedLMConfig(Section):
     """Masked diffusion language model."""
 
+    rotary: ClassVar[bool] = True
     noise_defaults: ClassVar[dict[str, Any]] = {"ranges": "alpha", "overlap": 0.0}
     """The ELBO splits exactly at the edges of the blocks."""
 
@@ -55,6 +59,7 @@ class MaskedLMConfig(Section):
 class RecurrentConfig(Section):
     """Recurrent-depth language model: its core is one denoiser, applied `evaluation.steps_per_block` times."""
 
+    rotary: ClassVar[bool] = True
     noise_defaults: ClassVar[dict[str, Any]] = {"input_scaling": "signal", "overlap": 0.0}
 
     arch: Literal["recurrent"] = "recurrent"
@@ -76,6 +81,7 @@ class RecurrentConfig(Section):
 class ARLMConfig(Section):
     """Autoregressive language model (Llama-style) that denoises the next token's code."""
 
+    rotary: ClassVar[bool] = True
     noise_defaults: ClassVar[dict[str, Any]] = {"input_scaling": "signal", "overlap": 0.1}
     """Pure noise of unit variance in the stream keeps the top block from learning; the paper's overlap for text."""
 

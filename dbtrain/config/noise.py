@@ -41,5 +41,16 @@ class NoiseConfig(Section):
     @model_validator(mode="after")
     def _edges_are_for_explicit(self) -> "NoiseConfig":
         if (self.edges is not None) != (self.ranges == "explicit"):
-            raise ValueError(f"noise.edges and noise.ranges=explicit go together (ranges={self.ranges})")
+            raise ValueError(
+                f"noise.edges and noise.ranges=explicit go together (ranges={self.ranges}): give both or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> "NoiseConfig":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(
+                f"noise.sigma_min={self.sigma_min:g} is not below noise.sigma_max={self.sigma_max:g}: the noise falls "
+                "from sigma_max to sigma_min"
+            )
         return self

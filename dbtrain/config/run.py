@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dbtrain.config.cluster import ClusterConfig
 from dbtrain.config.data import DataConfig, absolute_paths
 from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
-from dbtrain.config.model import ModelConfig
+from dbtrain.config.model import ModelConfig, RecurrentConfig
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
 from dbtrain.config.training import TrainingConfig
@@ -42,6 +42,24 @@ class Config(Section):
         silent = {k: v for k, v in self.model.noise_defaults.items() if k not in self.noise.model_fields_set}
         # sections are frozen for everyone else
         object.__setattr__(self, "noise", self.noise.model_copy(update=silent))
+        return self
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "Config":
+        # told here, before any data is read or a pilot is trained
+        dim, heads, pair = self.model.dim, self.model.heads, 2 if self.model.rotary else 1
+        if dim % (pair * heads):
+            fitting = [n for n in range(1, dim + 1) if dim % (pair * n) == 0]
+            near = sorted(sorted(fitting, key=lambda n: abs(n - heads))[:3])
+            kind = "an even multiple" if self.model.rotary else "a multiple"
+            instead = f"model.heads={' or '.join(map(str, near))}, or " if near else ""
+            wider = -(-dim // (pair * heads)) * pair * heads
+            raise ValueError(f"model.dim={dim} is not {kind} of model.heads={heads}: set {instead}model.dim={wider}")
+        if isinstance(self.model, RecurrentConfig) and self.model.backprop > self.model.iterations:
+            raise ValueError(
+                f"model.backprop={self.model.backprop} is more than model.iterations={self.model.iterations}: set "
+                "it to at most that"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,9 @@ from dbtrain.errors import ConfigError, PlacementError
 
 CONNECT_S = 5.0
 """Bounded: a host that drops packets would hold a connection attempt for minutes."""
+SOCKET_BYTES = 107
+"""Linux's limit of a socket's path."""
+LONGEST_SOCKET = "/sockets/plasma_store"
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 ELSE = (
     "name a cluster with --address host:port, start one (ray start --head), or leave --address and cluster.address out "
@@ -24,9 +27,10 @@ def check_address(address: str | None) -> bool:
 
     Raises:
         PlacementError: nothing answers there, or `auto` leads nowhere.
-        ConfigError: it is no address.
+        ConfigError: it is no address, or Ray cannot put its files where this machine's temporary ones go.
     """
     if address is None:
+        _check_temporary()
         return True
     found, told, mend = _auto() if address == "auto" else (address, f"cluster.address={address}", ELSE)
     client = found.startswith("ray://")
@@ -44,6 +48,41 @@ def check_address(address: str | None) -> bool:
             f"may this machine reach it? {mend[0].upper()}{mend[1:]}"
         )
     return host in THIS_MACHINE and not client
+
+
+def _check_temporary() -> None:
+    """Whether a Ray of this command's own can have its sockets, which lie where `ray start` puts them too.
+
+    Raises:
+        ConfigError: the folder's name is too long, or there is no such folder and none can be made.
+    """
+    name, folder = _temporary()
+    told = f"{name}={folder}" if name else folder
+    # as Ray 2.60 names it: the time to a microsecond, and the process
+    session = f"session_{'0' * len('2026-01-01_00-00-00_000000')}_{os.getpid()}"
+    longest = os.fsencode(f"{folder}/ray/{session}{LONGEST_SOCKET}")
+    if len(longest) > SOCKET_BYTES:
+        room = SOCKET_BYTES - (len(longest) - len(os.fsencode(folder)))
+        raise ConfigError(
+            f"{told} is too long a path for Ray ({len(os.fsencode(folder))} bytes, at most {room}): the sockets that "
+            "it makes below may have 107 bytes in all: set RAY_TMPDIR to a shorter one, such as RAY_TMPDIR=/tmp"
+        )
+    try:
+        os.makedirs(folder, exist_ok=True)
+        problem = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written"
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        raise ConfigError(
+            f"{told} cannot hold the files that Ray makes there ({problem}): set RAY_TMPDIR to a folder that can, such "
+            "as RAY_TMPDIR=/tmp"
+        )
+
+
+def _temporary() -> tuple[str | None, str]:
+    """Where Ray puts its files, and the variable that says so, if one does."""
+    name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
+    return name, os.environ[name] if name else "/tmp"
 
 
 def _auto() -> tuple[str, str, str]:

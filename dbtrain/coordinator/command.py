@@ -1,7 +1,7 @@
 """The train command: settle, lock, place, conduct, and answer signals."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -9,21 +9,22 @@ from typing import Any
 from dbtrain.config import Config
 from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
-from dbtrain.coordinator.connect import connect
+from dbtrain.coordinator.connect import connect, this_machine
 from dbtrain.coordinator.design import Calibrate
 from dbtrain.coordinator.lifecycle import BlockState, Phase
-from dbtrain.coordinator.placement import choose_device, requests
+from dbtrain.coordinator.placement import Node, choose_device, place, requests
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
-from dbtrain.coordinator.settle import settle
+from dbtrain.coordinator.settle import check_alone, settle
 from dbtrain.coordinator.shipping import refuse_lost_output
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
 from dbtrain.shards.directory import run_directory
 from dbtrain.shards.lock import RunLock
+from dbtrain.shards.manifest import MANIFEST
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import LiveView, Row
-from dbtrain.telemetry.trackers import Trackers
+from dbtrain.telemetry.trackers import Trackers, check_installed
 from dbtrain.training.blueprint import Blueprint
 from dbtrain.training.optimizer import endless_warmup
 
@@ -44,16 +45,31 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         view.tell(f"run {run.url}")
         if advice := endless_warmup(config.training):
             view.tell(advice)
-        blueprint = settle(config, run, calibrate)
+        check_alone(config)
+        check_installed(config.telemetry.trackers)
+        own = config.cluster.address is None
+        if own:
+            # Ray need not run for it; it starts after the pilot, which takes the whole machine
+            _check_room(config, run, [this_machine()])
+            blueprint = settle(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:
-            if config.cluster.address is not None:
+            if not own:
+                # before the data are read and a pilot is trained: a cluster that would not do is told at once
                 check_packages(cluster, config.data.source)
+                _check_room(config, run, cluster.nodes())
+                blueprint = settle(config, run, calibrate)
             states = _conduct(run, config, blueprint, cluster, view, lock)
         finally:
             cluster.close()
     _raise_if_incomplete(states)
     return states
+
+
+def _check_room(config: Config, run: Store, nodes: Sequence[Node]) -> None:
+    """Refuse a new run whose blocks fit on no node; of one that exists only blocks that are not done must fit."""
+    if not run.exists(MANIFEST):
+        place(requests(config, choose_device(config.cluster.device, nodes)), nodes)
 
 
 def _conduct(

@@ -1,8 +1,12 @@
 """Connect to a cluster with the settings in place, which Ray reads when it is imported."""
 
+import os
 from typing import TYPE_CHECKING
 
+import torch
+
 from dbtrain.coordinator.address import check_address
+from dbtrain.coordinator.placement import Node
 from dbtrain.coordinator.ray_settings import prepare
 
 if TYPE_CHECKING:
@@ -21,3 +25,9 @@ def connect(address: str | None) -> "RayCluster":
     from dbtrain.coordinator.ray import RayCluster
 
     return RayCluster(address)
+
+
+def this_machine() -> Node:
+    """What a cluster of this machine's own would have, without starting one."""
+    gpus = float(torch.cuda.device_count())
+    return Node("this machine", {"CPU": float(os.cpu_count() or 1), **({"GPU": gpus} if gpus else {})})

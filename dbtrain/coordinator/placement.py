@@ -50,19 +50,21 @@ def _request(cluster: ClusterConfig, micro_batch: int | None, block: int, device
 
     resources = {"CPU": pick("cpus_per_worker"), **cluster.resources, **((own and own.resources) or {})}
     workers, gpus = int(pick("workers")), pick("gpus_per_worker")
+    _check_gpus(block, workers, gpus, device)
     if device == "cuda":
-        _check_gpus(block, workers, gpus)
         resources["GPU"] = gpus
     return Request(block, workers, resources, (own and own.micro_batch) or micro_batch, device)
 
 
-def _check_gpus(block: int, workers: int, gpus: float) -> None:
+def _check_gpus(block: int, workers: int, gpus: float, device: str) -> None:
+    # on CPUs too: it would train without a word on less than was asked for
     if gpus > 1:
         raise ConfigError(
             f"block {block} asks for gpus_per_worker={gpus:g}, and a worker computes on one GPU: set "
-            f"workers={gpus:.0f} with gpus_per_worker=1 (training.zero_stage shards the block over them)"
+            f"cluster.workers={gpus:.0f} with cluster.gpus_per_worker=1 (training.zero_stage shards the block over "
+            "them)"
         )
-    if workers > 1 and gpus < 1:
+    if device == "cuda" and workers > 1 and gpus < 1:
         # Ray packs fractions, and NCCL ends with "Duplicate GPU detected" minutes later
         raise ConfigError(
             f"block {block} has {workers} workers of gpus_per_worker={gpus:g}, which may share a GPU, and NCCL refuses "

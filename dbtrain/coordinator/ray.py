@@ -42,6 +42,12 @@ class RayCluster:
         except Exception as error:
             if "ersion mismatch" in str(error):
                 raise VersionError(f"{' '.join(str(error).split())}: use the cluster's Ray and Python here") from error
+            if address is None:
+                raise PlacementError(
+                    f"Ray does not start on this machine ({reason(error)[:200]}): see its logs in the folder ray/ "
+                    "below the one for temporary files (RAY_TMPDIR, TMPDIR or /tmp), and whether that has space; "
+                    "dbtrain doctor looks at more"
+                ) from error
             raise PlacementError(
                 f"no Ray cluster answers at cluster.address={address!r} ({reason(error)[:200]}): start one with ray "
                 "start --head, check RAY_AUTH_TOKEN, or leave cluster.address empty for one of this machine's own"

@@ -13,15 +13,20 @@ from dbtrain.config.data import resolved_paths
 from dbtrain.coordinator.design import Calibrate, design, split_of, target_of
 from dbtrain.coordinator.difference import difference
 from dbtrain.coordinator.placement import requests
+from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
+from dbtrain.models.registry import architecture
 from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.merged import CODEBOOK
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint, load_data, read_blueprint, read_codebook
 from dbtrain.training.feed import check_augmentation, cut_batch
+
+MEASURED = ("calibrated", "equal_information")
+"""Range policies for which a pilot is trained."""
 
 
 def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
@@ -32,11 +37,12 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
         ShardError: its files are damaged or the storage fails.
         DataError: the data cannot be read, or is not what the run was started with.
     """
-    _check_alone(config)
+    check_alone(config)
     if run.exists("run.json"):
         return _continue(config, run)
     data = load_data(config)
     check_augmentation(config.training.augmentation, data.train)
+    check_before_pilot(config, data, calibrate)
     blueprint = replace(design(config, data, calibrate), data_hash=data.content)
     _check_models(blueprint)
     code_hash = ""
@@ -47,13 +53,33 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
     return blueprint
 
 
-def _check_alone(config: Config) -> None:
-    """What is wrong whatever the data and the run's directory hold."""
+def check_alone(config: Config) -> None:
+    """What is wrong whatever the data, the cluster and the run's directory hold.
+
+    Raises:
+        ConfigError: blocks, layers, edges, batch or resources do not fit each other.
+    """
     split_of(config)
     if target_of(config) != "hidden" and config.noise.edges:
         explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
         cut_batch(config.training.batch_size, request.workers, request.micro_batch)
+
+
+def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> None:
+    """Build on no device what would be trained, but for the range: a pilot takes minutes before one could see it.
+
+    Raises:
+        ConfigError: data, codebook and model do not fit each other.
+    """
+    # without a codebook there is nothing to measure, which the design says
+    if config.noise.ranges not in MEASURED or not architecture(config.model.arch).codes:
+        return
+    noise = config.noise.model_copy(update={"ranges": "uniform"})
+    # codes of a corpus take a while to make, and have the same shape
+    drawn = {"source": "random"} if config.codebook.source == "corpus" else {}
+    codebook = config.codebook.model_copy(update=drawn)
+    _check_models(design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate))
 
 
 def _check_models(blueprint: Blueprint) -> None:

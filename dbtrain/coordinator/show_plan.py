@@ -1,19 +1,18 @@
 """The plan command: what would run, where, and what it would take."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from dbtrain.analysis.calibrate import announced
 from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
-from dbtrain.coordinator.connect import connect
+from dbtrain.coordinator.connect import connect, this_machine
 from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import Memory, estimate
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
+from dbtrain.coordinator.settle import check_alone, check_before_pilot
 from dbtrain.telemetry.console import size
 from dbtrain.training.blueprint import Blueprint, load_data
 from dbtrain.training.feed import cut_batch
@@ -35,12 +34,15 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     """
     if advice := endless_warmup(config.training):
         notices.print(advice, highlight=False, soft_wrap=True)
-    data = load_data(config)
-    calibrate = announced(lambda line: notices.print(line, highlight=False, soft_wrap=True), NOTHING_KEPT)
-    blueprint = design(config, data, calibrate)
+    # what needs neither data nor a pilot comes first
+    check_alone(config)
     nodes = _nodes(config)
     wanted = requests(config, choose_device(config.cluster.device, nodes))
     where = place(wanted, nodes)
+    data = load_data(config)
+    calibrate = announced(_teller(notices), NOTHING_KEPT)
+    check_before_pilot(config, data, calibrate)
+    blueprint = design(config, data, calibrate)
     whole_config = end_to_end(config)
     whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
@@ -70,6 +72,10 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     console.print("memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
 
+def _teller(notices: Console) -> Callable[[str], None]:
+    return lambda line: notices.print(line, highlight=False, soft_wrap=True)
+
+
 def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_: str) -> None:
     shape = cut_batch(blueprint.config.training.batch_size, request.workers, request.micro_batch)
     block = request.block
@@ -96,8 +102,7 @@ def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_
 
 def _nodes(config: Config) -> list[Node]:
     if config.cluster.address is None:
-        gpus = float(torch.cuda.device_count())
-        return [Node("this machine", {"CPU": float(os.cpu_count() or 1), **({"GPU": gpus} if gpus else {})})]
+        return [this_machine()]
     cluster = connect(config.cluster.address)
     try:
         return cluster.nodes()

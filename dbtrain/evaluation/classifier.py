@@ -7,6 +7,7 @@ the same classifier made the features: so it is trained once for a data set, kep
 import hashlib
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,13 @@ def judge_of(data: DataSet, path: str | None, device: torch.device) -> Judge:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         store, name = Store(Path(cache) / "dbtrain"), f"classifier-{_fingerprint(data.train)}.safetensors"
         if not store.exists(name):
-            store.makedirs()
-            store.write(name, _trained(network, data, device, store.where(name)))
+            content = _trained(network, data, device, store.where(name))
+            try:
+                store.makedirs()
+                store.write(name, content)
+            except ShardError as error:
+                print(f"{error}; this command goes on, and the next one trains the classifier again", file=sys.stderr)
+            return _read(network, content, store.where(name))
     return _read(network.to(device), store.read(name), store.where(name))
 
 

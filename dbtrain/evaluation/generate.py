@@ -9,7 +9,7 @@ from torch import Tensor
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
+from dbtrain.evaluation.merged import MergedModel, chain_levels, merged_of, readouts
 from dbtrain.evaluation.uncached import uncached
 from dbtrain.evaluation.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
@@ -141,4 +141,4 @@ def generate_text(run: Store, prompt: str, length: int, temperature: float, seed
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return continue_text(MergedModel.read(run.child("merged"), device), prompt, length, temperature, seed)
+    return continue_text(MergedModel.read(merged_of(run), device), prompt, length, temperature, seed)

@@ -6,11 +6,15 @@ from rich.console import Console
 from rich.table import Table
 
 from dbtrain.errors import ShardError
+from dbtrain.evaluation.merged import check_shard, shard_files
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.directory import check_run_path
+from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import decode
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merged import load_block, read_config
+from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
 
 
 def inspect_path(path: str, console: Console) -> None:
@@ -24,6 +28,8 @@ def inspect_path(path: str, console: Console) -> None:
         _shard(Store(folder or "."), name, console)
         return
     store = Store(path)
+    if not store.exists("config.json"):
+        check_run_path(store)
     if store.exists("run.json"):
         _run(store, console)
     elif store.exists("config.json"):
@@ -43,16 +49,18 @@ def _shard(store: Store, name: str, console: Console) -> None:
             tensor_name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch.")
         )
     console.print(table)
+    refuse_non_finite(shard.tensors, store.where(name))
 
 
 def _run(store: Store, console: Console) -> None:
     manifest = read_manifest(store)
     console.print(f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {manifest['versions']}")
+    blueprint = read_blueprint(manifest, read_codebook(store, manifest))
     table, damaged = Table("block", "step", "verified"), 0
     for block in range(len(manifest["plan"])):
         checkpoints = Checkpoints(store.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
         for step in checkpoints.steps():
-            wrong = "; ".join(checkpoints.verify(step))
+            wrong = "; ".join(checkpoints.verify(step)) or _misfit(blueprint, checkpoints, block, step)
             table.add_row(str(block), str(step), wrong or "whole")
             damaged += bool(wrong)
     console.print(table)
@@ -63,10 +71,26 @@ def _run(store: Store, console: Console) -> None:
         )
 
 
+def _misfit(blueprint: Blueprint, checkpoints: Checkpoints, block: int, step: int) -> str:
+    """What of a checkpoint whose bytes verify does not fit the model, '' if all does."""
+    wanted = blueprint.model(block, "meta").state_dict()
+    try:
+        for role, tensors in checkpoints.load(step, roles=None).parts.items():
+            if role != "optim":
+                check_shard(blueprint, block, tensors, wanted, f"its {role}")
+    except ShardError as error:
+        return str(error)
+    return ""
+
+
 def _merged(store: Store, console: Console) -> None:
     config = read_config(store)
+    blueprint = read_blueprint(config, load_codebook(store))
     table = Table("block", "step", "weights", "tensors", "file")
     for row in config["blocks"]:
-        tensors = load_block(store, row["block"])
+        block, tensors = row["block"], load_block(store, row["block"])
+        check_shard(
+            blueprint, block, tensors, blueprint.model(block, "meta").state_dict(), shard_files(store, blueprint)(block)
+        )
         table.add_row(str(row["block"]), str(row["step"]), row["role"], str(len(tensors)), row["file"])
     console.print(table)

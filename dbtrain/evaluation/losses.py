@@ -1,5 +1,6 @@
 """Loss by noise level: which block, at which level, falls behind. At a boundary both neighbours are measured."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.kept import keep
+from dbtrain.evaluation.merged import MergedModel, merged_of
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
 from dbtrain.shards.store import Store
@@ -30,27 +32,31 @@ class Point:
     """Times the weight of the level, as in training."""
 
 
-def measure_losses(run: Store, count: int, samples: int) -> list[Point]:
-    """Losses of a run's merged model on its validation split; also written to ``losses.json``.
+def measure_losses(
+    run: Store, count: int, samples: int, show: Callable[[list[Point]], None] = lambda points: None
+) -> list[Point]:
+    """Losses of a run's merged model on its validation split; also written to ``losses.json``, once they were shown.
 
     The noise of a sample is the same at every level and in every run, so that curves compare in pairs.
 
     Args:
         count: levels, at equal shares of the training distribution, besides the boundaries.
         samples: of the split, at most.
+        show: called with the result before it is written.
 
     Raises:
         ConfigError: the run was trained without noise.
-        ShardError: the run is not merged, or its files are damaged.
+        ShardError: the run is not merged, its files are damaged, or the losses cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.read(run.child("merged"), device)
+    model = MergedModel.read(merged_of(run), device)
     split = model.blueprint.data().validation
     points = [
         _point(model, split, min(samples, len(split)), level, block, boundary)
         for level, block, boundary in grid(model.blueprint, count)
     ]
-    run.write_json("losses.json", [asdict(point) for point in points])
+    show(points)
+    keep(run, "losses.json", [asdict(point) for point in points], "the losses")
     return points
 
 

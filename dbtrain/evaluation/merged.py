@@ -1,6 +1,6 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,11 +10,21 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain, schedule
 from dbtrain.method.split import local_name
-from dbtrain.shards.merged import load_block, load_codebook, read_config
+from dbtrain.shards.directory import check_run_path
+from dbtrain.shards.fit import check_fit
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merge import OUT
+from dbtrain.shards.merged import CONFIG, load_block, load_codebook, read_config, shard_name
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
 
 LoadBlock = Callable[[int], dict[str, Tensor]]
+Where = Callable[[int], str]
+"""The file that holds a block's tensors, for messages."""
+
+
+def _somewhere(block: int) -> str:
+    return f"the shard of block {block}"
 
 
 class MergedModel:
@@ -24,12 +34,16 @@ class MergedModel:
         blueprint: of the run.
         load: tensors of a block by their names in the whole model.
         device: where the blocks are put.
+        where: their files, for messages.
+
+    Raises:
+        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises.
     """
 
-    def __init__(self, blueprint: Blueprint, load: LoadBlock, device: torch.device) -> None:
+    def __init__(self, blueprint: Blueprint, load: LoadBlock, device: torch.device, where: Where = _somewhere) -> None:
         self.device = device
         self.blueprint = blueprint
-        self.blocks = _load_blocks(blueprint, load, device)
+        self.blocks = _load_blocks(blueprint, load, device, where)
 
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
@@ -40,7 +54,7 @@ class MergedModel:
         """
         manifest = read_config(merged)
         blueprint = read_blueprint(manifest, load_codebook(merged))
-        return MergedModel(blueprint, lambda block: load_block(merged, block), device)
+        return MergedModel(blueprint, lambda block: load_block(merged, block), device, shard_files(merged, blueprint))
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
         """Every evaluation along the chain for a batch of N samples; `draws` make the noise it starts from, if any.
@@ -99,42 +113,95 @@ def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
 
 
-def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device) -> list[nn.Module]:
+def merged_of(run: Store) -> Store:
+    """Directory of a run's merged model.
+
+    Raises:
+        ShardError: it is no run, and the message says what it is instead, or the run is not merged.
+    """
+    merged = run.child(OUT)
+    check_run_path(run)
+    if not merged.exists(CONFIG):
+        read_manifest(run)
+        read_config(merged)
+    return merged
+
+
+def shard_files(merged: Store, blueprint: Blueprint) -> Where:
+    """Names of the files of a merged directory."""
+    return lambda block: merged.where(shard_name(block, blueprint.shards.blocks))
+
+
+def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device, where: Where) -> list[nn.Module]:
     """Each block's model; blocks that are held by the same shards are one model."""
     sources = [blueprint.scheme.sources(block) for block in range(blueprint.split.blocks)]
-    models = {own: load_model(blueprint, block, load).to(device) for block, own in enumerate(sources)}
+    models = {own: load_model(blueprint, block, load, where).to(device) for block, own in enumerate(sources)}
     return [models[own] for own in sources]
 
 
-def load_model(blueprint: Blueprint, block: int, load: LoadBlock) -> nn.Module:
-    """A block's model from the shards that hold it, whose tensors are named as in the whole model."""
+def load_model(blueprint: Blueprint, block: int, load: LoadBlock, where: Where = _somewhere) -> nn.Module:
+    """A block's model from the shards that hold it, whose tensors are named as in the whole model.
+
+    Raises:
+        ShardError: a tensor is missing, has another shape or type, or is none of the model's.
+    """
     sources = blueprint.scheme.sources(block)
     model = blueprint.model(sources[-1])
-    # of a name that several hold, a head's, the last is the block's own
-    state = {local_name(shard, name): tensor for shard in sources for name, tensor in load(shard).items()}
+    state: dict[str, Tensor] = {}
+    for shard in sources:
+        # of a name that several hold, a head's, the last is the block's own
+        state |= check_shard(blueprint, shard, load(shard), model.state_dict(), where(shard))
     model.load_state_dict(state, strict=True)
     return model.eval()
 
 
-def verify(merged: MergedModel, load: LoadBlock, batch: Batch) -> list[str]:
+def check_shard(
+    blueprint: Blueprint, shard: int, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
+    found = {local_name(shard, name): tensor for name, tensor in tensors.items()}
+    layers = blueprint.shards.layers(shard)
+    # of greedy training the stem is the first block's, and the layers before are those of the blocks before
+    borrows = blueprint.scheme.in_turn and shard > 0
+
+    def holds(name: str) -> bool:
+        group, number = name.split(".", 2)[:2]
+        return int(number) in layers if group == "layers" else not (borrows and group == "stem")
+
+    required = frozenset(filter(holds, wanted))
+    check_fit(found, wanted, required, shard, where)
+    return found
+
+
+def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
 
+    Both are given what the block's own checkpoint is given along the chain, so that only a block that is wrong itself
+    is named, not those after it.
+
     Args:
-        load: tensors of a block's own checkpoint.
+        apart: the blocks from their own checkpoints.
         batch: samples to run.
 
     Returns:
-        One line for each block whose output differs.
+        One line for each evaluation whose output differs or is not finite.
     """
-    apart = MergedModel(merged.blueprint, load, merged.device)
     draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
+    example = merged._example(batch)
+    denoise = merged._denoiser(example.context)
+    shape = (len(example.clean), *merged.blueprint.noise().level_shape(example))
+    wrong: list[str] = []
     with torch.no_grad():
-        pairs = zip(merged.evaluations(batch, draws), apart.evaluations(batch, draws), strict=True)
-        return [
-            f"block {ours.block} at sigma {ours.level:g} differs from its checkpoint"
-            for ours, theirs in pairs
-            if not torch.equal(ours.output, theirs.output)
-        ]
+        for theirs in apart.evaluations(batch, draws):
+            told = f"block {theirs.block} at level {theirs.level:g}"
+            if not theirs.output.isfinite().all():
+                # what follows in the chain is spoiled by this block, not by its own weights
+                return [*wrong, f"{told} computes values that are NaN or infinite, from its own checkpoint already"]
+            level = torch.full(shape, theirs.level, dtype=torch.float32, device=merged.device)
+            ours, _ = denoise(theirs.block, theirs.noisy, level)
+            if not torch.equal(ours, theirs.output):
+                wrong.append(f"{told} differs from its checkpoint")
+    return wrong
 
 
 def readouts(evaluations: list[Evaluation]) -> dict[str, Any]:

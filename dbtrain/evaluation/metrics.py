@@ -82,6 +82,10 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+def _fitting(config: Config) -> list[str]:
+    return [name for name, metric in METRICS.items() if config.model.arch in metric.fits]
+
+
 def metric_of(config: Config) -> tuple[str, Metric]:
     """Name and row of the metric of a run: the one asked for, or its architecture's.
 
@@ -90,10 +94,14 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     """
     name = config.evaluation.metric or architecture(config.model.arch).metric
     if name not in METRICS:
-        raise ConfigError(f"evaluation.metric={name!r} is none of {', '.join(METRICS)}")
-    arch = config.model.arch
-    if arch not in METRICS[name].fits:
-        fitting = ", ".join(name for name, metric in METRICS.items() if arch in metric.fits)
-        raise ConfigError(f"evaluation.metric={name} does not fit model.arch={arch}: set it to {fitting}")
+        raise ConfigError(
+            f"evaluation.metric={name!r} is none of {', '.join(METRICS)}: set it to one of those that fit "
+            f"model.arch={config.model.arch}: {', '.join(_fitting(config))}, or leave it out"
+        )
+    if name not in _fitting(config):
+        raise ConfigError(
+            f"evaluation.metric={name} does not fit model.arch={config.model.arch}: set it to "
+            f"{', '.join(_fitting(config))}"
+        )
     METRICS[name].check(config)
     return name, METRICS[name]

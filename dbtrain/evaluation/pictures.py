@@ -1,6 +1,7 @@
 """The sample command: draw from a merged model and write a grid of pictures, or the samples themselves."""
 
 import math
+import tempfile
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, DbtrainError, ShardError
+from dbtrain.evaluation.merged import merged_of, shard_files
 from dbtrain.evaluation.sampling import OneBlock, Plan, Spacing, draw, levels_of
 from dbtrain.method.sampler import Solver
 from dbtrain.models.registry import ARCHITECTURES, architecture
@@ -36,30 +38,45 @@ def sample_run(
         ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
         ShardError: the run is not merged, or its files are damaged.
     """
-    merged = run.child("merged")
+    merged = merged_of(run)
     blueprint = read_blueprint(read_config(merged), load_codebook(merged))
     shape = sample_shape(blueprint)
     _check(out or Path(PICTURE), shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(blueprint.shape["classes"]))
     plan = Plan(levels_of(blueprint, steps, spacing), solver, guidance, seed)
-    blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device)
+    blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device, shard_files(merged, blueprint))
     samples = draw(blueprint, blocks, labels, shape, plan, blueprint.config.evaluation.batch_size).cpu()
     return _keep(samples, run, out, float(str(blueprint.shape.get("latent_scale", 1.0))))
 
 
 def _keep(samples: Tensor, run: Store, out: Path | None, scale: float) -> str:
-    if out is None:
-        content = BytesIO()
-        _write(samples, ".png", scale, content)
+    suffix = ".png" if out is None else out.suffix
+    content = BytesIO()
+    _write(samples, suffix, scale, content)
+    try:
+        if out is not None:
+            out.write_bytes(content.getvalue())
+            return str(out)
         run.write(PICTURE, content.getvalue())
         return run.where(PICTURE)
-    try:
-        with out.open("wb") as file:
-            _write(samples, out.suffix, scale, file)
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written ({error.strerror}): choose another place") from None
-    return str(out)
+        problem: DbtrainError = ConfigError(
+            f"--out {out} cannot be written ({error.strerror}): choose another place{_saved(content, suffix)}"
+        )
+    except ShardError as error:
+        problem = ShardError(f"{error}{_saved(content, suffix)}")
+    raise problem
+
+
+def _saved(content: BytesIO, suffix: str) -> str:
+    """Keep samples that took a while in the folder for temporary files; says where, as the end of a message."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="dbtrain-samples-", suffix=suffix, delete=False) as file:
+            file.write(content.getvalue())
+    except OSError as error:
+        return f"; the samples are lost, as {tempfile.gettempdir()} does not take them either ({error.strerror})"
+    return f"; the samples that were drawn are in {file.name}"
 
 
 def _write(samples: Tensor, suffix: str, scale: float, file: BinaryIO) -> None:
@@ -91,6 +108,8 @@ def _check(out: Path, shape: tuple[int, ...]) -> None:
             f"samples of {shape[0]} channels are no pictures: write them to a file with --out samples.npy and decode "
             "them with the model that made the latents"
         )
+    if out.is_dir():
+        raise ConfigError(f"--out {out} cannot be written (Is a directory): give a file in it")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no directory {out.parent}")
 

@@ -1,6 +1,6 @@
 """Evaluate a run and put two runs side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +9,9 @@ from rich.table import Table
 
 from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.kept import keep
+from dbtrain.evaluation.merged import MergedModel, merged_of
 from dbtrain.evaluation.metrics import Metric, metric_of
-from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.store import Store
 
 Scores = dict[str, dict[str, float]]
@@ -30,22 +30,25 @@ READOUTS: Mapping[str, str] = {
 
 
 def evaluate_run(
-    run: Store, overrides: Sequence[str] = (), section: EvaluationConfig | None = None
+    run: Store,
+    overrides: Sequence[str] = (),
+    section: EvaluationConfig | None = None,
+    show: Callable[[Metric, Scores], None] = lambda metric, scores: None,
 ) -> tuple[Metric, Scores]:
-    """Score of a run's merged model by split and readout; also written to ``evaluation.json``.
+    """Score of a run's merged model by split and readout; also written to ``evaluation.json``, once they were shown.
 
     Args:
         overrides: of the section `evaluation`, such as ``evaluation.steps=100``.
         section: how to evaluate, if not as the run's own configuration says.
+        show: called with the result before it is written.
 
     Raises:
         ConfigError: an override is wrong or of another section.
-        ShardError: the run is not merged, or its files are damaged.
+        ShardError: the run is not merged, its files are damaged, or the scores cannot be written.
     """
-    if not run.exists("merged/config.json"):
-        read_manifest(run)  # of a folder that is no run this says so; a run is told to be merged below
+    merged = merged_of(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.read(run.child("merged"), device)
+    model = MergedModel.read(merged, device)
     config, data = model.blueprint.config, model.blueprint.data()
     config = _overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
     model.blueprint = replace(model.blueprint, config=config)
@@ -56,7 +59,8 @@ def evaluate_run(
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
     if depends_on:
         record["depends_on"] = depends_on
-    run.write_json("evaluation.json", record)
+    show(metric, scores)
+    keep(run, "evaluation.json", record, "the scores")
     return metric, scores
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dbtrain.data.splits import partners
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged import LoadBlock, load_model
+from dbtrain.evaluation.merged import LoadBlock, Where, load_model
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import GuidedModel
 from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule, schedule
@@ -47,12 +47,20 @@ class OneBlock:
         blueprint: of the run.
         load: tensors of a block by their names in the whole model.
         device: where the block is put.
+        where: files of the blocks, for messages.
     """
 
-    def __init__(self, blueprint: Blueprint, load: LoadBlock, device: torch.device) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        load: LoadBlock,
+        device: torch.device,
+        where: Where = lambda block: f"the shard of block {block}",
+    ) -> None:
         self.blueprint = blueprint
         self.load = load
         self.device = device
+        self.where = where
         self._number: int | None = None
         self._model: nn.Module | None = None
 
@@ -60,7 +68,7 @@ class OneBlock:
         """The model of a block; the one before is let go first."""
         if self._model is None or block != self._number:
             self._model = None
-            self._model = load_model(self.blueprint, block, self.load).to(self.device)
+            self._model = load_model(self.blueprint, block, self.load, self.where).to(self.device)
             self._number = block
         return self._model
 

@@ -1,49 +1,72 @@
 """Merge a run and prove that the merged model is the blocks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged import MergedModel, verify
+from dbtrain.method.interface import Batch
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.commit import step_name
+from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.merge import MergeResult, merge
 from dbtrain.shards.merged import read_config
 from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
 
 SAMPLES = 32
+CPU = torch.device("cpu")
 
 
 def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
-    """Merge, then compare every block's output with that of its own checkpoint on a few test samples.
+    """Merge, and compare every block's output with that of its own checkpoint on a few test samples.
+
+    A merged model exists only when this has succeeded; one of before stays until then.
 
     Returns:
         The result of the merge, and on how many samples it was verified.
 
     Raises:
         IncompleteRunError: blocks are not finished.
-        ShardError: something does not match.
+        ShardError: a shard is damaged, foreign or not of this model, or an output differs or is not finite.
+        DataError: the test samples cannot be read.
     """
+    check_run_path(run)
     manifest = read_manifest(run)
     _check_finished(run, manifest)
-    result = merge(run)
-    merged = run.child("merged")
-    shards = read_config(merged)["blocks"]
+    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+    test = blueprint.data().test
+    samples = min(SAMPLES, len(test))
+    batch = test.batch(torch.arange(samples), CPU)
+    result = merge(run, lambda merged: _check(run, manifest, blueprint, merged, batch))
+    return result, samples
+
+
+def _check(run: Store, manifest: Mapping[str, Any], blueprint: Blueprint, merged: Store, batch: Batch) -> None:
+    rows = read_config(merged)["blocks"]
 
     def own(block: int) -> dict[str, torch.Tensor]:
-        row = shards[block]
+        role = rows[block]["role"]
         checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
-        role = row["role"]
-        return checkpoints.load(row["step"], (role,)).parts[role]
+        return checkpoints.load(rows[block]["step"], (role,)).parts[role]
 
-    model = MergedModel.read(merged, torch.device("cpu"))
-    test = model.blueprint.data().test
-    samples = min(SAMPLES, len(test))
-    wrong = verify(model, own, test.batch(torch.arange(samples), model.device))
+    def where(block: int) -> str:
+        step = step_name(rows[block]["step"])
+        return run.where(f"blocks/{block:02d}/{step}/{rows[block]['role']}.safetensors")
+
+    # first the checkpoints, which the user can do something about
+    apart = MergedModel(blueprint, own, CPU, where)
+    wrong = verify(MergedModel.read(merged, CPU), apart, batch)
     if wrong:
-        raise ShardError(f"the merged model in {merged.url} is not its blocks: {'; '.join(wrong)}; merge again")
-    return result, samples
+        raise ShardError(
+            f"{run.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "
+            "computes NaN or infinity was trained into it: lower training.optimizer.lr, or set "
+            "training.optimizer.clip, in a run of another name. A block that differs from its checkpoint had its files "
+            "changed meanwhile, or the storage gives back wrong bytes: check it (dbtrain inspect), then merge again"
+        )
 
 
 def _check_finished(run: Store, manifest: dict[str, Any]) -> None:

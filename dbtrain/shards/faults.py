@@ -18,6 +18,14 @@ TRANSIENT_NAMES = frozenset(
 """Foreign exception classes (botocore, aiohttp, gcsfs), by name because those packages are optional."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PATHS = {
+    errno.ENOTDIR: "a part of this path is a file and no directory; check the path",
+    errno.EEXIST: "a file, or a link that leads nowhere, has this name; choose another place or remove it",
+    errno.ELOOP: "its links lead in a circle; repair them or give the real path",
+    errno.EISDIR: "it is a directory, and a file belongs there; check the path",
+    errno.ENAMETOOLONG: "a name in it is too long for the file system; choose a shorter out= or name=",
+}
+"""Mistakes in a path, told by the operating system."""
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -69,6 +77,8 @@ def _reason(err: Exception) -> str:
         return "the disk is full; free space or move the run to another disk, then run the same command again"
     if code == errno.EFBIG:
         return "the file would exceed the file size limit; raise it (ulimit -f) or use another file system"
+    if code in PATHS:
+        return PATHS[code]
     if code in DENIED or isinstance(err, PermissionError):
         return f"permission denied ({one_line(err)}); check the owner and mode, or the credentials of the object store"
     if isinstance(err, ImportError):

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,37 +66,49 @@ class _Piece:
     """Elements and bytes of each tensor, by global name."""
 
 
-def merge(run: Store) -> MergeResult:
+def read_back(merged: Store) -> None:
+    """Raise ShardError unless every block and the codebook of a merged model can be read, with their hashes."""
+    for row in read_config(merged)["blocks"]:
+        load_block(merged, row["block"])
+    load_codebook(merged)
+
+
+def merge(run: Store, check: Callable[[Store], None] = read_back) -> MergeResult:
     """Merge each block's newest verified checkpoint, its averaged weights if it has them, into ``merged`` of the run.
 
     A line on standard error tells of each damaged checkpoint that is passed over.
 
-    On a disk the directory is built beside and exchanged for the old one in one step. In an object store, which has no
-    such step, config.json goes first and comes last, and without it there is no merged model.
+    It is built beside and checked there; until then, and after a check that failed, an older merged model stays as it
+    is. On a disk the two are exchanged in one step. In an object store, which has no such step, the old config.json
+    goes first and the new one comes last, and without it there is no merged model.
+
+    Args:
+        run: directory of the run.
+        check: raises if what lies in this directory is not to become the merged model.
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that belongs
-            elsewhere, a codebook that is not the run's, a damaged run.json, or storage out of reach.
+            elsewhere, a codebook that is not the run's, a damaged run.json, or storage out of reach; and what `check`
+            raises.
     """
     manifest = read_manifest(run)
     codebook = _read_codebook(run, manifest)
     pieces = _collect(run, manifest)
     index = _index(pieces)
     config = _config(manifest, pieces, index, codebook)
-    if run.is_local:
-        # Not hidden, so that list() finds what a killed merge left behind.
-        building = f"{OUT}.building-{secrets.token_hex(8)}"
-        _remove_leftovers(run)
-        try:
-            _fill(run, building, pieces, index, codebook, config)
+    # Not hidden, so that list() finds what a killed merge left behind.
+    building = f"{OUT}.building-{secrets.token_hex(8)}"
+    _remove_leftovers(run)
+    try:
+        _fill(run, building, pieces, index, codebook, config)
+        check(run.child(building))
+        if run.is_local:
             run.move(building, OUT)
-        finally:
-            with contextlib.suppress(ShardError):
-                run.remove(building)
-    else:
-        run.remove(f"{OUT}/{CONFIG}")
-        run.remove(OUT)
-        _fill(run, OUT, pieces, index, codebook, config)
+        else:
+            _publish(run, building, config)
+    finally:
+        with contextlib.suppress(ShardError):
+            run.remove(building)
     return MergeResult(
         path=run.child(OUT).url,
         blocks=[(piece.block, piece.step, piece.loss, piece.record["sha256"]) for piece in pieces],
@@ -119,21 +132,26 @@ def _read_codebook(run: Store, manifest: Mapping[str, Any]) -> bytes | None:
 def _collect(run: Store, manifest: Mapping[str, Any]) -> list[_Piece]:
     """Every block's newest checkpoint, or one error that names all blocks that have none."""
     pieces, missing = [], []
+    skipped: dict[int, list[str]] = {}
     steps = int(manifest["config"]["training"]["steps"])
     blocks = range(len(manifest["plan"]))
     for block in blocks:
-        piece = _piece(run, manifest, block)
+        piece = _piece(run, manifest, block, skipped.setdefault(block, []))
         if piece is None:
             missing.append(block)
         else:
             pieces.append(piece)
     if missing:
-        names = ", ".join(map(str, missing))
+        names = ", ".join(f"{block}{_why(skipped[block])}" for block in missing)
         raise ShardError(
             f"cannot merge {run.url}: {len(missing)} of {len(blocks)} blocks have no good checkpoint: {names}; "
             "train those (the same train command continues only what is missing)"
         )
-    short = [f"{piece.block} (step {piece.step})" for piece in pieces if piece.step < steps]
+    short = [
+        f"{piece.block} (step {piece.step}{_why(skipped[piece.block], '; ', '')})"
+        for piece in pieces
+        if piece.step < steps
+    ]
     if short:
         raise ShardError(
             f"cannot merge {run.url}: {len(short)} of {len(blocks)} blocks have no good checkpoint of the last step, "
@@ -142,10 +160,21 @@ def _collect(run: Store, manifest: Mapping[str, Any]) -> list[_Piece]:
     return pieces
 
 
-def _piece(run: Store, manifest: Mapping[str, Any], block: int) -> _Piece | None:
+def _why(skipped: list[str], start: str = " (", end: str = ")") -> str:
+    """What was found wrong with a block's checkpoints, as an addition to its number."""
+    return f"{start}{'; '.join(skipped)}{end}" if skipped else ""
+
+
+def _piece(run: Store, manifest: Mapping[str, Any], block: int, skipped: list[str]) -> _Piece | None:
+    """The newest checkpoint of a block that verifies; what is passed over is told, and added to `skipped`."""
+
+    def skip(line: str) -> None:
+        skipped.append(line)
+        print(line, file=sys.stderr)
+
     folder = f"blocks/{block:02d}"
     checkpoints = Checkpoints(run.child(folder), plan_identity(manifest, block))
-    loaded = checkpoints.newest(roles=WEIGHTS)
+    loaded = checkpoints.newest(skip, roles=WEIGHTS)
     if loaded is None:
         return None
     role = next(role for role in WEIGHTS if role in loaded.parts)
@@ -201,6 +230,16 @@ def _fill(run: Store, target: str, pieces: list[_Piece], index: bytes, codebook:
         run.write(f"{target}/{CODEBOOK}", codebook)
     run.write(f"{target}/{INDEX}", index)
     run.write(f"{target}/{CONFIG}", config)
+
+
+def _publish(run: Store, building: str, config: bytes) -> None:
+    """Put a checked model into the place of the old one in an object store: nothing is a model until the last put."""
+    run.remove(f"{OUT}/{CONFIG}")
+    run.remove(OUT)
+    for name in run.child(building).list():
+        if name != CONFIG:
+            run.copy(f"{building}/{name}", f"{OUT}/{name}")
+    run.write(f"{OUT}/{CONFIG}", config)
 
 
 def _remove_leftovers(run: Store) -> None:

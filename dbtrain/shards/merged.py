@@ -9,6 +9,7 @@ from dbtrain.method.content import tensor_hash
 from dbtrain.shards.commit import FileRecord, parse_files
 from dbtrain.shards.container import sha256
 from dbtrain.shards.faults import MissingError, damaged, short
+from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import check_identity, decode, decode_codebook
 from dbtrain.shards.manifest import check_manifest, plan_identity
 from dbtrain.shards.sealed import Fields, parse_json, unseal
@@ -71,6 +72,7 @@ def load_block(merged: Store, block: int) -> dict[str, Tensor]:
     if listed != set(shard.tensors):
         odd = sorted(listed ^ set(shard.tensors))
         damaged(merged.where(INDEX), f"it and {entry['file']} differ in {len(odd)} tensors, first {short(odd[0])}")
+    refuse_non_finite(shard.tensors, where)
     return shard.tensors
 
 

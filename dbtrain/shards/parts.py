@@ -9,6 +9,7 @@ from dbtrain.errors import ShardError
 from dbtrain.shards.commit import COMMIT, Commit, FileRecord, parse_commit
 from dbtrain.shards.container import sha256
 from dbtrain.shards.faults import MissingError, damaged, one_line
+from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import ROLES, Identity, Role, check_identity, decode
 from dbtrain.shards.store import Store
 
@@ -38,7 +39,7 @@ def decode_part(data: bytes, commit: Commit, name: str, identity: Identity, wher
     """Tensors of one file of a checkpoint. Bytes are judged before meaning: a flipped bit is not another run's shard.
 
     Raises:
-        DamagedError: size, hash, role or step are not those of the commit.
+        DamagedError: size, hash, role or step are not those of the commit, or a value is NaN or infinite.
         ShardError: undamaged, but of another run, block, config or codebook.
     """
     record = commit.files[name]
@@ -50,6 +51,7 @@ def decode_part(data: bytes, commit: Commit, name: str, identity: Identity, wher
     check_identity(shard.identity, identity, where)
     if shard.step != commit.step or shard.role != name.split(".", 1)[0]:
         damaged(where, f"it holds {shard.role!r} of step {shard.step}, {COMMIT} has {name!r} of step {commit.step}")
+    refuse_non_finite(shard.tensors, where)
     return shard.tensors
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from dbtrain.errors import ConfigError
 
@@ -71,3 +71,18 @@ def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
     return flat
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Say at once, before anything is trained, that a tracker cannot start.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    there = {str(getattr(kind, "value", kind)) for kind in get_available_trackers()} if names else set()
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise ConfigError(
+            f"telemetry.trackers names {', '.join(absent)}, which is not installed: pip install {' '.join(absent)}, or "
+            "take it out of the list"
+        )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dbtrain.errors import ShardError
 from dbtrain.method.split import local_name
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.fit import check_fit
 from dbtrain.shards.manifest import plan_identity
 from dbtrain.shards.store import Store
 
@@ -36,7 +37,12 @@ def load_upstream(model: nn.Module, run: Store, manifest: Mapping[str, Any], sou
     Raises:
         ShardError: one of the blocks is not finished or its checkpoint damaged.
     """
-    found = {local_name(b, name): t for b in sources for name, t in finished(run, manifest, b).items()}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            parameter.copy_(found[name])
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    found: dict[str, Tensor] = {}
+    for block in sources:
+        found |= {local_name(block, name): tensor for name, tensor in finished(run, manifest, block).items()}
+    own = {name: tensor for name, tensor in found.items() if name in frozen}
+    # otherwise a tensor of one element would fill a parameter of any shape
+    check_fit(own, frozen, frozenset(frozen), sources[-1], f"{run.url}/blocks (those up to block {sources[-1]})")
+    for name, parameter in frozen.items():
+        parameter.copy_(own[name])

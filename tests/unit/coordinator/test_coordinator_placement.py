@@ -77,8 +77,10 @@ def test_workers_of_one_block_never_share_a_gpu_and_none_holds_several(make_conf
     with pytest.raises(ConfigError, match="block 0 has 2 workers of gpus_per_worker=0.5.*gpus_per_worker=1"):
         requests(shared, "cuda")
     assert requests(shared, "cpu")[0].workers == 2  # no GPU, nothing to share
-    with pytest.raises(ConfigError, match="gpus_per_worker=2.*one GPU: set workers=2"):
-        requests(make_config("cluster.blocks.1.gpus_per_worker=2"), "cuda")
+    for device in ("cuda", "cpu"):  # on CPUs too, where it would be left out without a word
+        for key, block in (("cluster.blocks.1.gpus_per_worker", 1), ("cluster.gpus_per_worker", 0)):
+            with pytest.raises(ConfigError, match=rf"block {block} .*per_worker=2.*one GPU: set cluster.workers=2"):
+                requests(make_config(f"{key}=2"), device)
 
 
 def test_the_device_follows_the_nodes_unless_it_is_demanded():

@@ -124,7 +124,7 @@ def test_where_a_run_continues_may_change(make_run, make_config):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.heads=7"], "heads"),
+        (["model.patch=3"], "patch"),
         (["training.batch_size=9", "cluster.workers=2"], "batch_size=9"),
         (["cluster.blocks.2.micro_batch=3"], "micro_batch=3"),
         (["training.augmentation.flip=true"], "augmentation"),

@@ -20,7 +20,7 @@ VIEW = SimpleNamespace(tell=lambda line: None)
         (["data={source: text, path: not-there}"], DataError),
         (["data={source: idx, path: not-there}"], DataError),
         (["blocks=99"], ConfigError),
-        (["model.heads=7"], ConfigError),  # found when the models are built
+        (["model.patch=3"], ConfigError),  # found when the models are built
     ],
 )
 def test_what_fails_before_training_leaves_nothing(make_config, tmp_path, overrides, error):

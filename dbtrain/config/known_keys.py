@@ -1,0 +1,122 @@
+"""Which keys there are, and which one somebody meant who wrote another."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from dbtrain.config.run import Config
+from dbtrain.config.section import Section, sections_of
+
+BLOCK = "NUMBER"
+"""Stands for the number of a block in `training.blocks.NUMBER.lr`."""
+SHOWN = 3
+"""Keys that one hint names."""
+NEAR = 0.65
+"""Least similarity, by difflib, of a key that is taken for a misspelt one."""
+
+OTHER_WORDS = {
+    "learning_rate": "training.optimizer.lr",
+    "max_lr": "training.optimizer.lr",
+    "wd": "training.optimizer.weight_decay",
+    "warmup_steps": "training.optimizer.warmup",
+    "grad_clip": "training.optimizer.clip",
+    "max_steps": "training.steps",
+    "epochs": "training.steps",
+    "dtype": "training.precision",
+    "ema_decay": "training.ema",
+    "gradient_accumulation": "training.micro_batch",
+    "save_every": "training.checkpoint_every",
+    "width": "model.dim",
+    "hidden_size": "model.dim",
+    "layers": "model.depth",
+    "num_layers": "model.depth",
+    "num_heads": "model.heads",
+    "patch_size": "model.patch",
+    "dataset": "data.source",
+    "output_dir": "out",
+    "gpus": "cluster.gpus_per_worker",
+    "cpus": "cluster.cpus_per_worker",
+    "num_workers": "cluster.workers",
+    "num_blocks": "blocks",
+}
+"""What other programs call a key of ours."""
+
+
+def hint(place: tuple[Any, ...]) -> str:
+    """What was probably meant by an unknown key, or which keys there are in its section.
+
+    Args:
+        place: sections and key, with the member of a union where there is one, as pydantic gives it.
+    """
+    key, here = str(place[-1]), keys_beside(place)
+    kinds = [union for name, union in _all_keys() if union and name == f"{place[0]}.{key}"]
+    if kinds and len(place) > 2:
+        chooser = "source" if place[0] == "data" else "arch"
+        return (
+            f"it is for {place[0]}.{chooser}={' or '.join(kinds)}, and this is {place[1]}, where these are known: "
+            f"{', '.join(here)}"
+        )
+    meant = _elsewhere(place) or difflib.get_close_matches(key, here, n=1, cutoff=NEAR) or _similar(key)
+    if meant:
+        return f"did you mean {' or '.join(meant[:SHOWN])}?"
+    return f"known here: {', '.join(here)}"
+
+
+def _elsewhere(place: tuple[Any, ...]) -> list[str]:
+    """Keys of other sections with this very name, those of the same section's parts first."""
+    key = str(place[-1])
+    found = [name for name, union in _all_keys() if name.rpartition(".")[2] == key and union in (None, *place)]
+    inside = [name for name in found if name.startswith(f"{place[0]}.") and len(place) > 1]
+    word = [OTHER_WORDS[key]] if key in OTHER_WORDS else []
+    return inside or word or found
+
+
+def _similar(key: str) -> list[str]:
+    """Keys of any section that are spelt nearly like this, or begin with it."""
+    last = {name: name.rpartition(".")[2] for name, union in _all_keys() if union is None and BLOCK not in name}
+    close = difflib.get_close_matches(key, list(dict.fromkeys(last.values())), n=SHOWN, cutoff=0.8)
+    return [name for name, end in last.items() if end in close or (len(key) > 3 and end.startswith(f"{key}_"))]
+
+
+def _all_keys(section: type[Section] = Config, before: str = "", union: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Every key as a user writes it, and the member of a union that it is of, such as `vit`."""
+    for name, field in section.model_fields.items():
+        members = sections_of(field.annotation)
+        if not members:
+            yield f"{before}{name}", union
+        for member in members:
+            inner = f"{before}{name}." + (f"{BLOCK}." if is_by_block(field.annotation) else "")
+            yield from _all_keys(member, inner, tag_of(member) if len(members) > 1 else union)
+
+
+def keys_beside(place: tuple[Any, ...]) -> list[str]:
+    """Keys of the section in which an unknown key was found."""
+    section: Any = Config
+    for i, part in enumerate(place[:-1]):
+        candidates = sections_of(section.model_fields[part].annotation) if part in section.model_fields else [section]
+        # the location of an error inside a union also names the member, by its discriminator
+        tag = place[i + 1] if i + 1 < len(place) - 1 else None
+        section = next((c for c in candidates if tag_of(c) == tag), candidates[0]) if candidates else section
+    return list(section.model_fields)
+
+
+def section_at(place: tuple[Any, ...]) -> list[type[Section]]:
+    """The sections that may stand at a place; none where a plain value stands."""
+    annotation: Any = Config
+    for part in place:
+        known = [s for s in sections_of(annotation) if part in s.model_fields]
+        annotation = known[0].model_fields[part].annotation if known else annotation
+    return sections_of(annotation)
+
+
+def is_by_block(annotation: Any) -> bool:
+    """Whether a type is a mapping from block numbers."""
+    return int in get_args(annotation) or any(is_by_block(part) for part in get_args(annotation))
+
+
+def tag_of(section: type[Section]) -> Any:
+    """By what a member of a union is chosen: its `arch` or `source`."""
+    for key in ("arch", "source"):
+        if key in section.model_fields:
+            return section.model_fields[key].default
+    return None

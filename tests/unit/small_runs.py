@@ -1,0 +1,45 @@
+"""Settled runs of a small ViT on digits, whose blocks are committed with weights of their own, without training."""
+
+import torch
+
+from dbtrain.config import load_config
+from dbtrain.coordinator.settle import settle
+from dbtrain.method.split import global_name
+from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.store import Store
+from dbtrain.training.blueprint import read_blueprint, read_codebook
+
+BASE = {
+    "name": "toy",
+    "blocks": 2,
+    "model": {"arch": "vit", "depth": 3, "dim": 12, "heads": 2, "patch": 4},
+    "data": {"source": "digits"},
+    "codebook": {"dim": 11},
+    "noise": {"ranges": "uniform", "sigma_min": 0.5, "sigma_max": 20.0},
+    "training": {"steps": 2, "batch_size": 8, "ema": 0.0},
+}
+
+
+def never(*_):
+    raise AssertionError("nothing here needs a calibration")
+
+
+def commit(run, seed=0, blocks=(0, 1)):
+    """Blocks with weights of their own, committed at the last step."""
+    manifest = read_manifest(run)
+    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+    for block in blocks:
+        generator = torch.Generator().manual_seed(10 * seed + block)
+        state = blueprint.model(block).state_dict()
+        named = {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
+        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
+        checkpoints.commit(2, {"model": named}, loss=1.0, attempt=1, fence=lambda: None)
+
+
+def settled(out, **changes):
+    config = load_config(None, [f"out={out}"], base={**BASE, **changes})
+    run = Store(config.run_url)
+    run.makedirs()
+    settle(config, run, never)
+    return run
