@@ -42,6 +42,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
     with run_directory(run), RunLock(run, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.url}")
         blueprint = settle(config, run, calibrate)
+        for note in blueprint.data_notes:
+            view.tell(f"data: {note}")
         cluster = connect(config.cluster.address)
         try:
             if config.cluster.address is not None:

@@ -33,6 +33,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         DbtrainError: the configuration, the data or the cluster do not fit.
     """
     data = load_data(config)
+    for note in data.notes:
+        console.print(f"data: {note}", highlight=False, markup=False, soft_wrap=True)
     calibrate = announced(lambda line: notices.print(line, highlight=False, soft_wrap=True), NOTHING_KEPT)
     blueprint = design(config, data, calibrate)
     nodes = _nodes(config)
