@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -80,10 +81,10 @@ def _key(parts: Mapping[str, Part], rows: Rows, labels: Mapping[str, Tensor], wa
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """One process of this machine at a time; a file system without locks lets each decode for itself."""
-    with open(file.with_suffix(".lock"), "a") as lock:
+    """One process at a time; in a folder without locks, or that others own, each is on its own."""
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(stack.enter_context(open(file.with_suffix(".lock"), "a")), fcntl.LOCK_EX)
         yield
 
 
@@ -117,14 +118,18 @@ def _made(
 ) -> tuple[dict[str, Tensor], str]:
     total = sum(len(which) for _, which in rows.values())
     train = parts[rows["train"][0]]
-    first = pixels(next(train.values()), train.where(0), want)
-    for left in file.parent.glob(f".{file.name}.*"):  # of a process that was killed
-        left.unlink(missing_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    value = next(train.values())
+    name = _where(train, 0, value)
+    first = pixels(value, name, want)
+    prefix = f".{file.name}.{socket.gethostname()}."
+    for left in file.parent.glob(f"{prefix}*"):
+        if not Path("/proc", left.name.removeprefix(prefix)).exists():  # its process was killed
+            left.unlink(missing_ok=True)
+    draft = file.with_name(f"{prefix}{os.getpid()}")
     try:
         _reserve(draft, total, first.shape)
         out = np.memmap(draft, np.uint8, "r+", shape=(total, *first.shape))
-        _fill(out, parts, rows, want, _same_shape(first, train.where(0)))
+        _fill(out, parts, rows, want, _same_shape(first, name))
         out.flush()
         content = _content(_cut(draft, out.shape, rows), rows, labels)
         os.replace(draft, file)
@@ -176,12 +181,16 @@ def _fill(
 def _one(
     part: Part, row: int, value: Any, want: Want, check: Callable[[NDArray[np.uint8], str], None]
 ) -> NDArray[np.uint8]:
-    where = part.where(row)
-    if isinstance(value, dict) and value.get("path"):
-        where = f"{where}, {value['path']}"
+    where = _where(part, row, value)
     found = pixels(value, where, want)
     check(found, where)
     return found
+
+
+def _where(part: Part, row: int, value: Any) -> str:
+    """The file, row and column; and the name of the file that a table keeps beside the bytes."""
+    file = value.get("path") if isinstance(value, dict) else None
+    return f"{part.where(row)}, {file}" if file else part.where(row)
 
 
 def _same_shape(first: NDArray[np.uint8], name: str) -> Callable[[NDArray[np.uint8], str], None]:

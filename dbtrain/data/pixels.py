@@ -63,7 +63,7 @@ def pixels(value: Any, name: str, want: Want) -> NDArray[np.uint8]:
 
 def _opened(value: Any, name: str) -> Picture:
     """The picture, decoded and turned as its EXIF data say."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -84,9 +84,11 @@ def _opened(value: Any, name: str) -> Picture:
             f"{name} has no bytes, and there is no file {error.filename}: put it there, or store the pictures' bytes"
         ) from error
     except Exception as error:  # Pillow's plugins raise anything on damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "Pillow knows no such format" if unknown else first_line(error)
         raise DataError(
-            f"{name} cannot be read as a picture ({first_line(error)}): it is damaged, cut short or something else; "
-            "fetch it again, or take it out"
+            f"{name} cannot be read as a picture ({why}): it is damaged, cut short or something else; fetch it again, "
+            "or take it out"
         ) from error
 
 
