@@ -50,14 +50,12 @@ def idx_folder(path: str, classes: int | None, validation: float, names: tuple[s
         DataError: a file is missing, damaged, or does not fit its partner.
     """
     folder = Path(path)
-    files = {part: _find(folder, f"{part}-labels-idx1-ubyte") for part in ("train", "t10k")}
-    labels = {part: read_idx(file, 1).long() for part, file in files.items()}
+    parts = ("train", "t10k")
+    images = {part: read_idx(_find(folder, f"{part}-images-idx3-ubyte"), 3)[:, None] for part in parts}
+    labels = {part: read_idx(_find(folder, f"{part}-labels-idx1-ubyte"), 1).long() for part in parts}
     count = classes or 1 + max(labels["train"].tolist(), default=0)
-    splits = [
-        LabelledImages(read_idx(_find(folder, f"{part}-images-idx3-ubyte"), 3)[:, None], labels[part], count)
-        for part in files
-    ]
-    return _data_set(splits[0], splits[1], validation, names)
+    train, test = (LabelledImages(images[part], labels[part], count) for part in parts)
+    return _data_set(train, test, validation, names)
 
 
 def _find(folder: Path, name: str) -> Path:

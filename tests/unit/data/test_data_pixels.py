@@ -215,7 +215,9 @@ def test_crop_keeps_the_middle_pad_adds_bars_and_squash_takes_all():
     assert np.array_equal(crop, pixels(tall, "a", Want((20, 20))))
     assert crop.shape == (3, 20, 20) and crop[2].max() == 0 and crop[0, 10, 2] == 200 and crop[1, 10, 17] == 200
     pad = pixels(tall, "a", Want((20, 20), "pad", background="white"))
-    assert (pad[:, :, :8] == 255).all() and (pad[:, :, 12:] == 255).all() and pad[2, 0, 9] == 200 and pad[0, 15, 8] > 150
+    assert (
+        (pad[:, :, :8] == 255).all() and (pad[:, :, 12:] == 255).all() and pad[2, 0, 9] == 200 and pad[0, 15, 8] > 150
+    )
     assert (pixels(tall, "a", Want((20, 20), "pad"))[:, :, :8] == 0).all()
     squash = pixels(tall, "a", Want((20, 20), "squash"))
     assert (squash[2, :3] > 150).all() and squash[0, 15, 2] == 200 and squash[1, 15, 17] == 200
