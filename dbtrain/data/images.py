@@ -54,8 +54,15 @@ def idx_folder(path: str, classes: int | None, validation: float, names: tuple[s
     images = {part: read_idx(_find(folder, f"{part}-images-idx3-ubyte"), 3)[:, None] for part in parts}
     labels = {part: read_idx(_find(folder, f"{part}-labels-idx1-ubyte"), 1).long() for part in parts}
     count = classes or 1 + max(labels["train"].tolist(), default=0)
-    train, test = (LabelledImages(images[part], labels[part], count) for part in parts)
+    train, test = (_labelled(images[part], labels[part], count, folder, part) for part in parts)
     return _data_set(train, test, validation, names)
+
+
+def _labelled(images: Tensor, labels: Tensor, classes: int, folder: Path, part: str) -> LabelledImages:
+    try:
+        return LabelledImages(images, labels, classes)
+    except DataError as error:
+        raise DataError(f"{folder}, files of {part}: {error}") from error
 
 
 def _find(folder: Path, name: str) -> Path:

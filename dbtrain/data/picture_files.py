@@ -63,7 +63,7 @@ def find_pictures(path: str, image: str, label: str) -> Found:
     Raises:
         DataError: there are none, or they lie so that splits and classes cannot be told.
     """
-    place = Path(path)
+    place = Path(path).absolute()  # workers have another working directory, and what they find is the same
     if place.is_file():
         if place.suffix != ".parquet":
             raise DataError(f"data.path={path} is a file, and not .parquet: give a Parquet file or a folder")

@@ -114,7 +114,7 @@ def test_a_folder_that_lacks_a_file_or_does_not_match_is_refused(tmp_path):
     with pytest.raises(DataError, match="no train-images-idx3-ubyte or .*gz in .*data.path"):
         load("idx", {"path": str(tmp_path), "classes": 3, "validation": 0.25})
     write_folder(tmp_path, labels=4)
-    with pytest.raises(DataError, match="20 images and 4 labels"):
+    with pytest.raises(DataError, match=f"{tmp_path}, files of train: 20 images and 4 labels"):
         load("idx", {"path": str(tmp_path), "classes": 3, "validation": 0.25})
     write_folder(tmp_path)
     with pytest.raises(DataError, match="label 2 of sample 2 is out of range"):
@@ -139,5 +139,5 @@ def test_classes_of_idx_files_follow_from_the_training_labels(tmp_path):
     assert data.shape["classes"] == 3 and data.class_names == ("0", "1", "2")
     labels = tmp_path / "t10k-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(idx(np.full(6, 7, np.uint8))))
-    with pytest.raises(DataError, match="label 7 of sample 0 is out of range: 3 classes"):
+    with pytest.raises(DataError, match="files of t10k: label 7 of sample 0 is out of range: 3 classes"):
         load("idx", {"path": str(tmp_path), "classes": None, "validation": 0.25})
