@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -107,8 +108,11 @@ def _content(images: Mapping[str, Tensor], rows: Rows, labels: Mapping[str, Tens
 
 
 def _cut(file: Path, shape: tuple[int, ...], rows: Rows) -> dict[str, Tensor]:
-    # copy on write, which nobody does: torch warns of memory that cannot be written
-    whole = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
+    # read only: the kernel refuses a private mapping that is larger than the memory
+    mapped = np.memmap(file, np.uint8, "r", shape=shape)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        whole = torch.from_numpy(mapped)
     cut = torch.split(whole, [len(which) for _, which in rows.values()])
     return dict(zip(rows, cut, strict=True))
 

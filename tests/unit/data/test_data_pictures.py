@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import warnings
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
 
-from dbtrain.data import splits
+from dbtrain.data import decoded, splits
 from dbtrain.data.registry import load
 from dbtrain.errors import DataError
 from tests.unit.data.pictures import SIZE, class_folders, content, picture
@@ -252,6 +254,17 @@ def test_many_images_stay_in_their_file_and_batches_are_the_same(tmp_path, monke
     far = data.train.batch(indices, torch.device("meta"))
     assert far["image"].device.type == "meta" and data.train.images.device == CPU
     assert torch.equal(data.train.batch(indices, CPU)["image"], near["image"])
+
+
+def test_a_file_of_pictures_larger_than_the_memory_is_mapped(tmp_path):
+    count = (psutil.virtual_memory().total + psutil.swap_memory().total) // (32 * 32) + 2**20
+    file = tmp_path / "sparse"
+    file.touch()
+    os.truncate(file, count * 32 * 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = decoded._cut(file, (count, 1, 32, 32), {"train": ("train", torch.empty(count, dtype=torch.int8))})
+    assert len(images["train"]) == count and not images["train"][-1].any()
 
 
 # Parquet
