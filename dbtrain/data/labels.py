@@ -51,7 +51,7 @@ def number_classes(
         names, places = tuple(map(str, found)), {key: place for place, key in enumerate(found)}
     if classes is not None and classes != len(names):
         raise DataError(
-            f"data.classes={classes}, and the data has {len(names)}: {told(names)}; leave data.classes out, or mend "
+            f"data.classes={classes}, and the data has {len(names)}: {told(names)}; leave data.classes out, or fix "
             "the data"
         )
     return {split: _numbers(labels, places, names) for split, labels in splits.items()}, names
@@ -73,7 +73,7 @@ def _check_kinds(labels: Labels) -> None:
         if not isinstance(value, (int, str)):
             raise DataError(
                 f"{labels.where(row)} has the label {value!r} ({type(value).__name__}): labels are whole numbers or "
-                "names; name another column as data.label, or mend the data"
+                "names; name another column as data.label, or fix the data"
             )
         if not isinstance(value, str) and value < 0:
             raise DataError(
@@ -89,7 +89,7 @@ def _numbers(labels: Labels, places: Mapping[Any, int], names: Sequence[str]) ->
         if place is None:
             raise DataError(
                 f"{labels.where(row)} has the label {value!r}, which is none of the {len(names)} classes "
-                f"of train ({told(names)}): mend the data or set data.classes"
+                f"of train ({told(names)}): fix the data or set data.classes"
             )
         numbers[row] = place
     return numbers

@@ -82,6 +82,24 @@ def _hidden(file: Path, below: Path) -> bool:
 
 
 def _class_folders(root: Path) -> Found:
+    places = _split_folders(root) or {"train": root}
+    listed = {name: _listed(place) for name, place in places.items()}
+    train = next(name for name in listed if split_named(name) == "train")
+    classes = {name: place for place, name in enumerate(_in_order(listed[train][0]))}
+    for split, (by_class, _) in listed.items():
+        for name in by_class.keys() - classes.keys():
+            raise DataError(f"{places[split] / name} is a class that {places[train]} lacks: fix its name, or add it")
+    notes = [
+        f"{len(left)} file(s) in {places[name]} are no pictures by their names and are left out: {left[0]}"
+        for name, (_, left) in listed.items()
+        if left
+    ]
+    parts = {name: _folder_part(by_class, classes) for name, (by_class, _) in listed.items()}
+    return Found(parts, tuple(classes), tuple(notes))
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Folders that are named like splits; none where all of them are classes."""
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     splits = {entry.name: entry for entry in folders if split_named(entry.name)}
     if splits and len(splits) != len(folders):
@@ -92,20 +110,7 @@ def _class_folders(root: Path) -> Found:
         )
     if splits and not any(split_named(name) == "train" for name in splits):
         raise DataError(f"{root} has {', '.join(splits)} and no folder train: add it, or take the splits away")
-    places = splits or {"train": root}
-    listed = {name: _listed(place) for name, place in places.items()}
-    train = next(name for name in listed if split_named(name) == "train")
-    classes = {name: place for place, name in enumerate(_in_order(listed[train][0]))}
-    for split, (by_class, _) in listed.items():
-        for name in by_class.keys() - classes.keys():
-            raise DataError(f"{places[split] / name} is a class that {places[train]} lacks: mend its name, or add it")
-    notes = [
-        f"{len(left)} file(s) in {places[name]} are no pictures by their names and are left out: {left[0]}"
-        for name, (_, left) in listed.items()
-        if left
-    ]
-    parts = {name: _folder_part(by_class, classes) for name, (by_class, _) in listed.items()}
-    return Found(parts, tuple(classes), tuple(notes))
+    return splits
 
 
 def _in_order(names: Mapping[str, Any]) -> list[str]:
@@ -122,30 +127,33 @@ def _listed(root: Path) -> tuple[dict[str, list[str]], list[str]]:
     by_class: dict[str, list[str]] = {}
     left: list[str] = []
     for entry in sorted(root.iterdir()):
-        if entry.name.startswith(".") or entry.name.lower() in NO_PICTURES:
+        if _beside(entry.name):
             continue
-        if entry.is_file():
-            if entry.suffix.lower() in endings:
-                raise DataError(f"{entry} lies in no folder of a class: put each class into a folder of its own")
-            left.append(str(entry))
-        else:
-            files = list(_files(entry))
-            by_class[entry.name] = [file for file in files if Path(file).suffix.lower() in endings]
-            left += [file for file in files if Path(file).suffix.lower() not in endings]
-            if not by_class[entry.name]:
-                raise DataError(f"the class folder {entry} has no picture: fill it, or remove it")
+        files = [str(entry)] if entry.is_file() else list(_files(entry))
+        pictures = [file for file in files if Path(file).suffix.lower() in endings]
+        left += sorted({*files} - {*pictures})
+        if entry.is_file() and pictures:
+            raise DataError(f"{entry} lies in no folder of a class: put each class into a folder of its own")
+        if not entry.is_file():
+            by_class[entry.name] = pictures
+    empty = next((root / name for name, pictures in by_class.items() if not pictures), None)
+    if empty:
+        raise DataError(f"the class folder {empty} has no picture: fill it, or remove it")
     if not by_class:
         raise DataError(f"{root} has neither folders of classes nor Parquet files: give the folder that has")
     return by_class, left
 
 
+def _beside(name: str) -> bool:
+    """Whether a file or folder is hidden, or a system's own."""
+    return name.startswith(".") or name.lower() in NO_PICTURES
+
+
 def _files(root: Path) -> Iterator[str]:
     """All files below a folder, sorted, through links to folders; hidden ones are left out."""
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower() not in NO_PICTURES:
-                yield os.path.join(folder, name)
+        folders[:] = sorted(name for name in folders if not _beside(name))
+        yield from (os.path.join(folder, name) for name in sorted(names) if not _beside(name))
 
 
 def _folder_part(by_class: Mapping[str, list[str]], classes: Mapping[str, int]) -> Part:
@@ -161,7 +169,7 @@ def _stamp(files: Sequence[str | Path]) -> str:
         try:
             found = os.stat(file)
         except OSError as error:
-            raise DataError(f"{file} cannot be read ({error.strerror}): mend its link or permissions") from error
+            raise DataError(f"{file} cannot be read ({error.strerror}): fix its link or permissions") from error
         digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n".encode(errors="replace"))
     return digest.hexdigest()
 

@@ -99,7 +99,7 @@ def _from_rows(value: Any, name: str) -> Picture:
     try:
         array = np.asarray(value)
     except ValueError:
-        raise DataError(f"{name} holds rows of unequal lengths, which are no picture: mend it") from None
+        raise DataError(f"{name} holds rows of unequal lengths, which are no picture: fix it") from None
     if array.dtype.kind not in "iu" or not array.size or array.min() < 0 or array.max() > 255:
         raise DataError(
             f"{name} has values of {array.dtype} ({type(value).__name__}): give the bytes of a picture's file, or rows "
