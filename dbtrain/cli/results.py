@@ -45,10 +45,13 @@ def sample(
 ) -> None:
     """Draw samples from the merged model of a run, with one block at a time in memory."""
     from dbtrain.evaluation.pictures import sample_run
+    from dbtrain.shards.merged import read_config
     from dbtrain.shards.store import Store
 
     where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
-    make_console().print(f"{count} samples of {run} in {where}", highlight=False, soft_wrap=True)
+    names = read_config(Store(run).child("merged")).get("class_names", [])
+    told = f"; classes in turn: {', '.join(names[:count])}" if names else ""
+    make_console().print(f"{count} samples of {run} in {where}{told}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

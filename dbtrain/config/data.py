@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from dbtrain.config.section import Count, Positive, Section, Share
 
@@ -30,19 +30,69 @@ class IdxConfig(Section):
 
     source: Literal["idx"] = "idx"
     path: str
-    classes: Count = 10
+    classes: Count | None = None
+    """By default one more than the greatest label of the training file."""
     validation: Share = 0.1
 
 
-class HuggingFaceConfig(Section):
-    """A data set of the hub, or a local path that `datasets` reads."""
+def _both_sides(size: object) -> object:
+    return (size, size) if isinstance(size, int) else size
 
-    source: Literal["hf"] = "hf"
+
+class PicturesSection(Section):
+    """What every source of labelled pictures takes; what is not set is taken from the data, which then must agree."""
+
     path: str
     image: str = "image"
+    """Column of the pictures, in a table."""
     label: str = "label"
-    classes: Count
+    """Column of their classes, in a table: whole numbers or names."""
+    size: Annotated[tuple[Count, Count], BeforeValidator(_both_sides)] | None = None
+    """Height and width to which pictures are brought, or one number for both: `data.size=[37,53]`, `data.size=64`."""
+    resize: Literal["crop", "pad", "squash"] | None = None
+    """How they are brought there: `crop` (the default) keeps the middle, `pad` adds bars, `squash` distorts."""
+    channels: Literal[1, 3] | None = None
+    """1 makes all pictures grey, 3 makes them RGB."""
+    background: Literal["black", "white"] | None = None
+    """What lies below transparent pixels, and the colour of bars (by default black)."""
+    classes: Count | None = None
+    """How many there must be; other data is refused."""
     validation: Share = 0.1
+    """Share of the training pictures that is split off where the data has no such split."""
+    test: Share = 0.1
+    """The same for the test split."""
+    test_split: str | None = None
+    """Name of the split to test on, if not `test`."""
+    cache: str | None = None
+    """Folder of the decoded pictures; by default that of the user's cache."""
+
+    @model_validator(mode="after")
+    def _resize_has_a_size(self) -> "PicturesSection":
+        if self.resize and self.size is None:
+            raise ValueError(f"data.resize={self.resize} needs a size to resize to: set data.size")
+        return self
+
+
+class ImagesConfig(PicturesSection):
+    """Pictures with classes: a folder of class folders, with or without splits, or one or more Parquet files."""
+
+    source: Literal["images"] = "images"
+
+
+class HuggingFaceConfig(PicturesSection):
+    """A data set of pictures on the hub, or a local path that `datasets` reads."""
+
+    added_later: ClassVar[tuple[str, ...]] = (
+        "size",
+        "resize",
+        "channels",
+        "background",
+        "test",
+        "test_split",
+    )
+    """Keys whose default does not count as a difference from a run that was started before there were any."""
+
+    source: Literal["hf"] = "hf"
 
 
 class TextSection(Section):
@@ -116,6 +166,7 @@ DataConfig = Annotated[
     DigitsConfig
     | FashionMnistConfig
     | IdxConfig
+    | ImagesConfig
     | HuggingFaceConfig
     | TextConfig
     | JsonLinesConfig

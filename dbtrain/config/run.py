@@ -90,6 +90,9 @@ class Config(Section):
         """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
         content["data"].pop("cache", None)
+        for key in getattr(self.data, "added_later", ()):
+            if getattr(self.data, key) == type(self.data).model_fields[key].default:
+                content["data"].pop(key)
         training = content["training"]
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)

@@ -59,6 +59,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
                 check_packages(cluster, config.data.source)
                 _check_room(config, run, cluster.nodes())
                 blueprint = settle(config, run, calibrate)
+            for note in blueprint.data_notes:
+                view.tell(f"data: {note}")
             states = _conduct(run, config, blueprint, cluster, view, lock)
         finally:
             cluster.close()

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,9 +84,14 @@ def _packages(facts: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding("packages", "bad", f"{node} lacks {', '.join(names)}", f"there: pip install {' '.join(names)}")
         if set(names) & set(probe.PRESENT)
-        else Finding("packages", "warn", f"{node} lacks {', '.join(names)}", "data.source=digits needs it there")
+        else Finding("packages", "warn", f"{node} lacks {', '.join(names)}", f"{_sources(names)} needs it there")
         for node, names in absent(facts).items()
     ]
+
+
+def _sources(packages: Sequence[str]) -> str:
+    needing = [source for source, needs in probe.SOURCES_NEED.items() if set(needs) & set(packages)]
+    return " or ".join(f"data.source={source}" for source in needing)
 
 
 def _gpus(cluster: Nodes, facts: Mapping[str, Any], planned: int | None) -> list[Finding]:

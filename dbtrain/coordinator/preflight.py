@@ -32,7 +32,7 @@ def check_packages(cluster: Nodes, source: str) -> dict[str, Any]:
     silent = silences(facts)
     if silent:
         raise PlacementError(f"{'; '.join(silent)}: {WAKE}")
-    needed = {*probe.PRESENT, *([probe.DIGITS_NEEDS] if source == "digits" else [])}
+    needed = {*probe.PRESENT, *probe.SOURCES_NEED.get(source, ())}
     wrong = version_differences(probe.versions(), facts)
     if wrong:
         raise VersionError(f"{'; '.join(wrong)}: install the same versions everywhere (dbtrain itself is sent along)")

@@ -21,7 +21,13 @@ DECISIVE = ("ray", "torch", "deepspeed", "safetensors", "pydantic", "fsspec")
 
 PRESENT = ("numpy", "omegaconf")
 """Packages that a worker imports too, of any version."""
-DIGITS_NEEDS = "scikit-learn"
+SOURCES_NEED = {
+    "digits": ("scikit-learn",),
+    "images": ("pillow",),
+    "hf": ("datasets", "pillow"),
+    "hf_text": ("datasets",),
+}
+"""Packages that a source of data needs on every machine that trains, by the source's name."""
 
 NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
 ANSWER_S = 20.0
@@ -49,7 +55,7 @@ def facts() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "versions": versions(),
-        "absent": [name for name in (*PRESENT, DIGITS_NEEDS) if _version(name) == "missing"],
+        "absent": [name for name in dict.fromkeys(sum(SOURCES_NEED.values(), PRESENT)) if _version(name) == "missing"],
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus(),

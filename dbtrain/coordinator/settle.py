@@ -43,7 +43,12 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> Blueprint:
     data = load_data(config)
     check_augmentation(config.training.augmentation, data.train)
     check_before_pilot(config, data, calibrate)
-    blueprint = replace(design(config, data, calibrate), data_hash=data.content)
+    blueprint = replace(
+        design(config, data, calibrate),
+        data_hash=data.content,
+        class_names=data.class_names,
+        data_notes=data.notes,
+    )
     _check_models(blueprint)
     code_hash = ""
     if blueprint.codebook is not None:
@@ -120,6 +125,8 @@ def _manifest(blueprint: Blueprint, codebook_hash: str) -> dict[str, Any]:
         "codebook_hash": codebook_hash,
         "data_hash": blueprint.data_hash,
         "versions": versions(),
+        **({"class_names": list(blueprint.class_names)} if blueprint.class_names else {}),
+        **({"data_notes": list(blueprint.data_notes)} if blueprint.data_notes else {}),
         **({"slices": slices} if slices != plan else {}),
         **({"data_paths": paths} if paths else {}),
     }

@@ -40,6 +40,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     wanted = requests(config, choose_device(config.cluster.device, nodes))
     where = place(wanted, nodes)
     data = load_data(config)
+    for note in data.notes:
+        console.print(f"data: {note}", highlight=False, markup=False, soft_wrap=True)
     calibrate = announced(_teller(notices), NOTHING_KEPT)
     check_before_pilot(config, data, calibrate)
     blueprint = design(config, data, calibrate)

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dbtrain.data.images import digits, fashion_mnist, hugging_face, idx_folder
+from dbtrain.data.images import digits, fashion_mnist, idx_folder
 from dbtrain.data.latents import latents
+from dbtrain.data.pictures import hugging_face, images
 from dbtrain.data.splits import DataSet
 from dbtrain.data.text import gcide, hugging_face_text, json_lines, python_topics, text_files
 
@@ -12,6 +13,7 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "idx": idx_folder,
+    "images": images,
     "hf": hugging_face,
     "text": text_files,
     "jsonl": json_lines,

@@ -31,6 +31,10 @@ class DataSet:
     """Arguments of the model that follow from the data, such as ``image=(1, 28, 28)`` and ``classes=10``."""
     content: str = ""
     """Hash of what the splits hold, by which a run knows its data again; '' where nobody will ask."""
+    class_names: tuple[str, ...] = ()
+    """In the order of their numbers; empty for data without classes, or whose classes have no names."""
+    notes: tuple[str, ...] = ()
+    """What people should be told of the data: how much there is, and which splits were made for want of their own."""
 
 
 def check_labels(count: int, labels: Tensor, classes: int) -> None:
@@ -50,8 +54,12 @@ def check_labels(count: int, labels: Tensor, classes: int) -> None:
         )
 
 
+RESIDENT = 2 << 30
+"""Bytes of images up to which they are moved to a device once; of more, each batch is sent."""
+
+
 class LabelledImages:
-    """Images kept as bytes, moved to a device once, and normalised when a batch is made.
+    """Images kept as bytes, moved to a device once unless they are many, and normalised when a batch is made.
 
     Args:
         images: (n, C, H, W) uint8.
@@ -72,10 +80,11 @@ class LabelledImages:
 
     def batch(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
         """``image`` (n, C, H, W) float32 in [-1, 1] and ``label`` (n,)."""
-        if self.images.device != device:
+        if self.images.device != device and self.images.nbytes <= RESIDENT:
             self.images, self.labels = self.images.to(device), self.labels.to(device)
-        at = send(indices, device)
-        return {"image": self.images[at].float() * (2 / self.scale) - 1, "label": self.labels[at]}
+        at = send(indices, self.images.device)
+        images, labels = send(self.images[at], device), send(self.labels[at], device)
+        return {"image": images.float() * (2 / self.scale) - 1, "label": labels}
 
     def part(self, start: int, stop: int) -> "LabelledImages":
         """The samples from `start` to `stop`."""

@@ -10,6 +10,9 @@ from dbtrain.evaluation.merged import MergedModel, readouts
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch
 
+CLASS = "class_"
+"""How the score of one class is called: this and its name."""
+
 
 def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Share of samples classified rightly, by readout: ``chain``, ``mean``, ``first``, ``after_<block>``, and controls.
@@ -18,10 +21,15 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
     ``scrambled`` shows each block the true code, noised as in training, and another sample's image, any of the split's,
     so that the mean of the predictions is what the noisy codes alone give away.
 
+    Behind these comes ``class_<name>`` for every class that the split has: the share of its samples that the readout of
+    `section` classifies rightly.
+
     The starting noise of a sample follows from the run's seed and its number, so the result can be repeated.
     """
     classes = int(str(model.blueprint.shape["classes"]))
+    names = model.blueprint.class_names or tuple(map(str, range(classes)))
     metrics: dict[str, MulticlassAccuracy] = {}
+    right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     partner = partners(mixed(len(split)))
     with torch.no_grad():
         for indices in torch.split(torch.arange(len(split)), section.batch_size):
@@ -32,7 +40,11 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
                 if name not in metrics:
                     metrics[name] = MulticlassAccuracy(classes, average="micro").to(model.device)
                 metrics[name].update(probabilities, batch["label"])
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+            labels = batch["label"].cpu()
+            hit = predicted[section.readout].argmax(dim=1).cpu() == labels
+            right, total = right + labels[hit].bincount(minlength=classes), total + labels.bincount(minlength=classes)
+    by_class = {f"{CLASS}{name}": int(right[i]) / int(total[i]) for i, name in enumerate(names) if total[i]}
+    return {name: float(metric.compute()) for name, metric in metrics.items()} | by_class
 
 
 def _controls(

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.metrics import Metric
 from dbtrain.telemetry.console import duration, size
 
@@ -13,7 +14,7 @@ from dbtrain.telemetry.console import duration, size
 def ablation_table(rows: Sequence[Mapping[str, Any]], metric: Metric, split: str) -> Table:
     """One line for each block count, range policy and partition; mean and standard deviation over the seeds."""
     names = dict.fromkeys(name for row in rows for name in row["scores"][split])
-    readouts = [name for name in names if not name.startswith("after_")]
+    readouts = [name for name in names if not name.startswith(("after_", CLASS))]
     table = Table(title=f"{metric.label} on {split}, mean ± std over the seeds", title_justify="left")
     for name in ("blocks", "ranges", "layers", "seeds", *readouts, "peak mem", "train time", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged import MergedModel, merged_of
 from dbtrain.evaluation.metrics import Metric, metric_of
@@ -17,6 +19,8 @@ from dbtrain.shards.store import Store
 Scores = dict[str, dict[str, float]]
 """By split (``validation``, ``test``) and readout."""
 
+MOST_CLASSES = 20
+"""Classes of which a table has a line."""
 READOUTS: Mapping[str, str] = {
     "chain": "last of the chain",
     "mean": "mean over the chain",
@@ -75,17 +79,30 @@ def label(readout: str) -> str:
     """A readout as people call it; by its own name where that says it, such as ``perplexity``."""
     if readout.startswith("after_"):
         return f"after block {readout.removeprefix('after_')}"
+    if readout.startswith(CLASS):
+        return f"class {readout.removeprefix(CLASS)}"
     if readout.startswith("block_"):
         return f"share of block {readout.removeprefix('block_')}"
     return READOUTS.get(readout, readout)
 
 
 def scores_table(metric: Metric, scores: Scores) -> Table:
-    """One line for each readout."""
+    """One line for each readout, then one for each class, or for those that are worst if there are many."""
     table = Table("readout", *(f"{split} {metric.label}" for split in scores))
-    for readout in scores["test"]:
-        written = [metric.write(split[readout]) for split in scores.values()]
-        table.add_row(label(readout) + metric.direction(readout), *written)
+    names = dict.fromkeys(name for split in scores.values() for name in split)
+    classes = [name for name in names if name.startswith(CLASS)]
+    if len(classes) > MOST_CLASSES:
+        rest = f"{len(classes) - MOST_CLASSES} more classes, all better in the test split: evaluation.json"
+        classes = sorted(classes, key=lambda name: scores["test"].get(name, 1.0))[:MOST_CLASSES]
+    else:
+        rest = ""
+    for name in (*(name for name in names if not name.startswith(CLASS)), *classes):
+        if classes and name == classes[0]:
+            table.add_section()
+        written = [metric.write(split[name]) if name in split else "-" for split in scores.values()]
+        table.add_row(escape(label(name)) + metric.direction(name), *written)
+    if rest:
+        table.add_row(rest)
     return table
 
 
@@ -93,7 +110,7 @@ def comparison(metric: Metric, blocks: dict[str, float], whole: dict[str, float]
     """Table of both scores, readout by readout; the default readout of the blocks is named first."""
     title = "isolated blocks beside end-to-end at equal FLOPs"
     table = Table(f"test {metric.label}", "isolated blocks", "end to end", title=title, title_justify="left")
-    for name in sorted(blocks, key=lambda name: name != readout):
+    for name in sorted((b for b in blocks if not b.startswith(CLASS)), key=lambda name: name != readout):
         default = " (default readout)" if name == readout else ""
         # end to end, the one block is the whole network: not like a block's part
         like = name in whole and name != "first" and not name.startswith(("after_", "block_"))

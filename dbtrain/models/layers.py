@@ -31,7 +31,10 @@ def check_patches(image: tuple[int, int, int], patch: int) -> None:
         ConfigError: it is not.
     """
     if image[1] % patch or image[2] % patch:
-        raise ConfigError(f"model.patch={patch} does not divide the {image[1]}x{image[2]} image")
+        raise ConfigError(
+            f"model.patch={patch} does not divide the {image[1]}x{image[2]} image (height x width): choose another "
+            "patch, or for pictures a data.size that is a multiple of it"
+        )
 
 
 class LevelEmbedding(nn.Module):

@@ -47,6 +47,10 @@ class Blueprint:
     """Where the run found the relative paths of its data when it was started."""
     data_hash: str = ""
     """Of the content that the run was started with; '' in a run of before, which says nothing of it."""
+    class_names: tuple[str, ...] = ()
+    """Names of the data's classes, in the order of their numbers; empty if they have none."""
+    data_notes: tuple[str, ...] = ()
+    """What people should be told of the data."""
 
     def noise(self) -> NoiseProcess:
         """The noise process over the whole range."""
@@ -190,6 +194,8 @@ def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Bluepri
         shape=shape,
         paths=manifest.get("data_paths", {}),
         data_hash=manifest.get("data_hash", ""),
+        class_names=tuple(manifest.get("class_names", ())),
+        data_notes=tuple(manifest.get("data_notes", ())),
     )
 
 

@@ -370,3 +370,40 @@ def test_workers_get_absolute_paths_of_what_is_here_and_the_run_keeps_its_own(tm
     hub = config(data={"source": "hf_text", "path": "someone/somewhere"}).for_workers().data
     assert (hub.path, hub.cache) == ("someone/somewhere", None)
     assert config().for_workers() == config()
+
+
+def pictures(source="images", *overrides, **data):
+    return load_config(None, overrides, base={**SMALL, "data": {"source": source, "path": "pets", **data}}).data
+
+
+def test_a_size_is_one_number_or_height_and_width():
+    assert pictures("images", "data.size=64").size == (64, 64)
+    assert pictures("images", "data.size=[37,53]").size == pictures("images", size=[37, 53]).size == (37, 53)
+    assert pictures("images", "data.size=64", "data.resize=pad").resize == "pad" and pictures().size is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.resize=pad", ["data.resize=pad needs a size", "set data.size"]),
+        ("data.size=0", ["data.size", "greater than or equal to 1"]),
+        ("data.size=[37]", ["data.size"]),
+        ("data.size=large", ["data.size=large"]),
+        ("data.channels=4", ["data.channels=4", "1 or 3"]),
+        ("data.resize=stretch", ["data.resize=stretch", "'crop', 'pad' or 'squash'"]),
+        ("data.background=red", ["data.background=red", "'black' or 'white'"]),
+        ("data.chanels=3", ["unknown key data.chanels", "did you mean channels?"]),
+    ],
+)
+@pytest.mark.parametrize("source", ["images", "hf"])
+def test_wrong_settings_of_pictures_are_told_in_one_line(source, override, words):
+    with pytest.raises(ConfigError) as caught:
+        pictures(source, override)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_run_of_hf_from_before_there_were_sizes_and_channels_has_the_same_hash():
+    before = {"source": "hf", "path": "pets", "image": "image", "label": "label", "classes": 10, "validation": 0.1}
+    found = load_config(None, base={**SMALL, "data": before})
+    assert found.content()["data"] == before and found.content_hash() == "ba04ba2a7132b560"
+    assert load_config(None, ["data.size=64"], base={**SMALL, "data": before}).content_hash() != found.content_hash()

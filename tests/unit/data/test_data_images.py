@@ -4,9 +4,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from dbtrain.data.images import _pixels, read_idx
+from dbtrain.data.images import read_idx
 from dbtrain.data.registry import load
 from dbtrain.errors import DataError
 
@@ -115,7 +114,7 @@ def test_a_folder_that_lacks_a_file_or_does_not_match_is_refused(tmp_path):
     with pytest.raises(DataError, match="no train-images-idx3-ubyte or .*gz in .*data.path"):
         load("idx", {"path": str(tmp_path), "classes": 3, "validation": 0.25})
     write_folder(tmp_path, labels=4)
-    with pytest.raises(DataError, match="20 images and 4 labels"):
+    with pytest.raises(DataError, match=f"{tmp_path}, files of train: 20 images and 4 labels"):
         load("idx", {"path": str(tmp_path), "classes": 3, "validation": 0.25})
     write_folder(tmp_path)
     with pytest.raises(DataError, match="label 2 of sample 2 is out of range"):
@@ -134,92 +133,11 @@ def test_digits_load_and_split_without_a_sample_lost():
     assert torch.equal(batch["image"], again["image"]) and torch.equal(batch["label"], again["label"])
 
 
-@pytest.fixture
-def offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
-    datasets.disable_progress_bars()
-    return tmp_path
-
-
-def pictures(folder, test=2):
-    for split, count in (("train", 8), ("test", test)):
-        for label in ("cat", "dog"):
-            place = folder / split / label
-            place.mkdir(parents=True)
-            for i in range(count // 2):
-                Image.new("RGB", (6, 4), (200 if label == "dog" else 10, 0, 0)).save(place / f"{i}.png")
-
-
-def load_hf(path, **changes):
-    return load(
-        "hf", {"path": str(path), "image": "image", "label": "label", "classes": 2, "validation": 0.25, **changes}
-    )
-
-
-def test_a_folder_of_pictures_is_read_through_datasets(offline):
-    pictures(offline / "pets")
-    data = load_hf(offline / "pets", validation=0.5)
-    # the folder is sorted by class
-    assert [len(s.batch(torch.arange(4), CPU)["label"].unique()) for s in (data.train, data.validation)] == [2, 2]
-    data = load_hf(offline / "pets")
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [6, 2, 2]
-    assert data.shape == {"image": (3, 4, 6), "classes": 2}
-    batch = data.test.batch(torch.arange(2), CPU)
-    red = (batch["image"][:, 0, 0, 0] + 1) * 127.5
-    assert batch["label"].sort().values.tolist() == [0, 1]
-    assert red.tolist() == pytest.approx([200.0 if label else 10.0 for label in batch["label"].tolist()], abs=0.01)
-    assert (batch["image"][:, 1:] == -1).all()
-    with pytest.raises(DataError, match="columns 'picture' and 'label'"):
-        load_hf(offline / "pets", image="picture")
-    with pytest.raises(DataError, match="label 1 of sample .* 1 classes"):
-        load_hf(offline / "pets", classes=1)
-
-
-def test_the_test_split_is_mixed_as_the_training_split_is(offline):
-    pictures(offline / "pets", test=20)
-    labels = load_hf(offline / "pets").test.batch(torch.arange(20), CPU)["label"]
-    assert labels.bincount().tolist() == [10, 10] and all(len(part.unique()) == 2 for part in labels.split(10))
-
-
-def of_mode(folder, mode, value):
-    pictures(folder)
-    for file in folder.rglob("*.png"):
-        Image.new(mode, (6, 4), value).save(file)
-
-
-@pytest.mark.parametrize(
-    ("mode", "value", "found"),
-    [("I;16", 300, r"mode I;16 \(uint16\)"), ("I;16", 3, "mode I;16"), ("P", 3, r"mode P \(uint8\)")],
-    ids=["16 bits", "16 bits, all of them small", "palette"],
-)
-def test_pictures_that_are_not_of_8_bits_are_refused(offline, mode, value, found):
-    of_mode(offline / "pets", mode, value)
-    with pytest.raises(DataError, match=rf"picture 0 of train has pixels of PIL's {found}.*convert them .*L or RGB"):
-        load_hf(offline / "pets")
-
-
-def test_of_pictures_of_one_bit_black_and_white_are_made(offline):
-    of_mode(offline / "pets", "1", 1)
-    for file in (offline / "pets").rglob("0.png"):
-        Image.new("1", (6, 4), 0).save(file)
-    data = load_hf(offline / "pets")
-    images = data.train.batch(torch.arange(6), CPU)["image"]
-    assert data.shape["image"] == (1, 4, 6) and images.unique().tolist() == [-1, 1]
-
-
-@pytest.mark.parametrize(("value", "found"), [(0.5, "float64"), (256, "int64"), (-1, "int64")])
-def test_numbers_that_8_bits_do_not_hold_are_refused(value, found):
-    assert _pixels([[0, 255]], "picture").dtype == np.uint8
-    with pytest.raises(DataError, match=f"picture 7 of test has values of {found}"):
-        _pixels([[0, value]], "picture 7 of test")
-
-
-def test_a_path_that_is_no_data_set_is_refused_in_one_line(offline):
-    with pytest.raises(DataError) as caught:
-        load_hf(offline / "nowhere")
-    assert "\n" not in str(caught.value) and "nowhere" in str(caught.value)
+def test_classes_of_idx_files_follow_from_the_training_labels(tmp_path):
+    write_folder(tmp_path)
+    data = load("idx", {"path": str(tmp_path), "classes": None, "validation": 0.25})
+    assert data.shape["classes"] == 3 and data.class_names == ("0", "1", "2")
+    labels = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    labels.write_bytes(gzip.compress(idx(np.full(6, 7, np.uint8))))
+    with pytest.raises(DataError, match="files of t10k: label 7 of sample 0 is out of range: 3 classes"):
+        load("idx", {"path": str(tmp_path), "classes": None, "validation": 0.25})
