@@ -85,7 +85,11 @@ class Engine:
         self._base: torch.optim.Optimizer = base
         self._peaks = [float(group["lr"]) for group in base.param_groups]
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        if config.optimizer.clip and config.zero_stage == 0:
+        self.measures_norm = False
+        self._norm: Tensor | None = None
+        # under ZeRO Muon's matrices are orthogonalised before DeepSpeed takes the norm
+        self._zero_has_norm = config.zero_stage > 0 and config.optimizer.name != "muon"
+        if config.zero_stage == 0:
             base.register_step_pre_hook(self._clip(config.optimizer.clip))
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
@@ -112,9 +116,23 @@ class Engine:
 
     def _clip(self, norm: float) -> Callable[..., None]:
         def clip(*_: Any) -> None:
-            torch.nn.utils.clip_grad_norm_(self._parameters.values(), norm, foreach=True)
+            self._norm = None
+            if norm:
+                self._norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), norm, foreach=True)
+            elif self.measures_norm:
+                gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+                self._norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
 
         return clip
+
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradient over all workers, before clipping; waits for the device.
+
+        None where it was not measured: without clipping and ZeRO, unless `measures_norm` was set before the step; and
+        for Muon under ZeRO.
+        """
+        norm = self._engine.get_global_grad_norm() if self._zero_has_norm else self._norm
+        return None if norm is None else float(norm)
 
     def _pieces(self) -> dict[str, Tensor]:
         pieces = ((n, self._layout.piece(p, None)) for n, p in self._parameters.items())

@@ -27,11 +27,25 @@ class Observer(Protocol):
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
         """Called with the loss of every step, which it returns; a test may damage it."""
 
-    def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
-        """`steps` steps up to `step` took `seconds` and had this mean loss."""
+    def progress(self, step: int, report: "Report") -> None:
+        """What the steps up to `step` were like."""
 
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
         """Take a snapshot after `step` steps to the store."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One log interval."""
+
+    loss: float
+    """Mean over its steps."""
+    seconds: float
+    steps: int
+    lr: float
+    """Of its last step; with Muon, that of the parameters which AdamW has."""
+    grad_norm: float | None
+    """Of its last step, before clipping; None where nothing measures it."""
 
 
 @dataclass
@@ -78,16 +92,19 @@ def train(
     loss = math.nan
     while step < config.steps:
         observer.before_step(step)
-        engine.set_lr(lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr))
+        scale = lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr)
+        engine.set_lr(scale)
+        engine.measures_norm = _reported(step + 1, config)
         micro = [engine.accumulate(*inputs) for inputs in feed.micro_batches(step)]
         window.losses.append(observer.see_loss(step, torch.stack(micro).mean()))
         step += 1
         engine.update_ema(step)
         stopping = should_stop(step)
         last = stopping or step == config.steps
-        if step % config.checkpoint_every == 0 or step % config.log_every == 0 or last:
+        if _reported(step, config) or last:
             loss, seconds, count = window.close(step)
-            observer.progress(step, loss, seconds, count)
+            lr = config.optimizer.lr * scale
+            observer.progress(step, Report(loss, seconds, count, lr, engine.grad_norm()))
         if step % config.checkpoint_every == 0 or last:
             # a commit makes a step impossible to lose; the snapshot is a collective of the block's workers
             observer.commit(step, engine.snapshot(), loss)
@@ -96,3 +113,7 @@ def train(
             return "stopped"
     assert committed == config.steps
     return "done"
+
+
+def _reported(step: int, config: TrainingConfig) -> bool:
+    return step % config.checkpoint_every == 0 or step % config.log_every == 0 or step == config.steps
