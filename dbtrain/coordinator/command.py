@@ -11,7 +11,7 @@ from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.design import Calibrate
-from dbtrain.coordinator.lifecycle import BlockState, Phase
+from dbtrain.coordinator.lifecycle import FINAL, BlockState, Phase
 from dbtrain.coordinator.placement import choose_device, requests
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
@@ -58,7 +58,7 @@ def _conduct(
 ) -> list[BlockState]:
     nodes = cluster.nodes()
     device = choose_device(config.cluster.device, nodes)
-    trackers = _trackers(config, run, view.tell)
+    trackers = Trackers(config.telemetry.trackers, view.tell)
 
     def show(states: list[BlockState], progress: list[Progress]) -> None:
         view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
@@ -70,17 +70,13 @@ def _conduct(
         f"{config.cluster.max_preemptions} preemptions end a block"
     )
     view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
+    open_blocks = {state.block: state.committed for state in conductor.states if state.phase not in FINAL}
     try:
+        trackers.start(run, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)
         with _stopping(conductor, view.tell):
             return conductor.conduct()
     finally:
         trackers.close()
-
-
-def _trackers(config: Config, run: Store, tell: Callable[[str], None]) -> Trackers:
-    directory = f"{run.url}/trackers" if run.is_local else f"{config.name}-trackers"
-    content = config.model_dump(mode="json")
-    return Trackers(config.telemetry.trackers, config.telemetry.project, directory, content, tell)
 
 
 def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:
