@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from dbtrain.cli.command import Address, ConfigFile, Overrides, app, reported
+from dbtrain.cli.command import Address, ConfigFile, Overrides, Verbose, app, reported
 from dbtrain.cli.training import at_address, check_metric, train_and_merge
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import make_console
+from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command()
@@ -26,13 +27,14 @@ def baseline(
         ),
     ] = "end_to_end",
     address: Address = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train the same layers in another way, with the FLOPs that the blocks take together, in a run of its own."""
     from dbtrain.coordinator.baseline import baseline as make_baseline
 
     console, made = make_console(), make_baseline(at_address(load_config(config, overrides or []), address), kind)
-    console.print(made.describe(), highlight=False, soft_wrap=True)
-    train_and_merge(made.config, console)
+    say(console, made.describe())
+    train_and_merge(made.config, console, verbose)
 
 
 @app.command()
@@ -43,7 +45,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     from dbtrain.coordinator.status import status as read_status
     from dbtrain.evaluation.report import comparison, evaluate_run
     from dbtrain.shards.store import Store
-    from dbtrain.telemetry.console import blocks_table
+    from dbtrain.telemetry.console import LiveView, blocks_table
 
     console = make_console()
     isolated = at_address(load_config(config, overrides or []), address)
@@ -53,9 +55,10 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     train_and_merge(together, console)
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
-        console.print(blocks_table([b.row for b in read_status(run)], title, console.width))
-    (metric, ours), (_, theirs) = (evaluate_run(run, section=isolated.evaluation) for run in runs)
-    console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
+        show_table(console, blocks_table([b.row for b in read_status(run)], title, console.width))
+    with LiveView(console) as view:
+        (metric, ours), (_, theirs) = (evaluate_run(r, section=isolated.evaluation, count=view.count) for r in runs)
+    show_table(console, comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
 
 
 @app.command()
@@ -86,14 +89,14 @@ def ablate(
     kinds = [kind for kind in baselines.split(",") if kind]
     axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
     variants = grid(str(config), overrides or [], axes)
-    rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
+    rows = summary(run_grid(str(config), variants, parallel, lambda line: say(console, line)))
     folder = Path(base.name + "-ablation")
     folder.mkdir(exist_ok=True)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=2))
     ablation_plot(rows, metric, base.evaluation.readout, folder / "ablation.png")
     for split in ("validation", "test"):
-        console.print(ablation_table(rows, metric, split))
-    console.print(f"table and plot in {folder}/")
+        show_table(console, ablation_table(rows, metric, split))
+    say(console, f"table and plot in {folder}/")
 
 
 def _integers(text: str) -> list[int]:

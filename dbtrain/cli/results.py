@@ -8,13 +8,14 @@ from rich.console import Console
 
 from dbtrain.cli.command import Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
-from dbtrain.telemetry.console import make_console
+from dbtrain.telemetry.console import LiveView, make_console
+from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command(name="eval")
 @reported
 def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
-    """Evaluate the merged model of a run; overrides are of the section evaluation."""
+    """Evaluate the merged model of a run; overrides are of the section evaluation, or say where the data lies."""
     evaluate_and_say(run, overrides or [], make_console())
 
 
@@ -23,7 +24,9 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
     from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    console.print(scores_table(*evaluate_run(Store(run), overrides, section)))
+    with LiveView(console) as view:
+        scores = evaluate_run(Store(run), overrides, section, view.count)
+    show_table(console, scores_table(*scores))
 
 
 @app.command()
@@ -47,8 +50,10 @@ def sample(
     from dbtrain.evaluation.pictures import sample_run
     from dbtrain.shards.store import Store
 
-    where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
-    make_console().print(f"{count} samples of {run} in {where}", highlight=False, soft_wrap=True)
+    console = make_console()
+    with LiveView(console) as view:
+        where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed, view.count)
+    say(console, f"{count} samples of {run} in {where}")
 
 
 @app.command()
@@ -56,7 +61,10 @@ def sample(
 def generate(
     run: RunDirectory,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    length: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 128,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens to add; by default what the model's window has room for, at most 128."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
 ) -> None:
@@ -78,7 +86,10 @@ def losses(
     from dbtrain.evaluation.losses import losses_table, measure_losses
     from dbtrain.shards.store import Store
 
-    make_console().print(losses_table(measure_losses(Store(run), levels, samples)))
+    console = make_console()
+    with LiveView(console) as view:
+        points = measure_losses(Store(run), levels, samples, view.count)
+    show_table(console, losses_table(points))
 
 
 @app.command()

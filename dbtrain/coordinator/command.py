@@ -29,8 +29,10 @@ from dbtrain.training.blueprint import Blueprint
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockState]:
+def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = False) -> list[BlockState]:
     """Train all blocks of a run, or those that are not done; returns their last states.
+
+    `verbose` also shows every time-out that is in force.
 
     Raises:
         IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
@@ -46,6 +48,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
         try:
             if config.cluster.address is not None:
                 check_packages(cluster, config.data.source)
+            if verbose:
+                view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
             states = _conduct(run, config, blueprint, cluster, view, lock)
         finally:
             cluster.close()
@@ -69,7 +73,6 @@ def _conduct(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"
     )
-    view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
     open_blocks = {state.block: state.committed for state in conductor.states if state.phase not in FINAL}
     try:
         trackers.start(run, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)

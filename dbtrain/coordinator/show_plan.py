@@ -14,7 +14,8 @@ from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import Memory, estimate
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
-from dbtrain.telemetry.console import size
+from dbtrain.telemetry.console import LiveView, size
+from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.blueprint import Blueprint, load_data
 from dbtrain.training.feed import cut_batch
 
@@ -33,13 +34,14 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         DbtrainError: the configuration, the data or the cluster do not fit.
     """
     data = load_data(config)
-    calibrate = announced(lambda line: notices.print(line, highlight=False, soft_wrap=True), NOTHING_KEPT)
-    blueprint = design(config, data, calibrate)
+    with LiveView(notices) as view:
+        calibrate = announced(view.tell, NOTHING_KEPT, view.count)
+        blueprint = design(config, data, calibrate)
+        whole_config = end_to_end(config)
+        whole = design(whole_config, data, calibrate)
     nodes = _nodes(config)
     wanted = requests(config, choose_device(config.cluster.device, nodes))
     where = place(wanted, nodes)
-    whole_config = end_to_end(config)
-    whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
     columns = (
         "block",
@@ -63,8 +65,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     _row(
         table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
     )
-    console.print(table)
-    console.print("memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
+    show_table(console, table)
+    say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
 
 def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_: str) -> None:

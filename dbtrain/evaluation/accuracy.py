@@ -9,6 +9,7 @@ from dbtrain.data.splits import Split, mixed, partners
 from dbtrain.evaluation.merged import MergedModel, readouts
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch
+from dbtrain.telemetry.counting import counted
 
 
 def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
@@ -23,8 +24,9 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
     classes = int(str(model.blueprint.shape["classes"]))
     metrics: dict[str, MulticlassAccuracy] = {}
     partner = partners(mixed(len(split)))
+    batches = torch.split(torch.arange(len(split)), section.batch_size)
     with torch.no_grad():
-        for indices in torch.split(torch.arange(len(split)), section.batch_size):
+        for indices in counted(model.count, "batches classified", batches):
             batch, draws = split.batch(indices, model.device), model.draws(indices)
             predicted = readouts(model.evaluations(batch, draws, section.steps_per_block))
             controls = _controls(model, batch, split.batch(partner[indices], model.device), draws, section)

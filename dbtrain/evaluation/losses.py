@@ -13,6 +13,7 @@ from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.counting import Count, counted, silent
 from dbtrain.training.blueprint import Blueprint
 
 
@@ -30,7 +31,7 @@ class Point:
     """Times the weight of the level, as in training."""
 
 
-def measure_losses(run: Store, count: int, samples: int) -> list[Point]:
+def measure_losses(run: Store, count: int, samples: int, told: Count = silent) -> list[Point]:
     """Losses of a run's merged model on its validation split; also written to ``losses.json``.
 
     The noise of a sample is the same at every level and in every run, so that curves compare in pairs.
@@ -38,17 +39,18 @@ def measure_losses(run: Store, count: int, samples: int) -> list[Point]:
     Args:
         count: levels, at equal shares of the training distribution, besides the boundaries.
         samples: of the split, at most.
+        told: how far it has come.
 
     Raises:
         ConfigError: the run was trained without noise.
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.read(run.child("merged"), device)
+    model = MergedModel.of_run(run, device)
     split = model.blueprint.data().validation
     points = [
         _point(model, split, min(samples, len(split)), level, block, boundary)
-        for level, block, boundary in grid(model.blueprint, count)
+        for level, block, boundary in counted(told, "levels measured", grid(model.blueprint, count))
     ]
     run.write_json("losses.json", [asdict(point) for point in points])
     return points

@@ -37,7 +37,7 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
         role = row["role"]
         return checkpoints.load(row["step"], (role,)).parts[role]
 
-    model = MergedModel.read(merged, torch.device("cpu"))
+    model = MergedModel.of_run(run, torch.device("cpu"))
     test = model.blueprint.data().test
     samples = min(SAMPLES, len(test))
     wrong = verify(model, own, test.batch(torch.arange(samples), model.device))

@@ -1,6 +1,7 @@
 """Real trackers write their real files; a tracker that fails is made."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def step(step, block):
 
 def command(run, name, sequence, committed=None, **config):
     """What one command logs: blocks and steps as they come."""
+    time.sleep(1.1)  # W&B names a folder by the second and the run, and no two commands are so near
     told = []
     made = Trackers([name], told.append)
     made.start(run, "toy", "project", {**CONFIG, **config}, committed or {0: 0, 1: 0, 2: 0})
@@ -48,6 +50,11 @@ def command(run, name, sequence, committed=None, **config):
         made.log(block, step(at, block))
     made.close()
     assert told == []
+
+
+def written(folder):
+    wandb.teardown()  # only the end of its process waits until all is written
+    return offline_runs(folder)
 
 
 ONE_AFTER_THE_OTHER = [(block, at) for block in range(3) for at in STEPS]
@@ -58,7 +65,7 @@ CONTINUED = [(block, at) for at in STEPS for block in range(3) if at > {0: 10, 1
 
 def test_wandb_keeps_every_point_of_every_block(here, tmp_path):
     command(here, "wandb", ONE_AFTER_THE_OTHER)
-    runs = offline_runs(tmp_path)
+    runs = written(tmp_path)
     assert sorted(run["name"] for run in runs.values()) == ["toy-block0", "toy-block1", "toy-block2"]
     for run in runs.values():
         block = int(run["name"][-1])
@@ -73,7 +80,7 @@ def test_wandb_keeps_every_point_of_every_block(here, tmp_path):
 def test_wandb_goes_on_in_the_same_runs_after_a_kill_and_in_the_next_command(here, tmp_path):
     command(here, "wandb", TOGETHER_AND_KILLED)
     command(here, "wandb", CONTINUED, {0: 10, 1: 5, 2: 10}, workers=2)
-    runs = offline_runs(tmp_path)
+    runs = written(tmp_path)
     assert len(runs) == 3
     for run in runs.values():
         found = {row["step"]: row["loss"] for row in run["rows"]}
@@ -85,7 +92,7 @@ def test_a_run_that_was_removed_and_begun_anew_is_another_in_wandb(here, tmp_pat
     command(here, "wandb", [(0, 5)], {0: 0})
     (Path(here.url) / "tracked.json").unlink()
     command(here, "wandb", [(0, 5)], {0: 0})
-    assert len(offline_runs(tmp_path)) == 2
+    assert len(written(tmp_path)) == 2
 
 
 def test_tensorboard_overlays_blocks_and_a_continued_command_takes_back_what_it_repeats(here, tmp_path):
