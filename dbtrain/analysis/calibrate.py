@@ -21,6 +21,7 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.gaussian import NoNoise
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture
+from dbtrain.telemetry.counting import Count, counted, silent
 
 LEAST_SHARE = 0.001
 GREATEST_SHARE = 0.05
@@ -36,14 +37,14 @@ POSITIONS = 16
 PREDICT_BATCH = 256
 
 
-def calibrate(config: Config, data: DataSet, codebook: Tensor) -> Mapping[str, Any]:
+def calibrate(config: Config, data: DataSet, codebook: Tensor, count: Count = silent) -> Mapping[str, Any]:
     """A level distribution for run.json, under the policies ``calibrated`` and ``equal_information``.
 
     `calibrated` is log-uniform between the levels at which the code decides 0.1 % and 5 %, so that equal shares of it
     are slices of equal log width. `equal_information` spreads the levels so that every block decides an equal share of
     everything, from 0.1 % to 99.9 %.
     """
-    probabilities = pilot(config, data, codebook)
+    probabilities = pilot(config, data, codebook, count)
     levels = torch.logspace(math.log10(GRID[0]), math.log10(GRID[1]), int(GRID[2]), dtype=torch.float64)
     shares = decided(probabilities, codebook.double(), levels, derive_seed(config.seed, "calibration"))
     nats = float(entropy(probabilities).mean())
@@ -68,29 +69,33 @@ def _information_table(levels: Tensor, shares: Tensor, high: float) -> dict[str,
     return {"kind": "table", "levels": [level for level, _ in rising], "shares": [0.0, *table[1:-1], 1.0]}
 
 
-def announced(tell: Callable[[str], None], then: str) -> Callable[[Config, DataSet, Tensor], Mapping[str, Any]]:
-    """`calibrate` that first tells what will take a while, and what becomes of it."""
+def announced(
+    tell: Callable[[str], None], then: str, count: Count = silent
+) -> Callable[[Config, DataSet, Tensor], Mapping[str, Any]]:
+    """`calibrate` that first tells what will take a while and what becomes of it, and counts its steps."""
 
     def tell_and_calibrate(config: Config, data: DataSet, codebook: Tensor) -> Mapping[str, Any]:
         size = f"{PILOT_STEPS} steps of one layer; about a minute on a CPU"
         tell(f"training the pilot that calibrates the range ({size}); {then}")
-        return calibrate(config, data, codebook)
+        return calibrate(config, data, codebook, count)
 
     return tell_and_calibrate
 
 
-def pilot(config: Config, data: DataSet, codebook: Tensor) -> Tensor:
+def pilot(config: Config, data: DataSet, codebook: Tensor, count: Count = silent) -> Tensor:
     """p(y|x) (n, V) float64 of a one-layer network that sees the context alone, on held-out samples or positions.
 
     The temperature is fitted on the same samples: an over-confident pilot would claim that nothing is left to decide.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _train_pilot(config, data, codebook.to(device), device)
+    model = _train_pilot(config, data, codebook.to(device), device, count)
     logits, target = _predict(model, data.validation, device)
     return (logits / temperature(logits, target)).softmax(dim=-1)
 
 
-def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.device) -> nn.Module:
+def _train_pilot(
+    config: Config, data: DataSet, codebook: Tensor, device: torch.device, count: Count = silent
+) -> nn.Module:
     kind = architecture(config.model.arch)
     arguments = {**config.model.model_dump(exclude={"arch"}), "depth": 1}
     arguments |= {name: data.shape[name] for name in kind.takes}
@@ -100,7 +105,7 @@ def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.
         optimizer = torch.optim.AdamW(model.parameters(), lr=PILOT_LR)
         size = min(PILOT_BATCH, config.training.batch_size)
         order = EpochOrder(len(data.train), size, derive_seed(config.seed, "pilot order"))
-        for step in range(PILOT_STEPS):
+        for step in counted(count, "steps of the pilot", range(PILOT_STEPS)):
             batch = data.train.batch(order.indices(step, range(size)), device)
             output, target = _output(model, batch)
             loss = functional.cross_entropy(output.flatten(0, -2), target.flatten())

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from dbtrain.errors import DbtrainError
+from dbtrain.telemetry.layout import say
 
 app = typer.Typer(
     add_completion=False,
@@ -33,6 +34,9 @@ Address = Annotated[
 ]
 
 
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also print every time-out that is in force.")]
+
+
 RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
 
 
@@ -49,10 +53,10 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
             sys.stdout.flush()  # a full disk that it is sent to is told here, not when Python ends
         except DbtrainError as error:
-            Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            say(Console(stderr=True), f"error: {error}", "red")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            Console(stderr=True).print("stopped; the same command continues from the last commits", highlight=False)
+            say(Console(stderr=True), "stopped; the same command continues from the last commits")
             raise typer.Exit(130) from None
         except (typer.Exit, BrokenPipeError):  # a reader that has seen enough, such as head, is no bug: click ends it
             raise

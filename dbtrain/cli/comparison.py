@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from dbtrain.cli.command import Address, ConfigFile, Overrides, app, reported
+from dbtrain.cli.command import Address, ConfigFile, Overrides, Verbose, app, reported
 from dbtrain.cli.training import at_address, check_metric, train_and_merge
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.telemetry.console import make_console
+from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command()
@@ -26,13 +27,14 @@ def baseline(
         ),
     ] = "end_to_end",
     address: Address = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train the same layers in another way, with the FLOPs that the blocks take together, in a run of its own."""
     from dbtrain.coordinator.baseline import baseline as make_baseline
 
     console, made = make_console(), make_baseline(at_address(load_config(config, overrides or []), address), kind)
-    console.print(made.describe(), highlight=False, soft_wrap=True)
-    train_and_merge(made.config, console)
+    say(console, made.describe())
+    train_and_merge(made.config, console, verbose)
 
 
 @app.command()
@@ -44,7 +46,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     from dbtrain.evaluation.metrics import Metric
     from dbtrain.evaluation.report import Scores, comparison, evaluate_run
     from dbtrain.shards.store import Store
-    from dbtrain.telemetry.console import blocks_table
+    from dbtrain.telemetry.console import LiveView, blocks_table
 
     console = make_console()
     isolated = at_address(load_config(config, overrides or []), address)
@@ -54,18 +56,24 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     train_and_merge(together, console)
     runs = [Store(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
-        console.print(blocks_table([b.row for b in read_status(run)], title, console.width))
+        show_table(console, blocks_table([b.row for b in read_status(run)], title, console.width))
     found: list[tuple[Metric, Scores]] = []
     unwritten: list[str] = []
-    for number, run in enumerate(runs, 1):
-        try:
-            evaluate_run(run, section=isolated.evaluation, show=lambda metric, scores: found.append((metric, scores)))
-        except ShardError as error:
-            if len(found) < number:
-                raise
-            unwritten.append(str(error))  # told below the table, for which everything is there
+    with LiveView(console) as view:
+        for number, run in enumerate(runs, 1):
+            try:
+                evaluate_run(
+                    run,
+                    section=isolated.evaluation,
+                    show=lambda metric, scores: found.append((metric, scores)),
+                    count=view.count,
+                )
+            except ShardError as error:
+                if len(found) < number:
+                    raise
+                unwritten.append(str(error))  # told below the table, for which everything is there
     (metric, ours), (_, theirs) = found
-    console.print(comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
+    show_table(console, comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
     if unwritten:
         raise ShardError("; ".join(unwritten))
 
@@ -98,9 +106,9 @@ def ablate(
     kinds = [kind for kind in baselines.split(",") if kind]
     axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
     variants = grid(str(config), overrides or [], axes)
-    rows = summary(run_grid(str(config), variants, parallel, lambda line: console.print(line, highlight=False)))
+    rows = summary(run_grid(str(config), variants, parallel, lambda line: say(console, line)))
     for split in ("validation", "test"):
-        console.print(ablation_table(rows, metric, split))
+        show_table(console, ablation_table(rows, metric, split))
     folder = Path(base.name + "-ablation")
     try:
         folder.mkdir(exist_ok=True)
@@ -111,7 +119,7 @@ def ablate(
             f"the tables above are complete, but {folder.absolute()}/ cannot be written ({error.strerror}): run the "
             "same command where it can; what is trained is not trained again"
         ) from error
-    console.print(f"table and plot in {folder}/")
+    say(console, f"table and plot in {folder}/")
 
 
 def _integers(text: str) -> list[int]:

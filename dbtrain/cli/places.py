@@ -8,6 +8,7 @@ from dbtrain import __version__
 from dbtrain.cli.command import Address, ConfigFile, Overrides, app, reported
 from dbtrain.config import load_config
 from dbtrain.telemetry.console import make_console
+from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command()
@@ -80,9 +81,11 @@ def punish(
 
     console = make_console()
     settled = load_config(config, overrides or [])
-    punisher = Punisher([str(config), *(overrides or [])], settled, mtbf, seed, time_limit, console.print)
+    punisher = Punisher(
+        [str(config), *(overrides or [])], settled, mtbf, seed, time_limit, lambda line: say(console, line)
+    )
     tally = punisher.punish(runs)
-    console.print(tally.table())
+    show_table(console, tally.table())
     if tally.differences:
         raise IncompleteRunError("; ".join(tally.differences))
 

@@ -8,13 +8,14 @@ from rich.console import Console
 
 from dbtrain.cli.command import Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
-from dbtrain.telemetry.console import make_console
+from dbtrain.telemetry.console import LiveView, make_console
+from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command(name="eval")
 @reported
 def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
-    """Evaluate the merged model of a run; overrides are of the section evaluation."""
+    """Evaluate the merged model of a run; overrides are of the section evaluation, or say where the data lies."""
     evaluate_and_say(run, overrides or [], make_console())
 
 
@@ -23,7 +24,14 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
     from dbtrain.evaluation.report import evaluate_run, scores_table
     from dbtrain.shards.store import Store
 
-    evaluate_run(Store(run), overrides, section, lambda metric, scores: console.print(scores_table(metric, scores)))
+    with LiveView(console) as view:
+        evaluate_run(
+            Store(run),
+            overrides,
+            section,
+            show=lambda metric, scores: show_table(console, scores_table(metric, scores)),
+            count=view.count,
+        )
 
 
 @app.command()
@@ -48,10 +56,12 @@ def sample(
     from dbtrain.shards.merged import read_config
     from dbtrain.shards.store import Store
 
-    where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed)
+    console = make_console()
+    with LiveView(console) as view:
+        where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed, view.count)
     names = read_config(Store(run).child("merged")).get("class_names", [])
-    told = f"; classes in turn: {', '.join(names[:count])}" if names else ""
-    make_console().print(f"{count} samples of {run} in {where}{told}", highlight=False, markup=False, soft_wrap=True)
+    classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
+    say(console, f"{count} samples of {run} in {where}{classes}")
 
 
 @app.command()
@@ -59,7 +69,10 @@ def sample(
 def generate(
     run: RunDirectory,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    length: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 128,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens to add; by default what the model's window has room for, at most 128."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
 ) -> None:
@@ -82,7 +95,10 @@ def losses(
     from dbtrain.shards.store import Store
 
     console = make_console()
-    measure_losses(Store(run), levels, samples, lambda points: console.print(losses_table(points)))
+    with LiveView(console) as view:
+        measure_losses(
+            Store(run), levels, samples, lambda points: show_table(console, losses_table(points)), view.count
+        )
 
 
 @app.command()

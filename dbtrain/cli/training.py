@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dbtrain.cli.command import Address, ConfigFile, Overrides, RunDirectory, app, reported
+from dbtrain.cli.command import Address, ConfigFile, Overrides, RunDirectory, Verbose, app, reported
 from dbtrain.config import Config, load_config, parse_config
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import make_console
+from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command()
@@ -18,12 +19,13 @@ def train(
     overrides: Overrides = None,
     address: Address = None,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate the merged model at the end.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
     chosen, console = at_address(load_config(config, overrides or []), address), make_console()
     if evaluate or chosen.evaluation.metric is not None:
         check_metric(chosen)
-    train_and_merge(chosen, console)
+    train_and_merge(chosen, console, verbose)
     if evaluate:
         from dbtrain.cli.results import evaluate_and_say  # not above: --help lists commands as they are imported
 
@@ -44,22 +46,23 @@ def at_address(config: Config, address: str | None) -> Config:
     return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
 
 
-def train_and_merge(config: Config, console: Console) -> None:
+def train_and_merge(config: Config, console: Console, verbose: bool = False) -> None:
     """Train a run, or what is left of it, with a live view, and merge it."""
     from dbtrain.analysis.calibrate import announced
     from dbtrain.coordinator.command import train as run_all
     from dbtrain.telemetry.console import LiveView
 
     with LiveView(console) as view:
-        run_all(config, view, announced(view.tell, "once in a run, which keeps the range in run.json"))
+        calibrate = announced(view.tell, "once in a run, which keeps the range in run.json", view.count)
+        run_all(config, view, calibrate, verbose)
     merge_and_say(config.run_url, console)
 
 
 @app.command()
 @reported
-def resume(run: RunDirectory, address: Address = None) -> None:
+def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False) -> None:
     """Continue a run from its directory, with the configuration it was started with."""
-    train_and_merge(at_address(_settled(run), address), make_console())
+    train_and_merge(at_address(_settled(run), address), make_console(), verbose)
 
 
 def _settled(run: str) -> Config:
@@ -103,20 +106,18 @@ def status(run: RunDirectory) -> None:
     check_run_path(store)
     under_way = preparation(store)
     if under_way:
-        console.print(under_way, highlight=False, markup=False, soft_wrap=True)
+        say(console, under_way)
         return
     blocks = read_status(store)
-    console.print(blocks_table([b.row for b in blocks], width=console.width))
+    show_table(console, blocks_table([b.row for b in blocks], width=console.width))
     for b in blocks:
         since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"
         error = f"; last error: {b.error}" if b.error else ""
-        console.print(
+        say(
+            console,
             f"block {b.row.block}: {b.attempts} attempt(s), last commit at step {b.committed}{since}"
             + (f", worker {b.worker}" if b.worker else "")
             + error,
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
 
 
@@ -133,9 +134,8 @@ def merge_and_say(run: str, console: Console) -> None:
     from dbtrain.shards.store import Store
 
     result, samples = merge_and_verify(Store(run))
-    console.print(
+    say(
+        console,
         f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "
         "samples it equals the blocks bit for bit",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -11,7 +11,7 @@ from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
 from dbtrain.coordinator.connect import connect, this_machine
 from dbtrain.coordinator.design import Calibrate
-from dbtrain.coordinator.lifecycle import BlockState, Phase
+from dbtrain.coordinator.lifecycle import FINAL, BlockState, Phase
 from dbtrain.coordinator.placement import Node, choose_device, place, requests
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
@@ -31,8 +31,10 @@ from dbtrain.training.optimizer import endless_warmup
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockState]:
+def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = False) -> list[BlockState]:
     """Train all blocks of a run, or those that are not done; returns their last states.
+
+    `verbose` also shows every time-out that is in force.
 
     Raises:
         IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
@@ -61,6 +63,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
                 blueprint = settle(config, run, calibrate)
             for note in blueprint.data_notes:
                 view.tell(f"data: {note}")
+            if verbose:
+                view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
             states = _conduct(run, config, blueprint, cluster, view, lock)
         finally:
             cluster.close()
@@ -79,7 +83,7 @@ def _conduct(
 ) -> list[BlockState]:
     nodes = cluster.nodes()
     device = choose_device(config.cluster.device, nodes)
-    trackers = _trackers(config, run, view.tell)
+    trackers = Trackers(config.telemetry.trackers, view.tell)
 
     def show(states: list[BlockState], progress: list[Progress]) -> None:
         view.show([row(blueprint, s, p) for s, p in zip(states, progress, strict=True)])
@@ -90,18 +94,13 @@ def _conduct(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"
     )
-    view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
+    open_blocks = {state.block: state.committed for state in conductor.states if state.phase not in FINAL}
     try:
+        trackers.start(run, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)
         with _stopping(conductor, view.tell):
             return conductor.conduct()
     finally:
         trackers.close()
-
-
-def _trackers(config: Config, run: Store, tell: Callable[[str], None]) -> Trackers:
-    directory = f"{run.url}/trackers" if run.is_local else f"{config.name}-trackers"
-    content = config.model_dump(mode="json")
-    return Trackers(config.telemetry.trackers, config.telemetry.project, directory, content, tell)
 
 
 def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:

@@ -16,6 +16,7 @@ from dbtrain.coordinator.examine import CLOCK_BAD_S, Finding, examine_cluster, m
 from dbtrain.errors import ConfigError, DbtrainError, PreflightError, ShardError
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import size
+from dbtrain.telemetry.layout import say, show_table
 
 RAY_PORTS = {6379: "a head", 8265: "its dashboard", 10001: "Ray Client"}
 STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}
@@ -43,12 +44,12 @@ def doctor(address: str | None, storage: str, nodes: int | None, gpus: int | Non
         raise ConfigError(f"{' '.join(given)} is of a cluster, and none is named: add --address, or leave it out")
     findings = examine_machine(storage) if address is None else _at(address, storage, nodes, gpus)
     where = "this machine" if address is None else f"the cluster at {address}"
-    console.print(table(findings, f"dbtrain {__version__} on {where}"))
+    show_table(console, table(findings, f"dbtrain {__version__} on {where}"))
     bad = [finding for finding in findings if finding.level == "bad"]
     if bad:
         told = "; ".join(f"{finding.what}: {finding.detail} ({finding.mend})" for finding in bad)
         raise PreflightError(f"{len(bad)} thing(s) would not work: {told}")
-    console.print("a run would work here", style="green", highlight=False)
+    say(console, "a run would work here", "green")
 
 
 def _at(address: str, storage: str, nodes: int | None, gpus: int | None) -> list[Finding]:

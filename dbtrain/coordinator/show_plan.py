@@ -1,6 +1,6 @@
 """The plan command: what would run, where, and what it would take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,8 @@ from dbtrain.coordinator.design import design
 from dbtrain.coordinator.memory import Memory, estimate
 from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
 from dbtrain.coordinator.settle import check_alone, check_before_pilot
-from dbtrain.telemetry.console import size
+from dbtrain.telemetry.console import LiveView, size
+from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.blueprint import Blueprint, load_data
 from dbtrain.training.feed import cut_batch
 from dbtrain.training.optimizer import endless_warmup
@@ -33,7 +34,7 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         DbtrainError: the configuration, the data or the cluster do not fit.
     """
     if advice := endless_warmup(config.training):
-        notices.print(advice, highlight=False, soft_wrap=True)
+        say(notices, advice)
     # what needs neither data nor a pilot comes first
     check_alone(config)
     nodes = _nodes(config)
@@ -41,12 +42,13 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     where = place(wanted, nodes)
     data = load_data(config)
     for note in data.notes:
-        console.print(f"data: {note}", highlight=False, markup=False, soft_wrap=True)
-    calibrate = announced(_teller(notices), NOTHING_KEPT)
-    check_before_pilot(config, data, calibrate)
-    blueprint = design(config, data, calibrate)
-    whole_config = end_to_end(config)
-    whole = design(whole_config, data, calibrate)
+        say(console, f"data: {note}")
+    with LiveView(notices) as view:
+        calibrate = announced(view.tell, NOTHING_KEPT, view.count)
+        check_before_pilot(config, data, calibrate)
+        blueprint = design(config, data, calibrate)
+        whole_config = end_to_end(config)
+        whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
     columns = (
         "block",
@@ -70,12 +72,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     _row(
         table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
     )
-    console.print(table)
-    console.print("memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
-
-
-def _teller(notices: Console) -> Callable[[str], None]:
-    return lambda line: notices.print(line, highlight=False, soft_wrap=True)
+    show_table(console, table)
+    say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
 
 def _row(table: Table, name: str, blueprint: Blueprint, request: Request, place_: str) -> None:

@@ -9,6 +9,7 @@ from dbtrain.data.splits import Split, mixed, partners
 from dbtrain.evaluation.merged import MergedModel, readouts
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch
+from dbtrain.telemetry.counting import counted
 
 CLASS = "class_"
 """How the score of one class is called: this and its name."""
@@ -31,8 +32,9 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
     metrics: dict[str, MulticlassAccuracy] = {}
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     partner = partners(mixed(len(split)))
+    batches = torch.split(torch.arange(len(split)), section.batch_size)
     with torch.no_grad():
-        for indices in torch.split(torch.arange(len(split)), section.batch_size):
+        for indices in counted(model.count, "batches classified", batches):
             batch, draws = split.batch(indices, model.device), model.draws(indices)
             predicted = readouts(model.evaluations(batch, draws, section.steps_per_block))
             controls = _controls(model, batch, split.batch(partner[indices], model.device), draws, section)

@@ -11,6 +11,7 @@ from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel, readouts
+from dbtrain.telemetry.counting import counted
 
 MOST_LOGITS = 1 << 26
 """Logits of one evaluation that are held at once; a larger batch is cut."""
@@ -31,7 +32,7 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
     nats: dict[str, float] = defaultdict(float)
     characters = 0
     with torch.no_grad():
-        for indices in batches(split, section, model):
+        for indices in counted(model.count, "batches of text read", batches(split, section, model)):
             batch = split.batch(indices, model.device)
             characters += split.characters(indices)
             evaluations = model.evaluations(batch, model.draws(indices), section.steps_per_block)

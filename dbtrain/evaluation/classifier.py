@@ -23,10 +23,12 @@ from dbtrain.method.draws import derive_seed
 from dbtrain.shards.container import pack, unpack
 from dbtrain.shards.sealed import Fields
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.counting import Count, counted, silent
 
 KIND = "dbtrain classifier 1"
 """Changes with anything below that changes the weights."""
 
+FITTING = "steps of the classifier that compares images, trained once for this data set"
 STEPS, BATCH, PEAK_LR = 1000, 128, 2e-3
 
 
@@ -74,7 +76,7 @@ class Judge:
     """On the test split, when it was trained."""
 
 
-def judge_of(data: DataSet, path: str | None, device: torch.device) -> Judge:
+def judge_of(data: DataSet, path: str | None, device: torch.device, count: Count = silent) -> Judge:
     """The classifier at `path`, or else the one of this data set, trained when it is asked for the first time.
 
     That one is kept below ``$XDG_CACHE_HOME/dbtrain`` (``~/.cache/dbtrain``), under a hash of recipe and training data.
@@ -91,7 +93,7 @@ def judge_of(data: DataSet, path: str | None, device: torch.device) -> Judge:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         store, name = Store(Path(cache) / "dbtrain"), f"classifier-{_fingerprint(data.train)}.safetensors"
         if not store.exists(name):
-            content = _trained(network, data, device, store.where(name))
+            content = _trained(network, data, device, store.where(name), count)
             try:
                 store.makedirs()
                 store.write(name, content)
@@ -109,22 +111,22 @@ def _fingerprint(train: Split) -> str:
     return digest.hexdigest()[:16]
 
 
-def _trained(network: Classifier, data: DataSet, device: torch.device, where: str) -> bytes:
+def _trained(network: Classifier, data: DataSet, device: torch.device, where: str, count: Count) -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(KIND, "init"))
         for part in network.modules():
             if isinstance(part, (nn.Conv2d, nn.Linear)):
                 part.reset_parameters()
-    fit(network.to(device), data.train, device)
+    fit(network.to(device), data.train, device, count)
     record = {"kind": KIND, "accuracy": accuracy_of(network, data.test, device)}
     return pack(network.state_dict(), record, where)
 
 
-def fit(network: Classifier, train: Split, device: torch.device) -> None:
+def fit(network: Classifier, train: Split, device: torch.device, count: Count = silent) -> None:
     """1,000 steps of 128 samples of AdamW, from 2e-3 to zero by a cosine; the order is that of one fixed seed."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LR)
     order = EpochOrder(len(train), BATCH, derive_seed(KIND, "order"))
-    for step in range(STEPS):
+    for step in counted(count, FITTING, range(STEPS)):
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LR * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         batch = train.batch(order.indices(step, range(BATCH)), device)

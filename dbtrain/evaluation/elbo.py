@@ -14,6 +14,7 @@ from dbtrain.evaluation.bits import batches
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel
+from dbtrain.telemetry.counting import counted
 
 
 def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
@@ -30,7 +31,7 @@ def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     nats = torch.zeros(model.blueprint.split.blocks, dtype=torch.float64)
     characters = seen = 0
     with torch.no_grad():
-        for indices in batches(split, section, model):
+        for indices in counted(model.count, "batches of text read", batches(split, section, model)):
             batch, positions = split.batch(indices, model.device), seen + torch.arange(len(indices))
             for block in range(len(nats)):
                 nats[block] += float(block_nats(model, block, batch, positions, section.steps_per_block).sum())

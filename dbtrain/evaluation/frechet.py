@@ -39,7 +39,7 @@ def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationCon
 
     It depends on the classifier and the sample count: those of two classifiers or counts do not compare.
     """
-    judge = judge_of(data, section.classifier, model.device)
+    judge = judge_of(data, section.classifier, model.device, model.count)
     depends_on = {"classifier": judge.digest, "classifier_accuracy": judge.accuracy, "samples": section.samples}
     return partial(distances, judge.network, model, section, data.train), depends_on
 
@@ -87,7 +87,8 @@ def distances(
 
     scores = {}
     for name, plan in plans(model, section).items():
-        samples = draw(blueprint, model.blocks.__getitem__, labels, sample_shape(blueprint), plan, size)
+        count = partial(model.count, f"levels of {len(labels):,} samples, {name}")
+        samples = draw(blueprint, model.blocks.__getitem__, labels, sample_shape(blueprint), plan, size, count)
         # pixels end at black and white; latents have no bounds
         bounded = samples if "latent_scale" in blueprint.shape else samples.clamp(-1, 1)
         scores[name] = distance(torch.split(bounded, size))

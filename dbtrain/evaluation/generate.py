@@ -9,7 +9,7 @@ from torch import Tensor
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged import MergedModel, chain_levels, merged_of, readouts
+from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
 from dbtrain.evaluation.uncached import uncached
 from dbtrain.evaluation.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
@@ -21,6 +21,8 @@ from dbtrain.models.registry import architecture
 from dbtrain.shards.store import Store
 
 TOKEN_STREAM = 0
+MOST = 128
+"""Tokens that are added where the user says no number."""
 
 
 class Generator:
@@ -110,8 +112,8 @@ GENERATORS: Mapping[str, Generate] = {"cached": cached, "uncached": uncached, "u
 """By the name in an architecture's row."""
 
 
-def continue_text(model: MergedModel, prompt: str, length: int, temperature: float, seed: int) -> str:
-    """`length` tokens of text after a prompt.
+def continue_text(model: MergedModel, prompt: str, length: int | None, temperature: float, seed: int) -> str:
+    """`length` tokens of text after a prompt; by default what the window has room for, at most `MOST`.
 
     Raises:
         ConfigError: the prompt and the length do not fit the window that the model was trained on, or its architecture
@@ -124,16 +126,18 @@ def continue_text(model: MergedModel, prompt: str, length: int, temperature: flo
     tokenizer = load_tokenizer(config.data.model_dump()["tokenizer"])
     start = tokenizer.encode(prompt).tolist()
     window = int(model.blueprint.shape["length"])
-    if len(start) + length > window:
+    room = window - len(start)
+    length = min(MOST, room) if length is None else length
+    if not 0 < length <= room:
         raise ConfigError(
-            f"a prompt of {len(start)} tokens and --length {length} exceed the {window} tokens (data.length) that the "
-            "model was trained on: shorten one of them"
+            f"a prompt of {len(start)} tokens and --length {max(1, length)} exceed the {window} tokens "
+            "(data.length) that the model was trained on: shorten one of them"
         )
     tokens = torch.tensor([start], dtype=torch.int64, device=model.device)
     return tokenizer.decode(GENERATORS[name](model, tokens, length, temperature, seed, 0)[0].tolist())
 
 
-def generate_text(run: Store, prompt: str, length: int, temperature: float, seed: int) -> str:
+def generate_text(run: Store, prompt: str, length: int | None, temperature: float, seed: int) -> str:
     """The text after a prompt, by the merged model of a run.
 
     Raises:
@@ -141,4 +145,4 @@ def generate_text(run: Store, prompt: str, length: int, temperature: float, seed
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return continue_text(MergedModel.read(merged_of(run), device), prompt, length, temperature, seed)
+    return continue_text(MergedModel.of_run(run, device), prompt, length, temperature, seed)

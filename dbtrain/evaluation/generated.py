@@ -42,6 +42,7 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     indices = evenly(len(split), section.texts or GENERATED)
     own: list[list[int]] = []
     while len(own) < len(indices):
+        model.count("texts written", len(own), len(indices))
         own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), len(own))
     given = [split.tokens[index].tolist() for index in indices.tolist()]
     texts = {prefix: [split.tokenizer.decode(row) for row in rows] for prefix, rows in (("", own), ("text_", given))}

@@ -10,10 +10,11 @@ from dbtrain.evaluation.merged import check_shard, shard_files
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.fit import refuse_non_finite
-from dbtrain.shards.format import decode
+from dbtrain.shards.format import Shard, decode
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
 
 
@@ -42,19 +43,33 @@ def inspect_path(path: str, console: Console) -> None:
 
 def _shard(store: Store, name: str, console: Console) -> None:
     shard = decode(store.read(name), where=store.where(name))
-    console.print(shard.identity, f"step {shard.step}, {shard.role}")
+    for line in _identity(shard):
+        say(console, line)
     table = Table("tensor", "shape", "type")
     for tensor_name, tensor in shard.tensors.items():
         table.add_row(
             tensor_name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch.")
         )
-    console.print(table)
+    show_table(console, table)
     refuse_non_finite(shard.tensors, store.where(name))
+
+
+def _identity(shard: Shard) -> list[str]:
+    """What a shard is; of its noise range the exact ends too, which are hex floats in the file."""
+    of, (low, high) = shard.identity, shard.identity.sigmas
+    return [
+        f"run {of.run}, block {of.block} of {of.blocks}, step {shard.step}, {shard.role}",
+        f"layers {of.layers[0]}-{of.layers[1] - 1}, noise levels {low:.6g} to {high:.6g} (exactly "
+        f"{of.sigma_range[0]} to {of.sigma_range[1]})",
+        f"configuration {of.config_hash}",
+        f"codebook {of.codebook_hash or 'none'}",
+    ]
 
 
 def _run(store: Store, console: Console) -> None:
     manifest = read_manifest(store)
-    console.print(f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {manifest['versions']}")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    say(console, f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {versions}")
     blueprint = read_blueprint(manifest, read_codebook(store, manifest))
     table, damaged = Table("block", "step", "verified"), 0
     for block in range(len(manifest["plan"])):
@@ -63,7 +78,7 @@ def _run(store: Store, console: Console) -> None:
             wrong = "; ".join(checkpoints.verify(step)) or _misfit(blueprint, checkpoints, block, step)
             table.add_row(str(block), str(step), wrong or "whole")
             damaged += bool(wrong)
-    console.print(table)
+    show_table(console, table)
     if damaged:
         raise ShardError(
             f"{damaged} checkpoint(s) of {store.url} are damaged: restore copies of them, or let dbtrain resume train "
@@ -93,4 +108,4 @@ def _merged(store: Store, console: Console) -> None:
             blueprint, block, tensors, blueprint.model(block, "meta").state_dict(), shard_files(store, blueprint)(block)
         )
         table.add_row(str(row["block"]), str(row["step"]), row["role"], str(len(tensors)), row["file"])
-    console.print(table)
+    show_table(console, table)

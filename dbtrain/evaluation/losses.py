@@ -11,10 +11,11 @@ from torch import Tensor
 from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
-from dbtrain.evaluation.merged import MergedModel, merged_of
+from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.counting import Count, counted, silent
 from dbtrain.training.blueprint import Blueprint
 
 
@@ -33,7 +34,11 @@ class Point:
 
 
 def measure_losses(
-    run: Store, count: int, samples: int, show: Callable[[list[Point]], None] = lambda points: None
+    run: Store,
+    count: int,
+    samples: int,
+    show: Callable[[list[Point]], None] = lambda points: None,
+    told: Count = silent,
 ) -> list[Point]:
     """Losses of a run's merged model on its validation split; also written to ``losses.json``, once they were shown.
 
@@ -43,17 +48,18 @@ def measure_losses(
         count: levels, at equal shares of the training distribution, besides the boundaries.
         samples: of the split, at most.
         show: called with the result before it is written.
+        told: how far it has come.
 
     Raises:
         ConfigError: the run was trained without noise.
         ShardError: the run is not merged, its files are damaged, or the losses cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.read(merged_of(run), device)
+    model = MergedModel.of_run(run, device)
     split = model.blueprint.data().validation
     points = [
         _point(model, split, min(samples, len(split)), level, block, boundary)
-        for level, block, boundary in grid(model.blueprint, count)
+        for level, block, boundary in counted(told, "levels measured", grid(model.blueprint, count))
     ]
     show(points)
     keep(run, "losses.json", [asdict(point) for point in points], "the losses")

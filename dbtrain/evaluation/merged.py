@@ -1,6 +1,7 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,10 +13,11 @@ from dbtrain.method.sampler import Denoise, Evaluation, chain, schedule
 from dbtrain.method.split import local_name
 from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.fit import check_fit
-from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.manifest import MANIFEST, read_manifest
 from dbtrain.shards.merge import OUT
 from dbtrain.shards.merged import CONFIG, load_block, load_codebook, read_config, shard_name
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.counting import Count, silent
 from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
 
 LoadBlock = Callable[[int], dict[str, Tensor]]
@@ -45,6 +47,9 @@ class MergedModel:
         self.blueprint = blueprint
         self.blocks = _load_blocks(blueprint, load, device, where)
 
+    count: Count = staticmethod(silent)
+    """Told how far a measurement of this model has come."""
+
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
         """Read a merged directory by its index, verified.
@@ -55,6 +60,22 @@ class MergedModel:
         manifest = read_config(merged)
         blueprint = read_blueprint(manifest, load_codebook(merged))
         return MergedModel(blueprint, lambda block: load_block(merged, block), device, shard_files(merged, blueprint))
+
+    @staticmethod
+    def of_run(run: Store, device: torch.device) -> "MergedModel":
+        """The merged model of a run, with the places that only run.json keeps, if it is there, such as its data's.
+
+        Raises:
+            ShardError: the run is not merged, or its files are damaged.
+        """
+        merged = merged_of(run)
+        model = MergedModel.read(merged, device)
+        if run.exists(MANIFEST):
+            manifest = read_manifest(run)
+            if manifest.get("config_hash") == read_config(merged).get("config_hash"):
+                own = read_blueprint(manifest, None)
+                model.blueprint = replace(model.blueprint, config=own.config, paths=own.paths)
+        return model
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
         """Every evaluation along the chain for a batch of N samples; `draws` make the noise it starts from, if any.

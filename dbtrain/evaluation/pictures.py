@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from dbtrain.method.sampler import Solver
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.counting import Count, silent
 from dbtrain.training.blueprint import Blueprint, read_blueprint
 
 PICTURE = "samples.png"
@@ -27,7 +29,15 @@ GAP = 2
 
 
 def sample_run(
-    run: Store, out: Path | None, count: int, steps: int, solver: Solver, spacing: Spacing, guidance: float, seed: int
+    run: Store,
+    out: Path | None,
+    count: int,
+    steps: int,
+    solver: Solver,
+    spacing: Spacing,
+    guidance: float,
+    seed: int,
+    told: Count = silent,
 ) -> str:
     """Draw `count` samples, the classes in turn, and write them to `out`, or into the run; returns where they are.
 
@@ -46,7 +56,8 @@ def sample_run(
     labels = torch.arange(count, device=device) % int(str(blueprint.shape["classes"]))
     plan = Plan(levels_of(blueprint, steps, spacing), solver, guidance, seed)
     blocks = OneBlock(blueprint, lambda block: load_block(merged, block), device, shard_files(merged, blueprint))
-    samples = draw(blueprint, blocks, labels, shape, plan, blueprint.config.evaluation.batch_size).cpu()
+    size, levels_done = blueprint.config.evaluation.batch_size, partial(told, f"levels of {count:,} samples")
+    samples = draw(blueprint, blocks, labels, shape, plan, size, levels_done).cpu()
     return _keep(samples, run, out, float(str(blueprint.shape.get("latent_scale", 1.0))))
 
 

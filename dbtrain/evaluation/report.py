@@ -9,18 +9,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from dbtrain.config import Config, EvaluationConfig, load_config
+from dbtrain.config.data import PATHS
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import keep
-from dbtrain.evaluation.merged import MergedModel, merged_of
+from dbtrain.evaluation.merged import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
 from dbtrain.shards.store import Store
+from dbtrain.telemetry.counting import Count, silent
 
 Scores = dict[str, dict[str, float]]
 """By split (``validation``, ``test``) and readout."""
 
 MOST_CLASSES = 20
 """Classes of which a table has a line."""
+DATA_PLACES = tuple(f"data.{key}=" for key in PATHS)
+
 READOUTS: Mapping[str, str] = {
     "chain": "last of the chain",
     "mean": "mean over the chain",
@@ -38,24 +42,28 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     section: EvaluationConfig | None = None,
     show: Callable[[Metric, Scores], None] = lambda metric, scores: None,
+    count: Count = silent,
 ) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout; also written to ``evaluation.json``, once they were shown.
 
     Args:
-        overrides: of the section `evaluation`, such as ``evaluation.steps=100``.
+        overrides: of the section `evaluation`, such as ``evaluation.steps=100``, and of where the data lies, such as
+            ``data.path=/elsewhere``; it must be the same data.
         section: how to evaluate, if not as the run's own configuration says.
         show: called with the result before it is written.
+        count: told how far it has come.
 
     Raises:
         ConfigError: an override is wrong or of another section.
         ShardError: the run is not merged, its files are damaged, or the scores cannot be written.
     """
-    merged = merged_of(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.read(merged, device)
-    config, data = model.blueprint.config, model.blueprint.data()
+    model = MergedModel.of_run(run, device)
+    config = model.blueprint.config
     config = _overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
-    model.blueprint = replace(model.blueprint, config=config)
+    model.blueprint = replace(model.blueprint, config=config, paths=_not_said(model.blueprint.paths, overrides))
+    data = model.blueprint.data()
+    model.count = count
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
     measure, depends_on = metric.begin(model, data, config.evaluation)
@@ -70,9 +78,17 @@ def evaluate_run(
 
 def _overridden(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
-        if not override.startswith("evaluation."):
-            raise ConfigError(f"{override!r} would change the run, which is trained: override evaluation.* only")
+        if not override.startswith(("evaluation.", *DATA_PLACES)):
+            raise ConfigError(
+                f"{override!r} would change the run, which is trained: override evaluation.*, or where the data lies "
+                f"({', '.join(DATA_PLACES)})"
+            )
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
+
+
+def _not_said(paths: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
+    """Where the run found its data, but for what an override says."""
+    return {key: path for key, path in paths.items() if not any(o.startswith(f"data.{key}=") for o in overrides)}
 
 
 def label(readout: str) -> str:

@@ -92,12 +92,18 @@ def levels_of(blueprint: Blueprint, steps: int, spacing: Spacing) -> tuple[float
 
 @torch.no_grad()
 def draw(
-    blueprint: Blueprint, block_at: BlockAt, labels: Tensor, shape: Sequence[int], plan: Plan, batch_size: int
+    blueprint: Blueprint,
+    block_at: BlockAt,
+    labels: Tensor,
+    shape: Sequence[int],
+    plan: Plan,
+    batch_size: int,
+    count: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
     """Samples (N, *shape), float32, one for each label (N,), on the labels' device.
 
     Sample i is a function of (plan, i, label). All batches walk down the levels together, so that each block is asked
-    for once, however many batches there are.
+    for once, however many batches there are. `count` is told how many levels are done, and of how many.
     """
     noise = blueprint.noise()
     key = torch.tensor(derive_seed(plan.seed, "sample"), device=labels.device)
@@ -108,8 +114,9 @@ def draw(
         denoise = _denoiser(blueprint, block_at, labels, part, plan)
         chains.append(chain(denoise, noise, blueprint.ranges, plan.levels, start, plan.solver))
     last: tuple[Tensor, ...] = ()
-    for evaluations in zip(*chains, strict=True):
+    for done, evaluations in enumerate(zip(*chains, strict=True), 1):
         last = tuple(evaluation.denoised for evaluation in evaluations)
+        count(done, len(plan.levels))
     return torch.cat(last)
 
 

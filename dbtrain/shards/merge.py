@@ -26,6 +26,7 @@ from dbtrain.shards.merged import (
     read_config,
     shard_name,
 )
+from dbtrain.shards.portable import portable
 from dbtrain.shards.sealed import seal
 from dbtrain.shards.store import Store
 
@@ -204,7 +205,7 @@ def _index(pieces: list[_Piece]) -> bytes:
 
 
 def _config(manifest: Mapping[str, Any], pieces: list[_Piece], index: bytes, codebook: bytes | None) -> bytes:
-    """config.json: the run, and the hash of every file beside it."""
+    """config.json: the run, but for places on this machine, and the hash of every file beside it."""
     files = {piece.file: piece.record for piece in pieces}
     for name, data in ((INDEX, index), (CODEBOOK, codebook)):
         if data is not None:
@@ -213,7 +214,7 @@ def _config(manifest: Mapping[str, Any], pieces: list[_Piece], index: bytes, cod
         {"block": p.block, "step": p.step, "loss": p.loss, "role": p.role, "file": p.file, "sha256": p.record["sha256"]}
         for p in pieces
     ]
-    return seal({**manifest, "blocks": blocks, "files": files}, VERSION, CONFIG)
+    return seal({**portable(manifest), "blocks": blocks, "files": files}, VERSION, CONFIG)
 
 
 def _fill(run: Store, target: str, pieces: list[_Piece], index: bytes, codebook: bytes | None, config: bytes) -> None:

@@ -1,5 +1,6 @@
 """Tables for people: live while blocks train, plain lines where there is no terminal."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,13 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-PLAIN_EVERY_S = 10.0
+from dbtrain.telemetry.layout import say, show_table
+
+PLAIN_EVERY_S = 60.0
+"""Between two lines of a block where there is no terminal; what happens to it is told at once."""
+COUNT_EVERY_S = 30.0
 
 STYLES = {"running": "green", "done": "bold green", "failed": "bold red", "lost": "red", "placed": "yellow"}
 
@@ -103,14 +109,14 @@ def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | Non
 
 
 class LiveView:
-    """A table that is redrawn in place on a terminal; elsewhere a line a block now and then."""
+    """What is redrawn in place on a terminal; elsewhere a line a block now and then."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self.clock = clock
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._last = -PLAIN_EVERY_S
-        self._shown: list[tuple[str, int]] = []
+        self._said: dict[int, tuple[float, int]] = {}
+        self._counting: tuple[str, float] | None = None
 
     def __enter__(self) -> "LiveView":
         if self._live:
@@ -119,31 +125,43 @@ class LiveView:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
+            # a table stays; how far something has come that is over by now does not
+            self._live.transient = self._counting is not None
             self._live.stop()
 
     def show(self, rows: Sequence[Row]) -> None:
         """Show the newest state."""
+        self._counting = None
         if self._live:
             self._live.update(blocks_table(rows, width=self.console.width))
             return
-        shown = [(row.phase, row.step) for row in rows]
-        if shown == self._shown or self.clock() - self._last < PLAIN_EVERY_S:
-            return
-        self._last, self._shown = self.clock(), shown
         for row in rows:
-            if row.phase == "running":
-                loss = "-" if row.loss is None else f"{row.loss:.4f}"
-                rate = "-" if row.rate is None else f"{row.rate:.1f}"
-                self.console.print(
-                    f"block {row.block}: step {row.step}/{row.steps} loss {loss} {rate} steps/s ETA "
-                    f"{duration(row.eta)}",
-                    highlight=False,
-                )
+            then, step = self._said.get(row.block, (-math.inf, -1))
+            moved = row.phase == "running" and row.loss is not None and row.step != step
+            if moved and self.clock() - then >= PLAIN_EVERY_S:
+                self._said[row.block] = self.clock(), row.step
+                say(self.console, _line(row))
+
+    def count(self, what: str, done: int, of: int) -> None:
+        """How far something has come that takes a while, in the place of the table."""
+        now = self.clock()
+        if self._counting is None or self._counting[0] != what:
+            self._counting = what, now
+        if self._live:
+            self._live.update(Text(f"{done:,} of {of:,} {what}"))
+        elif now - self._counting[1] >= COUNT_EVERY_S:
+            self._counting = what, now
+            say(self.console, f"{done:,} of {of:,} {what}")
 
     def tell(self, line: str) -> None:
         """One line above the table."""
-        self.console.print(line, highlight=False, markup=False)
+        say(self.console, line)
 
     def table(self, table: Table) -> None:
         """A table above the live one."""
-        self.console.print(table)
+        show_table(self.console, table)
+
+
+def _line(row: Row) -> str:
+    told = {name: COLUMNS[name](row) for name in ("step", "loss", "steps/s", "ETA")}
+    return f"block {row.block}: step {told['step']} loss {told['loss']} {told['steps/s']} steps/s ETA {told['ETA']}"

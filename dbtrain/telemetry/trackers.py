@@ -1,66 +1,86 @@
-"""TensorBoard, W&B and MLflow, through Accelerate's trackers; fed by the events, so that a tracker can be replayed."""
+"""Trackers follow the step events of all blocks; what a tracker shows can be made again from the events alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, DbtrainError
+from dbtrain.shards.store import Store
+from dbtrain.telemetry.identity import tracked_as
+from dbtrain.telemetry.series import SERIES, Series, Tracked
 
 
 class Trackers:
     """Log the step events of all blocks.
 
     Args:
-        names: of Accelerate's trackers.
-        project: project or experiment.
-        directory: where a tracker that writes files puts them.
-        config: of the run, stored as hyperparameters.
+        names: of trackers: keys of `SERIES`.
         tell: called with one line for a tracker that fails later, which is then given up.
-
-    Raises:
-        ConfigError: a tracker's package is not installed, or it refuses to start.
     """
 
-    def __init__(
-        self, names: Sequence[str], project: str, directory: str, config: dict[str, Any], tell: Callable[[str], None]
-    ) -> None:
-        self._trackers = {name: self._start(name, project, directory, config) for name in names}
+    def __init__(self, names: Sequence[str], tell: Callable[[str], None]) -> None:
+        self._names = names
         self._tell = tell
+        self._open: dict[str, Series] = {}
+        self._logged: dict[int, int] = {}
 
-    @staticmethod
-    def _start(name: str, project: str, directory: str, config: dict[str, Any]) -> Any:
-        kind = LOGGER_TYPE_TO_CLASS[name]
-        try:
-            tracker = kind(project, logging_dir=directory) if kind.requires_logging_directory else kind(project)
-            if hasattr(tracker, "start"):
-                tracker.start()
-            tracker.store_init_configuration(_scalars(config))
-        except Exception as error:
-            raise ConfigError(f"telemetry.trackers: {name} does not start ({error}): install or configure it") from None
-        return tracker
+    def start(self, run: Store, name: str, project: str, config: dict[str, Any], committed: Mapping[int, int]) -> None:
+        """Start or continue the series of a run.
+
+        Args:
+            run: its directory.
+            name, project: of the run, and of what it belongs to.
+            config: of the run, kept as hyperparameters.
+            committed: steps that each block which is to be trained has committed.
+
+        Raises:
+            ConfigError: a tracker's package is not installed, or it refuses to start.
+            ShardError: the run's directory cannot be written.
+        """
+        if not self._names or not committed:
+            return
+        directory = f"{run.url}/trackers" if run.is_local else f"{name}-trackers"
+        tracked = Tracked(name, project, tracked_as(run), directory, _scalars(config), committed)
+        self._logged = dict(committed)
+        for tracker in self._names:
+            try:
+                self._open[tracker] = SERIES[tracker](tracked)
+            except Exception as error:
+                self.close()
+                raise ConfigError(
+                    f"telemetry.trackers: {tracker} does not start ({_words(error)}): install or configure it"
+                ) from None
 
     def log(self, block: int, event: dict[str, Any]) -> None:
-        """Log an event if it is one of a step."""
-        if event["event"] != "step":
+        """Log an event if it is one of a step; a step that an attempt repeats has the same values, and is left out."""
+        if event["event"] != "step" or event["step"] <= self._logged.get(block, 0):
             return
-        values = {f"block{block}/loss": event["loss"], f"block{block}/memory_bytes": event["memory"]}
+        self._logged[block] = event["step"]
+        values: dict[str, float] = {key: event[key] for key in ("loss", "lr", "grad_norm") if key in event}
+        values["memory_bytes"] = event["memory"]
         if event["seconds"]:
-            values[f"block{block}/steps_per_second"] = event["steps"] / event["seconds"]
-        self._each(lambda tracker: tracker.log(values, step=event["step"]))
+            values["steps_per_second"] = event["steps"] / event["seconds"]
+        self._each(lambda series: series.log(block, event["step"], values))
 
     def close(self) -> None:
         """Flush and end."""
-        self._each(lambda tracker: tracker.finish())
+        self._each(lambda series: series.close())
+        self._open.clear()
 
-    def _each(self, call: Callable[[Any], object]) -> None:
-        for name, tracker in list(self._trackers.items()):
+    def _each(self, call: Callable[[Series], object]) -> None:
+        for name, series in list(self._open.items()):
             try:
-                call(tracker)
+                call(series)
             except Exception as error:  # a full disk or a lost network of theirs is no reason to end a training
-                del self._trackers[name]
-                words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                self._tell(f"telemetry.trackers: {name} fails and gets no more ({words}); the events stay in the run")
+                del self._open[name]
+                self._tell(
+                    f"telemetry.trackers: {name} fails and gets no more ({_words(error)}); the events stay in the run"
+                )
+
+
+def _words(error: Exception) -> str:
+    kind = "" if isinstance(error, DbtrainError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())[:300]
 
 
 def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,8 +99,7 @@ def check_installed(names: Sequence[str]) -> None:
     Raises:
         ConfigError: its package is not installed.
     """
-    there = {str(getattr(kind, "value", kind)) for kind in get_available_trackers()} if names else set()
-    absent = [name for name in names if name not in there]
+    absent = [name for name in names if find_spec(name) is None]
     if absent:
         raise ConfigError(
             f"telemetry.trackers names {', '.join(absent)}, which is not installed: pip install {' '.join(absent)}, or "

@@ -113,6 +113,8 @@ class Engine:
         self._gradient_norm = torch.zeros(())
         if config.zero_stage == 0:
             base.register_step_pre_hook(self._measure(config.optimizer.clip))
+        self.norm_is_of_gradient = not (config.zero_stage and config.optimizer.name == "muon")
+        """Whether `gradient_norm` is that; under ZeRO Muon's matrices are orthogonalised before DeepSpeed takes it."""
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
         self._ema_decay = config.ema

@@ -29,11 +29,25 @@ class Observer(Protocol):
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
         """Called with the loss of every step, which it returns; a test may damage it."""
 
-    def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
-        """`steps` steps up to `step` took `seconds` and had this mean loss."""
+    def progress(self, step: int, report: "Report") -> None:
+        """What the steps up to `step` were like."""
 
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
         """Take a snapshot after `step` steps to the store."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One log interval."""
+
+    loss: float
+    """Mean over its steps."""
+    seconds: float
+    steps: int
+    lr: float
+    """Of its last step; with Muon, that of the parameters which AdamW has."""
+    grad_norm: float | None
+    """Of its last step, before clipping; None where nothing measures it."""
 
 
 @dataclass
@@ -47,8 +61,8 @@ class Window:
         """Take those of one step, scalars."""
         self.seen.append(torch.stack([loss.float(), norm.to(loss.device, non_blocking=True)]))
 
-    def close(self, step: int) -> tuple[float, float, int]:
-        """(mean loss, seconds, steps), and start anew.
+    def close(self, step: int) -> tuple[float, float, int, float]:
+        """(mean loss, seconds, steps, norm of the last step's gradient), and start anew.
 
         Raises:
             NonFiniteLossError: with the first step whose loss or gradient was not finite.
@@ -60,7 +74,7 @@ class Window:
                     raise NonFiniteLossError(f"the {what} of step {at} is {value}; {KEEPS} {REMEDY}")
         now = time.monotonic()
         seconds, self.since, self.seen = now - self.since, now, []
-        return sum(loss for loss, _ in values) / len(values), seconds, len(values)
+        return sum(loss for loss, _ in values) / len(values), seconds, len(values), values[-1][1]
 
 
 def train(
@@ -82,16 +96,18 @@ def train(
     loss = math.nan
     while step < config.steps:
         observer.before_step(step)
-        engine.set_lr(lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr))
+        scale = lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr)
+        engine.set_lr(scale)
         micro = [engine.accumulate(*inputs) for inputs in feed.micro_batches(step)]
         window.add(observer.see_loss(step, torch.stack(micro).mean()), engine.gradient_norm)
         step += 1
         engine.update_ema(step)
         stopping = should_stop(step)
         last = stopping or step == config.steps
-        if step % config.checkpoint_every == 0 or step % config.log_every == 0 or last:
-            loss, seconds, count = window.close(step)
-            observer.progress(step, loss, seconds, count)
+        if _reported(step, config) or last:
+            loss, seconds, count, norm = window.close(step)
+            lr, shown = config.optimizer.lr * scale, norm if engine.norm_is_of_gradient else None
+            observer.progress(step, Report(loss, seconds, count, lr, shown))
         if step % config.checkpoint_every == 0 or last:
             _refuse_non_finite(engine, step)
             # a commit makes a step impossible to lose; the snapshot is a collective of the block's workers
@@ -108,3 +124,7 @@ def _refuse_non_finite(engine: Engine, step: int) -> None:
     wrong = engine.non_finite()
     if wrong:
         raise NonFiniteLossError(f"{wrong} is not finite after step {step}, though the loss was; {KEEPS} {REMEDY}")
+
+
+def _reported(step: int, config: TrainingConfig) -> bool:
+    return step % config.checkpoint_every == 0 or step % config.log_every == 0 or step == config.steps

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.engine import Engine
 from dbtrain.training.faults import FaultPlan
 from dbtrain.training.feed import Feed, cut_batch
-from dbtrain.training.loop import train
+from dbtrain.training.loop import Report, train
 from dbtrain.training.resumption import Resumption, patience
 from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
@@ -135,10 +135,11 @@ class BlockWorker:
         """The mean over the block's workers."""
         return self.agreement.mean(self.faults.loss(step, loss))
 
-    def progress(self, step: int, loss: float, seconds: float, steps: int) -> None:
+    def progress(self, step: int, report: Report) -> None:
         """One event a log interval."""
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _resident_peak()
-        self._emit("step", step=step, loss=loss, seconds=round(seconds, 4), steps=steps, memory=memory)
+        fields = {name: value for name, value in asdict(report).items() if value is not None}
+        self._emit("step", step=step, memory=memory, **{**fields, "seconds": round(report.seconds, 4)})
 
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
         """Hand a snapshot to the background writer; the event follows when it is durable."""

@@ -1,6 +1,7 @@
 """Run by torchrun: snapshot and restore under every ZeRO stage, optimizer and offload; prints one line a case."""
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -70,6 +71,19 @@ def case(stage: int, optimizer: str, offload: str, reference: tuple[Parts, Parts
     }
 
 
+def norms(stage: int, optimizer: str) -> dict[str, Any]:
+    """The gradient norm of the first step, beside that of the same batch without an engine."""
+    torch.manual_seed(0)
+    toy = Toy()
+    whole = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(0))
+    toy({"x": whole}, torch.tensor(0), torch.arange(BATCH)).backward()
+    wanted = math.sqrt(sum(float(p.grad.double().square().sum()) for p in toy.parameters() if p.grad is not None))
+    engine = make(stage, optimizer, 2)
+    engine.measures_norm = True
+    advance(engine, 0, 1, 2)
+    return {"case": f"{optimizer} zero{stage} norm", "norm": engine.grad_norm(), "wanted": wanted}
+
+
 def frozen(stage: int) -> dict[str, Any]:
     """A greedy block's module: what is frozen is neither moved nor stored."""
     torch.manual_seed(0)
@@ -96,6 +110,7 @@ def main() -> None:
         cut = advance(make(0, optimizer, 2), 0, STEPS, 2)
         results.append({"case": f"{optimizer} accumulated", "difference": distance(cut, reference[1])})
     results += [frozen(stage) for stage in range(4)]
+    results += [norms(stage, "adamw") for stage in range(4)] + [norms(0, "muon"), norms(1, "muon")]
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as out:
             json.dump(results, out)

@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def resumed(monkeypatch, where):
     """(exit code, configurations that were trained, what was said)."""
     trained = []
-    monkeypatch.setattr(cli.training, "train_and_merge", lambda config, console: trained.append(config))
+    monkeypatch.setattr(cli.training, "train_and_merge", lambda config, console, verbose: trained.append(config))
     result = CliRunner().invoke(cli.app, ["resume", where])
     return result.exit_code, trained, " ".join(result.output.split())
 

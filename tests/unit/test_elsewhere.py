@@ -58,6 +58,57 @@ def test_a_run_is_evaluated_and_continues_text_from_any_folder(home: Path, tmp_p
     assert list((tmp_path / "elsewhere").iterdir()) == []  # nor is the text packed again here
 
 
+@pytest.mark.parametrize("options", [[], ["--prompt", "ab"]])
+def test_by_default_as_much_is_written_as_the_window_has_room_for(home: Path, options: list[str]) -> None:
+    said = CliRunner().invoke(app, ["generate", str(home / "runs" / "run"), *options])
+    assert said.exit_code == 0, said.output
+    assert len(said.output.rstrip("\n")) == 8  # data.length, of which the prompt is a part
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(home: Path) -> None:
+    said = CliRunner().invoke(app, ["generate", str(home / "runs" / "run"), "--prompt", "abcdeabc"])
+    assert said.exit_code == 1 and "a prompt of 8 tokens and --length 1 exceed the 8 tokens" in said.output
+
+
+def test_a_shard_is_described_in_numbers_that_people_read(home: Path) -> None:
+    shard = home / "runs" / "run" / "blocks" / "00" / "step_00000001" / "model.safetensors"
+    said = CliRunner().invoke(app, ["inspect", str(shard)])
+    assert said.exit_code == 0, said.output
+    assert "run run, block 0 of 2, step 1, model" in said.output
+    assert (
+        "layers 0-0, noise levels 3.16228 to 20 (exactly 0x1.94c583ada5b54p+1 to 0x1.4000000000000p+4)" in said.output
+    )
+
+
+def test_a_merged_model_says_nothing_of_the_machine_that_made_it_and_is_evaluated_where_the_data_is_said_to_lie(
+    home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "given" / "model").mkdir(parents=True)
+    (home / "runs" / "run" / "merged").rename(tmp_path / "given" / "model" / "merged")
+    written = [path for path in (tmp_path / "given").rglob("*") if path.is_file()]
+    assert len(written) >= 4 and not any(str(tmp_path).encode() in path.read_bytes() for path in written)
+    given = Store(tmp_path / "given" / "model")
+    with pytest.raises(DataError, match="data.path=corpus.txt was looked for below"):
+        evaluate_run(given)
+    words(tmp_path / "other", seed=1)
+    with pytest.raises(DataError, match="the data is not what run run was started with"):
+        evaluate_run(given, [f"data.path={tmp_path}/other/corpus.txt"])
+    assert evaluate_run(given, [f"data.path={home}/corpus.txt"])[1]["test"]
+
+
+def test_a_run_whose_paths_are_absolute_is_evaluated_where_they_lead_though_its_merged_model_names_none(
+    home: Path, tmp_path: Path
+) -> None:
+    data = {**TEXT["data"], "path": f"{home}/corpus.txt", "cache": f"{home}/packed"}
+    run = merged_run({**TEXT, "name": "absolute", "data": data, "out": str(tmp_path / "runs")})
+    assert str(tmp_path) not in run.child("merged").read_text("config.json")
+    assert evaluate_run(run)[1]["test"]
+    moved = home.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=f"data.path='{home}/corpus.txt' is no file"):
+        evaluate_run(run)
+    assert evaluate_run(run, [f"data.path={moved}/corpus.txt", f"data.cache={tmp_path}/again"])[1]["test"]
+
+
 def blueprint(run: Path) -> Blueprint:
     manifest = read_manifest(Store(run))
     return read_blueprint(manifest, read_codebook(Store(run), manifest))
@@ -113,6 +164,8 @@ def test_workers_of_a_run_that_is_resumed_elsewhere_get_its_data(home: Path, mon
 
         def __init__(self, run: Store, config: Config, *_: Any) -> None:
             told.append(config)
+
+        states: list[Any] = []
 
         def conduct(self) -> list[Any]:
             return []

@@ -15,6 +15,7 @@ from dbtrain.method.levels import Uniform
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.ranges import equal_shares
 from dbtrain.method.split import split_evenly
+from dbtrain.telemetry.counting import silent
 
 MASK = 4
 
@@ -58,7 +59,7 @@ def merged(blocks):
         config=SimpleNamespace(seed=0),
         shape={"length": 2, "vocabulary": 4},
     )
-    return SimpleNamespace(blueprint=blueprint, blocks=[Twins()] * blocks, device=torch.device("cpu"))
+    return SimpleNamespace(blueprint=blueprint, blocks=[Twins()] * blocks, device=torch.device("cpu"), count=silent)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])

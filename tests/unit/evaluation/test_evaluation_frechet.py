@@ -88,7 +88,7 @@ def test_samples_have_the_classes_of_a_split_that_is_sorted_and_every_model_the_
     split = LabelledImages(data.test.images[by_class], data.test.labels[by_class], 10, 16.0)
     seen = []
 
-    def watched(blueprint, block_at, labels, shape, plan, batch_size):
+    def watched(blueprint, block_at, labels, shape, plan, batch_size, count):
         seen.append((labels, plan.seed))
         return torch.rand(len(labels), *shape)
 

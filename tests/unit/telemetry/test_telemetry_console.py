@@ -2,8 +2,11 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from dbtrain.telemetry.console import LiveView, Row, blocks_table, duration, size
+from dbtrain.telemetry.counting import counted
+from dbtrain.telemetry.layout import say, show_table
 
 
 def row(**changes):
@@ -73,21 +76,75 @@ def test_sizes():
     assert [size(n) for n in (None, 2**20, 2**29, 2**30, 11.75 * 2**30)] == ["-", "1.0M", "512.0M", "1.00G", "11.75G"]
 
 
-def test_without_a_terminal_running_blocks_get_a_line_now_and_then():
+def test_without_a_terminal_a_running_block_gets_a_line_a_minute_and_what_happens_is_told_at_once():
     console, now = plain(), [0.0]
     with LiveView(console, clock=lambda: now[0]) as view:
-        view.show([row(), row(block=2, phase="done")])
-        now[0] = 5.0
-        view.show([row(step=201), row(block=2, phase="done")])  # too soon
-        now[0] = 11.0
-        view.show([row(), row(block=2, phase="done")])  # nothing new
-        view.show([row(step=240, loss=None), row(block=2, phase="done")])
+        view.show([row(step=0, loss=None), row(block=2, phase="done")])  # says nothing yet
+        for second in range(151):
+            now[0] = float(second)
+            view.show([row(step=200 + second, loss=0.5), row(block=2, phase="done"), row(block=3, step=1, loss=0.25)])
         view.tell("block 1: [attempt 2] placed")
-    assert console.file.getvalue().splitlines() == [
-        "block 1: step 200/600 loss 0.1235 4.0 steps/s ETA 1:40",
-        "block 1: step 240/600 loss - 4.0 steps/s ETA 1:30",
+    told = console.file.getvalue().splitlines()
+    assert told == [
+        "block 1: step 200/600 loss 0.5000 4.0 steps/s ETA 1:40",
+        "block 3: step 1/600 loss 0.2500 4.0 steps/s ETA 2:30",
+        "block 1: step 260/600 loss 0.5000 4.0 steps/s ETA 1:25",
+        "block 1: step 320/600 loss 0.5000 4.0 steps/s ETA 1:10",
         "block 1: [attempt 2] placed",
     ]
+
+
+def test_without_a_terminal_what_takes_a_while_gets_a_line_now_and_then():
+    console, now = plain(), [0.0]
+    with LiveView(console, clock=lambda: now[0]) as view:
+        for second in range(100):
+            now[0] = float(second)
+            for step in counted(view.count, "steps of the pilot", range(2)):
+                view.count("steps of the pilot", 10 * second + step, 1000)
+    assert [line.split(" of ")[0] for line in console.file.getvalue().splitlines()] == ["0", "0", "0"]
+    console = plain()
+    with LiveView(console, clock=lambda: now[0]) as view:
+        for what in ("one", "another"):  # neither takes long
+            view.count(what, 0, 2)
+            now[0] += 20
+            view.count(what, 1, 2)
+    assert console.file.getvalue() == ""
+
+
+def test_on_a_terminal_what_takes_a_while_is_counted_in_place_and_leaves_nothing_behind():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with LiveView(console) as view:
+        assert list(counted(view.count, "steps of the pilot", [5, 6, 7])) == [5, 6, 7]
+    text = console.file.getvalue()
+    assert "3 of 3 steps of the pilot" in text
+    assert text.rstrip().endswith("\x1b[2K"), "the line is wiped at the end"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_prose_breaks_between_words_and_never_in_a_path(width):
+    path = "/a/very/long/path/to-some/run-directory/with-dashes/of/a/cluster/engineer/blocks/00/attempts/1/log.txt"
+    prose = f"block 1 failed: {path} has the traceback, and all other blocks go on as if nothing had happened to it"
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    say(console, prose)
+    lines = console.file.getvalue().splitlines()
+    assert " ".join(lines).split() == prose.split()
+    assert all(len(line) <= width for line in lines if path not in line)
+    console = plain()
+    say(console, prose)
+    assert console.file.getvalue() == prose + "\n", "in a log a message is one line"
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_table_breaks_no_word_however_narrow_the_terminal_is(width):
+    table = Table("when", "setting", *(f"column{i}" for i in range(6)), title="time-outs")
+    words = ["a worker makes no step", "RAY_gcs_rpc_server_reconnect_timeout_s", *(f"value{i}.25" for i in range(6))]
+    table.add_row(*words)
+    console = Console(file=io.StringIO(), width=width)
+    show_table(console, table)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width or width == 80
+    assert all(word in text for word in ("RAY_gcs_rpc_server_reconnect_timeout_s", "column5", "value5.25", "time-outs"))
+    assert ("┃" in text) == (width == 140)
 
 
 def test_on_a_terminal_the_table_is_drawn():

@@ -32,12 +32,14 @@ class Run:
         self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after
         self.norms, self.wrong_after = norms or {}, wrong_after
         self.trained, self.commits, self.reports, self.rates, self.averaged, self.begun = [], [], [], [], [], []
+        self.measures_norm, self.norms, self.told = False, {}, []
 
     def micro_batches(self, step):
         return iter([(step, m) for m in range(self.micro)])
 
     def accumulate(self, step, micro):
         self.trained.append((step, micro))
+        self.norms[step + 1] = 10.0 * (step + 1) if self.measures_norm else None
         return torch.tensor(self.losses.get((step, micro), 1.0 + step))
 
     @property
@@ -51,6 +53,9 @@ class Run:
     def set_lr(self, scale):
         self.rates.append(scale)
 
+    def grad_norm(self):
+        return self.norms[self.trained[-1][0] + 1]
+
     def update_ema(self, step):
         self.averaged.append(step)
 
@@ -63,8 +68,9 @@ class Run:
     def see_loss(self, step, loss):
         return loss
 
-    def progress(self, step, loss, seconds, steps):
-        self.reports.append((step, loss, steps))
+    def progress(self, step, report):
+        self.reports.append((step, report.loss, report.steps))
+        self.told.append((step, report.lr, report.grad_norm))
 
     def commit(self, step, parts, loss):
         self.commits.append((step, int(parts["model"]["steps"]), loss))
@@ -95,6 +101,17 @@ def test_reports_have_the_mean_loss_of_every_step_since_the_last(train):
     run.go(train)
     assert run.reports == [(3, 2.0, 3), (4, 4.0, 1), (6, 5.5, 2), (8, 7.5, 2), (9, 9.0, 1), (10, 10.0, 1)]
     assert sum(steps for _, _, steps in run.reports) == 10
+
+
+def test_reports_have_the_rate_and_the_gradient_norm_of_their_last_step(train):
+    run = Run(stop_after=5)
+    run.go(train, optimizer={"lr": 0.5, "warmup": 10})
+    # the stop after step 5 was not known when that step measured nothing
+    assert run.told == [
+        (3, pytest.approx(0.15), 30.0),
+        (4, pytest.approx(0.2), 40.0),
+        (5, pytest.approx(0.25), None),
+    ]
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(train):

@@ -8,6 +8,7 @@ from dbtrain.shards.fence import claim
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training import agreement
 from dbtrain.training.assignment import Assignment
+from dbtrain.training.loop import Report
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
 
@@ -32,15 +33,17 @@ def test_an_outage_of_the_storage_is_met_by_a_commit_and_by_nothing_before(make_
         raise ShardError("the storage does not answer")
 
     monkeypatch.setattr(worker.log.store, "append", refuse)
-    worker.progress(1, 0.5, 1.0, 1)
+    worker.progress(1, Report(0.5, 1.0, 1, 0.1, 2.5))
     worker.stop.request("SIGTERM")
     assert worker.should_stop(1)
     worker.commit(1, {"model": {"model.stem.w": torch.ones(2)}}, 0.5)
     worker.writer.drain()
     assert worker.checkpoints.steps() == [1]
     monkeypatch.setattr(worker.log.store, "append", append)
-    worker.progress(2, 0.5, 1.0, 1)
-    assert [event["event"] for event in read_events(worker.log.store)] == ["step", "stopping", "commit", "step"]
+    worker.progress(2, Report(0.5, 1.0, 1, 0.1, None))
+    told = read_events(worker.log.store)
+    assert [event["event"] for event in told] == ["step", "stopping", "commit", "step"]
+    assert told[0]["lr"] == 0.1 and told[0]["grad_norm"] == 2.5 and "grad_norm" not in told[-1]
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -1,0 +1,32 @@
+"""What of a run's configuration goes along with its merged model, which is given to others."""
+
+from collections.abc import Mapping
+from typing import Any
+
+PLACES: Mapping[str, Any] = {"out": "runs", "cluster": {"address": None}}
+"""What only says where a run was made, and what stands there instead: the defaults."""
+
+
+def portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of run.json without places on the machine that trained the run.
+
+    Of an absolute path its last part stays: a run knows its own data from run.json, and somebody who has the merged
+    model alone says where the data lies (``dbtrain eval DIRECTORY data.path=...``); ``data_hash`` tells whether it is
+    the same.
+    """
+    kept = {key: value for key, value in manifest.items() if key != "data_paths"}
+    config = _without_folders(manifest["config"])
+    for key, value in PLACES.items():
+        if key in config:
+            config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    return {**kept, "config": config}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return value.rstrip("/").rpartition("/")[2] or value
+    return value
