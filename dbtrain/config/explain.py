@@ -23,8 +23,16 @@ def explain(error: Any) -> str:
     given = error.get("input")
     if error["type"] in NUMBERS and given is None:
         return f"{place} is empty: give {_wanted(error['msg'])}, or leave the key out"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{place}={given}: {message}" if place and not isinstance(given, dict) else message
+    message = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "it must be")
+        .replace("a valid int", "an int")
+        .replace("a valid ", "a ")
+    )
+    if not place or error["type"] == "value_error" and isinstance(given, dict):
+        return message  # of a whole section, whose check names its keys itself
+    return f"{place}={given}: {message}"
 
 
 def _wanted(message: str) -> str:
