@@ -88,6 +88,7 @@ def punish(
 
 
 @app.command()
+@reported
 def version() -> None:
     """Show the version."""
     print(__version__)
