@@ -91,6 +91,7 @@ def punish(
 
 
 @app.command()
+@reported
 def version() -> None:
     """Show the version."""
     print(__version__)

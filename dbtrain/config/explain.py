@@ -24,11 +24,19 @@ def explain(error: Any) -> str:
     given = error.get("input")
     if error["type"] in NUMBERS and given is None:
         return f"{place} is empty: give {_wanted(error['msg'])}, or leave the key out"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    message = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "it must be")
+        .replace("a valid int", "an int")
+        .replace("a valid ", "a ")
+    )
     if error["type"] == "string_type" and isinstance(given, bool | int | float):
         # YAML 1.1; an override that has text for its value is not read as YAML
         message += "; YAML reads on, off, yes and no as true and false, and digits as a number: put it in quotes"
-    return f"{place}={given}: {message}" if place and not isinstance(given, dict) else message
+    if not place or error["type"] == "value_error" and isinstance(given, dict):
+        return message  # of a whole section, whose check names its keys itself
+    return f"{place}={given}: {message}"
 
 
 def _wanted(message: str) -> str:

@@ -44,26 +44,30 @@ def check_run_path(run: Store) -> None:
     Raises:
         ShardError: it does not exist, is a file or a link that leads nowhere, or lies above or in a run.
     """
-    if not run.is_local or (path := run.path).is_dir() and ((path / MANIFEST).exists() or (path / LOCK).exists()):
+    if (
+        not run.is_local
+        or os.path.isdir(path := run.path)
+        and any(os.path.exists(path / name) for name in (MANIFEST, LOCK))
+    ):
         return
     raise ShardError(f"{path} is not a run directory: {_instead(path)}")
 
 
 def _instead(path: Path) -> str:
     """What a path is that is no run, and what to give instead."""
-    above = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+    above = next((folder for folder in path.parents if os.path.isfile(folder / MANIFEST)), None)
     if _leads_nowhere(path):
         return f"it is a link to {os.readlink(path)}, which does not exist; repair the link or give the real path"
     if above is not None:
         return f"it is in the run {above}; give that"
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
         return "it is a configuration file; give the directory of a run, which is out/name (by default runs/NAME)"
-    if path.is_file():
+    if os.path.isfile(path):
         return "it is a file; give the directory of a run, which is out/name"
-    if not path.exists():
+    if not os.path.exists(path):
         return "there is nothing of that name; check the path, which is out/name (by default runs/NAME)"
     with suppress(OSError):
-        runs = sorted(child.name for child in path.iterdir() if (child / MANIFEST).is_file())
+        runs = sorted(child.name for child in path.iterdir() if os.path.isfile(child / MANIFEST))
         if runs:
             more = ", ..." if len(runs) > SHOWN else ""
             return f"it has no {MANIFEST}, but runs lie in it; give one of them: {', '.join(runs[:SHOWN])}{more}"
@@ -71,7 +75,7 @@ def _instead(path: Path) -> str:
 
 
 def _leads_nowhere(path: Path) -> bool:
-    return path.is_symlink() and not os.path.exists(path)
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _check_place(path: Path) -> None:
@@ -84,7 +88,7 @@ def _check_place(path: Path) -> None:
             )
         if os.path.isfile(part):
             raise ConfigError(f"the run would lie at {path}, and {part} is a file: choose another out= or name=")
-        if part != path and (part / MANIFEST).is_file():
+        if part != path and os.path.isfile(part / MANIFEST):
             raise ConfigError(
                 f"the run would lie at {path}, inside of another run, {part}: choose an out= beside it, such as "
                 f"out={part.parent}"

@@ -142,9 +142,10 @@ def test_what_the_message_proposes_is_accepted():
             base = {**SMALL, "model": {**SMALL["model"], "dim": dim, "heads": heads}}
             if dim % heads:
                 told = refused("seed=0", base).split(": set ")[1]
-                for option in told.replace(" or ", ", model.heads=").split(", "):
-                    option = option.removeprefix("model.heads=or ").removeprefix("or ")
-                    load_config(None, [option], base=base)
+                proposed, width = re.fullmatch(r"(?:model\.heads=([0-9or ]+), or )?model\.dim=(\d+)", told).groups()
+                for number in (proposed or "").split(" or "):
+                    assert number and load_config(None, [f"model.heads={number}"], base=base)
+                assert load_config(None, [f"model.dim={width}"], base=base).model.dim > dim
 
 
 def test_every_metric_that_does_not_fit_names_those_that_do():
