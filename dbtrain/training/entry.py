@@ -20,7 +20,7 @@ def prepare_process(assignment: Assignment) -> None:
     torch.set_num_threads(assignment.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # filling finds programs that read memory before they write it, and tests do so; ZeRO's buffers cost time every step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
 
