@@ -1,4 +1,4 @@
-"""Every architecture resumes bitwise under every pair of settings of a worker, and every combination has its verdict."""
+"""Every architecture resumes bitwise under every pair of settings of a worker; what is refused is refused in words."""
 
 import itertools
 import json
