@@ -22,7 +22,8 @@ WORDS = {
 """By what Ray says among half a page of other things."""
 OUTSIDE = re.compile(
     r"^(MemoryError|OSError|IOError|TimeoutError|\w*Connection\w*Error|BrokenPipeError|EOFError|Dist\w*Error|OutOfMemory)"
-    r"|\b(nccl|gloo|connections?|sockets?|broken pipe|timed out|peer|out of memory|ECC error|CUDA driver|no space left)\b",
+    r"|\b(nccl|gloo|connections?|sockets?|broken pipe|timed out|peer|out of memory|no space left)\b"
+    r"|\b(ECC error|CUDA driver)\b",
     re.IGNORECASE,
 )
 """Errors that may come from outside: other workers' deaths, memory that others take, disks, networks, hardware."""

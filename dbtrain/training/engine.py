@@ -34,8 +34,8 @@ vars(deepspeed.ops)["__compatible_ops__"] = {}
 def _sizes(elements: int) -> dict[str, int]:
     """How many elements of a block of so many DeepSpeed reduces, gathers, fetches and steps at a time.
 
-    Its own sizes are for models of many billions of parameters, whatever the model's size: it would allocate 2 GB, which
-    the deterministic mode fills in every step, and keep all that ZeRO 3 has gathered once.
+    Its own sizes are for models of many billions of parameters, whatever the model's size: it would allocate 2 GB,
+    which the deterministic mode fills in every step, and keep all that ZeRO 3 has gathered once.
     """
     part = min(elements, max(elements // 8, SMALLEST_PART))
     part += part % 2  # DeepSpeed wants it even

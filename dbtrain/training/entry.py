@@ -21,7 +21,7 @@ def prepare_process(assignment: Assignment) -> None:
     # not warn_only: the backward pass of attention on a GPU then adds up in any order, with nothing but a warning
     torch.use_deterministic_algorithms(True)
     # filling finds programs that read memory before they write it, and tests do so; ZeRO's buffers cost time every step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
 

@@ -81,7 +81,7 @@ class FaultPlan:
         """Make a gradient infinite from this step on, if that is planned for it."""
         if any(fault["kind"] == "gradient" and self._first_time(fault) for fault in self._due(step)):
             parameter = next(p for p in module.parameters() if p.requires_grad)
-            parameter.register_hook(lambda gradient: gradient + math.inf)
+            parameter.register_hook(lambda gradient: gradient + math.inf)  # type: ignore[no-untyped-call]
 
     def in_commit(self, step: int, fence: Callable[[], None]) -> Callable[[], None]:
         """The fence of the commit of this step; a kill planned for it fires after the shards and before COMMIT.json."""

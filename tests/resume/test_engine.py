@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.fault
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 3])  # of 3 every tensor is padded, or has parts that are empty
 def test_restore_under_every_stage(workers: int, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
@@ -47,4 +47,4 @@ def test_restore_under_every_stage(workers: int, tmp_path: Path) -> None:
         assert result["bitwise"], result
         assert result["moved"] > 1e-4, result
         # Newton-Schulz runs in bfloat16, whose rounding follows the shapes it is compiled for
-        assert result["from_zero0"] < (2e-3 if "muon" in result["case"] else 1e-8), result
+        assert result["from_zero0"] < (2e-3 if "muon" in result["case"] else 1e-7), result

@@ -51,3 +51,23 @@ def test_parts_are_gathered_on_the_accelerator(offloaded, monkeypatch):
     monkeypatch.setattr(layout.dist, "all_gather", lambda parts, part: gathered.extend([*parts, part]))
     full = sharded.gather(parameter, sharded.piece(parameter, None))
     assert [part.device.type for part in gathered] == ["meta", "meta"] and full.shape == (2, 2)
+
+
+@pytest.mark.parametrize(("rank", "held"), [(0, [0, 1]), (1, [2, 3]), (2, [4]), (3, None)])
+def test_the_last_parts_of_a_parameter_are_shorter_than_their_pieces_or_empty(monkeypatch, rank, held):
+    """Five elements on four ranks, two for each: the third one's second and all of the fourth's are padding."""
+    flat = torch.full((2,), 9.0)
+    zero = SimpleNamespace(
+        fp32_partitioned_groups_flat=[flat], grad_position={1: [0, 0, 2]}, get_param_id=lambda parameter: 1
+    )
+    parameter = nn.Parameter(torch.empty(0))
+    part = torch.full((2,), 9.0)
+    part.ds_numel = 2
+    vars(parameter).update(ds_tensor=part, ds_numel=5, ds_shape=(5, 1))
+    monkeypatch.setattr(layout.dist, "get_rank", lambda: rank)
+    sharded, full = Sharded(zero), torch.arange(5.0).reshape(5, 1)
+    sharded.scatter(parameter, full, sharded.piece(parameter, None))
+    sharded.assign(parameter, full)
+    expected = (held or []) + [9.0] * (2 - len(held or []))
+    assert flat.tolist() == part.tolist() == expected
+    assert (None if held is None else sharded.piece(parameter, None).tolist()) == held
