@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,21 +23,26 @@ from tests.conftest import ROOT, TINY, Command, events, wait_for
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 SHORT = [CONFIG, *TINY, "blocks=1", "training.steps=20", "cluster.cpus_per_worker=0.5"]
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 
 
 def free_ports(count: int) -> list[int]:
-    """Above those from which Ray gives ports to workers."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in sockets]
+    """Above those that Ray gives to workers, and below those from which the kernel gives any connection one: of these
+    another process could take one before it is used here."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 200):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    pytest.fail(f"of 200 ports there are not {count} free")
 
 
 class SomeCluster:
     """A head on the loopback address, with dashboard and Ray Client, in a Python without dbtrain."""
 
     def __init__(self, folder: Path) -> None:
-        self.gcs, self.dashboard, self.client = free_ports(3)
+        self.gcs, self.dashboard, self.client, agent = free_ports(4)
         self.environment = {
             **os.environ, **SETTINGS, **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }  # fmt: skip
@@ -45,6 +51,8 @@ class SomeCluster:
         command = [self.python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
         options = [
             f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={self.client}",
+            # by default the same of every cluster on a machine, and only one of them could start jobs
+            f"--dashboard-agent-listen-port={agent}",
             "--dashboard-host=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats",
         ]  # fmt: skip
         with (folder / "head.log").open("wb") as log:
