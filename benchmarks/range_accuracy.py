@@ -21,6 +21,7 @@ from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 
 import torch
 import torch.distributed as dist

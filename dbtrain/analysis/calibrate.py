@@ -113,7 +113,7 @@ def measure(answers: Answers, gains: Tensor, levels: Tensor, shares: Tensor) -> 
         return levels_at(levels, decided(gains[rows]), shares).log()
 
     groups = answers.sample % GROUPS
-    present = groups.unique().tolist()
+    present = sorted(set(groups.tolist()))
     if len(present) < 2 or expected_wrong(answers.probabilities) < LEAST_WRONG:
         return Measure(torch.full_like(shares, math.nan), math.inf)
     whole = logs(torch.ones_like(groups, dtype=torch.bool))

@@ -55,7 +55,10 @@ def _variance_left(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed
     for start in range(0, count, size):
         rows = probabilities[start : start + size]
         draws = Draws(torch.tensor(seed), torch.arange(start, start + len(rows)))
-        parts.append(sum(_one_draw(rows, codebook, levels, draws, k, repeats) for k in range(repeats)) / repeats)
+        left = torch.zeros(len(rows), len(levels), dtype=torch.float64)
+        for number in range(repeats):
+            left += _one_draw(rows, codebook, levels, draws, number, repeats) / repeats
+        parts.append(left)
     return torch.cat(parts)
 
 
