@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from dbtrain.analysis.calibrate import described
 from dbtrain.config import Config
 from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
@@ -42,6 +43,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate) -> list[BlockSta
     with run_directory(run), RunLock(run, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.url}")
         blueprint = settle(config, run, calibrate)
+        for line in described(blueprint.distribution):
+            view.tell(line)
         cluster = connect(config.cluster.address)
         try:
             if config.cluster.address is not None:

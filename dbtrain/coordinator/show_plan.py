@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dbtrain.analysis.calibrate import announced
+from dbtrain.analysis.calibrate import announced, described
 from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.connect import connect
@@ -64,6 +64,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
     )
     console.print(table)
+    for line in described(blueprint.distribution):
+        console.print(line, highlight=False, markup=False)
     console.print("memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
 
