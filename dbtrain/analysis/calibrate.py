@@ -3,38 +3,57 @@
 A block must read its context; where the noisy code decides, a block learns to copy it, and the chain at inference
 carries a guess and not the truth. So the range ends where the code decides a small share (5 %) of what the context
 leaves open, and begins where it decides next to nothing (0.1 %). docs/benchmarks.md has the figures behind both shares.
+
+What pilots leave open is known from few answers where data is small. So the range is a mean, in log sigma, of the
+measured one and a stated one, and the stated one counts as much as the measured one's standard error makes it.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from dbtrain.analysis.information import decided, entropy, gained, levels_at
+from dbtrain.analysis.pilot import PILOT_STEPS, PILOTS, Answers, ask_pilots
 from dbtrain.config import Config
-from dbtrain.data.order import EpochOrder
-from dbtrain.data.splits import DataSet, Split
-from dbtrain.errors import ConfigError
-from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.gaussian import NoNoise
-from dbtrain.method.interface import BlockModel
-from dbtrain.models.registry import architecture
-from dbtrain.telemetry.counting import Count, counted, silent
+from dbtrain.data.splits import DataSet
+from dbtrain.method.draws import derive_seed
+from dbtrain.telemetry.counting import Count, silent
 
 LEAST_SHARE = 0.001
 GREATEST_SHARE = 0.05
 """Budgets chosen on Fashion-MNIST's validation split among 5, 10 and 30 %; not derived optima."""
 
 GRID = (0.05, 100.0, 77)
-PILOT_STEPS = 400
-PILOT_BATCH = 128
-PILOT_LR = 1e-3
-CURVE_SAMPLES = 2048
-POSITIONS = 16
-"""Positions of a text that are looked at: many texts with a few each tell more than few texts whole."""
-PREDICT_BATCH = 256
+STATED_TARGETS = 4
+"""The stated range is that of a context which leaves so many targets open, equally likely."""
+STATED_ERROR = 0.25
+"""Standard deviation, in log sigma, of the ranges of data about the stated one: of two equally likely targets it is
+1.16 times the stated one, of 27 targets 0.74 times."""
+LEAST_WRONG = 4
+"""Wrong answers that the pilots must expect among all: fewer say nothing of how what is open is distributed."""
+GROUPS = 16
+"""Of samples, each left out once to see how much the range depends on it."""
+SURE_WEIGHT = 0.5
+"""With less weight of what was measured, the user is warned."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Levels at which a code decides some shares, as measured."""
+
+    logs: Tensor
+    """(m,) log sigma."""
+    error: float
+    """Standard error of the worst of them; infinite where nothing could be measured."""
+
+    @property
+    def weight(self) -> float:
+        """Of the measured levels beside the stated ones: that of their precisions."""
+        return STATED_ERROR**2 / (STATED_ERROR**2 + self.error**2)
 
 
 def calibrate(config: Config, data: DataSet, codebook: Tensor, count: Count = silent) -> Mapping[str, Any]:
@@ -43,30 +62,103 @@ def calibrate(config: Config, data: DataSet, codebook: Tensor, count: Count = si
     `calibrated` is log-uniform between the levels at which the code decides 0.1 % and 5 %, so that equal shares of it
     are slices of equal log width. `equal_information` spreads the levels so that every block decides an equal share of
     everything, from 0.1 % to 99.9 %.
+
+    Its key ``calibration`` has the measured curve, what was measured and stated, the weight of what was measured, and
+    the standard error of the ends, in log sigma. Where nothing could be measured, the stated range stands.
     """
-    probabilities = pilot(config, data, codebook, count)
+    answers = ask_pilots(config, data, codebook, count)
+    shares = _shares(config.noise.ranges == "equal_information")
     levels = torch.logspace(math.log10(GRID[0]), math.log10(GRID[1]), int(GRID[2]), dtype=torch.float64)
-    shares = decided(probabilities, codebook.double(), levels, derive_seed(config.seed, "calibration"))
-    nats = float(entropy(probabilities).mean())
-    curve = {"levels": levels.tolist(), "decided": shares.tolist(), "left_open_nats": nats}
-    high = level_at(levels, shares, LEAST_SHARE)
-    if config.noise.ranges == "equal_information":
-        return {**_information_table(levels, shares, high), "calibration": curve}
-    low = level_at(levels, shares, GREATEST_SHARE)
-    return {"kind": "loguniform", "sigma_min": low, "sigma_max": high, "calibration": curve}
+    seed, codes = derive_seed(config.seed, "calibration"), codebook.double()
+    gains = gained(answers.probabilities, codes, levels, seed)
+    found = measure(answers, gains, levels, shares)
+    stated = levels_at(levels, decided(gained(even_contexts(len(codes)), codes, levels, seed)), shares).log()
+    logs = found.weight * found.logs + (1 - found.weight) * stated if found.weight else stated
+    ends = logs.exp().tolist()
+    facts = {
+        "levels": levels.tolist(),
+        "decided": decided(gains).tolist() if found.weight else None,
+        "left_open_nats": float(entropy(answers.probabilities).mean()),
+        "pilots": PILOTS,
+        "answers": len(answers.probabilities),
+        "expected_wrong": expected_wrong(answers.probabilities),
+        "measured": [math.exp(float(found.logs[at])) for at in (0, -1)] if found.weight else None,
+        "stated": [math.exp(float(stated[at])) for at in (0, -1)],
+        "weight": found.weight,
+        "standard_error": math.sqrt(found.weight) * found.error if found.weight else STATED_ERROR,
+    }
+    if len(shares) == 2:
+        return {"kind": "loguniform", "sigma_min": ends[0], "sigma_max": ends[-1], "calibration": facts}
+    left = 1 - shares
+    table = ((left - left[0]) / (left[-1] - left[0])).tolist()
+    return {"kind": "table", "levels": ends, "shares": table, "calibration": facts}
 
 
-def _information_table(levels: Tensor, shares: Tensor, high: float) -> dict[str, Any]:
-    low = level_at(levels, shares, 1 - LEAST_SHARE)
-    inner = [(float(v), 1 - float(s)) for v, s in zip(levels, shares, strict=True) if low < v < high]
-    points = [(low, LEAST_SHARE), *inner, (high, 1 - LEAST_SHARE)]
-    rising = [points[0]]
-    for level, left in points[1:]:
-        if left > rising[-1][1]:  # Monte Carlo noise can make the curve flat
-            rising.append((level, left))
-    first, last = rising[0][1], rising[-1][1]
-    table = [(left - first) / (last - first) for _, left in rising]
-    return {"kind": "table", "levels": [level for level, _ in rising], "shares": [0.0, *table[1:-1], 1.0]}
+def _shares(all_of_them: bool) -> Tensor:
+    """Falling shares whose levels are wanted: the two ends, or many between nearly all and nearly nothing."""
+    if not all_of_them:
+        return torch.tensor([GREATEST_SHARE, LEAST_SHARE], dtype=torch.float64)
+    end = math.log((1 - LEAST_SHARE) / LEAST_SHARE)
+    return torch.linspace(end, -end, 61, dtype=torch.float64).sigmoid()
+
+
+def measure(answers: Answers, gains: Tensor, levels: Tensor, shares: Tensor) -> Measure:
+    """The levels (m,) of `shares` (m,) and their standard error, from the answers' gains (n, L).
+
+    The error has two parts, squared and added: of the samples, by leaving out one group of them at a time (the
+    jackknife), and of the pilots, by how their own ranges differ. The second holds some of the first again, so the sum
+    is cautious.
+    """
+
+    def logs(rows: Tensor) -> Tensor:
+        return levels_at(levels, decided(gains[rows]), shares).log()
+
+    groups = answers.sample % GROUPS
+    present = sorted(set(groups.tolist()))
+    if len(present) < 2 or expected_wrong(answers.probabilities) < LEAST_WRONG:
+        return Measure(torch.full_like(shares, math.nan), math.inf)
+    whole = logs(torch.ones_like(groups, dtype=torch.bool))
+    without = torch.stack([logs(groups != group) for group in present])
+    # Efron & Tibshirani 1993, eq. (11.5)
+    samples = (len(present) - 1) * without.var(dim=0, correction=0)
+    pilots = torch.stack([logs(answers.pilot == number) for number in range(PILOTS)]).var(dim=0) / PILOTS
+    error = float((samples + pilots).max().sqrt())
+    return Measure(whole, error if math.isfinite(error) else math.inf)
+
+
+def expected_wrong(probabilities: Tensor) -> float:
+    """Answers of (n, V) that their own probabilities expect to be wrong."""
+    return float((1 - probabilities.max(dim=-1).values).sum())
+
+
+def even_contexts(targets: int, count: int = 64) -> Tensor:
+    """(count, V) float64: contexts that leave `STATED_TARGETS` of V targets open, equally likely."""
+    open_ = min(STATED_TARGETS, targets)
+    generator = torch.Generator().manual_seed(derive_seed("stated range"))
+    picks = torch.stack([torch.randperm(targets, generator=generator)[:open_] for _ in range(count)])
+    return torch.zeros(count, targets, dtype=torch.float64).scatter(1, picks, 1 / open_)
+
+
+def described(distribution: Mapping[str, Any]) -> list[str]:
+    """Lines on where a range comes from and how sure it is; none if it was not measured."""
+    facts = distribution.get("calibration", {})
+    if "standard_error" not in facts:
+        return []
+    ends = distribution["levels"] if distribution["kind"] == "table" else ()
+    low, high = (ends[0], ends[-1]) if ends else (distribution["sigma_min"], distribution["sigma_max"])
+    error = 100 * math.expm1(facts["standard_error"])
+    lines = [
+        f"calibrated range: sigma {low:.3g} to {high:.3g}, each end within {error:.2g} % (one standard error); "
+        f"{facts['answers']} answers of {facts['pilots']} pilots, which leave {facts['left_open_nats']:.2g} nats open"
+    ]
+    if facts["weight"] < SURE_WEIGHT:
+        first, last = facts["stated"]
+        lines.append(
+            f"warning: the data says little about the range (weight {facts['weight']:.2f} of 1), so it is mostly the "
+            f"stated one, sigma {first:.3g} to {last:.3g}, of a context that leaves {STATED_TARGETS} targets equally "
+            "likely; to choose another, set noise.ranges=uniform with noise.sigma_min and noise.sigma_max"
+        )
+    return lines
 
 
 def announced(
@@ -75,117 +167,8 @@ def announced(
     """`calibrate` that first tells what will take a while and what becomes of it, and counts its steps."""
 
     def tell_and_calibrate(config: Config, data: DataSet, codebook: Tensor) -> Mapping[str, Any]:
-        size = f"{PILOT_STEPS} steps of one layer; about a minute on a CPU"
-        tell(f"training the pilot that calibrates the range ({size}); {then}")
+        size = f"{PILOTS} pilots, {PILOT_STEPS} steps of one layer each; about a minute on a CPU"
+        tell(f"training the pilots that calibrate the range ({size}); {then}")
         return calibrate(config, data, codebook, count)
 
     return tell_and_calibrate
-
-
-def pilot(config: Config, data: DataSet, codebook: Tensor, count: Count = silent) -> Tensor:
-    """p(y|x) (n, V) float64 of a one-layer network that sees the context alone, on held-out samples or positions.
-
-    The temperature is fitted on the same samples: an over-confident pilot would claim that nothing is left to decide.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _train_pilot(config, data, codebook.to(device), device, count)
-    logits, target = _predict(model, data.validation, device)
-    return (logits / temperature(logits, target)).softmax(dim=-1)
-
-
-def _train_pilot(
-    config: Config, data: DataSet, codebook: Tensor, device: torch.device, count: Count = silent
-) -> nn.Module:
-    kind = architecture(config.model.arch)
-    arguments = {**config.model.model_dump(exclude={"arch"}), "depth": 1}
-    arguments |= {name: data.shape[name] for name in kind.takes}
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "pilot"))
-        model = kind.build(noise=NoNoise(kind.per_position), codebook=codebook, **arguments).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=PILOT_LR)
-        size = min(PILOT_BATCH, config.training.batch_size)
-        order = EpochOrder(len(data.train), size, derive_seed(config.seed, "pilot order"))
-        for step in counted(count, "steps of the pilot", range(PILOT_STEPS)):
-            batch = data.train.batch(order.indices(step, range(size)), device)
-            output, target = _output(model, batch)
-            loss = functional.cross_entropy(output.flatten(0, -2), target.flatten())
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    return model.eval()
-
-
-def _output(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    model = cast(BlockModel, module)
-    example = model.example(batch)
-    level = torch.ones(len(example.clean), *model.noise.level_shape(example), device=example.clean.device)
-    nothing = torch.zeros_like(example.clean)
-    return model.readout(model.run(range(1), nothing, level, example.context), nothing, level), example.target
-
-
-@torch.no_grad()
-def _predict(model: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits (n, V) and targets (n,) of about `CURVE_SAMPLES` samples, or of some positions of fewer texts."""
-    length = _output(model, split.batch(torch.arange(1), device))[1].numel()
-    each = min(POSITIONS, length)
-    picked = ((torch.arange(each) + 0.5) * length / each).long().to(device)
-    count = min(CURVE_SAMPLES // each, len(split))
-    parts = []
-    for start in range(0, count, PREDICT_BATCH):
-        indices = torch.arange(start, min(start + PREDICT_BATCH, count))
-        logits, target = _output(model, split.batch(indices, device))
-        own = logits.reshape(len(indices), length, -1)[:, picked], target.reshape(len(indices), length)[:, picked]
-        parts.append((own[0].flatten(0, 1).double().cpu(), own[1].flatten().cpu()))
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def temperature(logits: Tensor, target: Tensor) -> float:
-    """The temperature of a grid that gives the least cross-entropy."""
-    grid = torch.logspace(-1, 1, 81, dtype=torch.float64).tolist()
-    return min(grid, key=lambda t: float(functional.cross_entropy(logits / t, target)))
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy (n,) of (n, V), in nats."""
-    return torch.special.entr(probabilities).sum(dim=-1)
-
-
-def decided(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed: int) -> Tensor:
-    """Share (levels,) of what the context leaves open that a code at each noise level decides: 1 - H(y|x,z)/H(y|x).
-
-    The posterior p(y|x,z) is exact given p(y|x), because the noise is Gaussian: no denoiser is trained. The same
-    targets and noise are used at all levels, so that the curve is smooth.
-
-    Args:
-        probabilities: p(y|x) (n, V) float64.
-        codebook: (V, D) float64.
-        levels: (L,) sigmas.
-    """
-    count = len(probabilities)
-    draws = Draws(torch.tensor(seed), torch.arange(count))
-    picks = draws.uniform((), 0).double()[:, None]
-    target = (probabilities.cumsum(dim=-1) < picks).sum(dim=-1).clamp(max=probabilities.shape[1] - 1)
-    noise = draws.normal((codebook.shape[1],), 1).double()
-    agreement = codebook[target] @ codebook.T - 0.5 * (codebook**2).sum(dim=-1)
-    disturbance = noise @ codebook.T
-    prior = probabilities.clamp_min(1e-300).log()
-    left = [entropy((prior + agreement / s**2 + disturbance / s).softmax(dim=-1)).mean() for s in levels.tolist()]
-    return 1 - torch.stack(left) / entropy(probabilities).mean()
-
-
-def level_at(levels: Tensor, shares: Tensor, share: float) -> float:
-    """The level at which a code decides `share`, by interpolating log level on the share.
-
-    Raises:
-        ConfigError: the curve does not reach it.
-    """
-    falling = torch.cummin(shares, dim=0).values
-    above = int((falling >= share).sum())
-    if not 0 < above < len(levels):
-        raise ConfigError(
-            f"calibration: no level between {GRID[0]} and {GRID[1]} decides a share of {share}; the pilot finds "
-            "nothing left to decide: choose noise.ranges=uniform with noise.sigma_min and noise.sigma_max"
-        )
-    high, low = float(falling[above - 1]), float(falling[above])
-    part = (high - share) / (high - low)
-    return float(levels[above - 1] ** (1 - part) * levels[above] ** part)

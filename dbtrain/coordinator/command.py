@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from dbtrain.analysis.calibrate import described
 from dbtrain.config import Config
 from dbtrain.coordinator.address import check_address
 from dbtrain.coordinator.conduct import Conductor
@@ -63,6 +64,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
                 blueprint = settle(config, run, calibrate)
             for note in blueprint.data_notes:
                 view.tell(f"data: {note}")
+            for line in described(blueprint.distribution):
+                view.tell(line)
             if verbose:
                 view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
             states = _conduct(run, config, blueprint, cluster, view, lock)

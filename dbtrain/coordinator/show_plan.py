@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dbtrain.analysis.calibrate import announced
+from dbtrain.analysis.calibrate import announced, described
 from dbtrain.config import Config
 from dbtrain.coordinator.baseline import end_to_end
 from dbtrain.coordinator.connect import connect, this_machine
@@ -73,6 +73,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
     )
     show_table(console, table)
+    for line in described(blueprint.distribution):
+        say(console, line)
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
 

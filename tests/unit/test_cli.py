@@ -58,7 +58,7 @@ def test_a_plan_says_at_once_that_it_trains_a_pilot_and_keeps_nothing(ranges, no
         cli.app(["plan", str(CONFIGS / "vit_digits.yaml"), *size])
     assert ended.value.code == 0 and len(told) == notices and not list(tmp_path.iterdir())
     for shown in told:
-        assert "training the pilot that calibrates the range" in shown.err and shown.out == ""
+        assert "training the pilots that calibrate the range" in shown.err and shown.out == ""
         assert "nothing of the run itself is trained, and nothing is kept" in " ".join(shown.err.split())
     rest = capfd.readouterr()
     assert "goes to" in rest.out and "pilot" not in rest.out + rest.err

@@ -171,14 +171,16 @@ def test_text_is_continued_to_the_end_of_the_window_and_not_beyond(configure, da
 
 
 def test_the_range_of_a_text_is_calibrated_on_its_positions(configure, data, monkeypatch):
-    from dbtrain.analysis import calibrate as pilot_room
+    from dbtrain.analysis import pilot as pilot_room
 
     monkeypatch.setattr(pilot_room, "PILOT_STEPS", 60)
     blueprint = design(configure("noise.ranges=calibrated"), data, calibrate)
     curve = blueprint.distribution["calibration"]
     assert 1.5 < curve["left_open_nats"] < math.log(27)
     assert blueprint.ranges.edges[0] > 3 * blueprint.ranges.edges[-1] > 0
-    probabilities = pilot_room.pilot(configure(), data, blueprint.codebook)
+    answers = pilot_room.ask_pilots(configure(), data, blueprint.codebook)
+    probabilities = answers.probabilities
+    assert answers.sample.unique(return_counts=True)[1].tolist() == [32] * 64  # 16 positions, by two pilots
     assert probabilities.shape == (2048, 27) and torch.allclose(probabilities.sum(-1), torch.ones(2048).double())
 
 
