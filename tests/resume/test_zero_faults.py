@@ -28,6 +28,8 @@ MODELS = {
     "masked_tiny": ["model.dim=22", "model.heads=1", "data.length=13"],
     "recurrent_tiny": ["model.dim=22", "model.heads=1", "codebook.dim=22", "codebook.source=random", *NOISE],
 }
+EAGER = {"TORCHDYNAMO_DISABLE": "1"}
+"""Compiling Muon's kernels for each worker takes minutes on two cores."""
 LONG = pytest.mark.long
 RUNS = [
     ("vit_digits", 3, 3, "kill", []),
@@ -54,10 +56,10 @@ def test_a_killed_block_ends_with_the_bits_of_an_undisturbed_one(
     dbtrain: Callable[..., Command], tmp_path: Path, config: str, stage: int, workers: int, kind: str, more: list[str]
 ) -> None:
     told = arguments(config, stage, workers, more)
-    whole = dbtrain(*told, "out=whole")
+    whole = dbtrain(*told, "out=whole", **EAGER)
     assert whole.wait(600) == 0, whole.output()
     step = 8 if kind == "kill" else 10
-    killed = dbtrain(*told, "out=killed", faults=[{"block": 0, "step": step, "kind": kind}])
+    killed = dbtrain(*told, "out=killed", faults=[{"block": 0, "step": step, "kind": kind}], **EAGER)
     assert killed.wait(600) == 0, killed.output()
     seen = [event["step"] for event in events(tmp_path / "killed/run", 0) if event["event"] == "resumed"]
     assert seen == [5], killed.output()
