@@ -59,7 +59,7 @@ class SomeCluster:
             self.head = subprocess.Popen(
                 [*command, *options], env=self.environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
             )
-        wait_for(lambda: self._listens(self.dashboard) and self._listens(self.client), 60, "the head's start")
+        wait_for(lambda: self._listens(self.dashboard) and self._listens(self.client), 150, "the head's start")
 
     @staticmethod
     def _bare_python(folder: Path) -> str:
