@@ -81,12 +81,20 @@ def test_a_node_without_a_package_that_workers_import_is_refused_by_name(port: i
         check_packages(bare, "text")
 
 
-def test_a_package_that_one_source_needs_is_asked_for_by_that_source(port: int, tmp_path: Path) -> None:
-    plain = Nodes(port, facts=lambda fact: {**fact, "absent": ["scikit-learn"]})
-    assert found(plain, tmp_path)["packages"].level == "warn"
+@pytest.mark.parametrize(
+    ("package", "sources"),
+    [("scikit-learn", ["digits"]), ("pillow", ["images", "hf"]), ("datasets", ["hf", "hf_text"])],
+)
+def test_a_package_that_a_source_needs_is_asked_for_by_that_source(
+    port: int, tmp_path: Path, package: str, sources: list[str]
+) -> None:
+    plain = Nodes(port, facts=lambda fact: {**fact, "absent": [package]})
+    told = found(plain, tmp_path)["packages"]
+    assert told.level == "warn" and all(f"data.source={source}" in told.mend for source in sources)
     check_packages(plain, "text")
-    with pytest.raises(VersionError, match="two lacks scikit-learn"):
-        check_packages(plain, "digits")
+    for source in sources:
+        with pytest.raises(VersionError, match=f"two lacks {package}"):
+            check_packages(plain, source)
 
 
 def test_whatever_a_worker_imports_is_asked_for() -> None:
