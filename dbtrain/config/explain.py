@@ -31,9 +31,6 @@ def explain(error: Any) -> str:
         .replace("a valid int", "an int")
         .replace("a valid ", "a ")
     )
-    if error["type"] == "string_type" and isinstance(given, bool | int | float):
-        # YAML 1.1; an override that has text for its value is not read as YAML
-        message += "; YAML reads on, off, yes and no as true and false, and digits as a number: put it in quotes"
     if not place or error["type"] == "value_error" and isinstance(given, dict):
         return message  # of a whole section, whose check names its keys itself
     return f"{place}={given}: {message}"
@@ -88,6 +85,8 @@ def _list(error: Any, place: str) -> str:
     given = error["input"]
     if given is None:
         return f"{place} is empty: write a list, as in '{place}=[VALUE]', or leave the key out"
+    if isinstance(given, str) and given.startswith("["):
+        return f"{place}={given} is no list that YAML can read: write '{place}=[VALUE, VALUE]'"
     return f"{place}={given} is no list: write '{place}=[{given}]'"
 
 

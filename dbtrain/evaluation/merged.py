@@ -141,8 +141,8 @@ def merged_of(run: Store) -> Store:
         ShardError: it is no run, and the message says what it is instead, or the run is not merged.
     """
     merged = run.child(OUT)
-    check_run_path(run)
-    if not merged.exists(CONFIG):
+    if not merged.exists(CONFIG):  # with it a merged model is enough: it may have been carried here alone
+        check_run_path(run)
         read_manifest(run)
         read_config(merged)
     return merged

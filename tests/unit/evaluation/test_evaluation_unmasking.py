@@ -88,14 +88,15 @@ def test_both_sides_of_a_merge_walk_through_the_same_masks(merged):
         return {global_name(block, name): tensor for name, tensor in merged.blocks[block].state_dict().items()}
 
     batch = {"tokens": torch.zeros(4, 40, dtype=torch.int64)}
-    assert verify(merged, load, batch) == []
+    assert verify(merged, MergedModel(merged.blueprint, load, merged.device), batch) == []
 
     def wrong(block):
         tensors = load(block)
         tensors[f"blocks.{block}.head.linear.weight"] = tensors[f"blocks.{block}.head.linear.weight"] + block
         return tensors
 
-    assert [line.split(" at ")[0] for line in verify(merged, wrong, batch)] == ["block 1", "block 2"]
+    apart = MergedModel(merged.blueprint, wrong, merged.device)
+    assert [line.split(" at ")[0] for line in verify(merged, apart, batch)] == ["block 1", "block 2"]
 
 
 LETTERS = {

@@ -32,19 +32,19 @@ class Run:
         self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after
         self.norms, self.wrong_after = norms or {}, wrong_after
         self.trained, self.commits, self.reports, self.rates, self.averaged, self.begun = [], [], [], [], [], []
-        self.measures_norm, self.norms, self.told = False, {}, []
+        self.norm_is_of_gradient, self.told = True, []
 
     def micro_batches(self, step):
         return iter([(step, m) for m in range(self.micro)])
 
     def accumulate(self, step, micro):
         self.trained.append((step, micro))
-        self.norms[step + 1] = 10.0 * (step + 1) if self.measures_norm else None
         return torch.tensor(self.losses.get((step, micro), 1.0 + step))
 
     @property
     def gradient_norm(self):
-        return torch.tensor(self.norms.get(self.trained[-1][0], 0.5))
+        step = self.trained[-1][0]
+        return torch.tensor(self.norms.get(step, 10.0 * (step + 1)))
 
     def non_finite(self):
         at = self.wrong_after
@@ -52,9 +52,6 @@ class Run:
 
     def set_lr(self, scale):
         self.rates.append(scale)
-
-    def grad_norm(self):
-        return self.norms[self.trained[-1][0] + 1]
 
     def update_ema(self, step):
         self.averaged.append(step)
@@ -106,12 +103,18 @@ def test_reports_have_the_mean_loss_of_every_step_since_the_last(train):
 def test_reports_have_the_rate_and_the_gradient_norm_of_their_last_step(train):
     run = Run(stop_after=5)
     run.go(train, optimizer={"lr": 0.5, "warmup": 10})
-    # the stop after step 5 was not known when that step measured nothing
     assert run.told == [
         (3, pytest.approx(0.15), 30.0),
         (4, pytest.approx(0.2), 40.0),
-        (5, pytest.approx(0.25), None),
+        (5, pytest.approx(0.25), 50.0),
     ]
+
+
+def test_a_norm_that_is_not_of_the_gradient_is_not_reported(train):
+    run = Run()
+    run.norm_is_of_gradient = False
+    run.go(train)
+    assert [norm for _, _, norm in run.told] == [None] * 6
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(train):
