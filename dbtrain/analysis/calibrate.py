@@ -7,10 +7,10 @@ leaves open, and begins where it decides next to nothing (0.1 %). docs/benchmark
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from dbtrain.config import Config
@@ -90,7 +90,7 @@ def pilot(config: Config, data: DataSet, codebook: Tensor) -> Tensor:
     return (logits / temperature(logits, target)).softmax(dim=-1)
 
 
-def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.device) -> nn.Module:
+def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.device) -> BlockModel:
     kind = architecture(config.model.arch)
     arguments = {**config.model.model_dump(exclude={"arch"}), "depth": 1}
     arguments |= {name: data.shape[name] for name in kind.takes}
@@ -110,16 +110,15 @@ def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.
     return model.eval()
 
 
-def _output(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    model = cast(BlockModel, module)
+def _output(model: BlockModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     example = model.example(batch)
     level = torch.ones(len(example.clean), *model.noise.level_shape(example), device=example.clean.device)
     nothing = torch.zeros_like(example.clean)
-    return model.readout(model.run(range(1), nothing, level, example.context), nothing, level), example.target
+    return model.predict(range(1), nothing, level, example.context), example.target
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+def _predict(model: BlockModel, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits (n, V) and targets (n,) of about `CURVE_SAMPLES` samples, or of some positions of fewer texts."""
     length = _output(model, split.batch(torch.arange(1), device))[1].numel()
     each = min(POSITIONS, length)

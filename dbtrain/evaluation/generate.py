@@ -1,7 +1,6 @@
 """Text from a merged autoregressive model, token by token, with one cache of keys and values for each evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
 from dbtrain.evaluation.uncached import uncached
 from dbtrain.evaluation.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import NoiseProcess
+from dbtrain.method.interface import BlockModel, CachedModel, NoiseProcess
 from dbtrain.method.sampler import Evaluation, chain
-from dbtrain.models.ar_lm import ARLM
-from dbtrain.models.llama import KVCache
 from dbtrain.models.registry import architecture
 from dbtrain.shards.store import Store
 
@@ -38,11 +35,11 @@ class Generator:
         self.section = section
         self.seed = seed
         self.first = first
-        self.blocks = [cast(ARLM, block) for block in model.blocks]
+        self.blocks = [_with_cache(block) for block in model.blocks]
         self.noise: NoiseProcess = model.blueprint.noise()
         self.levels = chain_levels(model.blueprint, section.steps_per_block)
         # a level of the chain is seen with its own codes, so each has its own cache: one a block with one step a block
-        self.caches = [KVCache() for _ in self.levels]
+        self.caches = [self.blocks[0].new_cache() for _ in self.levels]
 
     def probabilities(self, context: Tensor) -> Tensor:
         """p(next token) (N, V) after these T more tokens of context (N, T), by the readout of the section."""
@@ -54,8 +51,7 @@ class Generator:
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             own = self.blocks[block]
-            hidden = own.run(self.model.blueprint.runs(block), noisy, level, context, next(caches))
-            output = own.readout(hidden, noisy, level)
+            output = own.predict(self.model.blueprint.runs(block), noisy, level, context, next(caches))
             return output, own.denoised(output)
 
         start = self._start(context)
@@ -64,7 +60,7 @@ class Generator:
 
     def _start(self, context: Tensor) -> Tensor:
         count, new = context.shape
-        dim = self.blocks[0].get_buffer("codebook").shape[1]
+        dim = self.model.blocks[0].get_buffer("codebook").shape[1]
         if self.section.start == "zero":
             return torch.zeros(count, new, dim, device=context.device)
         first = self.caches[0].length
@@ -96,6 +92,12 @@ class Generator:
         point = self._draws("token", position, len(sharp)).uniform((), TOKEN_STREAM).double()
         # the last number that has any probability, in case rounding leaves the sum below the point
         return (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
+
+
+def _with_cache(model: BlockModel) -> CachedModel:
+    if not isinstance(model, CachedModel):
+        raise ConfigError(f"{type(model).__name__} has no cache to continue a text with")
+    return model
 
 
 def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:

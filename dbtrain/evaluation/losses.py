@@ -1,7 +1,6 @@
 """Loss by noise level: which block, at which level, falls behind. At a boundary both neighbours are measured."""
 
 from dataclasses import asdict, dataclass
-from typing import cast
 
 import torch
 from rich.table import Table
@@ -11,7 +10,6 @@ from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import BlockModel
 from dbtrain.shards.store import Store
 from dbtrain.training.blueprint import Blueprint
 
@@ -83,14 +81,14 @@ def _point(model: MergedModel, split: Split, samples: int, level: float, block: 
 
 def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, block: int) -> tuple[Tensor, Tensor]:
     """Losses and weights (n, levels of a sample)."""
-    network, device = cast(BlockModel, model.blocks[block]), model.device
+    network, device = model.blocks[block], model.device
     noise = network.noise
     example = network.example(split.batch(indices, device))
     levels = torch.full((len(indices), *noise.level_shape(example)), level, device=device)
     key = torch.tensor(derive_seed("losses"), device=device)
     noisy = noise.corrupt(example.clean, levels, Draws(key, indices.to(device)))
     layers = model.blueprint.runs(block)
-    output = network.readout(network.run(layers, noisy, levels, example.context), noisy, levels)
+    output = network.predict(layers, noisy, levels, example.context)
     losses = network.loss(output.float(), example.target)
     return losses.reshape(len(indices), -1), noise.weight(levels).reshape(len(indices), -1)
 

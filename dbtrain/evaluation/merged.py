@@ -1,10 +1,10 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
@@ -77,15 +77,15 @@ class MergedModel:
         return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
 
     def _example(self, batch: Batch) -> Example:
-        return cast(BlockModel, self.blocks[0]).example(batch)
+        return self.blocks[0].example(batch)
 
     def _denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """Each block, or the one so many after it, on this context."""
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             held = (block + rotate) % len(self.blocks)
-            model = cast(BlockModel, self.blocks[held])
-            output = model.readout(model.run(self.blueprint.runs(held), noisy, level, context), noisy, level)
+            model = self.blocks[held]
+            output = model.predict(self.blueprint.runs(held), noisy, level, context)
             return output, model.denoised(output)
 
         return denoise
@@ -99,14 +99,14 @@ def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
 
 
-def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device) -> list[nn.Module]:
+def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device) -> list[BlockModel]:
     """Each block's model; blocks that are held by the same shards are one model."""
     sources = [blueprint.scheme.sources(block) for block in range(blueprint.split.blocks)]
     models = {own: load_model(blueprint, block, load).to(device) for block, own in enumerate(sources)}
     return [models[own] for own in sources]
 
 
-def load_model(blueprint: Blueprint, block: int, load: LoadBlock) -> nn.Module:
+def load_model(blueprint: Blueprint, block: int, load: LoadBlock) -> BlockModel:
     """A block's model from the shards that hold it, whose tensors are named as in the whole model."""
     sources = blueprint.scheme.sources(block)
     model = blueprint.model(sources[-1])

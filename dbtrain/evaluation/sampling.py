@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbtrain.data.splits import partners
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import LoadBlock, load_model
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import GuidedModel
+from dbtrain.method.interface import BlockModel
 from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule, schedule
 from dbtrain.training.blueprint import Blueprint, make_distribution
 
 Spacing = Literal["karras", "slices"]
 """`karras`: EDM's schedule over the whole range; `slices`: as many steps in every slice, equal shares of its mass."""
 
-BlockAt = Callable[[int], nn.Module]
+BlockAt = Callable[[int], BlockModel]
 """Model of a block, on the device."""
 
 
@@ -54,9 +54,9 @@ class OneBlock:
         self.load = load
         self.device = device
         self._number: int | None = None
-        self._model: nn.Module | None = None
+        self._model: BlockModel | None = None
 
-    def __call__(self, block: int) -> nn.Module:
+    def __call__(self, block: int) -> BlockModel:
         """The model of a block; the one before is let go first."""
         if self._model is None or block != self._number:
             self._model = None
@@ -110,10 +110,10 @@ def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, part: Ten
     ranges, overlap = blueprint.ranges, blueprint.config.noise.overlap
 
     def estimate(number: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        model, layers = cast(GuidedModel, block_at(number)), blueprint.runs(number)
-        output = model.readout(model.run(layers, noisy, level, context), noisy, level)
+        model, layers = block_at(number), blueprint.runs(number)
+        output = model.predict(layers, noisy, level, context)
         if plan.guidance != 1:
-            free = model.readout(model.run(layers, noisy, level, model.unconditional(context)), noisy, level)
+            free = model.predict(layers, noisy, level, model.unconditional(context))
             output = guide(output, free, plan.guidance)
         return model.denoised(output)
 

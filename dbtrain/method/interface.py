@@ -4,12 +4,14 @@ A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, comm
 ``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split and merge know only names.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 
 Batch = Mapping[str, Tensor]
@@ -68,13 +70,18 @@ class NoiseProcess(Protocol):
         """Share of the training levels at or below `level`, in [0, 1], float64."""
 
 
-class BlockModel(Protocol):
-    """An architecture. An instance holds all layers or only those of one block."""
+class BlockModel(nn.Module, ABC):
+    """An architecture. An instance holds all layers or only those of one block.
+
+    The layers that it holds are in ``self.layers`` under their numbers in the whole model.
+    """
 
     num_layers: int
     """Layers of the whole model."""
     noise: NoiseProcess
+    layers: nn.ModuleDict
 
+    @abstractmethod
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """Read a batch in the terms of the method.
 
@@ -82,21 +89,60 @@ class BlockModel(Protocol):
         None when nothing may be dropped.
         """
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Stem, then only these layers; the hidden state that `readout` takes."""
+    @abstractmethod
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Stem, then only these layers, then head: logits, or the denoised image.
 
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Head: logits, or the denoised image."""
+        Args:
+            layers: numbers of the layers to apply.
+            noisy: the noisy target, in the shape of ``Example.clean``.
+            level: (N, *level_shape).
+            context: as in `Example`.
+        """
 
+    @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Unweighted loss, in the shape of the levels: (N,) or (N, L)."""
 
+    @abstractmethod
     def denoised(self, output: Tensor) -> Tensor:
         """The output in the diffused space: codes or images like `clean`; of token ids, (N, L, V) probabilities."""
 
-
-class GuidedModel(BlockModel, Protocol):
-    """An architecture that is also trained with its context hidden: what classifier-free guidance needs."""
-
     def unconditional(self, context: Tensor) -> Tensor:
-        """The context that tells nothing, same shape."""
+        """The context that tells nothing, same shape: what classifier-free guidance needs.
+
+        Raises:
+            ConfigError: the architecture was never trained with its context hidden.
+        """
+        raise ConfigError(f"guidance needs a model that is trained without its context too, and {_name(self)} is not")
+
+    def open(self, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer takes, a hidden state and a condition; each layer makes the next one's hidden state.
+
+        Only for architectures whose layers are trained by their own activity (Forward-Forward).
+
+        Raises:
+            ConfigError: the architecture does not show its hidden states.
+        """
+        raise ConfigError(f"method=forward_forward looks at hidden states, and {_name(self)} does not show them")
+
+
+def _name(model: BlockModel) -> str:
+    return type(model).__name__
+
+
+@runtime_checkable
+class CachedModel(Protocol):
+    """What a model offers besides that continues a text with a cache of the positions before."""
+
+    start_token: int
+    """Stands before the first token of a text."""
+
+    def new_cache(self) -> Any:
+        """An empty cache, of one evaluation along the chain."""
+
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: Any = None) -> Tensor:
+        """As of `BlockModel`, for the positions after those in the cache, to which they are added."""
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """As of `BlockModel`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
 
 StreamName = Literal["single", "concat"]
@@ -77,7 +77,7 @@ def _no_later(past: int, new: int, device: torch.device) -> Tensor:
 STREAMS: Mapping[str, type[SingleStream] | type[ConcatStream]] = {"single": SingleStream, "concat": ConcatStream}
 
 
-class ARLM(nn.Module):
+class ARLM(BlockModel):
     """Language model: noised are the tokens' codes, each with a level of its own; context is the clean prefix.
 
     Args:
@@ -131,8 +131,14 @@ class ARLM(nn.Module):
         """The token before each (N, L); before the first, the start token."""
         return functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Hidden states and conditions of the T noisy codes, (N, T, dim + level_dim).
+    def new_cache(self) -> KVCache:
+        """An empty cache of keys and values."""
+        return KVCache()
+
+    def predict(
+        self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None
+    ) -> Tensor:
+        """Logits (N, T, V).
 
         Args:
             layers: to apply.
@@ -149,12 +155,8 @@ class ARLM(nn.Module):
             hidden = self.layers[str(i)](hidden, condition, view, cache, i)
         if cache is not None:
             cache.length += new
-        return torch.cat([hidden[:, -new:], own.to(hidden.dtype)], dim=-1)
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, T, V)."""
-        width = self.stem.tokens.embedding_dim
-        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:])
+        # the last slots are those of the noisy codes
+        logits: Tensor = self.head(hidden[:, -new:], own.to(hidden.dtype))
         return logits
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

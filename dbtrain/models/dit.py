@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 LABEL_STREAM = 2
@@ -31,7 +31,7 @@ class DiTStem(nn.Module):
         return tokens, self.level(c_noise) + self.classes(label)
 
 
-class DiT(nn.Module):
+class DiT(BlockModel):
     """Image model: noised is the image itself, context the class, output the denoised image.
 
     Args:
@@ -91,22 +91,21 @@ class DiT(nn.Module):
             raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
         return torch.full_like(context, self.no_class)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, T + 1, dim): the patches after these layers, and the condition, which the head needs too."""
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Denoised images (N, C, H, W), float32: c_skip * z + c_out * F  # EDM, eq. (7)."""
         c_noise = self.noise.embed_level(level)
         hidden, condition = self.stem(self.noise.scale_input(noisy, level), c_noise, context)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition)
-        return torch.cat([hidden, condition[:, None].to(hidden.dtype)], dim=1)
+        patches = self.head(hidden, condition.to(hidden.dtype)).float()
+        return self.noise.combine(self._image(patches), noisy, level)
 
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Denoised images (N, C, H, W), float32: c_skip * z + c_out * F  # EDM, eq. (7)."""
+    def _image(self, patches: Tensor) -> Tensor:
+        """(N, T, C * patch * patch) -> (N, C, H, W)."""
         channels, height, width = self.image
         rows, columns, size = height // self.patch, width // self.patch, self.patch
-        patches = self.head(hidden[:, :-1], hidden[:, -1]).float()
         patches = patches.reshape(-1, rows, columns, channels, size, size)
-        image = patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
-        return self.noise.combine(image, noisy, level)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Squared error (N,), mean over the elements of an image."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.models.layers import LevelEmbedding
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
@@ -23,7 +23,7 @@ class MaskedStem(nn.Module):
         return self.tokens(tokens), self.level(c_noise[:, None])
 
 
-class MaskedLM(nn.Module):
+class MaskedLM(BlockModel):
     """Noised are token ids, there is no context, and the output are logits under the SUBS parameterisation.
 
     # MDLM, section 3.2.3: the mask is never predicted (it has no logit at all), and a token that is seen stays.
@@ -68,19 +68,14 @@ class MaskedLM(nn.Module):
         tokens = batch["tokens"]
         return Example(clean=tokens, context=tokens[:, :0], target=tokens)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, L, dim + level_dim): the tokens after these layers, and the condition, which the head needs too."""
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
         hidden, condition = self.stem(noisy, self.noise.embed_level(level))
         length = noisy.shape[1]
         everyone = View(torch.arange(length, device=noisy.device), mask=None, causal=False, kept=length)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition, everyone)
-        return torch.cat([hidden, condition.expand(-1, length, -1).to(hidden.dtype)], dim=-1)
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
-        width = self.stem.tokens.embedding_dim
-        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:])
+        logits: Tensor = self.head(hidden, condition.expand(-1, length, -1).to(hidden.dtype))
         others = noisy[..., None] != torch.arange(self.vocabulary, device=noisy.device)
         seen = (noisy < self.vocabulary)[..., None]
         return logits.masked_fill(seen & others, -torch.inf)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.models.layers import LevelEmbedding
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
@@ -65,7 +65,7 @@ class RecurrentHead(nn.Module):
         return logits
 
 
-class Recurrent(nn.Module):
+class Recurrent(BlockModel):
     """Noised is the next token's code in every place, context the tokens before it, output the logits.
 
     As a denoiser the core runs once for each level, and training is a single pass; along the chain the code takes the
@@ -81,7 +81,7 @@ class Recurrent(nn.Module):
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
         level_dim: width of the level's embedding.
         layers: numbers of the core's layers that this instance holds; all of them by default.
-        unrolled: whether `run` iterates.
+        unrolled: whether the core is iterated.
 
     Raises:
         ConfigError: dim is not an even multiple of heads, or backprop is more than iterations.
@@ -131,8 +131,15 @@ class Recurrent(nn.Module):
         before = functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
         return Example(clean=self.get_buffer("codebook")[tokens], context=before, target=tokens)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, L, dim + level_dim): the core's state, and the condition, which the head needs too."""
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Logits (N, L, V) of the token in each place."""
+        state, condition = self.iterate(layers, noisy, level, context)
+        condition = condition.expand(-1, context.shape[1], -1).to(state.dtype)
+        logits: Tensor = self.head(state, condition, _causal(context))
+        return logits
+
+    def iterate(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The core's state (N, L, dim) after its iterations, and the condition (N, 1, level_dim)."""
         view = _causal(context)
         condition = self.stem.level(self.noise.embed_level(level)[:, None])
         # the prelude knows no level: the same for the whole chain
@@ -144,7 +151,7 @@ class Recurrent(nn.Module):
         # truncated backpropagation: what came before is a constant  # Huginn, section 3.3
         for _ in range(self.backprop):
             state = self._core(layers, state, read, condition, view)
-        return torch.cat([state, condition.expand(-1, context.shape[1], -1).to(state.dtype)], dim=-1)
+        return state, condition
 
     def _core(self, layers: range, state: Tensor, read: Tensor, condition: Tensor, view: View) -> Tensor:
         hidden = self.stem.enter(state, read)
@@ -152,12 +159,6 @@ class Recurrent(nn.Module):
             hidden = self.layers[str(i)](hidden, condition, view)
         # without a norm a state that is iterated grows
         return functional.rms_norm(hidden, hidden.shape[-1:])
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, L, V) of the token in each place."""
-        width = self.stem.tokens.embedding_dim
-        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:], _causal(hidden))
-        return logits
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N,) in nats a token, the mean over the places."""

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch import nn
-
 from dbtrain.errors import ConfigError
+from dbtrain.method.interface import BlockModel
 from dbtrain.models.ar_lm import ARLM, end_to_end_lm
 from dbtrain.models.dit import DiT
 from dbtrain.models.masked_lm import MaskedLM
@@ -19,7 +18,7 @@ from dbtrain.models.vit import ViT
 class Architecture:
     """One row of the table: how to build it and what it takes."""
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., BlockModel]
     codes: str | None
     """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
     takes: tuple[str, ...]
@@ -35,7 +34,7 @@ class Architecture:
     """How a merged model continues a text: an entry of evaluation/generate.py; None if it does not."""
     samples: str | None = None
     """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
-    build_whole: Callable[..., nn.Module] | None = None
+    build_whole: Callable[..., BlockModel] | None = None
     """What the end-to-end baseline trains, if not the same."""
     whole_start: float = 0.0
     """Spread of the noise that the end-to-end baseline starts from under `no_noise`."""

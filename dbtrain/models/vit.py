@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 
@@ -27,7 +27,7 @@ class ViTStem(nn.Module):
         return tokens, self.level(c_noise)
 
 
-class ViT(nn.Module):
+class ViT(BlockModel):
     """Classifier: noised is the label's code, context the image, output the logits.
 
     Args:
@@ -72,17 +72,18 @@ class ViT(nn.Module):
         label = batch["label"]
         return Example(clean=self.get_buffer("codebook")[label], context=batch["image"], target=label)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, 2, dim): the code's token after these layers, and the condition, which the head needs too."""
+    def open(self, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (N, 1 + T, dim), the code's first, and the condition (N, dim)."""
         c_noise = self.noise.embed_level(level)
         hidden, condition = self.stem(context, self.noise.scale_input(noisy, level), c_noise)
+        return hidden, condition
+
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Logits (N, classes), read from the code's token."""
+        hidden, condition = self.open(noisy, level, context)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition)
-        return torch.cat([hidden[:, :1], condition[:, None].to(hidden.dtype)], dim=1)
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, classes), read from the code's token."""
-        logits: Tensor = self.head(hidden[:, :1], hidden[:, 1])[:, 0]
+        logits: Tensor = self.head(hidden[:, :1], condition.to(hidden.dtype))[:, 0]
         return logits
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dbtrain.data.splits import DataSet
 from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
-from dbtrain.method.interface import NoiseProcess
+from dbtrain.method.interface import BlockModel, NoiseProcess
 from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated, Uniform
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import Slice
@@ -73,7 +73,7 @@ class Blueprint:
         """Layers that one evaluation of a block takes."""
         return self.scheme.runs(self.split, block)
 
-    def model(self, shard: int, device: str = "cpu") -> nn.Module:
+    def model(self, shard: int, device: str = "cpu") -> BlockModel:
         """The model with the layers that a worker runs, initialised as a function of (seed, shard)."""
         kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.model_dump(exclude={"arch"})

@@ -146,11 +146,11 @@ def test_forward_forward_shows_a_wrong_label_to_every_sample_and_all_of_them_in_
 def test_forward_forward_reads_the_label_off_all_blocks_but_the_first(batch):
     model = ForwardForward(awake(NoNoise()), BLOCKS).eval()
     example = model.example(batch)
-    logits = model.run(range(6), example.clean, torch.ones(12), example.context)
+    logits = model.predict(range(6), example.clean, torch.ones(12), example.context)
     assert logits.shape == (12, 10)
     right = model.goodness(range(6), example.clean, example.context)[1:].sum(0)
     torch.testing.assert_close(logits[torch.arange(12), example.target], right)
-    assert model.run(range(2), example.clean, torch.ones(12), example.context).shape == (12, 10)
+    assert model.predict(range(2), example.clean, torch.ones(12), example.context).shape == (12, 10)
 
 
 def test_forward_forward_learns_a_rule_that_needs_both_image_and_label():
@@ -167,7 +167,7 @@ def test_forward_forward_learns_a_rule_that_needs_both_image_and_label():
         optimizer.zero_grad()
     model = objective.model.eval()
     with torch.no_grad():
-        logits = model.run(range(2), CODES, torch.ones(10), patterns)
+        logits = model.predict(range(2), CODES, torch.ones(10), patterns)
     assert (logits.argmax(dim=1) == torch.arange(10)).float().mean() >= 0.9
 
 

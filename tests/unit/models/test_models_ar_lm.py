@@ -41,7 +41,7 @@ def inputs(seed=2, count=3):
 
 
 def logits(model, tokens, noisy, level, layers=range(4)):
-    return model.readout(model.run(layers, noisy, level, model.before(tokens)), noisy, level)
+    return model.predict(layers, noisy, level, model.before(tokens))
 
 
 def groups(model):
@@ -100,7 +100,7 @@ def test_slots_one_by_one_through_a_cache_equal_all_at_once(stream):
         cache, parts = KVCache(), []
         for a, b in zip([0, *cuts], [*cuts, LENGTH], strict=True):
             z, s = noisy[:, a:b], level[:, a:b]
-            parts.append(model.readout(model.run(range(4), z, s, context[:, a:b], cache), z, s))
+            parts.append(model.predict(range(4), z, s, context[:, a:b], cache))
         assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
         assert cache.length == LENGTH and sorted(cache.layers) == [0, 1, 2, 3]
         assert {k.shape[2] for k, _ in cache.layers.values()} <= set(range(LENGTH, 2 * LENGTH))
@@ -110,16 +110,17 @@ def test_a_cache_holds_no_more_for_two_streams_than_for_one():
     sizes = []
     for stream in ("single", "concat"):
         model, (tokens, noisy, level), cache = awake(stream=stream), inputs(), KVCache()
-        model.run(range(4), noisy, level, model.before(tokens), cache)
+        model.predict(range(4), noisy, level, model.before(tokens), cache)
         sizes.append([k.shape for k, _ in cache.layers.values()])
     assert sizes[0] == sizes[1] == [(3, 2, LENGTH, 8)] * 4
 
 
 @STREAMS
-def test_layers_are_the_identity_at_the_start_and_the_loss_that_of_guessing(stream):
+def test_layers_are_the_identity_at_the_start_and_the_loss_that_of_guessing(stream, before_head):
     model, (tokens, noisy, level) = lm(stream=stream), inputs()
     context = model.before(tokens)
-    assert torch.equal(model.run(range(4), noisy, level, context), model.run(range(0), noisy, level, context))
+    ends = [before_head(model, range(count), noisy, level, context)[0] for count in (4, 0)]
+    assert torch.equal(*ends)
     loss = model.loss(logits(model, tokens, noisy, level), tokens)
     assert loss.shape == (3, LENGTH) and loss.flatten().tolist() == pytest.approx([math.log(11)] * 3 * LENGTH)
 

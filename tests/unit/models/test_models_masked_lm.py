@@ -33,7 +33,7 @@ def awake(**changes):
 
 def output(model, noisy, level, layers=None):
     layers = range(model.num_layers) if layers is None else layers
-    return model.readout(model.run(layers, noisy, level, noisy[:, :0]), noisy, level)
+    return model.predict(layers, noisy, level, noisy[:, :0])
 
 
 def know_marginals(model):

@@ -32,7 +32,7 @@ def awake(**changes):
 
 
 def logits(model, noisy, context, level=LEVEL):
-    return model.readout(model.run(range(2), noisy, level, context), noisy, level)
+    return model.predict(range(2), noisy, level, context)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_unrolled_it_is_the_core_applied_to_its_own_state(noisy):
 
     def state(start, iterations):
         model.iterations, model.backprop = iterations, 1
-        return model.run(range(2), start, LEVEL, context)[..., :16]
+        return model.iterate(range(2), start, LEVEL, context)[0]
 
     # a state is as wide as the layers, so that it can be given as the start
     assert torch.allclose(state(state(noisy, 1), 1), state(noisy, 2), atol=1e-5)
@@ -96,7 +96,7 @@ def test_gradients_go_through_the_last_iterations_only(noisy):
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     model = awake(unrolled=True, noise=NoNoise(spread=1.0), iterations=3, backprop=3)
-    after = model.run(range(2), noisy, LEVEL, context)[..., :16].detach()
+    after = model.iterate(range(2), noisy, LEVEL, context)[0].detach()
     truncated = gradients(5, 2, noisy)
     assert torch.allclose(truncated, gradients(2, 2, after), rtol=1e-3, atol=1e-5)
     assert not torch.allclose(truncated, gradients(5, 5, noisy), rtol=1e-2)
