@@ -10,11 +10,13 @@ from dbtrain.config import Config
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
+from dbtrain.method.levels import read_distribution
+from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.ranges import Ranges, equal_shares, explicit
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import LayerSplit, split_by_sizes, split_evenly
 from dbtrain.models.registry import architecture
-from dbtrain.training.blueprint import Blueprint, make_distribution
+from dbtrain.training.blueprint import Blueprint, noise_target
 
 Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
 """(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
@@ -41,9 +43,15 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
         # levels mean nothing, but the plan wants slices that tile
         edges = tuple(float(edge) for edge in range(split.blocks, -1, -1))
         return Blueprint(config, split, Ranges(edges), {"kind": "none"}, codebook, data.shape)
-    distribution = DISTRIBUTIONS[kind.noise](config, data, codebook, calibrate)
+    target = noise_target(config, data.shape, codebook)
+
+    def measure() -> Mapping[str, Any]:
+        assert codebook is not None  # a process measures nothing else
+        return calibrate(config, data, codebook)
+
+    distribution = noise_process(kind.noise).plan(config.noise, target, measure)
     ranges = _ranges(config, distribution)
-    make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
+    read_distribution(distribution)  # refuses an empty or unbounded range before anything is written
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)
 
 
@@ -98,49 +106,7 @@ def target_of(config: Config) -> Literal["noisy", "hidden"]:
     return target
 
 
-def _masked_share(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
-    noise = config.noise
-    if noise.ranges not in ("alpha", "explicit"):
-        raise ConfigError(
-            f"noise.ranges={noise.ranges} is for Gaussian noise, and {config.model.arch} masks tokens: set "
-            "noise.ranges=alpha for equal decrements of alpha, or explicit with noise.edges from 1 down to 0"
-        )
-    if noise.edges and (noise.edges[0] != 1 or noise.edges[-1] != 0):
-        raise ConfigError(f"noise.edges={list(noise.edges)} are masked shares: they must fall from 1 to 0")
-    if noise.weighting != "none":
-        raise ConfigError(f"noise.weighting={noise.weighting} is for Gaussian noise; the masked ELBO has its own: none")
-    return {"kind": "uniform"}
-
-
-def _sigma(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
-    noise = config.noise
-    if noise.ranges == "alpha":
-        raise ConfigError(
-            f"noise.ranges=alpha is for masking, and {config.model.arch} has Gaussian noise: try calibrated"
-        )
-    edges = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max}
-    if noise.ranges == "explicit" and noise.edges:
-        edges = {"sigma_min": noise.edges[-1], "sigma_max": noise.edges[0]}
-    if noise.ranges == "uniform" or noise.ranges == "explicit":
-        return {"kind": "loguniform", **edges}
-    if noise.ranges == "paper":
-        return {"kind": "lognormal", "p_mean": noise.p_mean, "p_std": noise.p_std, **edges}
-    if codebook is None:
-        raise ConfigError(
-            f"noise.ranges={noise.ranges} measures a codebook, and model.arch={config.model.arch} has none: choose "
-            "noise.ranges=paper, uniform or explicit"
-        )
-    return calibrate(config, data, codebook)
-
-
-DISTRIBUTIONS: Mapping[str, Callable[[Config, DataSet, Tensor | None, Calibrate], Mapping[str, Any]]] = {
-    "gaussian": _sigma,
-    "masking": _masked_share,
-}
-"""How the level distribution is settled, by the noise in an architecture's row."""
-
-
 def _ranges(config: Config, distribution: Mapping[str, Any]) -> Ranges:
     if config.noise.ranges == "explicit" and config.noise.edges:
         return explicit(config.noise.edges, config.blocks)
-    return equal_shares(make_distribution(distribution), config.blocks)
+    return equal_shares(read_distribution(distribution), config.blocks)

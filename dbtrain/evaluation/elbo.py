@@ -51,13 +51,13 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
     """
     own, noise = model.blocks[block], model.blueprint.noise()
     example, layers = own.example(batch), model.blueprint.runs(block)
-    low, high = noise.quantile(torch.tensor(model.blueprint.ranges.of(block), dtype=torch.float64)).tolist()
+    low, high = noise.cdf(torch.tensor(model.blueprint.ranges.of(block), dtype=torch.float64)).tolist()
     total = torch.zeros(len(positions), dtype=torch.float64, device=model.device)
     for number in range(levels):
         key = derive_seed(model.blueprint.config.seed, "elbo", block, number)
         draws = Draws(torch.tensor(key, device=model.device), positions.to(model.device))
-        share = (number + noise.shares(example, draws)) / levels
-        level = noise.sample(low + share * (high - low))
+        share = (number + noise.draw_uniforms(example, draws)) / levels
+        level = noise.quantile(low + share * (high - low))
         noisy = noise.corrupt(example.clean, level, draws)
         output = own.predict(layers, noisy, level, example.context)
         total += (noise.weight(level) * own.loss(output.float(), example.target)).double()

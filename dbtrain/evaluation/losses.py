@@ -26,6 +26,8 @@ class Point:
     """Mean over the samples, unweighted."""
     weighted: float
     """Times the weight of the level, as in training."""
+    level_name: str = "level"
+    """What such a level is called."""
 
 
 def measure_losses(run: Store, count: int, samples: int) -> list[Point]:
@@ -61,7 +63,7 @@ def grid(blueprint: Blueprint, count: int) -> list[tuple[float, int, bool]]:
     if blueprint.distribution["kind"] == "none":
         raise ConfigError("this run was trained without noise (end to end): it has no loss by noise level")
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    levels = blueprint.noise().sample(shares)
+    levels = blueprint.noise().quantile(shares)
     owned = [(float(v), int(blueprint.ranges.block_of(v)), False) for v in levels]
     edges = blueprint.ranges.edges[1:-1]
     meeting = [(edge, block, True) for i, edge in enumerate(edges) for block in (i, i + 1)]
@@ -76,7 +78,7 @@ def _point(model: MergedModel, split: Split, samples: int, level: float, block: 
         losses, weights = _losses(model, split, indices, level, block)
         sums += torch.stack([losses.mean(dim=1).sum(), (weights * losses).mean(dim=1).sum()]).double().cpu()
     loss, weighted = (sums / samples).tolist()
-    return Point(level, block, boundary, loss, weighted)
+    return Point(level, block, boundary, loss, weighted, model.blueprint.noise().level_name)
 
 
 def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, block: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +97,7 @@ def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, blo
 
 def losses_table(points: list[Point]) -> Table:
     """One line for each point."""
-    table = Table("level", "block", "loss", "weighted", "")
+    table = Table(points[0].level_name if points else "level", "block", "loss", "weighted", "")
     for point in points:
         note = "boundary" if point.boundary else ""
         table.add_row(f"{point.level:.4g}", str(point.block), f"{point.loss:.5f}", f"{point.weighted:.4f}", note)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
-from dbtrain.method.sampler import Denoise, Evaluation, chain, schedule
+from dbtrain.method.sampler import Denoise, Evaluation, chain
 from dbtrain.method.split import local_name
 from dbtrain.shards.merged import load_block, load_codebook, read_config
 from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
+from dbtrain.training.blueprint import Blueprint, read_blueprint
 
 LoadBlock = Callable[[int], dict[str, Tensor]]
 
@@ -93,10 +93,7 @@ class MergedModel:
 
 def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     """Levels of the evaluations along the chain, as many in every slice."""
-    known = blueprint.distribution["kind"] != "none"
-    distribution = make_distribution(blueprint.distribution) if known else None
-    # without noise there is one level, and the same prediction however often it is asked for
-    return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
+    return blueprint.noise().schedule(blueprint.ranges, steps_per_block)
 
 
 def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device) -> list[BlockModel]:
@@ -128,10 +125,11 @@ def verify(merged: MergedModel, load: LoadBlock, batch: Batch) -> list[str]:
     """
     apart = MergedModel(merged.blueprint, load, merged.device)
     draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
+    name = merged.blueprint.noise().level_name
     with torch.no_grad():
         pairs = zip(merged.evaluations(batch, draws), apart.evaluations(batch, draws), strict=True)
         return [
-            f"block {ours.block} at sigma {ours.level:g} differs from its checkpoint"
+            f"block {ours.block} at {name} {ours.level:g} differs from its checkpoint"
             for ours, theirs in pairs
             if not torch.equal(ours.output, theirs.output)
         ]

@@ -12,8 +12,8 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import LoadBlock, load_model
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
-from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule, schedule
-from dbtrain.training.blueprint import Blueprint, make_distribution
+from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule
+from dbtrain.training.blueprint import Blueprint
 
 Spacing = Literal["karras", "slices"]
 """`karras`: EDM's schedule over the whole range; `slices`: as many steps in every slice, equal shares of its mass."""
@@ -79,7 +79,7 @@ def levels_of(blueprint: Blueprint, steps: int, spacing: Spacing) -> tuple[float
             f"{steps} steps cannot be shared evenly by {ranges.blocks} slices: take a multiple of {ranges.blocks}, "
             "or the spacing karras"
         )
-    return tuple(schedule(ranges, make_distribution(blueprint.distribution), steps // ranges.blocks))
+    return tuple(blueprint.noise().schedule(ranges, steps // ranges.blocks))
 
 
 @torch.no_grad()

@@ -1,13 +1,17 @@
 """Gaussian noise: EDM's preconditioning, weighting and steps, and no noise at all for the end-to-end baseline."""
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Example
-from dbtrain.method.levels import LevelDistribution
+from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
+from dbtrain.method.levels import LevelDistribution, read_distribution
+from dbtrain.method.ranges import Ranges
+from dbtrain.method.sampler import schedule
 
 LEVEL_STREAM = 0
 """Stream of the draws that makes the levels."""
@@ -36,6 +40,10 @@ class GaussianNoise:
         per_position: one sigma for each position of (N, L, D) instead of one a sample.
     """
 
+    level_name = "sigma"
+    noises: Noised = "vectors"
+    policies = ("calibrated", "equal_information", "paper", "uniform", "explicit")
+
     def __init__(
         self,
         distribution: LevelDistribution,
@@ -50,17 +58,56 @@ class GaussianNoise:
         self.input_scaling = input_scaling
         self.per_position = per_position
 
+    @staticmethod
+    def plan(settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Log-normal, log-uniform, or what a pilot measures  # paper, section 3.2."""
+        if settings.ranges not in GaussianNoise.policies:
+            raise ConfigError(
+                f"noise.ranges={settings.ranges} is for masking, and {target.arch} has Gaussian noise: try calibrated"
+            )
+        edges = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
+        if settings.ranges == "explicit" and settings.edges:
+            edges = {"sigma_min": settings.edges[-1], "sigma_max": settings.edges[0]}
+        if settings.ranges in ("uniform", "explicit"):
+            return {"kind": "loguniform", **edges}
+        if settings.ranges == "paper":
+            return {"kind": "lognormal", "p_mean": settings.p_mean, "p_std": settings.p_std, **edges}
+        if target.code_dim is None:
+            raise ConfigError(
+                f"noise.ranges={settings.ranges} measures a codebook, and model.arch={target.arch} has none: choose "
+                "noise.ranges=paper, uniform or explicit"
+            )
+        return measure()
+
+    @staticmethod
+    def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "GaussianNoise":
+        """From run.json; sigma_data, if it is not given, follows from the target."""
+        sigma_data = settings.sigma_data
+        if sigma_data is None:
+            # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
+            sigma_data = 0.5 if target.code_dim is None else target.code_dim**-0.5
+        distribution = read_distribution(spec)
+        return GaussianNoise(distribution, sigma_data, settings.weighting, settings.input_scaling, target.per_position)
+
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """() for one sigma a sample, (L,) for one a position."""
         return (example.clean.shape[1],) if self.per_position else ()
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Independent uniforms."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
-    def sample(self, share: Tensor) -> Tensor:
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below sigma."""
+        return self.distribution.cdf(level.double())
+
+    def quantile(self, share: Tensor) -> Tensor:
         """Sigmas at these quantiles of the training distribution, by inversion; float32, same shape."""
         return self.distribution.quantile(share.double()).float()
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """Equal shares of the training distribution within each slice."""
+        return schedule(ranges, self.distribution, steps_per_block)
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """y + sigma * eps  # paper, eq. (1)."""
@@ -109,10 +156,6 @@ class GaussianNoise:
         ratio = _expand(next_level / level, noisy)
         return ratio * noisy + (1 - ratio) * denoised
 
-    def quantile(self, level: Tensor) -> Tensor:
-        """Share of the training levels at or below sigma."""
-        return self.distribution.cdf(level.double())
-
 
 class NoNoise:
     """The network is shown nothing of the target: end-to-end training of the same layers, for the baseline.
@@ -122,6 +165,8 @@ class NoNoise:
         spread: standard deviation of what it is shown instead, 0 for zeros; a recurrent state starts from noise.
     """
 
+    level_name = "level"
+
     def __init__(self, per_position: bool = False, spread: float = 0.0) -> None:
         self.per_position = per_position
         self.spread = spread
@@ -130,13 +175,21 @@ class NoNoise:
         """As of the noise that it stands for."""
         return (example.clean.shape[1],) if self.per_position else ()
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Independent uniforms."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
-    def sample(self, share: Tensor) -> Tensor:
+    def cdf(self, level: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(level)
+
+    def quantile(self, share: Tensor) -> Tensor:
         """Ones."""
         return torch.ones_like(share)
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """One level a slice: the prediction is the same however often it is asked for."""
+        return schedule(ranges, None, 1)
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Noise alone: nothing of the target is seen."""
@@ -171,7 +224,3 @@ class NoNoise:
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """Unchanged: there is one step only."""
         return noisy
-
-    def quantile(self, level: Tensor) -> Tensor:
-        """Ones."""
-        return torch.ones_like(level)

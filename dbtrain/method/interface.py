@@ -1,18 +1,19 @@
-"""The plug: what an architecture and a noise process must offer. To add an architecture, write one `BlockModel`.
+"""The plug: what an architecture (`BlockModel`) and a noise process (`NoiseProcess`, `NoiseKind`) must offer.
 
 A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, common to all blocks), ``stem.*``,
 ``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split and merge know only names.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
+from dbtrain.method.ranges import Ranges
 
 Batch = Mapping[str, Tensor]
 """Named tensors of N samples, for instance ``image`` (N, C, H, W) and ``label`` (N,)."""
@@ -30,17 +31,30 @@ class Example:
     """What the loss compares with: class indices, token ids, or the clean image."""
 
 
+Noised = Literal["vectors", "tokens"]
+"""What is made noisy: codes, images or latents; or token ids."""
+
+
 class NoiseProcess(Protocol):
     """A family of corruptions ordered by a level: sigma for Gaussian noise, the masked share for masking."""
+
+    level_name: str
+    """What its levels are called in tables and messages, such as `sigma`."""
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """Shape of the levels of one sample: () for one level a sample, (L,) for one a position."""
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Uniforms in (0, 1), (N, *level_shape): where in its slice each sample of a training step lies."""
 
-    def sample(self, share: Tensor) -> Tensor:
-        """Levels at these quantiles of the training distribution, float32, same shape: the inverse of `quantile`."""
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below `level`, in [0, 1], float64."""
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Levels below which these shares of the training levels lie, float32, same shape: the inverse of `cdf`."""
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """Falling levels of a sampler with as many steps in every slice; see `schedule` in method/sampler.py."""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """The noisy target at `level`; same leading shape as `clean`."""
@@ -66,8 +80,63 @@ class NoiseProcess(Protocol):
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """One step of the sampler from `level` down to `next_level`; down to 0 it gives the sample itself."""
 
-    def quantile(self, level: Tensor) -> Tensor:
-        """Share of the training levels at or below `level`, in [0, 1], float64."""
+
+@dataclass(frozen=True)
+class Target:
+    """What a run makes noisy, as far as a noise process asks."""
+
+    arch: str
+    """The architecture's name, for messages."""
+    noised: Noised
+    shape: Mapping[str, Any]
+    """What the data tells the model: image shape, number of classes, vocabulary."""
+    code_dim: int | None
+    """Width of the codes; None without a codebook."""
+    per_position: bool
+    """Whether each position of a sample has a level of its own."""
+
+
+class NoiseSettings(Protocol):
+    """What a noise process reads of the configuration's section `noise`."""
+
+    @property
+    def ranges(self) -> str:
+        """One of the process's policies."""
+
+    p_mean: float
+    p_std: float
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float | None
+    edges: tuple[float, ...] | None
+    weighting: Literal["none", "edm", "clamp"]
+    input_scaling: Literal["unit", "signal"]
+
+
+class NoiseKind(Protocol):
+    """A row of `NOISE_PROCESSES`: the class of a noise process."""
+
+    level_name: str
+    noises: Noised
+    policies: tuple[str, ...]
+    """Values of `noise.ranges` that it knows, the default first."""
+
+    def plan(
+        self, settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Distribution of the levels, as it is stored in run.json; see :func:`dbtrain.method.levels.read_distribution`.
+
+        Args:
+            settings: of the run.
+            target: what is made noisy.
+            measure: trains a pilot on the data, for the policies that calibrate the range.
+
+        Raises:
+            ConfigError: the settings are not for this process.
+        """
+
+    def make(self, spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> NoiseProcess:
+        """The process over the whole range, from what `plan` gave."""
 
 
 class BlockModel(nn.Module, ABC):

@@ -1,11 +1,18 @@
 """Masking: tokens are hidden instead of blurred (MD4, Shi et al. 2024; MDLM, Sahoo et al. 2024), linear schedule."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import LEVEL_STREAM, NOISE_STREAM
-from dbtrain.method.interface import Example
+from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
+from dbtrain.method.levels import Uniform
+from dbtrain.method.ranges import Ranges
+from dbtrain.method.sampler import schedule
 
 TOKEN_STREAM = 2
 """Stream of the draws that picks the tokens which a step reveals."""
@@ -25,18 +32,51 @@ class MaskingNoise:
         mask: id of the mask, the first after the vocabulary.
     """
 
+    level_name = "masked share"
+    noises: Noised = "tokens"
+    policies = ("alpha", "explicit")
+
     def __init__(self, mask: int) -> None:
         self.mask = mask
+
+    @staticmethod
+    def plan(settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Uniform masked shares, of which equal parts are equal decrements of alpha."""
+        if settings.ranges not in MaskingNoise.policies:
+            raise ConfigError(
+                f"noise.ranges={settings.ranges} is for Gaussian noise, and {target.arch} masks tokens: set "
+                "noise.ranges=alpha for equal decrements of alpha, or explicit with noise.edges from 1 down to 0"
+            )
+        if settings.edges and (settings.edges[0] != 1 or settings.edges[-1] != 0):
+            raise ConfigError(f"noise.edges={list(settings.edges)} are masked shares: they must fall from 1 to 0")
+        if settings.weighting != "none":
+            raise ConfigError(
+                f"noise.weighting={settings.weighting} is for Gaussian noise; the masked ELBO has its own: none"
+            )
+        return {"kind": "uniform"}
+
+    @staticmethod
+    def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "MaskingNoise":
+        """The mask is the first id after the data's vocabulary."""
+        return MaskingNoise(mask=target.shape["vocabulary"])
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """One level a sample."""
         return ()
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Spread evenly over the batch, as the loss varies with the level  # MDLM, appendix (low discrepancy)."""
         return draws.spread(LEVEL_STREAM)
 
-    def sample(self, share: Tensor) -> Tensor:
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below t, sqrt(t)."""
+        return level.double().clamp(0, 1).sqrt()
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """Equal decrements of alpha within each slice."""
+        return schedule(ranges, Uniform(), steps_per_block)
+
+    def quantile(self, share: Tensor) -> Tensor:
         """Masked shares at these quantiles of the training distribution, t = q^2; float32, same shape."""
         return share.double().square().float()
 
@@ -83,7 +123,3 @@ class MaskingNoise:
         sums = denoised.double().cumsum(dim=-1)
         tokens = (sums <= picks * sums[..., -1:]).sum(dim=-1)
         return torch.where((noisy == self.mask) & reveal, tokens, noisy)
-
-    def quantile(self, level: Tensor) -> Tensor:
-        """Share of the training levels at or below t, sqrt(t)."""
-        return level.double().clamp(0, 1).sqrt()

@@ -39,7 +39,7 @@ class BlockObjective(nn.Module):
         self.model = model
         self.layers = layers
         edges = torch.tensor([low, high], dtype=torch.float64)
-        self.q_low, self.q_high = model.noise.quantile(edges).tolist()
+        self.q_low, self.q_high = model.noise.cdf(edges).tolist()
         self.precision = precision
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ class BlockObjective(nn.Module):
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
         model = self.model
         example = model.example(batch, draws)
-        share = model.noise.shares(example, draws)
-        level = model.noise.sample(self.q_low + share * (self.q_high - self.q_low))
+        uniform = model.noise.draw_uniforms(example, draws)
+        level = model.noise.quantile(self.q_low + uniform * (self.q_high - self.q_low))
         return example, model.noise.corrupt(example.clean, level, draws), level
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from dbtrain.errors import ConfigError
-from dbtrain.method.interface import BlockModel
+from dbtrain.method.interface import BlockModel, Noised
 from dbtrain.models.ar_lm import ARLM, end_to_end_lm
 from dbtrain.models.dit import DiT
 from dbtrain.models.masked_lm import MaskedLM
@@ -23,11 +23,14 @@ class Architecture:
     """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
     takes: tuple[str, ...]
     """Entries of the data's shape that the model takes as arguments."""
-    noise: Literal["gaussian", "masking"]
+    noise: str
+    """Its natural noise process: a row of `NOISE_PROCESSES`."""
     end_to_end: Literal["no_noise", "same_noise"]
     """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
     metric: str
     """By which a merged model is evaluated: an entry of evaluation/metrics.py."""
+    noised: Noised = "vectors"
+    """What is made noisy."""
     per_position: bool = False
     """Whether each position of a sample has a noise level of its own."""
     generates: str | None = None
@@ -71,6 +74,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         codes=None,
         takes=("vocabulary",),
         noise="masking",
+        noised="tokens",
         end_to_end="same_noise",
         metric="elbo_bits",
         generates="unmasking",

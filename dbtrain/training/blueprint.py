@@ -1,6 +1,6 @@
 """From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,9 @@ from dbtrain.data.registry import READS_TENSORS, load
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
-from dbtrain.method.gaussian import GaussianNoise, NoNoise
-from dbtrain.method.interface import BlockModel, NoiseProcess
-from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated, Uniform
-from dbtrain.method.masking import MaskingNoise
+from dbtrain.method.gaussian import NoNoise
+from dbtrain.method.interface import BlockModel, NoiseProcess, Target
+from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.objective import Slice
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.schemes import SCHEMES, Scheme
@@ -53,7 +52,8 @@ class Blueprint:
         kind = architecture(self.config.model.arch)
         if self.distribution["kind"] == "none":
             return NoNoise(kind.per_position, kind.whole_start)
-        return NOISES[kind.noise](self)
+        target = noise_target(self.config, self.shape, self.codebook)
+        return noise_process(kind.noise).make(self.distribution, self.config.noise, target)
 
     @property
     def scheme(self) -> Scheme:
@@ -101,7 +101,7 @@ class Blueprint:
 
     def _share(self, block: int) -> float:
         """Of the training levels that the slice of a block holds."""
-        low, high = self.noise().quantile(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
+        low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
         return high - low
 
     def data(self) -> DataSet:
@@ -140,38 +140,18 @@ def load_data(config: Config) -> DataSet:
     return load(config.data.source, arguments)
 
 
-def _gaussian(blueprint: Blueprint) -> NoiseProcess:
-    noise, codebook = blueprint.config.noise, blueprint.codebook
-    sigma_data = noise.sigma_data
-    if sigma_data is None:
-        # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
-        sigma_data = 0.5 if codebook is None else codebook.shape[1] ** -0.5
-    return GaussianNoise(
-        make_distribution(blueprint.distribution),
-        sigma_data,
-        noise.weighting,
-        noise.input_scaling,
-        architecture(blueprint.config.model.arch).per_position,
-    )
+def noise_target(config: Config, shape: Mapping[str, Any], codebook: Tensor | None) -> Target:
+    """What the run makes noisy."""
+    arch, kind = config.model.arch, architecture(config.model.arch)
+    code_dim = None if codebook is None else codebook.shape[1]
+    return Target(arch, kind.noised, shape, code_dim, kind.per_position)
 
 
-def _masking(blueprint: Blueprint) -> NoiseProcess:
-    return MaskingNoise(mask=blueprint.shape["vocabulary"])
-
-
-NOISES: Mapping[str, Callable[[Blueprint], NoiseProcess]] = {"gaussian": _gaussian, "masking": _masking}
-"""By the name in an architecture's row."""
-
-
-def make_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
-    """A level distribution from its description in run.json."""
-    if spec["kind"] == "lognormal":
-        return LogNormal(spec["p_mean"], spec["p_std"], spec["sigma_min"], spec["sigma_max"])
-    if spec["kind"] == "loguniform":
-        return LogUniform(spec["sigma_min"], spec["sigma_max"])
-    if spec["kind"] == "uniform":
-        return Uniform()
-    return Tabulated(spec["levels"], spec["shares"])
+def level_name(manifest: Mapping[str, Any]) -> str:
+    """What the levels of a run are called, from its manifest alone."""
+    if manifest["noise"]["kind"] == "none":
+        return NoNoise.level_name
+    return noise_process(architecture(manifest["config"]["model"]["arch"]).noise).level_name
 
 
 def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Blueprint:

@@ -9,7 +9,8 @@ from dbtrain.config import load_config
 from dbtrain.coordinator.design import design
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
-from dbtrain.training.blueprint import load_data, make_distribution
+from dbtrain.method.levels import read_distribution
+from dbtrain.training.blueprint import load_data
 
 LEVELS = torch.logspace(-3, 4, 60, dtype=torch.float64)
 CODES = make_codebook("orthogonal", 10, 32, seed=0).double()
@@ -124,7 +125,7 @@ def test_the_pilot_is_calibrated_on_what_was_held_out(toy, monkeypatch):
 def test_equal_information_splits_what_is_decided_equally(toy):
     config = toy("noise.ranges=equal_information")
     blueprint = design(config, load_data(config), calibrate)
-    distribution = make_distribution(blueprint.distribution)
+    distribution = read_distribution(blueprint.distribution)
     curve = blueprint.distribution["calibration"]
     levels, shares = (torch.tensor(curve[key], dtype=torch.float64) for key in ("levels", "decided"))
     middle = math.log(blueprint.ranges.edges[1])
