@@ -13,6 +13,8 @@ from dbtrain.config.model import ModelConfig
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
 from dbtrain.config.training import TrainingConfig
+from dbtrain.errors import ConfigError
+from dbtrain.method.noise_processes import noise_process
 
 
 class Config(Section):
@@ -39,9 +41,23 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _noise_of_the_architecture(self) -> "Config":
-        silent = {k: v for k, v in self.model.noise_defaults.items() if k not in self.noise.model_fields_set}
+        from dbtrain.models.registry import architecture
+
+        name = self.noise_process
+        try:
+            process, kind = noise_process(name), architecture(self.model.arch)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if process.noises != kind.noised:
+            raise ValueError(
+                f"noise.process={name} makes {process.noises} noisy, and model.arch={self.model.arch} denoises "
+                f"{kind.noised}: leave noise.process out, which is then {self.natural_process}"
+            )
+        # what an architecture has for its own process is not for another
+        defaults = self.model.noise_defaults if name == self.natural_process else {"ranges": process.policies[0]}
+        silent = {key: value for key, value in defaults.items() if key not in self.noise.model_fields_set}
         # sections are frozen for everyone else
-        object.__setattr__(self, "noise", self.noise.model_copy(update=silent))
+        object.__setattr__(self, "noise", self.noise.model_copy(update={**silent, "process": name}))
         return self
 
     @model_validator(mode="after")
@@ -60,6 +76,18 @@ class Config(Section):
         return self
 
     @property
+    def natural_process(self) -> str:
+        """The noise process that the architecture is made for."""
+        from dbtrain.models.registry import architecture
+
+        return architecture(self.model.arch).noise
+
+    @property
+    def noise_process(self) -> str:
+        """The noise process that is chosen."""
+        return self.noise.process or self.natural_process
+
+    @property
     def run_url(self) -> str:
         """Directory or URL of the run."""
         return f"{self.out.rstrip('/')}/{self.name}"
@@ -72,6 +100,9 @@ class Config(Section):
         """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
         content["data"].pop("cache", None)
+        if self.noise_process == self.natural_process:
+            # so that runs from before there was a choice go on
+            content["noise"].pop("process")
         training = content["training"]
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)

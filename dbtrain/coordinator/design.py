@@ -49,7 +49,7 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
         assert codebook is not None  # a process measures nothing else
         return calibrate(config, data, codebook)
 
-    distribution = noise_process(kind.noise).plan(config.noise, target, measure)
+    distribution = noise_process(config.noise_process).plan(config.noise, target, measure)
     ranges = _ranges(config, distribution)
     read_distribution(distribution)  # refuses an empty or unbounded range before anything is written
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)

@@ -53,7 +53,7 @@ class Blueprint:
         if self.distribution["kind"] == "none":
             return NoNoise(kind.per_position, kind.whole_start)
         target = noise_target(self.config, self.shape, self.codebook)
-        return noise_process(kind.noise).make(self.distribution, self.config.noise, target)
+        return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, target)
 
     @property
     def scheme(self) -> Scheme:
@@ -151,7 +151,10 @@ def level_name(manifest: Mapping[str, Any]) -> str:
     """What the levels of a run are called, from its manifest alone."""
     if manifest["noise"]["kind"] == "none":
         return NoNoise.level_name
-    return noise_process(architecture(manifest["config"]["model"]["arch"]).noise).level_name
+    config = manifest["config"]
+    # a run from before there was a choice has its architecture's own
+    name = config["noise"].get("process") or architecture(config["model"]["arch"]).noise
+    return noise_process(name).level_name
 
 
 def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Blueprint:
