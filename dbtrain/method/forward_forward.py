@@ -33,7 +33,8 @@ class ForwardForward(BlockModel):
         # in a tuple it is no submodule, so that parameters have their usual names
         self._model = (model,)
         self.stem, self.layers = model.get_submodule("stem"), model.layers
-        self.num_layers, self.noise = model.num_layers, model.noise
+        self.num_layers = model.num_layers
+        self.noise, self.parametrisation = model.noise, model.parametrisation
         self.blocks = tuple(blocks)
         self.register_buffer("codebook", model.get_buffer("codebook"), persistent=False)
 

@@ -1,4 +1,4 @@
-"""Gaussian noise: EDM's preconditioning, weighting and steps, and no noise at all for the end-to-end baseline."""
+"""Gaussian noise: its levels, EDM's weighting and steps, and no noise at all for the end-to-end baseline."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
 from dbtrain.method.levels import LevelDistribution, read_distribution
+from dbtrain.method.parametrisation import default_sigma_data, expand
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.sampler import schedule
 
@@ -22,21 +23,14 @@ Weighting = Literal["none", "edm", "clamp"]
 MOST_WEIGHT = 5.0
 """Greatest weight under `clamp`, where it is 1 at the most noise."""
 
-InputScaling = Literal["unit", "signal"]
-
-
-def _expand(level: Tensor, like: Tensor) -> Tensor:
-    return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
-
 
 class GaussianNoise:
-    """z = y + sigma * eps, with EDM's coefficients (Karras et al. 2022, Table 1).
+    """z = y + sigma * eps  # Karras et al. 2022 (EDM); paper, eq. (1).
 
     Args:
         distribution: distribution of the training levels over the whole range.
-        sigma_data: standard deviation of one element of y.
+        sigma_data: standard deviation of one element of y, for the weights.
         weighting: `none`; `edm` (L2 losses only); `clamp` (edm times sigma_data^2, at most `MOST_WEIGHT`).
-        input_scaling: `unit` is c_in; `signal` is 1/(sigma^2 + sigma_data^2), which fades pure noise out of the input.
         per_position: one sigma for each position of (N, L, D) instead of one a sample.
     """
 
@@ -49,13 +43,11 @@ class GaussianNoise:
         distribution: LevelDistribution,
         sigma_data: float = 0.5,
         weighting: Weighting = "none",
-        input_scaling: InputScaling = "unit",
         per_position: bool = False,
     ) -> None:
         self.distribution = distribution
         self.sigma_data = sigma_data
         self.weighting = weighting
-        self.input_scaling = input_scaling
         self.per_position = per_position
 
     @staticmethod
@@ -82,12 +74,8 @@ class GaussianNoise:
     @staticmethod
     def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "GaussianNoise":
         """From run.json; sigma_data, if it is not given, follows from the target."""
-        sigma_data = settings.sigma_data
-        if sigma_data is None:
-            # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
-            sigma_data = 0.5 if target.code_dim is None else target.code_dim**-0.5
-        distribution = read_distribution(spec)
-        return GaussianNoise(distribution, sigma_data, settings.weighting, settings.input_scaling, target.per_position)
+        sigma_data = settings.sigma_data or default_sigma_data(target.code_dim)
+        return GaussianNoise(read_distribution(spec), sigma_data, settings.weighting, target.per_position)
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """() for one sigma a sample, (L,) for one a position."""
@@ -111,22 +99,7 @@ class GaussianNoise:
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """y + sigma * eps  # paper, eq. (1)."""
-        return clean + _expand(level, clean) * draws.normal(tuple(clean.shape[1:]), NOISE_STREAM)
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """c_in * z with c_in = 1/sqrt(sigma^2 + sigma_data^2)  # EDM, Table 1 (or its square under `signal`)."""
-        total = _expand(level, noisy) ** 2 + self.sigma_data**2
-        return noisy * (total.rsqrt() if self.input_scaling == "unit" else total.reciprocal())
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """D = c_skip * z + c_out * F  # EDM, eq. (7) and Table 1."""
-        sigma, sd = _expand(level, noisy), self.sigma_data
-        total = sigma**2 + sd**2
-        return (sd**2 / total) * noisy + (sigma * sd * total.rsqrt()) * output
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """c_noise = ln(sigma)/4  # EDM, Table 1."""
-        return level.log() / 4
+        return clean + expand(level, clean) * draws.normal(tuple(clean.shape[1:]), NOISE_STREAM)
 
     def weight(self, level: Tensor) -> Tensor:
         """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`.
@@ -153,7 +126,7 @@ class GaussianNoise:
 
         # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
         """
-        ratio = _expand(next_level / level, noisy)
+        ratio = expand(next_level / level, noisy)
         return ratio * noisy + (1 - ratio) * denoised
 
 
@@ -194,18 +167,6 @@ class NoNoise:
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Noise alone: nothing of the target is seen."""
         return self.prior(tuple(clean.shape[1:]), draws)
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """Unchanged."""
-        return noisy
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """The output itself."""
-        return output
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """Zeros."""
-        return torch.zeros_like(level)
 
     def weight(self, level: Tensor) -> Tensor:
         """Ones."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
+from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.method.ranges import Ranges
 
 Batch = Mapping[str, Tensor]
@@ -58,15 +59,6 @@ class NoiseProcess(Protocol):
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """The noisy target at `level`; same leading shape as `clean`."""
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """`noisy` in the scale in which the network takes it."""
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """The denoised estimate from the raw output of a network that predicts in its own scale."""
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """The number that the network is told of the level (c_noise), same shape."""
 
     def weight(self, level: Tensor) -> Tensor:
         """Loss weight, same shape as `level`."""
@@ -148,6 +140,9 @@ class BlockModel(nn.Module, ABC):
     num_layers: int
     """Layers of the whole model."""
     noise: NoiseProcess
+    """How the target is made noisy; the run's."""
+    parametrisation: Parametrisation
+    """What the network is given and what its output means; the network's own."""
     layers: nn.ModuleDict
 
     @abstractmethod

@@ -85,18 +85,6 @@ class MaskingNoise:
         hidden = draws.uniform(tuple(clean.shape[1:]), NOISE_STREAM) < level[:, None]
         return clean.masked_fill(hidden, self.mask)
 
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """The ids themselves."""
-        return noisy
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """The output itself: it is a prediction of the clean tokens already."""
-        return output
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """The masked share."""
-        return level
-
     def weight(self, level: Tensor) -> Tensor:
         """-alpha'/(1 - alpha) = 1/t of the ELBO  # MD4, eq. (4), over the density of the levels."""
         return 2 * level.rsqrt()

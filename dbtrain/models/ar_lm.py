@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
 
 StreamName = Literal["single", "concat"]
@@ -83,6 +84,7 @@ class ARLM(BlockModel):
     Args:
         codebook: (V, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process, with one level for each position.
+        parametrisation: of the network's input, output and time.
         depth: layers of the whole model.
         dim, heads: width and attention heads.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
@@ -99,6 +101,7 @@ class ARLM(BlockModel):
         *,
         codebook: Tensor,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         depth: int,
         dim: int,
         heads: int,
@@ -110,6 +113,7 @@ class ARLM(BlockModel):
         super().__init__()
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.stream: Stream = STREAMS[stream]()
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)
@@ -148,7 +152,9 @@ class ARLM(BlockModel):
             cache: of the positions before these T, to which they are added; None if there are none.
         """
         new, past = context.shape[1], 0 if cache is None else cache.length
-        token, code, own = self.stem(context, self.noise.scale_input(noisy, level), self.noise.embed_level(level))
+        token, code, own = self.stem(
+            context, self.parametrisation.scale_input(noisy, level), self.parametrisation.time(level)
+        )
         hidden, condition = self.stream.join(token, code), self.stream.conditions(own)
         view = self.stream.view(past, new, context.device)
         for i in layers:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 LABEL_STREAM = 2
@@ -35,7 +36,8 @@ class DiT(BlockModel):
     """Image model: noised is the image itself, context the class, output the denoised image.
 
     Args:
-        noise: the noise process, whose preconditioning wraps the network.
+        noise: the noise process.
+        parametrisation: wraps the network: of its input, output and time.
         image: (channels, height, width) of an image or latent.
         classes: number of classes.
         label_dropout: share of the training labels that are hidden, for classifier-free guidance.
@@ -50,6 +52,7 @@ class DiT(BlockModel):
         self,
         *,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         image: tuple[int, int, int],
         classes: int,
         depth: int,
@@ -64,6 +67,7 @@ class DiT(BlockModel):
         check_patches(image, patch)
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.image = image
         self.patch = patch
         self.no_class = classes
@@ -92,13 +96,13 @@ class DiT(BlockModel):
         return torch.full_like(context, self.no_class)
 
     def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Denoised images (N, C, H, W), float32: c_skip * z + c_out * F  # EDM, eq. (7)."""
-        c_noise = self.noise.embed_level(level)
-        hidden, condition = self.stem(self.noise.scale_input(noisy, level), c_noise, context)
+        """Denoised images (N, C, H, W), float32, from the network's output as its parametrisation has it."""
+        c_noise = self.parametrisation.time(level)
+        hidden, condition = self.stem(self.parametrisation.scale_input(noisy, level), c_noise, context)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition)
         patches = self.head(hidden, condition.to(hidden.dtype)).float()
-        return self.noise.combine(self._image(patches), noisy, level)
+        return self.parametrisation.estimate(self._image(patches), noisy, level)
 
     def _image(self, patches: Tensor) -> Tensor:
         """(N, T, C * patch * patch) -> (N, C, H, W)."""

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.layers import LevelEmbedding
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
@@ -30,6 +31,7 @@ class MaskedLM(BlockModel):
 
     Args:
         noise: the noise process, which masks with the id `vocabulary`.
+        parametrisation: of the network's input, output and time.
         vocabulary: tokens, the mask not counted.
         depth: layers of the whole model.
         dim, heads: width and attention heads.
@@ -45,6 +47,7 @@ class MaskedLM(BlockModel):
         self,
         *,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         vocabulary: int,
         depth: int,
         dim: int,
@@ -56,6 +59,7 @@ class MaskedLM(BlockModel):
         super().__init__()
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.vocabulary = vocabulary
         self.stem = MaskedStem(vocabulary, dim, level_dim)
         held = range(depth) if layers is None else layers
@@ -70,7 +74,7 @@ class MaskedLM(BlockModel):
 
     def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
-        hidden, condition = self.stem(noisy, self.noise.embed_level(level))
+        hidden, condition = self.stem(noisy, self.parametrisation.time(level))
         length = noisy.shape[1]
         everyone = View(torch.arange(length, device=noisy.device), mask=None, causal=False, kept=length)
         for i in layers:

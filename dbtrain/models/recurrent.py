@@ -7,6 +7,7 @@ from torch.nn import functional
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.layers import LevelEmbedding
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
@@ -75,6 +76,7 @@ class Recurrent(BlockModel):
     Args:
         codebook: (vocabulary, D) frozen unit-norm codes.
         noise: the noise process.
+        parametrisation: of the network's input, output and time.
         depth: layers of the core: those that are numbered.
         prelude, coda: layers before and after it, in the groups `stem` and `head`.
         iterations, backprop: of the unrolled model.
@@ -92,6 +94,7 @@ class Recurrent(BlockModel):
         *,
         codebook: Tensor,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         depth: int,
         prelude: int,
         coda: int,
@@ -109,6 +112,7 @@ class Recurrent(BlockModel):
             raise ConfigError(f"model.backprop={backprop} is more than model.iterations={iterations}")
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.iterations, self.backprop = (iterations, backprop) if unrolled else (1, 1)
 
         vocabulary, code_dim = codebook.shape
@@ -141,10 +145,10 @@ class Recurrent(BlockModel):
     def iterate(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The core's state (N, L, dim) after its iterations, and the condition (N, 1, level_dim)."""
         view = _causal(context)
-        condition = self.stem.level(self.noise.embed_level(level)[:, None])
+        condition = self.stem.level(self.parametrisation.time(level)[:, None])
         # the prelude knows no level: the same for the whole chain
         read = self.stem.read(context, self.stem.level(torch.zeros_like(level)[:, None]), view)
-        state = self.stem.start(self.noise.scale_input(noisy, level))
+        state = self.stem.start(self.parametrisation.scale_input(noisy, level))
         with torch.no_grad():
             for _ in range(self.iterations - self.backprop):
                 state = self._core(layers, state, read, condition, view)

@@ -29,6 +29,8 @@ class Architecture:
     """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
     metric: str
     """By which a merged model is evaluated: an entry of evaluation/metrics.py."""
+    parametrisation: str = "logits"
+    """What its input, output and time are: a row of `PARAMETRISATIONS`."""
     noised: Noised = "vectors"
     """What is made noisy."""
     per_position: bool = False
@@ -53,6 +55,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         DiT,
         codes=None,
         takes=("image", "classes"),
+        parametrisation="edm",
         noise="gaussian",
         end_to_end="same_noise",
         metric="frechet_classifier",
@@ -75,6 +78,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         takes=("vocabulary",),
         noise="masking",
         noised="tokens",
+        parametrisation="tokens",
         end_to_end="same_noise",
         metric="elbo_bits",
         generates="unmasking",

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 
@@ -33,6 +34,7 @@ class ViT(BlockModel):
     Args:
         codebook: (classes, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process.
+        parametrisation: of the network's input, output and time.
         image: (channels, height, width).
         layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
@@ -46,6 +48,7 @@ class ViT(BlockModel):
         *,
         codebook: Tensor,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         image: tuple[int, int, int],
         depth: int,
         dim: int,
@@ -59,6 +62,7 @@ class ViT(BlockModel):
         check_patches(image, patch)
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.image = image
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)
@@ -74,8 +78,8 @@ class ViT(BlockModel):
 
     def open(self, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (N, 1 + T, dim), the code's first, and the condition (N, dim)."""
-        c_noise = self.noise.embed_level(level)
-        hidden, condition = self.stem(context, self.noise.scale_input(noisy, level), c_noise)
+        c_noise = self.parametrisation.time(level)
+        hidden, condition = self.stem(context, self.parametrisation.scale_input(noisy, level), c_noise)
         return hidden, condition
 
     def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dbtrain.method.gaussian import NoNoise
 from dbtrain.method.interface import BlockModel, NoiseProcess, Target
 from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.objective import Slice
+from dbtrain.method.parametrisation import PARAMETRISATIONS, Parametrisation, Unseen, default_sigma_data
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.schemes import SCHEMES, Scheme
 from dbtrain.method.split import LayerSplit
@@ -52,8 +53,19 @@ class Blueprint:
         kind = architecture(self.config.model.arch)
         if self.distribution["kind"] == "none":
             return NoNoise(kind.per_position, kind.whole_start)
-        target = noise_target(self.config, self.shape, self.codebook)
-        return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, target)
+        return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, self._target())
+
+    def parametrisation(self) -> Parametrisation:
+        """What the networks of the run are given and what their outputs mean."""
+        noise = self.config.noise
+        if self.distribution["kind"] == "none":
+            return Unseen()
+        sigma_data = noise.sigma_data or default_sigma_data(self._target().code_dim)
+        name = architecture(self.config.model.arch).parametrisation
+        return PARAMETRISATIONS[name](sigma_data, noise.input_scaling)
+
+    def _target(self) -> Target:
+        return noise_target(self.config, self.shape, self.codebook)
 
     @property
     def scheme(self) -> Scheme:
@@ -86,7 +98,7 @@ class Blueprint:
         noise = self.noise()  # its numbers are read, so it is made outside the device's context
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
-            model = build(noise=noise, layers=layers, **arguments)
+            model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
         blocks = [self.split.layers(block) for block in range(self.split.blocks)]
         return scheme.wrap(model, blocks) if scheme.wrap else model
 

@@ -11,6 +11,7 @@ from dbtrain.method.forward_forward import WRONG_STREAM, ForwardForward, Forward
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective, JointObjective, Slice
+from dbtrain.method.parametrisation import Direct, Unseen
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import partition, split_evenly
 from dbtrain.models.layers import compile_recomputed, recompute
@@ -25,7 +26,9 @@ KEY, POSITIONS = torch.tensor(7), torch.arange(12)
 def awake(noise=None, **changes):
     torch.manual_seed(0)
     settings = {"image": (1, 8, 8), "depth": 6, "dim": 16, "heads": 4, "patch": 4, **changes}
-    model = ViT(codebook=CODES, noise=noise or GaussianNoise(LogUniform(0.1, 10.0), 0.25), **settings)
+    own = Unseen() if isinstance(noise, NoNoise) else Direct(0.25)
+    noise = noise or GaussianNoise(LogUniform(0.1, 10.0))
+    model = ViT(codebook=CODES, noise=noise, parametrisation=own, **settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

@@ -9,18 +9,21 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import Direct, Unseen
 from dbtrain.models.ar_lm import ARLM
 from dbtrain.models.llama import KVCache, rotate
 
 CODES = make_codebook("orthogonal", 11, 16, seed=0)
 LENGTH = 12
-NOISE = GaussianNoise(LogUniform(0.1, 10.0), 0.25, input_scaling="signal", per_position=True)
+NOISE, OWN = GaussianNoise(LogUniform(0.1, 10.0), per_position=True), Direct(0.25, "signal")
 STREAMS = pytest.mark.parametrize("stream", ["single", "concat"])
 
 
 def lm(**changes):
     torch.manual_seed(0)
-    return ARLM(**{"codebook": CODES, "noise": NOISE, "depth": 4, "dim": 16, "heads": 2, **changes})
+    return ARLM(
+        **{"codebook": CODES, "noise": NOISE, "parametrisation": OWN, "depth": 4, "dim": 16, "heads": 2, **changes}
+    )
 
 
 def awake(**changes):
@@ -148,10 +151,12 @@ def test_denoised_is_the_expected_code():
 
 
 @STREAMS
-@pytest.mark.parametrize("noise", [NOISE, NoNoise(per_position=True)], ids=["noise", "none"])
-def test_a_few_steps_learn_a_text_with_a_rule(stream, noise):
+@pytest.mark.parametrize(
+    ("noise", "own"), [(NOISE, OWN), (NoNoise(per_position=True), Unseen())], ids=["noise", "none"]
+)
+def test_a_few_steps_learn_a_text_with_a_rule(stream, noise, own):
     """Token i is token i-1 plus one: attention is not needed, the shift of the context is."""
-    model = lm(stream=stream, noise=noise, layers=range(2))
+    model = lm(stream=stream, noise=noise, parametrisation=own, layers=range(2))
     objective = BlockObjective(model, range(2), 1.0, 10.0, "fp32")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(60):

@@ -6,17 +6,19 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogNormal
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import EDM
 from dbtrain.method.split import global_name, local_name, split_evenly
 from dbtrain.models.dit import DiT
 
 NOISE = GaussianNoise(LogNormal(-1.2, 1.2, 0.002, 80.0), 0.5, "edm")
+OWN = EDM(0.5)
 LEVELS = torch.tensor([0.002, 0.1, 0.5, 5.0, 80.0])
 
 
 def dit(**changes):
     settings = {"image": (3, 8, 4), "classes": 10, "depth": 6, "dim": 16, "heads": 4, "patch": 2}
     torch.manual_seed(0)
-    return DiT(noise=NOISE, **{**settings, **changes})
+    return DiT(noise=NOISE, parametrisation=OWN, **{**settings, **changes})
 
 
 def awake(**changes):
@@ -81,7 +83,7 @@ def test_each_patch_of_the_output_stands_where_its_token_read_the_input():
         model.head.linear.weight.copy_(torch.eye(16)[:12])
     noisy, level = torch.arange(2 * 96.0).reshape(2, 3, 8, 4), torch.ones(2)
     got = model.predict(range(1), noisy, level, torch.zeros(2, dtype=torch.int64))
-    assert torch.allclose(got, NOISE.combine(NOISE.scale_input(noisy, level), noisy, level), rtol=1e-5)
+    assert torch.allclose(got, OWN.estimate(OWN.scale_input(noisy, level), noisy, level), rtol=1e-5)
 
 
 def test_the_output_depends_on_image_level_and_class(inputs, before_head):

@@ -9,6 +9,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import Tokens
 from dbtrain.models.masked_lm import MaskedLM
 
 MARGINALS = torch.tensor([0.6, 0.3, 0.1])
@@ -19,7 +20,7 @@ MASK = 3
 def masked_lm(**changes):
     torch.manual_seed(0)
     settings = {"vocabulary": 3, "depth": 6, "dim": 16, "heads": 4}
-    return MaskedLM(noise=MaskingNoise(MASK), **{**settings, **changes})
+    return MaskedLM(noise=MaskingNoise(MASK), parametrisation=Tokens(), **{**settings, **changes})
 
 
 def awake(**changes):

@@ -7,6 +7,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogUniform
+from dbtrain.method.parametrisation import Direct
 from dbtrain.models.registry import architecture
 from dbtrain.models.vit import ViT
 
@@ -16,7 +17,12 @@ CODES = make_codebook("orthogonal", 10, 16, seed=0)
 def vit(**changes):
     settings = {"image": (1, 8, 8), "depth": 6, "dim": 16, "heads": 4, "patch": 4}
     torch.manual_seed(0)
-    return ViT(codebook=CODES, noise=GaussianNoise(LogUniform(0.1, 10.0), 0.25), **{**settings, **changes})
+    return ViT(
+        codebook=CODES,
+        noise=GaussianNoise(LogUniform(0.1, 10.0)),
+        parametrisation=Direct(0.25),
+        **{**settings, **changes},
+    )
 
 
 def awake(**changes):
@@ -75,7 +81,9 @@ def test_the_loss_at_the_start_is_that_of_guessing(inputs):
 def test_a_prediction_applies_its_range_of_layers_in_order(inputs, before_head):
     model = awake()
     noisy, level, image = inputs
-    hidden, condition = model.stem(image, model.noise.scale_input(noisy, level), model.noise.embed_level(level))
+    hidden, condition = model.stem(
+        image, model.parametrisation.scale_input(noisy, level), model.parametrisation.time(level)
+    )
     for i in (2, 3):
         hidden = model.layers[str(i)](hidden, condition)
     got = before_head(model, range(2, 4), *inputs)
