@@ -97,9 +97,9 @@ def _train_pilot(config: Config, data: DataSet, codebook: Tensor, device: torch.
     arguments |= {name: data.shape[name] for name in kind.takes}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "pilot"))
-        model = kind.build(
-            noise=NoNoise(kind.per_position), parametrisation=Unseen(), codebook=codebook, **arguments
-        ).to(device)
+        model = kind(noise=NoNoise(kind.per_position), parametrisation=Unseen(), codebook=codebook, **arguments).to(
+            device
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=PILOT_LR)
         size = min(PILOT_BATCH, config.training.batch_size)
         order = EpochOrder(len(data.train), size, derive_seed(config.seed, "pilot order"))

@@ -15,6 +15,7 @@ from dbtrain.config.section import Count, Section
 from dbtrain.config.training import TrainingConfig
 from dbtrain.errors import ConfigError
 from dbtrain.method.noise_processes import noise_process
+from dbtrain.models.registry import architecture
 
 
 class Config(Section):
@@ -41,8 +42,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _noise_of_the_architecture(self) -> "Config":
-        from dbtrain.models.registry import architecture
-
         name = self.noise_process
         try:
             process, kind = noise_process(name), architecture(self.model.arch)
@@ -78,9 +77,7 @@ class Config(Section):
     @property
     def natural_process(self) -> str:
         """The noise process that the architecture is made for."""
-        from dbtrain.models.registry import architecture
-
-        return architecture(self.model.arch).noise
+        return architecture(self.model.arch).natural_noise
 
     @property
     def noise_process(self) -> str:

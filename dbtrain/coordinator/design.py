@@ -91,18 +91,18 @@ def target_of(config: Config) -> Literal["noisy", "hidden"]:
         ConfigError: the method is not for this architecture.
     """
     target, kind = SCHEMES[config.method].target, architecture(config.model.arch)
-    if target == "hidden" and kind.end_to_end != "no_noise":
+    if target == "hidden" and not kind.hides_target:
         raise ConfigError(
             f"method={config.method} hides the target, which only a classifier can do without: model.arch="
             f"{config.model.arch} has the baselines end_to_end, checkpointing and joint"
         )
-    if SCHEMES[config.method].wrap and kind.codes != "classes":
+    if SCHEMES[config.method].wrap and not kind.classifies:
         raise ConfigError(
             f"method={config.method} tries every class of a sample, and model.arch={config.model.arch} has no classes: "
             "take another baseline"
         )
     if target == "baseline":
-        return "hidden" if kind.end_to_end == "no_noise" else "noisy"
+        return "hidden" if kind.hides_target else "noisy"
     return target
 
 

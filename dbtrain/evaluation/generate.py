@@ -12,7 +12,7 @@ from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
 from dbtrain.evaluation.uncached import uncached
 from dbtrain.evaluation.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import BlockModel, CachedModel, NoiseProcess
+from dbtrain.method.interface import BlockModel, CachedModel, Continuation, NoiseProcess
 from dbtrain.method.sampler import Evaluation, chain
 from dbtrain.models.registry import architecture
 from dbtrain.shards.store import Store
@@ -108,8 +108,8 @@ def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, 
 Generate = Callable[[MergedModel, Tensor, int, float, int, int], Tensor]
 """(model, prompts (N, P), length, temperature, seed, number of the first) -> tokens after the prompts (N, length)."""
 
-GENERATORS: Mapping[str, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
-"""By the name in an architecture's row."""
+GENERATORS: Mapping[Continuation, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
+"""By what an architecture says of itself."""
 
 
 def continue_text(model: MergedModel, prompt: str, length: int, temperature: float, seed: int) -> str:
@@ -120,7 +120,7 @@ def continue_text(model: MergedModel, prompt: str, length: int, temperature: flo
             continues no text.
     """
     config = model.blueprint.located()
-    name = architecture(config.model.arch).generates
+    name = architecture(config.model.arch).continues
     if name is None:
         raise ConfigError(f"model.arch={config.model.arch} continues no text")
     tokenizer = load_tokenizer(config.data.model_dump()["tokenizer"])

@@ -7,7 +7,8 @@ A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, comm
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -34,6 +35,12 @@ class Example:
 
 Noised = Literal["vectors", "tokens"]
 """What is made noisy: codes, images or latents; or token ids."""
+
+
+Likelihood = Literal["next_token", "elbo"]
+"""The outputs are logits of the next token at each position; or they bound the likelihood of a whole text."""
+Continuation = Literal["cached", "uncached", "unmasking"]
+"""Token by token with a `CachedModel`'s cache or without; or by filling in masks."""
 
 
 class NoiseProcess(Protocol):
@@ -134,8 +141,48 @@ class NoiseKind(Protocol):
 class BlockModel(nn.Module, ABC):
     """An architecture. An instance holds all layers or only those of one block.
 
-    The layers that it holds are in ``self.layers`` under their numbers in the whole model.
+    The layers that it holds are in ``self.layers`` under their numbers in the whole model. What the class can do
+    and what it takes is said by its attributes: metrics and commands follow from them, and nothing asks for its
+    name. Its constructor takes keywords: ``noise``, ``parametrisation``, ``layers`` (numbers of those that it
+    holds, None for all), ``codebook`` if it has `codes`, what it `takes` of the data's shape, and the keys of the
+    configuration's section ``model``, of which ``depth`` is the number of layers.
     """
+
+    codes: ClassVar[str | None] = None
+    """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Entries of the data's shape that the constructor takes."""
+    noised: ClassVar[Noised] = "vectors"
+    """What is made noisy."""
+    natural_noise: ClassVar[str] = "gaussian"
+    """The noise process that it is made for: a row of `NOISE_PROCESSES`; `noise.process` may choose another."""
+    noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Values of the section `noise` under that process, where the user says nothing."""
+    natural_parametrisation: ClassVar[str] = "logits"
+    """What its input, output and time are: a row of `PARAMETRISATIONS`."""
+    per_position: ClassVar[bool] = False
+    """Whether each position of a sample has a noise level of its own."""
+    most_blocks: ClassVar[int | None] = None
+    """Into how many blocks it can be cut; None for any number."""
+
+    classifies: ClassVar[bool] = False
+    """Its outputs are logits of the data's classes."""
+    samples: ClassVar[str | None] = None
+    """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
+    likelihood: ClassVar[Likelihood | None] = None
+    """Of a text, which its outputs give; None if they give none."""
+    continues: ClassVar[Continuation | None] = None
+    """How it continues a text; None if it does not."""
+
+    hides_target: ClassVar[bool] = False
+    """It learns without seeing its target: so does its end-to-end baseline, which otherwise denoises in one block."""
+    baseline_spread: ClassVar[float] = 0.0
+    """Under `hides_target`, spread of the noise that the baseline starts from."""
+
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "BlockModel":
+        """The end-to-end baseline, from the arguments of the constructor."""
+        return cls(**arguments)
 
     num_layers: int
     """Layers of the whole model."""

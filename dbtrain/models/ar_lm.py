@@ -96,6 +96,12 @@ class ARLM(BlockModel):
         ConfigError: dim is not an even multiple of heads.
     """
 
+    codes = "vocabulary"
+    per_position = True
+    likelihood = "next_token"
+    continues = "cached"
+    hides_target = True
+
     def __init__(
         self,
         *,
@@ -125,6 +131,11 @@ class ARLM(BlockModel):
         hidden = round(dim * mlp_ratio)
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
+
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "ARLM":
+        """Of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
+        return cls(**{**arguments, "stream": "single"})
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean are their codes (N, L, D), context (N, L) is the token before each."""
@@ -172,8 +183,3 @@ class ARLM(BlockModel):
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, T, D)."""
         return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
-
-
-def end_to_end_lm(**arguments: Any) -> ARLM:
-    """The end-to-end baseline of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
-    return ARLM(**{**arguments, "stream": "single"})

@@ -48,6 +48,10 @@ class DiT(BlockModel):
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
     """
 
+    takes = ("image", "classes")
+    natural_parametrisation = "edm"
+    samples = "image"
+
     def __init__(
         self,
         *,

@@ -43,6 +43,13 @@ class MaskedLM(BlockModel):
         ConfigError: dim is not an even multiple of heads.
     """
 
+    takes = ("vocabulary",)
+    noised = "tokens"
+    natural_noise = "masking"
+    natural_parametrisation = "tokens"
+    likelihood = "elbo"
+    continues = "unmasking"
+
     def __init__(
         self,
         *,

@@ -1,5 +1,7 @@
 """Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -89,6 +91,13 @@ class Recurrent(BlockModel):
         ConfigError: dim is not an even multiple of heads, or backprop is more than iterations.
     """
 
+    codes = "vocabulary"
+    most_blocks = 1
+    likelihood = "next_token"
+    continues = "uncached"
+    hides_target = True
+    baseline_spread = 1.0
+
     def __init__(
         self,
         *,
@@ -128,6 +137,11 @@ class Recurrent(BlockModel):
         held = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict(dict(zip(map(str, held), several(len(held)), strict=True)))
         self.head = RecurrentHead(dim, level_dim, vocabulary, several(coda))
+
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "Recurrent":
+        """The model as published."""
+        return cls(**arguments, unrolled=True)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean are their codes (N, L, D), the context is the token before each (N, L)."""

@@ -43,6 +43,11 @@ class ViT(BlockModel):
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
     """
 
+    codes = "classes"
+    takes = ("image",)
+    classifies = True
+    hides_target = True
+
     def __init__(
         self,
         *,

@@ -52,7 +52,7 @@ class Blueprint:
         """The noise process over the whole range."""
         kind = architecture(self.config.model.arch)
         if self.distribution["kind"] == "none":
-            return NoNoise(kind.per_position, kind.whole_start)
+            return NoNoise(kind.per_position, kind.baseline_spread)
         return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, self._target())
 
     def parametrisation(self) -> Parametrisation:
@@ -61,7 +61,7 @@ class Blueprint:
         if self.distribution["kind"] == "none":
             return Unseen()
         sigma_data = noise.sigma_data or default_sigma_data(self._target().code_dim)
-        name = architecture(self.config.model.arch).parametrisation
+        name = architecture(self.config.model.arch).natural_parametrisation
         return PARAMETRISATIONS[name](sigma_data, noise.input_scaling)
 
     def _target(self) -> Target:
@@ -93,8 +93,7 @@ class Blueprint:
         if kind.codes:
             arguments["codebook"] = self.codebook
         layers = scheme.runs(self.shards, shard)
-        whole = kind.build_whole if self.config.method == "end_to_end" else None
-        build = whole or kind.build
+        build = kind.baseline if self.config.method == "end_to_end" else kind
         noise = self.noise()  # its numbers are read, so it is made outside the device's context
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
@@ -165,7 +164,7 @@ def level_name(manifest: Mapping[str, Any]) -> str:
         return NoNoise.level_name
     config = manifest["config"]
     # a run from before there was a choice has its architecture's own
-    name = config["noise"].get("process") or architecture(config["model"]["arch"]).noise
+    name = config["noise"].get("process") or architecture(config["model"]["arch"]).natural_noise
     return noise_process(name).level_name
 
 

@@ -152,6 +152,6 @@ def test_neighbouring_levels_stay_apart_under_autocast(inputs):
 
 
 def test_an_unknown_architecture_is_refused_with_those_there_are():
-    assert architecture("vit").build is ViT
+    assert architecture("vit") is ViT
     with pytest.raises(ConfigError, match=r"model.arch='resnet' is none of .*vit"):
         architecture("resnet")
