@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dbtrain.config.cluster import ClusterConfig
 from dbtrain.config.data import DataConfig, absolute_paths
 from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
-from dbtrain.config.model import ModelConfig
+from dbtrain.config.model import AnyModel
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
 from dbtrain.config.training import TrainingConfig
@@ -31,7 +31,7 @@ class Config(Section):
     """How blocks are trained: isolated, as the paper has it, or as a baseline; `dbtrain baseline` sets it."""
     blocks: Count = 3
     layers_per_block: tuple[Count, ...] | None = None
-    model: ModelConfig
+    model: AnyModel
     data: DataConfig
     codebook: CodebookConfig = CodebookConfig()
     noise: NoiseConfig = NoiseConfig()
@@ -53,7 +53,7 @@ class Config(Section):
                 f"{kind.noised}: leave noise.process out, which is then {self.natural_process}"
             )
         # what an architecture has for its own process is not for another
-        defaults = self.model.noise_defaults if name == self.natural_process else {"ranges": process.policies[0]}
+        defaults = kind.noise_defaults if name == self.natural_process else {"ranges": process.policies[0]}
         silent = {key: value for key, value in defaults.items() if key not in self.noise.model_fields_set}
         # sections are frozen for everyone else
         object.__setattr__(self, "noise", self.noise.model_copy(update={**silent, "process": name}))

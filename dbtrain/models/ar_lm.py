@@ -1,6 +1,7 @@
 """Autoregressive language model as a denoiser of the next token's code, seeing the clean tokens before it."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive
 from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
 
 StreamName = Literal["single", "concat"]
@@ -86,10 +88,11 @@ class ARLM(BlockModel):
         noise: the noise process, with one level for each position.
         parametrisation: of the network's input, output and time.
         depth: layers of the whole model.
-        dim, heads: width and attention heads.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
-        level_dim: width of the level's embedding.
-        stream: `single`, or `concat` as in the paper.
+        level_dim: width of the level's embedding, from which every layer is modulated at every position.
+        stream: `single`: a slot holds a token and the noisy code of the next; `concat`: 2L slots, as in the paper.
         layers: numbers of the layers that this instance holds; all of them by default.
 
     Raises:
@@ -102,17 +105,20 @@ class ARLM(BlockModel):
     continues = "cached"
     hides_target = True
 
+    noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.1})
+    """Pure noise of unit variance in the stream keeps the top block from learning; the paper's overlap for text."""
+
     def __init__(
         self,
         *,
         codebook: Tensor,
         noise: NoiseProcess,
         parametrisation: Parametrisation,
-        depth: int,
-        dim: int,
-        heads: int,
-        mlp_ratio: float = 8 / 3,
-        level_dim: int = 64,
+        depth: Count = 6,
+        dim: Count = 128,
+        heads: Count = 4,
+        mlp_ratio: Positive = 8 / 3,
+        level_dim: Count = 64,
         stream: StreamName = "single",
         layers: range | None = None,
     ) -> None:

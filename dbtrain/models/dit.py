@@ -1,5 +1,7 @@
 """Diffusion transformer (Peebles & Xie 2023): denoises an image or latent, conditioned on level and class."""
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive, Share
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 LABEL_STREAM = 2
@@ -43,6 +46,10 @@ class DiT(BlockModel):
         label_dropout: share of the training labels that are hidden, for classifier-free guidance.
         layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
+        patch: side of a patch, in pixels.
+        mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
@@ -52,6 +59,9 @@ class DiT(BlockModel):
     natural_parametrisation = "edm"
     samples = "image"
 
+    noise_defaults = MappingProxyType({"ranges": "paper", "weighting": "edm"})
+    """An L2 loss takes EDM's weight, and there is no code to measure."""
+
     def __init__(
         self,
         *,
@@ -59,12 +69,12 @@ class DiT(BlockModel):
         parametrisation: Parametrisation,
         image: tuple[int, int, int],
         classes: int,
-        depth: int,
-        dim: int,
-        heads: int,
-        patch: int,
-        mlp_ratio: float = 4.0,
-        label_dropout: float = 0.1,
+        depth: Count = 6,
+        dim: Count = 64,
+        heads: Count = 4,
+        patch: Count = 2,
+        mlp_ratio: Positive = 4.0,
+        label_dropout: Share = 0.1,
         layers: range | None = None,
     ) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Masked diffusion language model: a bidirectional transformer that fills in masked tokens (MD4, MDLM)."""
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,6 +9,7 @@ from torch.nn import functional
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive
 from dbtrain.models.layers import LevelEmbedding
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
@@ -34,7 +37,8 @@ class MaskedLM(BlockModel):
         parametrisation: of the network's input, output and time.
         vocabulary: tokens, the mask not counted.
         depth: layers of the whole model.
-        dim, heads: width and attention heads.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
         level_dim: width of the level's embedding.
         layers: numbers of the layers that this instance holds; all of them by default.
@@ -50,17 +54,20 @@ class MaskedLM(BlockModel):
     likelihood = "elbo"
     continues = "unmasking"
 
+    noise_defaults = MappingProxyType({"ranges": "alpha", "overlap": 0.0})
+    """The ELBO splits exactly at the edges of the blocks."""
+
     def __init__(
         self,
         *,
         noise: NoiseProcess,
         parametrisation: Parametrisation,
         vocabulary: int,
-        depth: int,
-        dim: int,
-        heads: int,
-        mlp_ratio: float = 8 / 3,
-        level_dim: int = 64,
+        depth: Count = 6,
+        dim: Count = 128,
+        heads: Count = 4,
+        mlp_ratio: Positive = 8 / 3,
+        level_dim: Count = 64,
         layers: range | None = None,
     ) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
 
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, FromRun, Number, Positive
 from dbtrain.models.layers import LevelEmbedding
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
@@ -80,8 +82,12 @@ class Recurrent(BlockModel):
         noise: the noise process.
         parametrisation: of the network's input, output and time.
         depth: layers of the core: those that are numbered.
-        prelude, coda: layers before and after it, in the groups `stem` and `head`.
-        iterations, backprop: of the unrolled model.
+        prelude: layers before the core, in the group `stem`.
+        coda: layers after it, in the group `head`.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
+        iterations: of the core, in the end-to-end baseline.
+        backprop: the last iterations, through which the baseline's gradients go.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
         level_dim: width of the level's embedding.
         layers: numbers of the core's layers that this instance holds; all of them by default.
@@ -98,23 +104,25 @@ class Recurrent(BlockModel):
     hides_target = True
     baseline_spread = 1.0
 
+    noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.0})
+
     def __init__(
         self,
         *,
         codebook: Tensor,
         noise: NoiseProcess,
         parametrisation: Parametrisation,
-        depth: int,
-        prelude: int,
-        coda: int,
-        dim: int,
-        heads: int,
-        iterations: int,
-        backprop: int,
-        mlp_ratio: float = 8 / 3,
-        level_dim: int = 64,
+        depth: Count = 2,
+        prelude: Number = 1,
+        coda: Number = 1,
+        dim: Count = 128,
+        heads: Count = 4,
+        iterations: Count = 8,
+        backprop: Count = 4,
+        mlp_ratio: Positive = 8 / 3,
+        level_dim: Count = 64,
         layers: range | None = None,
-        unrolled: bool = False,
+        unrolled: Annotated[bool, FromRun()] = False,
     ) -> None:
         super().__init__()
         if backprop > iterations:

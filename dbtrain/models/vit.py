@@ -7,6 +7,7 @@ from torch.nn import functional
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive, Share
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
 
 
@@ -38,6 +39,11 @@ class ViT(BlockModel):
         image: (channels, height, width).
         layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
+        patch: side of a patch, in pixels.
+        mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
+        dropout: in attention and feed-forward layers.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
@@ -55,12 +61,12 @@ class ViT(BlockModel):
         noise: NoiseProcess,
         parametrisation: Parametrisation,
         image: tuple[int, int, int],
-        depth: int,
-        dim: int,
-        heads: int,
-        patch: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        depth: Count = 6,
+        dim: Count = 64,
+        heads: Count = 4,
+        patch: Count = 2,
+        mlp_ratio: Positive = 4.0,
+        dropout: Share = 0.0,
         layers: range | None = None,
     ) -> None:
         super().__init__()
