@@ -10,9 +10,9 @@ from dbtrain.config import Config
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
-from dbtrain.method.levels import read_distribution
+from dbtrain.method.gaussian import NoNoise
 from dbtrain.method.noise_processes import noise_process
-from dbtrain.method.ranges import Ranges, equal_shares, explicit
+from dbtrain.method.ranges import explicit
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import LayerSplit, split_by_sizes, split_evenly
 from dbtrain.models.registry import architecture
@@ -40,18 +40,18 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     if kind.codes:
         codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
     if target_of(config) == "hidden":
-        # levels mean nothing, but the plan wants slices that tile
-        edges = tuple(float(edge) for edge in range(split.blocks, -1, -1))
-        return Blueprint(config, split, Ranges(edges), {"kind": "none"}, codebook, data.shape)
+        return Blueprint(config, split, NoNoise().split(split.blocks), {"kind": "none"}, codebook, data.shape)
     target = noise_target(config, data.shape, codebook)
 
     def measure() -> Mapping[str, Any]:
         assert codebook is not None  # a process measures nothing else
         return calibrate(config, data, codebook)
 
-    distribution = noise_process(config.noise_process).plan(config.noise, target, measure)
-    ranges = _ranges(config, distribution)
-    read_distribution(distribution)  # refuses an empty or unbounded range before anything is written
+    process, edges = noise_process(config.noise_process), config.noise.edges
+    distribution = process.plan(config.noise, target, measure)
+    given = explicit(edges, split.blocks) if edges else None
+    noise = process.make(distribution, config.noise, target)  # refuses an empty or unbounded range
+    ranges = given or noise.split(split.blocks)
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)
 
 
@@ -104,9 +104,3 @@ def target_of(config: Config) -> Literal["noisy", "hidden"]:
     if target == "baseline":
         return "hidden" if kind.hides_target else "noisy"
     return target
-
-
-def _ranges(config: Config, distribution: Mapping[str, Any]) -> Ranges:
-    if config.noise.ranges == "explicit" and config.noise.edges:
-        return explicit(config.noise.edges, config.blocks)
-    return equal_shares(read_distribution(distribution), config.blocks)

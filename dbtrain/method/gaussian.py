@@ -11,7 +11,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
 from dbtrain.method.levels import LevelDistribution, read_distribution
 from dbtrain.method.parametrisation import default_sigma_data, expand
-from dbtrain.method.ranges import Ranges
+from dbtrain.method.ranges import Ranges, equal_shares
 from dbtrain.method.sampler import schedule
 
 LEVEL_STREAM = 0
@@ -93,6 +93,10 @@ class GaussianNoise:
         """Sigmas at these quantiles of the training distribution, by inversion; float32, same shape."""
         return self.distribution.quantile(share.double()).float()
 
+    def split(self, blocks: int) -> Ranges:
+        """Equal shares of the training distribution."""
+        return equal_shares(self.distribution, blocks)
+
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """Equal shares of the training distribution within each slice."""
         return schedule(ranges, self.distribution, steps_per_block)
@@ -159,6 +163,10 @@ class NoNoise:
     def quantile(self, share: Tensor) -> Tensor:
         """Ones."""
         return torch.ones_like(share)
+
+    def split(self, blocks: int) -> Ranges:
+        """Slices that tile: levels mean nothing, but a plan has a slice for each block."""
+        return Ranges(tuple(float(edge) for edge in range(blocks, -1, -1)))
 
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """One level a slice: the prediction is the same however often it is asked for."""

@@ -35,8 +35,6 @@ class Example:
 
 Noised = Literal["vectors", "tokens"]
 """What is made noisy: codes, images or latents; or token ids."""
-
-
 Likelihood = Literal["next_token", "elbo"]
 """The outputs are logits of the next token at each position; or they bound the likelihood of a whole text."""
 Continuation = Literal["cached", "uncached", "unmasking"]
@@ -60,6 +58,9 @@ class NoiseProcess(Protocol):
 
     def quantile(self, share: Tensor) -> Tensor:
         """Levels below which these shares of the training levels lie, float32, same shape: the inverse of `cdf`."""
+
+    def split(self, blocks: int) -> Ranges:
+        """Slices of its whole range, one a block, of equal shares of what is to be learned."""
 
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """Falling levels of a sampler with as many steps in every slice; see `schedule` in method/sampler.py."""
@@ -123,7 +124,8 @@ class NoiseKind(Protocol):
     def plan(
         self, settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]
     ) -> Mapping[str, Any]:
-        """Distribution of the levels, as it is stored in run.json; see :func:`dbtrain.method.levels.read_distribution`.
+        """Distribution of the levels, as it is stored in run.json; `read_distribution` in method/levels.py reads those
+        that are there already.
 
         Args:
             settings: of the run.

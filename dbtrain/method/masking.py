@@ -11,7 +11,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import LEVEL_STREAM, NOISE_STREAM
 from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
 from dbtrain.method.levels import Uniform
-from dbtrain.method.ranges import Ranges
+from dbtrain.method.ranges import Ranges, equal_shares
 from dbtrain.method.sampler import schedule
 
 TOKEN_STREAM = 2
@@ -71,6 +71,10 @@ class MaskingNoise:
     def cdf(self, level: Tensor) -> Tensor:
         """Share of the training levels at or below t, sqrt(t)."""
         return level.double().clamp(0, 1).sqrt()
+
+    def split(self, blocks: int) -> Ranges:
+        """Equal decrements of alpha."""
+        return equal_shares(Uniform(), blocks)
 
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """Equal decrements of alpha within each slice."""
