@@ -1,24 +1,17 @@
 """What is wrong with a configuration, in words: the key as a user writes it, the value, the nearest known key."""
 
 import difflib
-from collections.abc import Mapping
 from typing import Any, get_args
 
-from dbtrain.config.model import model_section
 from dbtrain.config.run import Config
 from dbtrain.config.section import Section
 
 
-def explain(error: Any, content: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as one clause.
-
-    Args:
-        error: as pydantic lists it.
-        content: the configuration in which it is.
-    """
+def explain(error: Any) -> str:
+    """One of pydantic's errors as one clause."""
     place = ".".join(str(part) for part in _without_tag(error["loc"]))
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"], content)
+        known = _known_keys(error["loc"])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {place}; {hint}"
@@ -39,9 +32,7 @@ def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     return (loc[0], *loc[2:]) if tagged else loc
 
 
-def _known_keys(loc: tuple[Any, ...], content: Mapping[str, Any]) -> list[str]:
-    if loc[0] == "model" and len(loc) > 1:
-        return list(model_section(content["model"]["arch"]).model_fields)
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     section: Any = Config
     for part in loc[:-1]:
         candidates = _sections(section.model_fields[part].annotation) if part in section.model_fields else [section]
@@ -53,9 +44,12 @@ def _known_keys(loc: tuple[Any, ...], content: Mapping[str, Any]) -> list[str]:
 
 def _sections(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
+        return annotation.members()
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _tag(section: type[Section]) -> Any:
-    return section.model_fields["source"].default if "source" in section.model_fields else None
+    for key in ("arch", "source"):
+        if key in section.model_fields:
+            return section.model_fields[key].default
+    return None

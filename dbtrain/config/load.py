@@ -70,5 +70,5 @@ def parse_config(content: Any, where: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        problems = [explain(e, content) for e in error.errors()]
+        problems = [explain(e) for e in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(problems)) from None

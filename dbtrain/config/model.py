@@ -2,16 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_type_hints
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, create_model
 
 from dbtrain.config.section import Count, Section
-from dbtrain.errors import ConfigError
 from dbtrain.models.bounds import FromRun
-from dbtrain.models.registry import architecture
+from dbtrain.models.registry import ARCHITECTURES, architecture
 
 GIVEN = frozenset({"self", "codebook", "noise", "parametrisation", "layers"})
 """Arguments that the run gives, besides what the class takes of the data and what it marks as `FromRun`."""
@@ -24,6 +22,11 @@ class ModelConfig(Section):
     """Row of the table in models/registry.py."""
     depth: Count
     """Layers of the whole model."""
+
+    @classmethod
+    def members(cls) -> list[type[Section]]:
+        """The sections of all architectures; of one, itself."""
+        return [model_section(arch) for arch in ARCHITECTURES] if cls is ModelConfig else [cls]
 
 
 def model_section(arch: str) -> type[ModelConfig]:
@@ -67,15 +70,15 @@ def argument_docs(kind: type[Any]) -> dict[str, str]:
 
 
 def _of_its_architecture(value: Any) -> Any:
-    if not isinstance(value, Mapping):
+    if isinstance(value, ModelConfig):
         return value
-    if "arch" not in value:
-        raise ValueError("model.arch is missing")
-    try:
-        section = model_section(str(value["arch"]))
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-    return section.model_validate(dict(value))
+    return _union(tuple(ModelConfig.members())).validate_python(value)
+
+
+@lru_cache
+def _union(sections: tuple[type[Section], ...]) -> TypeAdapter[Any]:
+    """Chooses by `arch`, and puts it into the place of an error as for every such section."""
+    return TypeAdapter(Annotated[Union[sections], Field(discriminator="arch")])  # noqa: UP007
 
 
 AnyModel = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_of_its_architecture)]

@@ -10,6 +10,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    @classmethod
+    def members(cls) -> "list[type[Section]]":
+        """The sections that may stand where this one is named: itself, unless it is the base of several."""
+        return [cls]
+
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
