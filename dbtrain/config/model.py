@@ -2,8 +2,9 @@
 
 import inspect
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Union, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_type_hints
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, create_model
 
@@ -17,6 +18,9 @@ GIVEN = frozenset({"self", "codebook", "noise", "parametrisation", "layers"})
 
 class ModelConfig(Section):
     """What every architecture has; its own keys are in the class that :func:`model_section` makes."""
+
+    noise_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What `noise` is where the user says nothing: the class's own."""
 
     arch: str
     """Row of the table in models/registry.py."""
@@ -48,7 +52,9 @@ def _section(arch: str, kind: type[Any]) -> type[ModelConfig]:
             continue
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (hints[name], Field(default, description=told.get(name)))
-    return create_model(f"{kind.__name__}Config", __base__=ModelConfig, __doc__=summary, **fields)
+    section = create_model(f"{kind.__name__}Config", __base__=ModelConfig, __doc__=summary, **fields)
+    section.noise_defaults = kind.noise_defaults
+    return section
 
 
 def _is_from_run(hint: Any) -> bool:
@@ -78,7 +84,8 @@ def _of_its_architecture(value: Any) -> Any:
 @lru_cache
 def _union(sections: tuple[type[Section], ...]) -> TypeAdapter[Any]:
     """Chooses by `arch`, and puts it into the place of an error as for every such section."""
-    return TypeAdapter(Annotated[Union[sections], Field(discriminator="arch")])  # noqa: UP007
+    members: Any = Annotated[Union[sections], Field(discriminator="arch")]  # noqa: UP007
+    return TypeAdapter(members)
 
 
 AnyModel = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_of_its_architecture)]

@@ -60,6 +60,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _keys_of_the_model_fit(self) -> "Config":
+        try:
+            architecture(self.model.arch).check(self.model.model_dump(exclude={"arch"}))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
     def _blocks_fit_the_method(self) -> "Config":
         if self.method == "end_to_end" and self.blocks != 1:
             raise ValueError(f"method=end_to_end trains one block, not blocks={self.blocks}")

@@ -182,6 +182,14 @@ class BlockModel(nn.Module, ABC):
     """Under `hides_target`, spread of the noise that the baseline starts from."""
 
     @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Refuse keys of the section `model` that do not go together, before any data is read.
+
+        Raises:
+            ConfigError: they do not.
+        """
+
+    @classmethod
     def baseline(cls, **arguments: Any) -> "BlockModel":
         """The end-to-end baseline, from the arguments of the constructor."""
         return cls(**arguments)

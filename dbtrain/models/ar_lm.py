@@ -12,6 +12,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive
+from dbtrain.models.layers import check_heads
 from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
 
 StreamName = Literal["single", "concat"]
@@ -142,6 +143,11 @@ class ARLM(BlockModel):
     def baseline(cls, **arguments: Any) -> "ARLM":
         """Of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
         return cls(**{**arguments, "stream": "single"})
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"], rotary=True)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean are their codes (N, L, D), context (N, L) is the token before each."""

@@ -1,6 +1,8 @@
 """Diffusion transformer (Peebles & Xie 2023): denoises an image or latent, conditioned on level and class."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive, Share
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
 
 LABEL_STREAM = 2
 """Stream of the draws that drops labels; 0 makes the levels and 1 the noise."""
@@ -90,6 +92,11 @@ class DiT(BlockModel):
         held = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in held})
         self.head = AdaLNHead(dim, image[0] * patch * patch)
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"])
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""

@@ -1,6 +1,8 @@
 """Masked diffusion language model: a bidirectional transformer that fills in masked tokens (MD4, MDLM)."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive
-from dbtrain.models.layers import LevelEmbedding
+from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
@@ -80,6 +82,11 @@ class MaskedLM(BlockModel):
         hidden = round(dim * mlp_ratio)
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"], rotary=True)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean and target alike; the context is empty."""

@@ -1,5 +1,6 @@
 """Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Number, Positive
-from dbtrain.models.layers import LevelEmbedding
+from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
@@ -125,8 +126,7 @@ class Recurrent(BlockModel):
         unrolled: Annotated[bool, FromRun()] = False,
     ) -> None:
         super().__init__()
-        if backprop > iterations:
-            raise ConfigError(f"model.backprop={backprop} is more than model.iterations={iterations}")
+        _check_backprop(iterations, backprop)
         self.num_layers = depth
         self.noise = noise
         self.parametrisation = parametrisation
@@ -150,6 +150,12 @@ class Recurrent(BlockModel):
     def baseline(cls, **arguments: Any) -> "Recurrent":
         """The model as published."""
         return cls(**arguments, unrolled=True)
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width, and no more iterations have gradients than there are."""
+        check_heads(keys["dim"], keys["heads"], rotary=True)
+        _check_backprop(keys["iterations"], keys["backprop"])
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean are their codes (N, L, D), the context is the token before each (N, L)."""
@@ -193,6 +199,13 @@ class Recurrent(BlockModel):
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, L, D)."""
         return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+
+
+def _check_backprop(iterations: int, backprop: int) -> None:
+    if backprop > iterations:
+        raise ConfigError(
+            f"model.backprop={backprop} is more than model.iterations={iterations}: set it to at most that"
+        )
 
 
 def _causal(sequence: Tensor) -> View:

@@ -1,5 +1,8 @@
 """Vision transformer as a denoiser of the label's code, seeing the image's patches at every level."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -8,7 +11,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive, Share
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
 
 
 class ViTStem(nn.Module):
@@ -81,6 +84,11 @@ class ViT(BlockModel):
         held = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
         self.head = AdaLNHead(dim, len(codebook))
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"])
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,): the clean target is the label's code (N, D)."""

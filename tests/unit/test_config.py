@@ -121,6 +121,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ("training.blocks.3.lr=0.1", ["training.blocks names block 3; the last is 2"]),
         ("noise.process=maskin", ["noise.process='maskin' is none of gaussian, masking; did you mean masking?"]),
         ("noise.process=masking", ["makes tokens noisy, and model.arch=vit denoises vectors", "then gaussian"]),
+        (
+            "model.heads=5",
+            ["model.dim=64 is not a multiple of model.heads=5: set model.heads=", "model.dim=65"],
+        ),
         ("noise.ranges=papr", ["noise.ranges=papr", "is none of calibrated, ", "paper"]),
         ("training.blocks.1.lr=-1", ["training.blocks.1.lr=-1", "greater than 0"]),
     ],

@@ -75,6 +75,11 @@ class Tower(BlockModel):
         self.layers = nn.ModuleDict({str(i): nn.Linear(width, width) for i in layers or range(depth)})
         self.head = nn.Linear(width, len(codebook))
 
+    @classmethod
+    def check(cls, keys):
+        if keys["width"] % 2:
+            raise ConfigError(f"model.width={keys['width']} is odd")
+
     def example(self, batch, draws=None):
         return Example(self.codebook[batch["label"]], batch["image"], batch["label"])
 
@@ -233,6 +238,7 @@ def test_the_keys_of_the_section_are_the_arguments_of_the_class():
     [
         ("model.widht=8", "unknown key model.widht; did you mean width?"),
         ("model.width=3", "model.width=3: Input should be greater than or equal to 4"),
+        ("model.width=7", "model.width=7 is odd"),
         ("model.width=513", "model.width=513: Input should be less than or equal to 512"),
         ("model.arch=towr", "towr.*(none of|match any of).*tower"),
         ("noise.process=laplac", "noise.process='laplac' is none of .*laplace; did you mean laplace?"),
