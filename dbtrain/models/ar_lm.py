@@ -82,7 +82,9 @@ STREAMS: Mapping[str, type[SingleStream] | type[ConcatStream]] = {"single": Sing
 
 
 class ARLM(BlockModel):
-    """Language model: noised are the tokens' codes, each with a level of its own; context is the clean prefix.
+    """Autoregressive language model (Llama-style) that denoises the next token's code.
+
+    Each code has a level of its own, and the context is the clean prefix.
 
     Args:
         codebook: (V, D) frozen unit-norm codes, common to all blocks.

@@ -38,7 +38,7 @@ class DiTStem(nn.Module):
 
 
 class DiT(BlockModel):
-    """Image model: noised is the image itself, context the class, output the denoised image.
+    """Diffusion transformer that denoises an image or latent, given its class.
 
     Args:
         noise: the noise process.

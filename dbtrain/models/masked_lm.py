@@ -30,7 +30,9 @@ class MaskedStem(nn.Module):
 
 
 class MaskedLM(BlockModel):
-    """Noised are token ids, there is no context, and the output are logits under the SUBS parameterisation.
+    """Masked diffusion language model.
+
+    Noised are token ids, there is no context, and the outputs are logits under the SUBS parameterisation.
 
     # MDLM, section 3.2.3: the mask is never predicted (it has no logit at all), and a token that is seen stays.
 

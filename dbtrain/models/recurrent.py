@@ -72,7 +72,9 @@ class RecurrentHead(nn.Module):
 
 
 class Recurrent(BlockModel):
-    """Noised is the next token's code in every place, context the tokens before it, output the logits.
+    """Recurrent-depth language model: its core is one denoiser, applied `evaluation.steps_per_block` times.
+
+    Noised is the next token's code in every place, the context is the tokens before it, the outputs are logits.
 
     As a denoiser the core runs once for each level, and training is a single pass; along the chain the code takes the
     place of the state. Unrolled it is the model as published: `iterations` passes through the core on a hidden state

@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # the configuration reads this table, and imports no torch be
 ARCHITECTURES: dict[str, Any] = {
     "vit": "dbtrain.models.vit:ViT",
     "dit": "dbtrain.models.dit:DiT",
-    "ar_lm": "dbtrain.models.ar_lm:ARLM",
     "masked_lm": "dbtrain.models.masked_lm:MaskedLM",
     "recurrent": "dbtrain.models.recurrent:Recurrent",
+    "ar_lm": "dbtrain.models.ar_lm:ARLM",
 }
 """By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for. A program
 of your own adds a row to this table before it calls."""

@@ -33,7 +33,9 @@ class ViTStem(nn.Module):
 
 
 class ViT(BlockModel):
-    """Classifier: noised is the label's code, context the image, output the logits.
+    """Vision transformer that denoises the label's code.
+
+    The context is the image, and the outputs are logits.
 
     Args:
         codebook: (classes, D) frozen unit-norm codes, common to all blocks.
