@@ -23,6 +23,7 @@ from dbtrain.method.codebook import make_codebook
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import Direct
 from dbtrain.models.layers import compile_recomputed, recompute
 from dbtrain.models.vit import ViT
 
@@ -36,6 +37,7 @@ def objective(arguments: argparse.Namespace, layers: range, device: torch.device
     model = ViT(
         codebook=make_codebook("orthogonal", CLASSES, CODE, 0),
         noise=GaussianNoise(LogUniform(2.0, 15.0), CODE**-0.5),
+        parametrisation=Direct(CODE**-0.5),
         image=(3, side, side),
         depth=arguments.depth,
         dim=arguments.dim,

@@ -4,10 +4,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from dbtrain.config import Config
@@ -16,6 +15,7 @@ from dbtrain.data.splits import DataSet, Split, mixed
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import NoNoise
 from dbtrain.method.interface import BlockModel
+from dbtrain.method.parametrisation import Unseen
 from dbtrain.models.registry import architecture
 from dbtrain.telemetry.counting import Count, counted, silent
 
@@ -121,13 +121,15 @@ def _train_pilot(
     device: torch.device,
     number: int,
     count: Count,
-) -> nn.Module:
+) -> BlockModel:
     kind = architecture(config.model.arch)
     arguments = {**config.model.model_dump(exclude={"arch"}), "depth": 1}
     arguments |= {name: shape[name] for name in kind.takes}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "pilot", number))
-        model = kind.build(noise=NoNoise(kind.per_position), codebook=codebook, **arguments).to(device)
+        model = kind(noise=NoNoise(kind.per_position), parametrisation=Unseen(), codebook=codebook, **arguments).to(
+            device
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=PILOT_LR)
         size = min(PILOT_BATCH, config.training.batch_size)
         order = EpochOrder(len(split), size, derive_seed(config.seed, "pilot order", number))
@@ -141,16 +143,15 @@ def _train_pilot(
     return model.eval()
 
 
-def _output(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    model = cast(BlockModel, module)
+def _output(model: BlockModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     example = model.example(batch)
     level = torch.ones(len(example.clean), *model.noise.level_shape(example), device=example.clean.device)
     nothing = torch.zeros_like(example.clean)
-    return model.readout(model.run(range(1), nothing, level, example.context), nothing, level), example.target
+    return model.predict(range(1), nothing, level, example.context), example.target
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _predict(model: BlockModel, split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (n, V), targets (n,) and samples (n,) of about `ANSWERS` samples, or of some positions of fewer texts."""
     length = _output(model, split.batch(torch.arange(1), device))[1].numel()
     each = min(POSITIONS, length)

@@ -17,7 +17,7 @@ class EvaluationConfig(Section):
     """Where the chain starts: noise, as in the paper, or its mean, which makes a classifier deterministic."""
     batch_size: Count = 512
     metric: str | None = None
-    """An entry of evaluation/metrics.py; by default the architecture's own."""
+    """An entry of evaluation/metrics.py; by default the first that fits what the architecture can do."""
     samples: Annotated[int, Field(ge=2)] = 10_000
     """Samples drawn for a distance between distributions."""
     steps: Count = 50

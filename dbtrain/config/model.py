@@ -1,101 +1,92 @@
-"""Section `model`: one class an architecture."""
+"""Section `model`: its keys are the keyword arguments of the architecture's class, with their bounds and defaults."""
 
-from typing import Annotated, Any, ClassVar, Literal
+import inspect
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal, Union, get_type_hints
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, create_model
 
-from dbtrain.config.section import Count, Positive, Section
+from dbtrain.config.section import Count, Section
+from dbtrain.models.bounds import FromRun
+from dbtrain.models.registry import ARCHITECTURES, architecture
 
-
-class ViTConfig(Section):
-    """Vision transformer that denoises the label's code."""
-
-    rotary: ClassVar[bool] = False
-    """Whether positions turn pairs of a head's elements, so that a head needs an even number of them."""
-    noise_defaults: ClassVar[dict[str, Any]] = {}
-
-    arch: Literal["vit"] = "vit"
-    depth: Count = 6
-    dim: Count = 64
-    heads: Count = 4
-    patch: Count = 2
-    mlp_ratio: Positive = 4.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+GIVEN = frozenset({"self", "codebook", "noise", "parametrisation", "layers"})
+"""Arguments that the run gives, besides what the class takes of the data and what it marks as `FromRun`."""
 
 
-class DiTConfig(Section):
-    """Diffusion transformer that denoises an image or latent, given its class."""
+class ModelConfig(Section):
+    """What every architecture has; its own keys are in the class that :func:`model_section` makes."""
 
-    rotary: ClassVar[bool] = False
-    noise_defaults: ClassVar[dict[str, Any]] = {"ranges": "paper", "weighting": "edm"}
-    """What `noise` is where the user says nothing: an L2 loss takes EDM's weight, and has no code to measure."""
+    noise_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What `noise` is where the user says nothing: the class's own."""
 
-    arch: Literal["dit"] = "dit"
-    depth: Count = 6
-    dim: Count = 64
-    heads: Count = 4
-    patch: Count = 2
-    mlp_ratio: Positive = 4.0
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the labels hidden in training, for classifier-free guidance."""
+    arch: str
+    """Row of the table in models/registry.py."""
+    depth: Count
+    """Layers of the whole model."""
 
-
-class MaskedLMConfig(Section):
-    """Masked diffusion language model."""
-
-    rotary: ClassVar[bool] = True
-    noise_defaults: ClassVar[dict[str, Any]] = {"ranges": "alpha", "overlap": 0.0}
-    """The ELBO splits exactly at the edges of the blocks."""
-
-    arch: Literal["masked_lm"] = "masked_lm"
-    depth: Count = 6
-    dim: Count = 128
-    heads: Count = 4
-    mlp_ratio: Positive = 8 / 3
-    level_dim: Count = 64
-    """Width of the level's embedding."""
+    @classmethod
+    def members(cls) -> list[type[Section]]:
+        """The sections of all architectures; of one, itself."""
+        return [model_section(arch) for arch in ARCHITECTURES] if cls is ModelConfig else [cls]
 
 
-class RecurrentConfig(Section):
-    """Recurrent-depth language model: its core is one denoiser, applied `evaluation.steps_per_block` times."""
+def model_section(arch: str) -> type[ModelConfig]:
+    """The section of an architecture.
 
-    rotary: ClassVar[bool] = True
-    noise_defaults: ClassVar[dict[str, Any]] = {"input_scaling": "signal", "overlap": 0.0}
-
-    arch: Literal["recurrent"] = "recurrent"
-    depth: Count = 2
-    """Layers of the core."""
-    prelude: Annotated[int, Field(ge=0)] = 1
-    coda: Annotated[int, Field(ge=0)] = 1
-    dim: Count = 128
-    heads: Count = 4
-    iterations: Count = 8
-    """Of the core, in the end-to-end baseline."""
-    backprop: Count = 4
-    """The last iterations, through which the baseline's gradients go."""
-    mlp_ratio: Positive = 8 / 3
-    level_dim: Count = 64
-    """Width of the level's embedding."""
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return _section(arch, architecture(arch))
 
 
-class ARLMConfig(Section):
-    """Autoregressive language model (Llama-style) that denoises the next token's code."""
-
-    rotary: ClassVar[bool] = True
-    noise_defaults: ClassVar[dict[str, Any]] = {"input_scaling": "signal", "overlap": 0.1}
-    """Pure noise of unit variance in the stream keeps the top block from learning; the paper's overlap for text."""
-
-    arch: Literal["ar_lm"] = "ar_lm"
-    depth: Count = 6
-    dim: Count = 128
-    heads: Count = 4
-    mlp_ratio: Positive = 8 / 3
-    level_dim: Count = 64
-    """Width of the level's embedding, from which every layer is modulated at every position."""
-    stream: Literal["single", "concat"] = "single"
-    """`single`: a slot holds a token and the noisy code of the next; `concat`: 2L slots, as in the paper."""
+@lru_cache
+def _section(arch: str, kind: type[Any]) -> type[ModelConfig]:
+    hints = get_type_hints(kind.__init__, include_extras=True)
+    told, summary = argument_docs(kind), (inspect.getdoc(kind) or "").split("\n", 1)[0]
+    fields: dict[str, Any] = {"arch": (Literal[arch], Field(arch, description=summary))}
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if name in GIVEN or name in kind.takes or _is_from_run(hints[name]):
+            continue
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (hints[name], Field(default, description=told.get(name)))
+    section = create_model(f"{kind.__name__}Config", __base__=ModelConfig, __doc__=summary, **fields)
+    section.noise_defaults = kind.noise_defaults
+    return section
 
 
-ModelConfig = Annotated[
-    ViTConfig | DiTConfig | MaskedLMConfig | RecurrentConfig | ARLMConfig, Field(discriminator="arch")
-]
+def _is_from_run(hint: Any) -> bool:
+    return any(isinstance(mark, FromRun) for mark in getattr(hint, "__metadata__", ()))
+
+
+def argument_docs(kind: type[Any]) -> dict[str, str]:
+    """What the docstring of a class says of its arguments: ``name: text`` under ``Args:``, and lines indented below."""
+    _, _, section = (inspect.getdoc(kind) or "").partition("\nArgs:\n")
+    told: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.split("\n\n", 1)[0].splitlines():
+        found = re.match(r"    ([a-z_]\w*(?:, [a-z_]\w*)*): (.*)", line)
+        if found:
+            names = found[1].split(", ")
+        text = found[2] if found else line.strip()
+        told |= {name: f"{told[name]} {text}" if name in told and not found else text for name in names}
+    return {name: text[:1].upper() + text[1:] for name, text in told.items()}
+
+
+def _of_its_architecture(value: Any) -> Any:
+    if isinstance(value, ModelConfig):
+        return value
+    return _union(tuple(ModelConfig.members())).validate_python(value)
+
+
+@lru_cache
+def _union(sections: tuple[type[Section], ...]) -> TypeAdapter[Any]:
+    """Chooses by `arch`, and puts it into the place of an error as for every such section."""
+    members: Any = Annotated[Union[sections], Field(discriminator="arch")]  # noqa: UP007
+    return TypeAdapter(members)
+
+
+AnyModel = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_of_its_architecture)]
+"""The section of whichever architecture it names."""

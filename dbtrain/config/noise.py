@@ -2,9 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dbtrain.config.section import Count, Positive, Section
+from dbtrain.method.noise_processes import policies
+
+
+def _known(policy: str) -> str:
+    if policy not in policies():
+        raise ValueError(f"is none of {', '.join(policies())}")
+    return policy
 
 
 class CodebookConfig(Section):
@@ -18,10 +25,13 @@ class CodebookConfig(Section):
 class NoiseConfig(Section):
     """Noise range, its distribution and its split over the blocks."""
 
-    ranges: Literal["calibrated", "equal_information", "paper", "uniform", "explicit", "alpha"] = "calibrated"
-    """Where the range and its edges come from; `calibrated` and `equal_information` measure the data with a pilot.
-    Architectures without a codebook take another by default, see `noise_defaults`. For masking: `alpha`, equal
-    decrements of alpha, or `explicit` masked shares from 1 down to 0."""
+    process: str | None = None
+    """How the target is made noisy: `gaussian` (codes, images and latents) or `masking` (token ids); by default what
+    the architecture is made for."""
+    ranges: Annotated[str, AfterValidator(_known)] = "calibrated"
+    """Where the range and its edges come from: `calibrated` and `equal_information` measure the data with a pilot,
+    `paper`, `uniform` and `explicit` do not. Architectures without a codebook take another by default, see
+    `noise_defaults`. For masking: `alpha`, equal decrements of alpha, or `explicit` masked shares from 1 down to 0."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002

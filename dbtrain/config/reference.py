@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dbtrain.config.run import Config
-from dbtrain.config.section import Section
+from dbtrain.config.section import Section, sections_of
 from dbtrain.errors import ConfigError
 
 
@@ -63,17 +63,22 @@ def groups(section: str | None = None) -> list[Group]:
 
 
 def _groups() -> Iterator[Group]:
-    plain = {name: field for name, field in Config.model_fields.items() if not _sections(field.annotation)}
+    plain = {name: field for name, field in Config.model_fields.items() if not sections_of(field.annotation)}
     yield Group("", "The run", _doc(Config), tuple(_key(Config, name, field, "") for name, field in plain.items()))
     for name, field in Config.model_fields.items():
-        kinds = _sections(field.annotation)
+        kinds = sections_of(field.annotation)
         for kind in kinds:
-            yield from _of_section(name, kind, str(field.discriminator) if len(kinds) > 1 else None)
+            yield from _of_section(name, kind, _chooser(kinds[0]) if len(kinds) > 1 else None)
+
+
+def _chooser(kind: type[Section]) -> str:
+    """The key that chooses one of several kinds of a section."""
+    return next(key for key in ("arch", "source") if key in kind.model_fields)
 
 
 def _of_section(prefix: str, kind: type[Section], tag: str | None = None) -> Iterator[Group]:
     title = f"{prefix}.{tag}={kind.model_fields[tag].default}" if tag else prefix
-    inner = {name: _sections(field.annotation) for name, field in kind.model_fields.items()}
+    inner = {name: sections_of(field.annotation) for name, field in kind.model_fields.items()}
     keys = tuple(_key(kind, name, field, f"{prefix}.") for name, field in kind.model_fields.items() if not inner[name])
     silent = getattr(kind, "noise_defaults", {})
     also = f" By default noise has {', '.join(f'{key}={value}' for key, value in silent.items())}." if silent else ""
@@ -117,12 +122,6 @@ def _bare(annotation: Any) -> Any:
     if NoneType in get_args(annotation) and len(options) == 1:
         return _bare(options[0])
     return annotation
-
-
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}

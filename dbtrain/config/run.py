@@ -9,10 +9,13 @@ from pydantic import Field, model_validator
 from dbtrain.config.cluster import ClusterConfig
 from dbtrain.config.data import DataConfig, absolute_paths
 from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
-from dbtrain.config.model import ModelConfig, RecurrentConfig
+from dbtrain.config.model import AnyModel
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
 from dbtrain.config.training import TrainingConfig
+from dbtrain.errors import ConfigError
+from dbtrain.method.noise_processes import noise_process
+from dbtrain.models.registry import architecture
 
 
 class Config(Section):
@@ -28,7 +31,7 @@ class Config(Section):
     """How blocks are trained: isolated, as the paper has it, or as a baseline; `dbtrain baseline` sets it."""
     blocks: Count = 3
     layers_per_block: tuple[Count, ...] | None = None
-    model: ModelConfig
+    model: AnyModel
     data: DataConfig
     codebook: CodebookConfig = CodebookConfig()
     noise: NoiseConfig = NoiseConfig()
@@ -39,27 +42,29 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _noise_of_the_architecture(self) -> "Config":
-        silent = {k: v for k, v in self.model.noise_defaults.items() if k not in self.noise.model_fields_set}
+        name = self.noise_process
+        try:
+            process, kind = noise_process(name), architecture(self.model.arch)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if process.noises != kind.noised:
+            raise ValueError(
+                f"noise.process={name} makes {process.noises} noisy, and model.arch={self.model.arch} denoises "
+                f"{kind.noised}: leave noise.process out, which is then {self.natural_process}"
+            )
+        # what an architecture has for its own process is not for another
+        defaults = kind.noise_defaults if name == self.natural_process else {"ranges": process.policies[0]}
+        silent = {key: value for key, value in defaults.items() if key not in self.noise.model_fields_set}
         # sections are frozen for everyone else
-        object.__setattr__(self, "noise", self.noise.model_copy(update=silent))
+        object.__setattr__(self, "noise", self.noise.model_copy(update={**silent, "process": name}))
         return self
 
     @model_validator(mode="after")
-    def _heads_share_the_width(self) -> "Config":
-        # told here, before any data is read or a pilot is trained
-        dim, heads, pair = self.model.dim, self.model.heads, 2 if self.model.rotary else 1
-        if dim % (pair * heads):
-            fitting = [n for n in range(1, dim + 1) if dim % (pair * n) == 0]
-            near = sorted(sorted(fitting, key=lambda n: abs(n - heads))[:3])
-            kind = "an even multiple" if self.model.rotary else "a multiple"
-            instead = f"model.heads={' or '.join(map(str, near))}, or " if near else ""
-            wider = -(-dim // (pair * heads)) * pair * heads
-            raise ValueError(f"model.dim={dim} is not {kind} of model.heads={heads}: set {instead}model.dim={wider}")
-        if isinstance(self.model, RecurrentConfig) and self.model.backprop > self.model.iterations:
-            raise ValueError(
-                f"model.backprop={self.model.backprop} is more than model.iterations={self.model.iterations}: set "
-                "it to at most that"
-            )
+    def _keys_of_the_model_fit(self) -> "Config":
+        try:
+            architecture(self.model.arch).check(self.model.model_dump(exclude={"arch"}))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")
@@ -78,6 +83,16 @@ class Config(Section):
         return self
 
     @property
+    def natural_process(self) -> str:
+        """The noise process that the architecture is made for."""
+        return architecture(self.model.arch).natural_noise
+
+    @property
+    def noise_process(self) -> str:
+        """The noise process that is chosen."""
+        return self.noise.process or self.natural_process
+
+    @property
     def run_url(self) -> str:
         """Directory or URL of the run."""
         return f"{self.out.rstrip('/')}/{self.name}"
@@ -90,6 +105,9 @@ class Config(Section):
         """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
         content["data"].pop("cache", None)
+        if self.noise_process == self.natural_process:
+            # so that runs from before there was a choice go on
+            content["noise"].pop("process")
         for key in getattr(self.data, "added_later", ()):
             if getattr(self.data, key) == type(self.data).model_fields[key].default:
                 content["data"].pop(key)

@@ -16,6 +16,11 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    @classmethod
+    def members(cls) -> "list[type[Section]]":
+        """The sections that may stand where this one is named: itself, unless it is the base of several."""
+        return [cls]
+
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -34,5 +39,5 @@ ByBlock = Annotated[dict[int, Exception_], BeforeValidator(_none_is_empty)]
 def sections_of(annotation: Any) -> list[type[Section]]:
     """The sections that a key's type names, such as all sources of data; none for a key of plain values."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
+        return annotation.members()
     return [section for part in get_args(annotation) for section in sections_of(part)]

@@ -18,6 +18,7 @@ from dbtrain.coordinator.baseline import KINDS, reshaped, training_flops
 from dbtrain.coordinator.connect import connect
 from dbtrain.coordinator.status import status
 from dbtrain.errors import ConfigError, IncompleteRunError
+from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.split import partition
 from dbtrain.models.registry import architecture
 from dbtrain.shards.manifest import read_manifest
@@ -66,7 +67,8 @@ def policies(config: Config, asked: str | None) -> list[str]:
     """Range policies of a grid: those asked for, with commas, or all worth comparing for the architecture."""
     if asked:
         return asked.split(",")
-    return ["calibrated", "paper"] if architecture(config.model.arch).codes else [config.noise.ranges]
+    known = {"calibrated", "paper"} <= set(noise_process(config.noise_process).policies)
+    return ["calibrated", "paper"] if known and architecture(config.model.arch).codes else [config.noise.ranges]
 
 
 @dataclass(frozen=True)

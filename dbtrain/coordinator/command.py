@@ -121,6 +121,7 @@ def row(blueprint: Blueprint, state: BlockState, progress: Progress) -> Row:
         seconds=progress.seconds,
         memory=progress.memory,
         restarts=max(0, state.attempt - 1),
+        level_name=blueprint.noise().level_name,
     )
 
 

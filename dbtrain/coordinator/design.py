@@ -10,11 +10,13 @@ from dbtrain.config import Config
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
-from dbtrain.method.ranges import Ranges, equal_shares, explicit
+from dbtrain.method.gaussian import NoNoise
+from dbtrain.method.noise_processes import noise_process
+from dbtrain.method.ranges import explicit
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import LayerSplit, split_by_sizes, split_evenly
 from dbtrain.models.registry import architecture
-from dbtrain.training.blueprint import Blueprint, make_distribution
+from dbtrain.training.blueprint import Blueprint, noise_target
 
 Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
 """(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
@@ -38,12 +40,18 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> Blueprint:
     if kind.codes:
         codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
     if target_of(config) == "hidden":
-        # levels mean nothing, but the plan wants slices that tile
-        edges = tuple(float(edge) for edge in range(split.blocks, -1, -1))
-        return Blueprint(config, split, Ranges(edges), {"kind": "none"}, codebook, data.shape)
-    distribution = DISTRIBUTIONS[kind.noise](config, data, codebook, calibrate)
-    ranges = _ranges(config, distribution)
-    make_distribution(distribution)  # refuses an empty or unbounded range before anything is written
+        return Blueprint(config, split, NoNoise().split(split.blocks), {"kind": "none"}, codebook, data.shape)
+    target = noise_target(config, data.shape, codebook)
+
+    def measure() -> Mapping[str, Any]:
+        assert codebook is not None  # a process measures nothing else
+        return calibrate(config, data, codebook)
+
+    process, edges = noise_process(config.noise_process), config.noise.edges
+    distribution = process.plan(config.noise, target, measure)
+    given = explicit(edges, split.blocks) if edges else None
+    noise = process.make(distribution, config.noise, target)  # refuses an empty or unbounded range
+    ranges = given or noise.split(split.blocks)
     return Blueprint(config, split, ranges, distribution, codebook, data.shape)
 
 
@@ -83,64 +91,16 @@ def target_of(config: Config) -> Literal["noisy", "hidden"]:
         ConfigError: the method is not for this architecture.
     """
     target, kind = SCHEMES[config.method].target, architecture(config.model.arch)
-    if target == "hidden" and kind.end_to_end != "no_noise":
+    if target == "hidden" and not kind.hides_target:
         raise ConfigError(
             f"method={config.method} hides the target, which only a classifier can do without: model.arch="
             f"{config.model.arch} has the baselines end_to_end, checkpointing and joint"
         )
-    if SCHEMES[config.method].wrap and kind.codes != "classes":
+    if SCHEMES[config.method].wrap and not kind.classifies:
         raise ConfigError(
             f"method={config.method} tries every class of a sample, and model.arch={config.model.arch} has no classes: "
             "take another baseline"
         )
     if target == "baseline":
-        return "hidden" if kind.end_to_end == "no_noise" else "noisy"
+        return "hidden" if kind.hides_target else "noisy"
     return target
-
-
-def _masked_share(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
-    noise = config.noise
-    if noise.ranges not in ("alpha", "explicit"):
-        raise ConfigError(
-            f"noise.ranges={noise.ranges} is for Gaussian noise, and {config.model.arch} masks tokens: set "
-            "noise.ranges=alpha for equal decrements of alpha, or explicit with noise.edges from 1 down to 0"
-        )
-    if noise.edges and (noise.edges[0] != 1 or noise.edges[-1] != 0):
-        raise ConfigError(f"noise.edges={list(noise.edges)} are masked shares: they must fall from 1 to 0")
-    if noise.weighting != "none":
-        raise ConfigError(f"noise.weighting={noise.weighting} is for Gaussian noise; the masked ELBO has its own: none")
-    return {"kind": "uniform"}
-
-
-def _sigma(config: Config, data: DataSet, codebook: Tensor | None, calibrate: Calibrate) -> Mapping[str, Any]:
-    noise = config.noise
-    if noise.ranges == "alpha":
-        raise ConfigError(
-            f"noise.ranges=alpha is for masking, and {config.model.arch} has Gaussian noise: try calibrated"
-        )
-    edges = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max}
-    if noise.ranges == "explicit" and noise.edges:
-        edges = {"sigma_min": noise.edges[-1], "sigma_max": noise.edges[0]}
-    if noise.ranges == "uniform" or noise.ranges == "explicit":
-        return {"kind": "loguniform", **edges}
-    if noise.ranges == "paper":
-        return {"kind": "lognormal", "p_mean": noise.p_mean, "p_std": noise.p_std, **edges}
-    if codebook is None:
-        raise ConfigError(
-            f"noise.ranges={noise.ranges} measures a codebook, and model.arch={config.model.arch} has none: choose "
-            "noise.ranges=paper, uniform or explicit"
-        )
-    return calibrate(config, data, codebook)
-
-
-DISTRIBUTIONS: Mapping[str, Callable[[Config, DataSet, Tensor | None, Calibrate], Mapping[str, Any]]] = {
-    "gaussian": _sigma,
-    "masking": _masked_share,
-}
-"""How the level distribution is settled, by the noise in an architecture's row."""
-
-
-def _ranges(config: Config, distribution: Mapping[str, Any]) -> Ranges:
-    if config.noise.ranges == "explicit" and config.noise.edges:
-        return explicit(config.noise.edges, config.blocks)
-    return equal_shares(make_distribution(distribution), config.blocks)

@@ -53,7 +53,7 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     columns = (
         "block",
         "layers",
-        "sigma",
+        blueprint.noise().level_name,
         "params",
         "weights",
         "grads",

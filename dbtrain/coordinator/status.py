@@ -14,6 +14,7 @@ from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.console import Row
 from dbtrain.telemetry.events import read_events
+from dbtrain.training.blueprint import level_name
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
         seconds=progress.seconds,
         memory=progress.memory,
         restarts=max(0, attempts - 1),
+        level_name=level_name(manifest),
     )
     since = time.time() - float(state["since"]) if "since" in state else None
     error = state.get("error") if phase != "done" else None

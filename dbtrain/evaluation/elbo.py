@@ -1,7 +1,6 @@
 """The ELBO of a masked diffusion language model, in bits: the sum of the shares of its blocks."""
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.bits import batches
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import Batch, BlockModel
+from dbtrain.method.interface import Batch
 from dbtrain.telemetry.counting import counted
 
 
@@ -51,17 +50,17 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
         positions: (N,) their places among all that are measured, from which their levels and masks follow.
         levels: levels for each sample.
     """
-    own, noise = cast(BlockModel, model.blocks[block]), model.blueprint.noise()
+    own, noise = model.blocks[block], model.blueprint.noise()
     example, layers = own.example(batch), model.blueprint.runs(block)
-    low, high = noise.quantile(torch.tensor(model.blueprint.ranges.of(block), dtype=torch.float64)).tolist()
+    low, high = noise.cdf(torch.tensor(model.blueprint.ranges.of(block), dtype=torch.float64)).tolist()
     total = torch.zeros(len(positions), dtype=torch.float64, device=model.device)
     for number in range(levels):
         key = derive_seed(model.blueprint.config.seed, "elbo", block, number)
         draws = Draws(torch.tensor(key, device=model.device), positions.to(model.device))
-        share = (number + noise.shares(example, draws)) / levels
-        level = noise.sample(low + share * (high - low))
+        share = (number + noise.draw_uniforms(example, draws)) / levels
+        level = noise.quantile(low + share * (high - low))
         noisy = noise.corrupt(example.clean, level, draws)
-        output = own.readout(own.run(layers, noisy, level, example.context), noisy, level)
+        output = own.predict(layers, noisy, level, example.context)
         total += (noise.weight(level) * own.loss(output.float(), example.target)).double()
     # the loss is a token's; the mean over the slice times its width is the integral over it
     return (high - low) * total / levels * example.target.shape[1]

@@ -1,7 +1,6 @@
 """Text from a merged autoregressive model, token by token, with one cache of keys and values for each evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from dbtrain.evaluation.merged import MergedModel, chain_levels, readouts
 from dbtrain.evaluation.uncached import uncached
 from dbtrain.evaluation.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import NoiseProcess
+from dbtrain.method.interface import BlockModel, CachedModel, Continuation, NoiseProcess
 from dbtrain.method.sampler import Evaluation, chain
-from dbtrain.models.ar_lm import ARLM
-from dbtrain.models.llama import KVCache
 from dbtrain.models.registry import architecture
 from dbtrain.shards.store import Store
 
@@ -40,11 +37,11 @@ class Generator:
         self.section = section
         self.seed = seed
         self.first = first
-        self.blocks = [cast(ARLM, block) for block in model.blocks]
+        self.blocks = [_with_cache(block) for block in model.blocks]
         self.noise: NoiseProcess = model.blueprint.noise()
         self.levels = chain_levels(model.blueprint, section.steps_per_block)
         # a level of the chain is seen with its own codes, so each has its own cache: one a block with one step a block
-        self.caches = [KVCache() for _ in self.levels]
+        self.caches = [self.blocks[0].new_cache() for _ in self.levels]
 
     def probabilities(self, context: Tensor) -> Tensor:
         """p(next token) (N, V) after these T more tokens of context (N, T), by the readout of the section."""
@@ -56,8 +53,7 @@ class Generator:
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             own = self.blocks[block]
-            hidden = own.run(self.model.blueprint.runs(block), noisy, level, context, next(caches))
-            output = own.readout(hidden, noisy, level)
+            output = own.predict(self.model.blueprint.runs(block), noisy, level, context, next(caches))
             return output, own.denoised(output)
 
         start = self._start(context)
@@ -66,7 +62,7 @@ class Generator:
 
     def _start(self, context: Tensor) -> Tensor:
         count, new = context.shape
-        dim = self.blocks[0].get_buffer("codebook").shape[1]
+        dim = self.model.blocks[0].get_buffer("codebook").shape[1]
         if self.section.start == "zero":
             return torch.zeros(count, new, dim, device=context.device)
         first = self.caches[0].length
@@ -100,6 +96,12 @@ class Generator:
         return (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
 
 
+def _with_cache(model: BlockModel) -> CachedModel:
+    if not isinstance(model, CachedModel):
+        raise ConfigError(f"{type(model).__name__} has no cache to continue a text with")
+    return model
+
+
 def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
     """`length` more tokens (N, length), one after the other; each costs one pass of one slot."""
     return Generator(model, model.blueprint.config.evaluation, seed, first).continue_from(prompt, length, temperature)
@@ -108,8 +110,8 @@ def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, 
 Generate = Callable[[MergedModel, Tensor, int, float, int, int], Tensor]
 """(model, prompts (N, P), length, temperature, seed, number of the first) -> tokens after the prompts (N, length)."""
 
-GENERATORS: Mapping[str, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
-"""By the name in an architecture's row."""
+GENERATORS: Mapping[Continuation, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
+"""By what an architecture says of itself."""
 
 
 def continue_text(model: MergedModel, prompt: str, length: int | None, temperature: float, seed: int) -> str:
@@ -120,7 +122,7 @@ def continue_text(model: MergedModel, prompt: str, length: int | None, temperatu
             continues no text.
     """
     config = model.blueprint.located()
-    name = architecture(config.model.arch).generates
+    name = architecture(config.model.arch).continues
     if name is None:
         raise ConfigError(f"model.arch={config.model.arch} continues no text")
     tokenizer = load_tokenizer(config.data.model_dump()["tokenizer"])

@@ -35,7 +35,7 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
         ConfigError: the model draws no texts, the judge cannot be read or reads no texts so long, or MAUVE's package is
             missing.
     """
-    generates = architecture(model.blueprint.config.model.arch).generates
+    generates = architecture(model.blueprint.config.model.arch).continues
     if not isinstance(split, TokenWindows) or generates is None:
         raise ConfigError("evaluation.metric=generated needs a model that writes text: choose another metric")
     judge = Judge(section.judge, model.device) if section.judge else None

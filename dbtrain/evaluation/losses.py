@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import cast
 
 import torch
 from rich.table import Table
@@ -13,7 +12,6 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import BlockModel
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.counting import Count, counted, silent
 from dbtrain.training.blueprint import Blueprint
@@ -31,6 +29,8 @@ class Point:
     """Mean over the samples, unweighted."""
     weighted: float
     """Times the weight of the level, as in training."""
+    level_name: str = "level"
+    """What such a level is called."""
 
 
 def measure_losses(
@@ -75,7 +75,7 @@ def grid(blueprint: Blueprint, count: int) -> list[tuple[float, int, bool]]:
     if blueprint.distribution["kind"] == "none":
         raise ConfigError("this run was trained without noise (end to end): it has no loss by noise level")
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    levels = blueprint.noise().sample(shares)
+    levels = blueprint.noise().quantile(shares)
     owned = [(float(v), int(blueprint.ranges.block_of(v)), False) for v in levels]
     edges = blueprint.ranges.edges[1:-1]
     meeting = [(edge, block, True) for i, edge in enumerate(edges) for block in (i, i + 1)]
@@ -90,26 +90,26 @@ def _point(model: MergedModel, split: Split, samples: int, level: float, block: 
         losses, weights = _losses(model, split, indices, level, block)
         sums += torch.stack([losses.mean(dim=1).sum(), (weights * losses).mean(dim=1).sum()]).double().cpu()
     loss, weighted = (sums / samples).tolist()
-    return Point(level, block, boundary, loss, weighted)
+    return Point(level, block, boundary, loss, weighted, model.blueprint.noise().level_name)
 
 
 def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, block: int) -> tuple[Tensor, Tensor]:
     """Losses and weights (n, levels of a sample)."""
-    network, device = cast(BlockModel, model.blocks[block]), model.device
+    network, device = model.blocks[block], model.device
     noise = network.noise
     example = network.example(split.batch(indices, device))
     levels = torch.full((len(indices), *noise.level_shape(example)), level, device=device)
     key = torch.tensor(derive_seed("losses"), device=device)
     noisy = noise.corrupt(example.clean, levels, Draws(key, indices.to(device)))
     layers = model.blueprint.runs(block)
-    output = network.readout(network.run(layers, noisy, levels, example.context), noisy, levels)
+    output = network.predict(layers, noisy, levels, example.context)
     losses = network.loss(output.float(), example.target)
     return losses.reshape(len(indices), -1), noise.weight(levels).reshape(len(indices), -1)
 
 
 def losses_table(points: list[Point]) -> Table:
     """One line for each point."""
-    table = Table("level", "block", "loss", "weighted", "")
+    table = Table(points[0].level_name if points else "level", "block", "loss", "weighted", "")
     for point in points:
         note = "boundary" if point.boundary else ""
         table.add_row(f"{point.level:.4g}", str(point.block), f"{point.loss:.5f}", f"{point.weighted:.4f}", note)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
-from dbtrain.method.sampler import Denoise, Evaluation, chain, schedule
+from dbtrain.method.sampler import Denoise, Evaluation, chain
 from dbtrain.method.split import local_name
 from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.fit import check_fit
@@ -18,7 +18,7 @@ from dbtrain.shards.merge import OUT
 from dbtrain.shards.merged import CONFIG, load_block, load_codebook, read_config, shard_name
 from dbtrain.shards.store import Store
 from dbtrain.telemetry.counting import Count, silent
-from dbtrain.training.blueprint import Blueprint, make_distribution, read_blueprint
+from dbtrain.training.blueprint import Blueprint, read_blueprint
 
 LoadBlock = Callable[[int], dict[str, Tensor]]
 Where = Callable[[int], str]
@@ -112,15 +112,15 @@ class MergedModel:
         return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
 
     def _example(self, batch: Batch) -> Example:
-        return cast(BlockModel, self.blocks[0]).example(batch)
+        return self.blocks[0].example(batch)
 
     def _denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """Each block, or the one so many after it, on this context."""
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             held = (block + rotate) % len(self.blocks)
-            model = cast(BlockModel, self.blocks[held])
-            output = model.readout(model.run(self.blueprint.runs(held), noisy, level, context), noisy, level)
+            model = self.blocks[held]
+            output = model.predict(self.blueprint.runs(held), noisy, level, context)
             return output, model.denoised(output)
 
         return denoise
@@ -128,10 +128,7 @@ class MergedModel:
 
 def chain_levels(blueprint: Blueprint, steps_per_block: int) -> list[float]:
     """Levels of the evaluations along the chain, as many in every slice."""
-    known = blueprint.distribution["kind"] != "none"
-    distribution = make_distribution(blueprint.distribution) if known else None
-    # without noise there is one level, and the same prediction however often it is asked for
-    return schedule(blueprint.ranges, distribution, steps_per_block if known else 1)
+    return blueprint.noise().schedule(blueprint.ranges, steps_per_block)
 
 
 def merged_of(run: Store) -> Store:
@@ -153,14 +150,14 @@ def shard_files(merged: Store, blueprint: Blueprint) -> Where:
     return lambda block: merged.where(shard_name(block, blueprint.shards.blocks))
 
 
-def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device, where: Where) -> list[nn.Module]:
+def _load_blocks(blueprint: Blueprint, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:
     """Each block's model; blocks that are held by the same shards are one model."""
     sources = [blueprint.scheme.sources(block) for block in range(blueprint.split.blocks)]
     models = {own: load_model(blueprint, block, load, where).to(device) for block, own in enumerate(sources)}
     return [models[own] for own in sources]
 
 
-def load_model(blueprint: Blueprint, block: int, load: LoadBlock, where: Where = _somewhere) -> nn.Module:
+def load_model(blueprint: Blueprint, block: int, load: LoadBlock, where: Where = _somewhere) -> BlockModel:
     """A block's model from the shards that hold it, whose tensors are named as in the whole model.
 
     Raises:
@@ -211,10 +208,11 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     example = merged._example(batch)
     denoise = merged._denoiser(example.context)
     shape = (len(example.clean), *merged.blueprint.noise().level_shape(example))
+    name = merged.blueprint.noise().level_name
     wrong: list[str] = []
     with torch.no_grad():
         for theirs in apart.evaluations(batch, draws):
-            told = f"block {theirs.block} at level {theirs.level:g}"
+            told = f"block {theirs.block} at {name} {theirs.level:g}"
             # not the output: a masked language model gives minus infinity to the tokens that it rules out
             if not theirs.denoised.isfinite().all():
                 # what follows in the chain is spoiled by this block, not by its own weights

@@ -14,6 +14,7 @@ from dbtrain.evaluation.frechet import Begun, frechet_classifier, frechet_incept
 from dbtrain.evaluation.generated import describe_judge, generated
 from dbtrain.evaluation.inception import check_inception
 from dbtrain.evaluation.merged import MergedModel
+from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture
 
 Begin = Callable[[MergedModel, DataSet, EvaluationConfig], Begun]
@@ -32,8 +33,8 @@ class Metric:
     begin: Begin
     """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data); what the
     splits have in common is made once."""
-    fits: tuple[str, ...]
-    """Architectures (model.arch) that it is for."""
+    fits: Callable[[type[BlockModel]], bool]
+    """Whether it is for an architecture, from what its class says that it can do."""
     check: Callable[[Config], None] = lambda config: None
     """Raises ConfigError if something that it needs is missing, so that this shows before anything is trained."""
     percent: bool = False
@@ -69,39 +70,41 @@ GENERATED_BETTER: Mapping[str, Better] = {
 }
 """Entropy should be that of real texts, neither more nor less; and theirs (``text_...``) are no scores."""
 
+
+def _draws_images(kind: type[BlockModel]) -> bool:
+    return kind.samples == "image"
+
+
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric("accuracy %", "higher", _plain(accuracy), ("vit",), percent=True),
+    "accuracy": Metric("accuracy %", "higher", _plain(accuracy), lambda kind: kind.classifies, percent=True),
     # next-token likelihoods, of which a masked model has none, and the bound that only masking has
-    "bits": Metric("bits a character", "lower", _plain(bits), ("ar_lm", "recurrent")),
-    "elbo_bits": Metric("bits a character (ELBO)", "lower", _plain(elbo_bits), ("masked_lm",)),
+    "bits": Metric("bits a character", "lower", _plain(bits), lambda kind: kind.likelihood == "next_token"),
+    "elbo_bits": Metric("bits a character (ELBO)", "lower", _plain(elbo_bits), lambda kind: kind.likelihood == "elbo"),
     "generated": Metric(
-        "generated texts", GENERATED_BETTER, _plain(generated, describe_judge), ("ar_lm", "masked_lm", "recurrent")
+        "generated texts", GENERATED_BETTER, _plain(generated, describe_judge), lambda kind: kind.continues is not None
     ),
-    "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, ("dit",)),
-    "frechet_inception": Metric("FID", "lower", frechet_inception, ("dit",), check_inception),
+    "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, _draws_images),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, _draws_images, check_inception),
 }
 
 
-def _fitting(config: Config) -> list[str]:
-    return [name for name, metric in METRICS.items() if config.model.arch in metric.fits]
-
-
 def metric_of(config: Config) -> tuple[str, Metric]:
-    """Name and row of the metric of a run: the one asked for, or its architecture's.
+    """Name and row of the metric of a run: the one asked for, or the first that fits its architecture.
 
     Raises:
         ConfigError: there is none of that name, it is not for this architecture, or something that it needs is missing.
     """
-    name = config.evaluation.metric or architecture(config.model.arch).metric
+    arch = config.model.arch
+    fitting = [name for name, metric in METRICS.items() if metric.fits(architecture(arch))]
+    if not fitting:
+        raise ConfigError(f"model.arch={arch} neither classifies, nor draws images, nor writes text: no metric fits it")
+    name = config.evaluation.metric or fitting[0]
     if name not in METRICS:
         raise ConfigError(
             f"evaluation.metric={name!r} is none of {', '.join(METRICS)}: set it to one of those that fit "
-            f"model.arch={config.model.arch}: {', '.join(_fitting(config))}, or leave it out"
+            f"model.arch={arch}: {', '.join(fitting)}, or leave it out"
         )
-    if name not in _fitting(config):
-        raise ConfigError(
-            f"evaluation.metric={name} does not fit model.arch={config.model.arch}: set it to "
-            f"{', '.join(_fitting(config))}"
-        )
+    if name not in fitting:
+        raise ConfigError(f"evaluation.metric={name} does not fit model.arch={arch}: set it to {', '.join(fitting)}")
     METRICS[name].check(config)
     return name, METRICS[name]

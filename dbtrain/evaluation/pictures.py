@@ -106,7 +106,7 @@ def sample_shape(blueprint: Blueprint) -> tuple[int, ...]:
     name = blueprint.config.model.arch
     entry = architecture(name).samples
     if entry is None:
-        able = ", ".join(n for n, kind in ARCHITECTURES.items() if kind.samples)
+        able = ", ".join(n for n in ARCHITECTURES if architecture(n).samples)
         raise ConfigError(f"model.arch={name} draws no samples from noise; these do: {able}")
     return tuple(blueprint.shape[entry])
 

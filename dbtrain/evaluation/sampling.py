@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbtrain.data.splits import partners
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged import LoadBlock, Where, load_model
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import GuidedModel
-from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule, schedule
-from dbtrain.training.blueprint import Blueprint, make_distribution
+from dbtrain.method.interface import BlockModel
+from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule
+from dbtrain.training.blueprint import Blueprint
 
 Spacing = Literal["karras", "slices"]
 """`karras`: EDM's schedule over the whole range; `slices`: as many steps in every slice, equal shares of its mass."""
 
-BlockAt = Callable[[int], nn.Module]
+BlockAt = Callable[[int], BlockModel]
 """Model of a block, on the device."""
 
 
@@ -62,9 +62,9 @@ class OneBlock:
         self.device = device
         self.where = where
         self._number: int | None = None
-        self._model: nn.Module | None = None
+        self._model: BlockModel | None = None
 
-    def __call__(self, block: int) -> nn.Module:
+    def __call__(self, block: int) -> BlockModel:
         """The model of a block; the one before is let go first."""
         if self._model is None or block != self._number:
             self._model = None
@@ -87,7 +87,7 @@ def levels_of(blueprint: Blueprint, steps: int, spacing: Spacing) -> tuple[float
             f"{steps} steps cannot be shared evenly by {ranges.blocks} slices: take a multiple of {ranges.blocks}, "
             "or the spacing karras"
         )
-    return tuple(schedule(ranges, make_distribution(blueprint.distribution), steps // ranges.blocks))
+    return tuple(blueprint.noise().schedule(ranges, steps // ranges.blocks))
 
 
 @torch.no_grad()
@@ -125,10 +125,10 @@ def _denoiser(blueprint: Blueprint, block_at: BlockAt, labels: Tensor, part: Ten
     ranges, overlap = blueprint.ranges, blueprint.config.noise.overlap
 
     def estimate(number: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        model, layers = cast(GuidedModel, block_at(number)), blueprint.runs(number)
-        output = model.readout(model.run(layers, noisy, level, context), noisy, level)
+        model, layers = block_at(number), blueprint.runs(number)
+        output = model.predict(layers, noisy, level, context)
         if plan.guidance != 1:
-            free = model.readout(model.run(layers, noisy, level, model.unconditional(context)), noisy, level)
+            free = model.predict(layers, noisy, level, model.unconditional(context))
             output = guide(output, free, plan.guidance)
         return model.denoised(output)
 

@@ -1,13 +1,11 @@
 """Text from a masked diffusion language model: ancestral sampling, from masks alone to none."""
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from dbtrain.evaluation.merged import MergedModel, chain_levels
-from dbtrain.method.interface import BlockModel
 from dbtrain.method.sampler import chain
 
 
@@ -32,9 +30,8 @@ def unmask(
     blueprint, noise = model.blueprint, model.blueprint.noise()
 
     def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        own = cast(BlockModel, model.blocks[block])
-        hidden = own.run(blueprint.runs(block), noisy, level, noisy[:, :0])
-        output = own.readout(hidden, noisy, level)
+        own = model.blocks[block]
+        output = own.predict(blueprint.runs(block), noisy, level, noisy[:, :0])
         return output, own.denoised(sharpened(output, temperature))
 
     share = float((start == int(blueprint.shape["vocabulary"])).double().mean(dim=1).max())

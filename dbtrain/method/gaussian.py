@@ -1,13 +1,18 @@
-"""Gaussian noise: EDM's preconditioning, weighting and steps, and no noise at all for the end-to-end baseline."""
+"""Gaussian noise: its levels, EDM's weighting and steps, and no noise at all for the end-to-end baseline."""
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Example
-from dbtrain.method.levels import LevelDistribution
+from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
+from dbtrain.method.levels import LevelDistribution, read_distribution
+from dbtrain.method.parametrisation import default_sigma_data, expand
+from dbtrain.method.ranges import Ranges, equal_shares
+from dbtrain.method.sampler import schedule
 
 LEVEL_STREAM = 0
 """Stream of the draws that makes the levels."""
@@ -18,68 +23,87 @@ Weighting = Literal["none", "edm", "clamp"]
 MOST_WEIGHT = 5.0
 """Greatest weight under `clamp`, where it is 1 at the most noise."""
 
-InputScaling = Literal["unit", "signal"]
-
-
-def _expand(level: Tensor, like: Tensor) -> Tensor:
-    return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
-
 
 class GaussianNoise:
-    """z = y + sigma * eps, with EDM's coefficients (Karras et al. 2022, Table 1).
+    """z = y + sigma * eps  # Karras et al. 2022 (EDM); paper, eq. (1).
 
     Args:
         distribution: distribution of the training levels over the whole range.
-        sigma_data: standard deviation of one element of y.
+        sigma_data: standard deviation of one element of y, for the weights.
         weighting: `none`; `edm` (L2 losses only); `clamp` (edm times sigma_data^2, at most `MOST_WEIGHT`).
-        input_scaling: `unit` is c_in; `signal` is 1/(sigma^2 + sigma_data^2), which fades pure noise out of the input.
         per_position: one sigma for each position of (N, L, D) instead of one a sample.
     """
+
+    level_name = "sigma"
+    noises: Noised = "vectors"
+    policies = ("calibrated", "equal_information", "paper", "uniform", "explicit")
 
     def __init__(
         self,
         distribution: LevelDistribution,
         sigma_data: float = 0.5,
         weighting: Weighting = "none",
-        input_scaling: InputScaling = "unit",
         per_position: bool = False,
     ) -> None:
         self.distribution = distribution
         self.sigma_data = sigma_data
         self.weighting = weighting
-        self.input_scaling = input_scaling
         self.per_position = per_position
+
+    @staticmethod
+    def plan(settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Log-normal, log-uniform, or what a pilot measures  # paper, section 3.2."""
+        if settings.ranges not in GaussianNoise.policies:
+            raise ConfigError(
+                f"noise.ranges={settings.ranges} is for masking, and {target.arch} has Gaussian noise: try calibrated"
+            )
+        edges = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
+        if settings.ranges == "explicit" and settings.edges:
+            edges = {"sigma_min": settings.edges[-1], "sigma_max": settings.edges[0]}
+        if settings.ranges in ("uniform", "explicit"):
+            return {"kind": "loguniform", **edges}
+        if settings.ranges == "paper":
+            return {"kind": "lognormal", "p_mean": settings.p_mean, "p_std": settings.p_std, **edges}
+        if target.code_dim is None:
+            raise ConfigError(
+                f"noise.ranges={settings.ranges} measures a codebook, and model.arch={target.arch} has none: choose "
+                "noise.ranges=paper, uniform or explicit"
+            )
+        return measure()
+
+    @staticmethod
+    def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "GaussianNoise":
+        """From run.json; sigma_data, if it is not given, follows from the target."""
+        sigma_data = settings.sigma_data or default_sigma_data(target.code_dim)
+        return GaussianNoise(read_distribution(spec), sigma_data, settings.weighting, target.per_position)
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """() for one sigma a sample, (L,) for one a position."""
         return (example.clean.shape[1],) if self.per_position else ()
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Independent uniforms."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
-    def sample(self, share: Tensor) -> Tensor:
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below sigma."""
+        return self.distribution.cdf(level.double())
+
+    def quantile(self, share: Tensor) -> Tensor:
         """Sigmas at these quantiles of the training distribution, by inversion; float32, same shape."""
         return self.distribution.quantile(share.double()).float()
 
+    def split(self, blocks: int) -> Ranges:
+        """Equal shares of the training distribution."""
+        return equal_shares(self.distribution, blocks)
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """Equal shares of the training distribution within each slice."""
+        return schedule(ranges, self.distribution, steps_per_block)
+
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """y + sigma * eps  # paper, eq. (1)."""
-        return clean + _expand(level, clean) * draws.normal(tuple(clean.shape[1:]), NOISE_STREAM)
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """c_in * z with c_in = 1/sqrt(sigma^2 + sigma_data^2)  # EDM, Table 1 (or its square under `signal`)."""
-        total = _expand(level, noisy) ** 2 + self.sigma_data**2
-        return noisy * (total.rsqrt() if self.input_scaling == "unit" else total.reciprocal())
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """D = c_skip * z + c_out * F  # EDM, eq. (7) and Table 1."""
-        sigma, sd = _expand(level, noisy), self.sigma_data
-        total = sigma**2 + sd**2
-        return (sd**2 / total) * noisy + (sigma * sd * total.rsqrt()) * output
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """c_noise = ln(sigma)/4  # EDM, Table 1."""
-        return level.log() / 4
+        return clean + expand(level, clean) * draws.normal(tuple(clean.shape[1:]), NOISE_STREAM)
 
     def weight(self, level: Tensor) -> Tensor:
         """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`.
@@ -106,12 +130,8 @@ class GaussianNoise:
 
         # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
         """
-        ratio = _expand(next_level / level, noisy)
+        ratio = expand(next_level / level, noisy)
         return ratio * noisy + (1 - ratio) * denoised
-
-    def quantile(self, level: Tensor) -> Tensor:
-        """Share of the training levels at or below sigma."""
-        return self.distribution.cdf(level.double())
 
 
 class NoNoise:
@@ -122,6 +142,8 @@ class NoNoise:
         spread: standard deviation of what it is shown instead, 0 for zeros; a recurrent state starts from noise.
     """
 
+    level_name = "level"
+
     def __init__(self, per_position: bool = False, spread: float = 0.0) -> None:
         self.per_position = per_position
         self.spread = spread
@@ -130,29 +152,29 @@ class NoNoise:
         """As of the noise that it stands for."""
         return (example.clean.shape[1],) if self.per_position else ()
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Independent uniforms."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
-    def sample(self, share: Tensor) -> Tensor:
+    def cdf(self, level: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(level)
+
+    def quantile(self, share: Tensor) -> Tensor:
         """Ones."""
         return torch.ones_like(share)
+
+    def split(self, blocks: int) -> Ranges:
+        """Slices that tile: levels mean nothing, but a plan has a slice for each block."""
+        return Ranges(tuple(float(edge) for edge in range(blocks, -1, -1)))
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """One level a slice: the prediction is the same however often it is asked for."""
+        return schedule(ranges, None, 1)
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Noise alone: nothing of the target is seen."""
         return self.prior(tuple(clean.shape[1:]), draws)
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """Unchanged."""
-        return noisy
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """The output itself."""
-        return output
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """Zeros."""
-        return torch.zeros_like(level)
 
     def weight(self, level: Tensor) -> Tensor:
         """Ones."""
@@ -171,7 +193,3 @@ class NoNoise:
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """Unchanged: there is one step only."""
         return noisy
-
-    def quantile(self, level: Tensor) -> Tensor:
-        """Ones."""
-        return torch.ones_like(level)

@@ -1,16 +1,21 @@
-"""The plug: what an architecture and a noise process must offer. To add an architecture, write one `BlockModel`.
+"""The plug: what an architecture (`BlockModel`) and a noise process (`NoiseProcess`, `NoiseKind`) must offer.
 
 A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, common to all blocks), ``stem.*``,
 ``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split and merge know only names.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.method.ranges import Ranges
 
 Batch = Mapping[str, Tensor]
 """Named tensors of N samples, for instance ``image`` (N, C, H, W) and ``label`` (N,)."""
@@ -28,29 +33,40 @@ class Example:
     """What the loss compares with: class indices, token ids, or the clean image."""
 
 
+Noised = Literal["vectors", "tokens"]
+"""What is made noisy: codes, images or latents; or token ids."""
+Likelihood = Literal["next_token", "elbo"]
+"""The outputs are logits of the next token at each position; or they bound the likelihood of a whole text."""
+Continuation = Literal["cached", "uncached", "unmasking"]
+"""Token by token with a `CachedModel`'s cache or without; or by filling in masks."""
+
+
 class NoiseProcess(Protocol):
     """A family of corruptions ordered by a level: sigma for Gaussian noise, the masked share for masking."""
+
+    level_name: str
+    """What its levels are called in tables and messages, such as `sigma`."""
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """Shape of the levels of one sample: () for one level a sample, (L,) for one a position."""
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Uniforms in (0, 1), (N, *level_shape): where in its slice each sample of a training step lies."""
 
-    def sample(self, share: Tensor) -> Tensor:
-        """Levels at these quantiles of the training distribution, float32, same shape: the inverse of `quantile`."""
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below `level`, in [0, 1], float64."""
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Levels below which these shares of the training levels lie, float32, same shape: the inverse of `cdf`."""
+
+    def split(self, blocks: int) -> Ranges:
+        """Slices of its whole range, one a block, of equal shares of what is to be learned."""
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """Falling levels of a sampler with as many steps in every slice; see `schedule` in method/sampler.py."""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """The noisy target at `level`; same leading shape as `clean`."""
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """`noisy` in the scale in which the network takes it."""
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """The denoised estimate from the raw output of a network that predicts in its own scale."""
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """The number that the network is told of the level (c_noise), same shape."""
 
     def weight(self, level: Tensor) -> Tensor:
         """Loss weight, same shape as `level`."""
@@ -64,17 +80,129 @@ class NoiseProcess(Protocol):
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """One step of the sampler from `level` down to `next_level`; down to 0 it gives the sample itself."""
 
-    def quantile(self, level: Tensor) -> Tensor:
-        """Share of the training levels at or below `level`, in [0, 1], float64."""
+
+@dataclass(frozen=True)
+class Target:
+    """What a run makes noisy, as far as a noise process asks."""
+
+    arch: str
+    """The architecture's name, for messages."""
+    noised: Noised
+    shape: Mapping[str, Any]
+    """What the data tells the model: image shape, number of classes, vocabulary."""
+    code_dim: int | None
+    """Width of the codes; None without a codebook."""
+    per_position: bool
+    """Whether each position of a sample has a level of its own."""
 
 
-class BlockModel(Protocol):
-    """An architecture. An instance holds all layers or only those of one block."""
+class NoiseSettings(Protocol):
+    """What a noise process reads of the configuration's section `noise`."""
+
+    @property
+    def ranges(self) -> str:
+        """One of the process's policies."""
+
+    p_mean: float
+    p_std: float
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float | None
+    edges: tuple[float, ...] | None
+    weighting: Literal["none", "edm", "clamp"]
+    input_scaling: Literal["unit", "signal"]
+
+
+class NoiseKind(Protocol):
+    """A row of `NOISE_PROCESSES`: the class of a noise process."""
+
+    level_name: str
+    noises: Noised
+    policies: tuple[str, ...]
+    """Values of `noise.ranges` that it knows, the default first."""
+
+    def plan(
+        self, settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Distribution of the levels, as it is stored in run.json; `read_distribution` in method/levels.py reads those
+        that are there already.
+
+        Args:
+            settings: of the run.
+            target: what is made noisy.
+            measure: trains a pilot on the data, for the policies that calibrate the range.
+
+        Raises:
+            ConfigError: the settings are not for this process.
+        """
+
+    def make(self, spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> NoiseProcess:
+        """The process over the whole range, from what `plan` gave."""
+
+
+class BlockModel(nn.Module, ABC):
+    """An architecture. An instance holds all layers or only those of one block.
+
+    The layers that it holds are in ``self.layers`` under their numbers in the whole model. What the class can do
+    and what it takes is said by its attributes: metrics and commands follow from them, and nothing asks for its
+    name. Its constructor takes keywords: ``noise``, ``parametrisation``, ``layers`` (numbers of those that it
+    holds, None for all), ``codebook`` if it has `codes`, what it `takes` of the data's shape, and the keys of the
+    configuration's section ``model``, of which ``depth`` is the number of layers.
+    """
+
+    codes: ClassVar[str | None] = None
+    """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Entries of the data's shape that the constructor takes."""
+    noised: ClassVar[Noised] = "vectors"
+    """What is made noisy."""
+    natural_noise: ClassVar[str] = "gaussian"
+    """The noise process that it is made for: a row of `NOISE_PROCESSES`; `noise.process` may choose another."""
+    noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Values of the section `noise` under that process, where the user says nothing."""
+    natural_parametrisation: ClassVar[str] = "logits"
+    """What its input, output and time are: a row of `PARAMETRISATIONS`."""
+    per_position: ClassVar[bool] = False
+    """Whether each position of a sample has a noise level of its own."""
+    most_blocks: ClassVar[int | None] = None
+    """Into how many blocks it can be cut; None for any number."""
+
+    classifies: ClassVar[bool] = False
+    """Its outputs are logits of the data's classes."""
+    samples: ClassVar[str | None] = None
+    """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
+    likelihood: ClassVar[Likelihood | None] = None
+    """Of a text, which its outputs give; None if they give none."""
+    continues: ClassVar[Continuation | None] = None
+    """How it continues a text; None if it does not."""
+
+    hides_target: ClassVar[bool] = False
+    """It learns without seeing its target: so does its end-to-end baseline, which otherwise denoises in one block."""
+    baseline_spread: ClassVar[float] = 0.0
+    """Under `hides_target`, spread of the noise that the baseline starts from."""
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Refuse keys of the section `model` that do not go together, before any data is read.
+
+        Raises:
+            ConfigError: they do not.
+        """
+
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "BlockModel":
+        """The end-to-end baseline, from the arguments of the constructor."""
+        return cls(**arguments)
 
     num_layers: int
     """Layers of the whole model."""
     noise: NoiseProcess
+    """How the target is made noisy; the run's."""
+    parametrisation: Parametrisation
+    """What the network is given and what its output means; the network's own."""
+    layers: nn.ModuleDict
 
+    @abstractmethod
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """Read a batch in the terms of the method.
 
@@ -82,21 +210,60 @@ class BlockModel(Protocol):
         None when nothing may be dropped.
         """
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Stem, then only these layers; the hidden state that `readout` takes."""
+    @abstractmethod
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Stem, then only these layers, then head: logits, or the denoised image.
 
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Head: logits, or the denoised image."""
+        Args:
+            layers: numbers of the layers to apply.
+            noisy: the noisy target, in the shape of ``Example.clean``.
+            level: (N, *level_shape).
+            context: as in `Example`.
+        """
 
+    @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Unweighted loss, in the shape of the levels: (N,) or (N, L)."""
 
+    @abstractmethod
     def denoised(self, output: Tensor) -> Tensor:
         """The output in the diffused space: codes or images like `clean`; of token ids, (N, L, V) probabilities."""
 
-
-class GuidedModel(BlockModel, Protocol):
-    """An architecture that is also trained with its context hidden: what classifier-free guidance needs."""
-
     def unconditional(self, context: Tensor) -> Tensor:
-        """The context that tells nothing, same shape."""
+        """The context that tells nothing, same shape: what classifier-free guidance needs.
+
+        Raises:
+            ConfigError: the architecture was never trained with its context hidden.
+        """
+        raise ConfigError(f"guidance needs a model that is trained without its context too, and {_name(self)} is not")
+
+    def open(self, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer takes, a hidden state and a condition; each layer makes the next one's hidden state.
+
+        Only for architectures whose layers are trained by their own activity (Forward-Forward).
+
+        Raises:
+            ConfigError: the architecture does not show its hidden states.
+        """
+        raise ConfigError(f"method=forward_forward looks at hidden states, and {_name(self)} does not show them")
+
+
+def _name(model: BlockModel) -> str:
+    return type(model).__name__
+
+
+@runtime_checkable
+class CachedModel(Protocol):
+    """What a model offers besides that continues a text with a cache of the positions before."""
+
+    start_token: int
+    """Stands before the first token of a text."""
+
+    def new_cache(self) -> Any:
+        """An empty cache, of one evaluation along the chain."""
+
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: Any = None) -> Tensor:
+        """As of `BlockModel`, for the positions after those in the cache, to which they are added."""
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """As of `BlockModel`."""

@@ -1,8 +1,8 @@
 """Distributions of the noise level: they say how often a level is trained, and so where equal shares lie."""
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -134,3 +134,18 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
     share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
     return ys[right - 1] + share * (ys[right] - ys[right - 1])
+
+
+def read_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
+    """A level distribution from its description in run.json.
+
+    Raises:
+        ConfigError: its numbers make no distribution.
+    """
+    if spec["kind"] == "lognormal":
+        return LogNormal(spec["p_mean"], spec["p_std"], spec["sigma_min"], spec["sigma_max"])
+    if spec["kind"] == "loguniform":
+        return LogUniform(spec["sigma_min"], spec["sigma_max"])
+    if spec["kind"] == "uniform":
+        return Uniform()
+    return Tabulated(spec["levels"], spec["shares"])

@@ -1,11 +1,18 @@
 """Masking: tokens are hidden instead of blurred (MD4, Shi et al. 2024; MDLM, Sahoo et al. 2024), linear schedule."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import LEVEL_STREAM, NOISE_STREAM
-from dbtrain.method.interface import Example
+from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
+from dbtrain.method.levels import Uniform
+from dbtrain.method.ranges import Ranges, equal_shares
+from dbtrain.method.sampler import schedule
 
 TOKEN_STREAM = 2
 """Stream of the draws that picks the tokens which a step reveals."""
@@ -25,18 +32,55 @@ class MaskingNoise:
         mask: id of the mask, the first after the vocabulary.
     """
 
+    level_name = "masked share"
+    noises: Noised = "tokens"
+    policies = ("alpha", "explicit")
+
     def __init__(self, mask: int) -> None:
         self.mask = mask
+
+    @staticmethod
+    def plan(settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Uniform masked shares, of which equal parts are equal decrements of alpha."""
+        if settings.ranges not in MaskingNoise.policies:
+            raise ConfigError(
+                f"noise.ranges={settings.ranges} is for Gaussian noise, and {target.arch} masks tokens: set "
+                "noise.ranges=alpha for equal decrements of alpha, or explicit with noise.edges from 1 down to 0"
+            )
+        if settings.edges and (settings.edges[0] != 1 or settings.edges[-1] != 0):
+            raise ConfigError(f"noise.edges={list(settings.edges)} are masked shares: they must fall from 1 to 0")
+        if settings.weighting != "none":
+            raise ConfigError(
+                f"noise.weighting={settings.weighting} is for Gaussian noise; the masked ELBO has its own: none"
+            )
+        return {"kind": "uniform"}
+
+    @staticmethod
+    def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "MaskingNoise":
+        """The mask is the first id after the data's vocabulary."""
+        return MaskingNoise(mask=target.shape["vocabulary"])
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
         """One level a sample."""
         return ()
 
-    def shares(self, example: Example, draws: Draws) -> Tensor:
+    def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
         """Spread evenly over the batch, as the loss varies with the level  # MDLM, appendix (low discrepancy)."""
         return draws.spread(LEVEL_STREAM)
 
-    def sample(self, share: Tensor) -> Tensor:
+    def cdf(self, level: Tensor) -> Tensor:
+        """Share of the training levels at or below t, sqrt(t)."""
+        return level.double().clamp(0, 1).sqrt()
+
+    def split(self, blocks: int) -> Ranges:
+        """Equal decrements of alpha."""
+        return equal_shares(Uniform(), blocks)
+
+    def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
+        """Equal decrements of alpha within each slice."""
+        return schedule(ranges, Uniform(), steps_per_block)
+
+    def quantile(self, share: Tensor) -> Tensor:
         """Masked shares at these quantiles of the training distribution, t = q^2; float32, same shape."""
         return share.double().square().float()
 
@@ -44,18 +88,6 @@ class MaskingNoise:
         """(N, L) token ids with the mask in about a share `level` of the places."""
         hidden = draws.uniform(tuple(clean.shape[1:]), NOISE_STREAM) < level[:, None]
         return clean.masked_fill(hidden, self.mask)
-
-    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """The ids themselves."""
-        return noisy
-
-    def combine(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """The output itself: it is a prediction of the clean tokens already."""
-        return output
-
-    def embed_level(self, level: Tensor) -> Tensor:
-        """The masked share."""
-        return level
 
     def weight(self, level: Tensor) -> Tensor:
         """-alpha'/(1 - alpha) = 1/t of the ELBO  # MD4, eq. (4), over the density of the levels."""
@@ -83,7 +115,3 @@ class MaskingNoise:
         sums = denoised.double().cumsum(dim=-1)
         tokens = (sums <= picks * sums[..., -1:]).sum(dim=-1)
         return torch.where((noisy == self.mask) & reveal, tokens, noisy)
-
-    def quantile(self, level: Tensor) -> Tensor:
-        """Share of the training levels at or below t, sqrt(t)."""
-        return level.double().clamp(0, 1).sqrt()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,12 @@ class BlockObjective(nn.Module):
         precision: `bf16` runs the network under autocast; levels, noise and loss stay in float32.
     """
 
-    def __init__(self, model: nn.Module, layers: range, low: float, high: float, precision: Precision) -> None:
+    def __init__(self, model: BlockModel, layers: range, low: float, high: float, precision: Precision) -> None:
         super().__init__()
         self.model = model
         self.layers = layers
         edges = torch.tensor([low, high], dtype=torch.float64)
-        self.q_low, self.q_high = cast(BlockModel, model).noise.quantile(edges).tolist()
+        self.q_low, self.q_high = model.noise.cdf(edges).tolist()
         self.precision = precision
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
@@ -50,10 +50,10 @@ class BlockObjective(nn.Module):
             key: int64 scalar, the seed of this (run, block, step).
             positions: (N,) positions in the effective batch, from which each sample's noise is drawn.
         """
-        model = cast(BlockModel, self.model)
+        model = self.model
         example, noisy, level = self._noisy(batch, Draws(key, positions))
         with torch.autocast(positions.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = model.readout(model.run(self.layers, noisy, level, example.context), noisy, level)
+            output = model.predict(self.layers, noisy, level, example.context)
         loss = model.loss(output.float(), example.target)
         return (model.noise.weight(level) * loss).mean()
 
@@ -68,10 +68,10 @@ class BlockObjective(nn.Module):
         self.__dict__["_noisy"] = torch.compiler.disable(self._noisy)  # type: ignore[no-untyped-call]
 
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
-        model = cast(BlockModel, self.model)
+        model = self.model
         example = model.example(batch, draws)
-        share = model.noise.shares(example, draws)
-        level = model.noise.sample(self.q_low + share * (self.q_high - self.q_low))
+        uniform = model.noise.draw_uniforms(example, draws)
+        level = model.noise.quantile(self.q_low + uniform * (self.q_high - self.q_low))
         return example, model.noise.corrupt(example.clean, level, draws), level
 
 
@@ -89,7 +89,7 @@ class JointObjective(nn.Module):
         precision: as in :class:`BlockObjective`.
     """
 
-    def __init__(self, model: nn.Module, slices: Sequence[Slice], precision: Precision) -> None:
+    def __init__(self, model: BlockModel, slices: Sequence[Slice], precision: Precision) -> None:
         super().__init__()
         self.model = model
         # in a tuple they are no submodules, which would list the model's parameters again

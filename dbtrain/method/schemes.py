@@ -7,10 +7,11 @@ from typing import Literal
 from torch import nn
 
 from dbtrain.method.forward_forward import ForwardForward, ForwardForwardObjective
+from dbtrain.method.interface import BlockModel
 from dbtrain.method.objective import BlockObjective, JointObjective, Precision, Slice
 from dbtrain.method.split import LayerSplit
 
-BuildObjective = Callable[[nn.Module, Sequence[Slice], int, Precision], nn.Module]
+BuildObjective = Callable[[BlockModel, Sequence[Slice], int, Precision], nn.Module]
 """(model of a shard, every block's slice, number of the shard, precision) -> module that returns a loss."""
 
 
@@ -27,7 +28,7 @@ class Scheme:
     """A block runs all layers up to its own last one, not only its own."""
     in_turn: bool = False
     """A block starts when those before it are done, and takes their weights, frozen."""
-    wrap: Callable[[nn.Module, Sequence[range]], nn.Module] | None = None
+    wrap: Callable[[BlockModel, Sequence[range]], BlockModel] | None = None
     """(model, every block's layers) -> model behind the same plug, where the plain one will not do."""
 
     def shards(self, split: LayerSplit) -> LayerSplit:
@@ -46,16 +47,16 @@ class Scheme:
         return range(block + 1) if self.in_turn else range(block, block + 1)
 
 
-def _one_block(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+def _one_block(model: BlockModel, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
     own = slices[shard]
     return BlockObjective(model, own.layers, own.low, own.high, precision)
 
 
-def _all_blocks(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+def _all_blocks(model: BlockModel, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
     return JointObjective(model, slices, precision)
 
 
-def _on_frozen_features(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+def _on_frozen_features(model: BlockModel, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
     """Only the layers that earlier blocks have not are trained, and the head; the stem is block 0's."""
     learned = slices[shard - 1].layers.stop if shard else 0
     for name, parameter in model.named_parameters():
@@ -65,7 +66,8 @@ def _on_frozen_features(model: nn.Module, slices: Sequence[Slice], shard: int, p
     return _one_block(model, slices, shard, precision)
 
 
-def _forward_forward(model: nn.Module, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+def _forward_forward(model: BlockModel, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
+    assert isinstance(model, ForwardForward)  # what `wrap` makes
     return ForwardForwardObjective(model, precision)
 
 

@@ -1,6 +1,7 @@
 """Autoregressive language model as a denoiser of the next token's code, seeing the clean tokens before it."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive
+from dbtrain.models.layers import check_heads
 from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
 
 StreamName = Literal["single", "concat"]
@@ -77,39 +81,54 @@ def _no_later(past: int, new: int, device: torch.device) -> Tensor:
 STREAMS: Mapping[str, type[SingleStream] | type[ConcatStream]] = {"single": SingleStream, "concat": ConcatStream}
 
 
-class ARLM(nn.Module):
-    """Language model: noised are the tokens' codes, each with a level of its own; context is the clean prefix.
+class ARLM(BlockModel):
+    """Autoregressive language model (Llama-style) that denoises the next token's code.
+
+    Each code has a level of its own, and the context is the clean prefix.
 
     Args:
         codebook: (V, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process, with one level for each position.
+        parametrisation: of the network's input, output and time.
         depth: layers of the whole model.
-        dim, heads: width and attention heads.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
-        level_dim: width of the level's embedding.
-        stream: `single`, or `concat` as in the paper.
+        level_dim: width of the level's embedding, from which every layer is modulated at every position.
+        stream: `single`: a slot holds a token and the noisy code of the next; `concat`: 2L slots, as in the paper.
         layers: numbers of the layers that this instance holds; all of them by default.
 
     Raises:
         ConfigError: dim is not an even multiple of heads.
     """
 
+    codes = "vocabulary"
+    per_position = True
+    likelihood = "next_token"
+    continues = "cached"
+    hides_target = True
+
+    noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.1})
+    """Pure noise of unit variance in the stream keeps the top block from learning; the paper's overlap for text."""
+
     def __init__(
         self,
         *,
         codebook: Tensor,
         noise: NoiseProcess,
-        depth: int,
-        dim: int,
-        heads: int,
-        mlp_ratio: float = 8 / 3,
-        level_dim: int = 64,
+        parametrisation: Parametrisation,
+        depth: Count = 6,
+        dim: Count = 128,
+        heads: Count = 4,
+        mlp_ratio: Positive = 8 / 3,
+        level_dim: Count = 64,
         stream: StreamName = "single",
         layers: range | None = None,
     ) -> None:
         super().__init__()
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.stream: Stream = STREAMS[stream]()
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)
@@ -122,6 +141,16 @@ class ARLM(nn.Module):
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
 
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "ARLM":
+        """Of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
+        return cls(**{**arguments, "stream": "single"})
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"], rotary=True)
+
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean are their codes (N, L, D), context (N, L) is the token before each."""
         tokens = batch["tokens"]
@@ -131,8 +160,14 @@ class ARLM(nn.Module):
         """The token before each (N, L); before the first, the start token."""
         return functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Hidden states and conditions of the T noisy codes, (N, T, dim + level_dim).
+    def new_cache(self) -> KVCache:
+        """An empty cache of keys and values."""
+        return KVCache()
+
+    def predict(
+        self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None
+    ) -> Tensor:
+        """Logits (N, T, V).
 
         Args:
             layers: to apply.
@@ -142,19 +177,17 @@ class ARLM(nn.Module):
             cache: of the positions before these T, to which they are added; None if there are none.
         """
         new, past = context.shape[1], 0 if cache is None else cache.length
-        token, code, own = self.stem(context, self.noise.scale_input(noisy, level), self.noise.embed_level(level))
+        token, code, own = self.stem(
+            context, self.parametrisation.scale_input(noisy, level), self.parametrisation.time(level)
+        )
         hidden, condition = self.stream.join(token, code), self.stream.conditions(own)
         view = self.stream.view(past, new, context.device)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition, view, cache, i)
         if cache is not None:
             cache.length += new
-        return torch.cat([hidden[:, -new:], own.to(hidden.dtype)], dim=-1)
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, T, V)."""
-        width = self.stem.tokens.embedding_dim
-        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:])
+        # the last slots are those of the noisy codes
+        logits: Tensor = self.head(hidden[:, -new:], own.to(hidden.dtype))
         return logits
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -164,8 +197,3 @@ class ARLM(nn.Module):
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, T, D)."""
         return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
-
-
-def end_to_end_lm(**arguments: Any) -> ARLM:
-    """The end-to-end baseline of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
-    return ARLM(**{**arguments, "stream": "single"})

@@ -1,12 +1,18 @@
 """Diffusion transformer (Peebles & Xie 2023): denoises an image or latent, conditioned on level and class."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive, Share
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
 
 LABEL_STREAM = 2
 """Stream of the draws that drops labels; 0 makes the levels and 1 the noise."""
@@ -31,39 +37,53 @@ class DiTStem(nn.Module):
         return tokens, self.level(c_noise) + self.classes(label)
 
 
-class DiT(nn.Module):
-    """Image model: noised is the image itself, context the class, output the denoised image.
+class DiT(BlockModel):
+    """Diffusion transformer that denoises an image or latent, given its class.
 
     Args:
-        noise: the noise process, whose preconditioning wraps the network.
+        noise: the noise process.
+        parametrisation: wraps the network: of its input, output and time.
         image: (channels, height, width) of an image or latent.
         classes: number of classes.
         label_dropout: share of the training labels that are hidden, for classifier-free guidance.
         layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
+        patch: side of a patch, in pixels.
+        mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
     """
 
+    takes = ("image", "classes")
+    natural_parametrisation = "edm"
+    samples = "image"
+
+    noise_defaults = MappingProxyType({"ranges": "paper", "weighting": "edm"})
+    """An L2 loss takes EDM's weight, and there is no code to measure."""
+
     def __init__(
         self,
         *,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         image: tuple[int, int, int],
         classes: int,
-        depth: int,
-        dim: int,
-        heads: int,
-        patch: int,
-        mlp_ratio: float = 4.0,
-        label_dropout: float = 0.1,
+        depth: Count = 6,
+        dim: Count = 64,
+        heads: Count = 4,
+        patch: Count = 2,
+        mlp_ratio: Positive = 4.0,
+        label_dropout: Share = 0.1,
         layers: range | None = None,
     ) -> None:
         super().__init__()
         check_patches(image, patch)
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.image = image
         self.patch = patch
         self.no_class = classes
@@ -72,6 +92,11 @@ class DiT(nn.Module):
         held = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in held})
         self.head = AdaLNHead(dim, image[0] * patch * patch)
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"])
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""
@@ -91,22 +116,21 @@ class DiT(nn.Module):
             raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
         return torch.full_like(context, self.no_class)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, T + 1, dim): the patches after these layers, and the condition, which the head needs too."""
-        c_noise = self.noise.embed_level(level)
-        hidden, condition = self.stem(self.noise.scale_input(noisy, level), c_noise, context)
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Denoised images (N, C, H, W), float32, from the network's output as its parametrisation has it."""
+        c_noise = self.parametrisation.time(level)
+        hidden, condition = self.stem(self.parametrisation.scale_input(noisy, level), c_noise, context)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition)
-        return torch.cat([hidden, condition[:, None].to(hidden.dtype)], dim=1)
+        patches = self.head(hidden, condition.to(hidden.dtype)).float()
+        return self.parametrisation.estimate(self._image(patches), noisy, level)
 
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Denoised images (N, C, H, W), float32: c_skip * z + c_out * F  # EDM, eq. (7)."""
+    def _image(self, patches: Tensor) -> Tensor:
+        """(N, T, C * patch * patch) -> (N, C, H, W)."""
         channels, height, width = self.image
         rows, columns, size = height // self.patch, width // self.patch, self.patch
-        patches = self.head(hidden[:, :-1], hidden[:, -1]).float()
         patches = patches.reshape(-1, rows, columns, channels, size, size)
-        image = patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
-        return self.noise.combine(image, noisy, level)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Squared error (N,), mean over the elements of an image."""

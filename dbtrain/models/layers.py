@@ -18,10 +18,14 @@ def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if rotary and dim % (2 * heads):
-        raise ConfigError(f"model.dim={dim} is not an even multiple of model.heads={heads}: rotary positions need it")
-    if dim % heads:
-        raise ConfigError(f"model.dim={dim} is not a multiple of model.heads={heads}")
+    unit = (2 if rotary else 1) * heads
+    if dim % unit:
+        fitting = [n for n in range(1, dim + 1) if dim % ((2 if rotary else 1) * n) == 0]
+        near = sorted(sorted(fitting, key=lambda n: abs(n - heads))[:3])
+        kind = "an even multiple" if rotary else "a multiple"
+        instead = f"model.heads={' or '.join(map(str, near))}, or " if near else ""
+        wider = -(-dim // unit) * unit
+        raise ConfigError(f"model.dim={dim} is not {kind} of model.heads={heads}: set {instead}model.dim={wider}")
 
 
 def check_patches(image: tuple[int, int, int], patch: int) -> None:

@@ -1,12 +1,18 @@
 """Masked diffusion language model: a bidirectional transformer that fills in masked tokens (MD4, MDLM)."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import LevelEmbedding
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive
+from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
@@ -23,16 +29,20 @@ class MaskedStem(nn.Module):
         return self.tokens(tokens), self.level(c_noise[:, None])
 
 
-class MaskedLM(nn.Module):
-    """Noised are token ids, there is no context, and the output are logits under the SUBS parameterisation.
+class MaskedLM(BlockModel):
+    """Masked diffusion language model.
+
+    Noised are token ids, there is no context, and the outputs are logits under the SUBS parameterisation.
 
     # MDLM, section 3.2.3: the mask is never predicted (it has no logit at all), and a token that is seen stays.
 
     Args:
         noise: the noise process, which masks with the id `vocabulary`.
+        parametrisation: of the network's input, output and time.
         vocabulary: tokens, the mask not counted.
         depth: layers of the whole model.
-        dim, heads: width and attention heads.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
         level_dim: width of the level's embedding.
         layers: numbers of the layers that this instance holds; all of them by default.
@@ -41,21 +51,33 @@ class MaskedLM(nn.Module):
         ConfigError: dim is not an even multiple of heads.
     """
 
+    takes = ("vocabulary",)
+    noised = "tokens"
+    natural_noise = "masking"
+    natural_parametrisation = "tokens"
+    likelihood = "elbo"
+    continues = "unmasking"
+
+    noise_defaults = MappingProxyType({"ranges": "alpha", "overlap": 0.0})
+    """The ELBO splits exactly at the edges of the blocks."""
+
     def __init__(
         self,
         *,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         vocabulary: int,
-        depth: int,
-        dim: int,
-        heads: int,
-        mlp_ratio: float = 8 / 3,
-        level_dim: int = 64,
+        depth: Count = 6,
+        dim: Count = 128,
+        heads: Count = 4,
+        mlp_ratio: Positive = 8 / 3,
+        level_dim: Count = 64,
         layers: range | None = None,
     ) -> None:
         super().__init__()
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.vocabulary = vocabulary
         self.stem = MaskedStem(vocabulary, dim, level_dim)
         held = range(depth) if layers is None else layers
@@ -63,24 +85,24 @@ class MaskedLM(nn.Module):
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
 
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"], rotary=True)
+
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean and target alike; the context is empty."""
         tokens = batch["tokens"]
         return Example(clean=tokens, context=tokens[:, :0], target=tokens)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, L, dim + level_dim): the tokens after these layers, and the condition, which the head needs too."""
-        hidden, condition = self.stem(noisy, self.noise.embed_level(level))
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
+        hidden, condition = self.stem(noisy, self.parametrisation.time(level))
         length = noisy.shape[1]
         everyone = View(torch.arange(length, device=noisy.device), mask=None, causal=False, kept=length)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition, everyone)
-        return torch.cat([hidden, condition.expand(-1, length, -1).to(hidden.dtype)], dim=-1)
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
-        width = self.stem.tokens.embedding_dim
-        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:])
+        logits: Tensor = self.head(hidden, condition.expand(-1, length, -1).to(hidden.dtype))
         others = noisy[..., None] != torch.arange(self.vocabulary, device=noisy.device)
         seen = (noisy < self.vocabulary)[..., None]
         return logits.masked_fill(seen & others, -torch.inf)

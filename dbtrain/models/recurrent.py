@@ -1,13 +1,19 @@
 """Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import LevelEmbedding
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, FromRun, Number, Positive
+from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
@@ -65,8 +71,10 @@ class RecurrentHead(nn.Module):
         return logits
 
 
-class Recurrent(nn.Module):
-    """Noised is the next token's code in every place, context the tokens before it, output the logits.
+class Recurrent(BlockModel):
+    """Recurrent-depth language model: its core is one denoiser, applied `evaluation.steps_per_block` times.
+
+    Noised is the next token's code in every place, the context is the tokens before it, the outputs are logits.
 
     As a denoiser the core runs once for each level, and training is a single pass; along the chain the code takes the
     place of the state. Unrolled it is the model as published: `iterations` passes through the core on a hidden state
@@ -75,40 +83,55 @@ class Recurrent(nn.Module):
     Args:
         codebook: (vocabulary, D) frozen unit-norm codes.
         noise: the noise process.
+        parametrisation: of the network's input, output and time.
         depth: layers of the core: those that are numbered.
-        prelude, coda: layers before and after it, in the groups `stem` and `head`.
-        iterations, backprop: of the unrolled model.
+        prelude: layers before the core, in the group `stem`.
+        coda: layers after it, in the group `head`.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
+        iterations: of the core, in the end-to-end baseline.
+        backprop: the last iterations, through which the baseline's gradients go.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
         level_dim: width of the level's embedding.
         layers: numbers of the core's layers that this instance holds; all of them by default.
-        unrolled: whether `run` iterates.
+        unrolled: whether the core is iterated.
 
     Raises:
         ConfigError: dim is not an even multiple of heads, or backprop is more than iterations.
     """
+
+    codes = "vocabulary"
+    most_blocks = 1
+    likelihood = "next_token"
+    continues = "uncached"
+    hides_target = True
+    baseline_spread = 1.0
+
+    noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.0})
 
     def __init__(
         self,
         *,
         codebook: Tensor,
         noise: NoiseProcess,
-        depth: int,
-        prelude: int,
-        coda: int,
-        dim: int,
-        heads: int,
-        iterations: int,
-        backprop: int,
-        mlp_ratio: float = 8 / 3,
-        level_dim: int = 64,
+        parametrisation: Parametrisation,
+        depth: Count = 2,
+        prelude: Number = 1,
+        coda: Number = 1,
+        dim: Count = 128,
+        heads: Count = 4,
+        iterations: Count = 8,
+        backprop: Count = 4,
+        mlp_ratio: Positive = 8 / 3,
+        level_dim: Count = 64,
         layers: range | None = None,
-        unrolled: bool = False,
+        unrolled: Annotated[bool, FromRun()] = False,
     ) -> None:
         super().__init__()
-        if backprop > iterations:
-            raise ConfigError(f"model.backprop={backprop} is more than model.iterations={iterations}")
+        _check_backprop(iterations, backprop)
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.iterations, self.backprop = (iterations, backprop) if unrolled else (1, 1)
 
         vocabulary, code_dim = codebook.shape
@@ -125,26 +148,44 @@ class Recurrent(nn.Module):
         self.layers = nn.ModuleDict(dict(zip(map(str, held), several(len(held)), strict=True)))
         self.head = RecurrentHead(dim, level_dim, vocabulary, several(coda))
 
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "Recurrent":
+        """The model as published."""
+        return cls(**arguments, unrolled=True)
+
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width, and no more iterations have gradients than there are."""
+        check_heads(keys["dim"], keys["heads"], rotary=True)
+        _check_backprop(keys["iterations"], keys["backprop"])
+
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``tokens`` (N, L): clean are their codes (N, L, D), the context is the token before each (N, L)."""
         tokens = batch["tokens"]
         before = functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
         return Example(clean=self.get_buffer("codebook")[tokens], context=before, target=tokens)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, L, dim + level_dim): the core's state, and the condition, which the head needs too."""
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Logits (N, L, V) of the token in each place."""
+        state, condition = self.iterate(layers, noisy, level, context)
+        condition = condition.expand(-1, context.shape[1], -1).to(state.dtype)
+        logits: Tensor = self.head(state, condition, _causal(context))
+        return logits
+
+    def iterate(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The core's state (N, L, dim) after its iterations, and the condition (N, 1, level_dim)."""
         view = _causal(context)
-        condition = self.stem.level(self.noise.embed_level(level)[:, None])
+        condition = self.stem.level(self.parametrisation.time(level)[:, None])
         # the prelude knows no level: the same for the whole chain
         read = self.stem.read(context, self.stem.level(torch.zeros_like(level)[:, None]), view)
-        state = self.stem.start(self.noise.scale_input(noisy, level))
+        state = self.stem.start(self.parametrisation.scale_input(noisy, level))
         with torch.no_grad():
             for _ in range(self.iterations - self.backprop):
                 state = self._core(layers, state, read, condition, view)
         # truncated backpropagation: what came before is a constant  # Huginn, section 3.3
         for _ in range(self.backprop):
             state = self._core(layers, state, read, condition, view)
-        return torch.cat([state, condition.expand(-1, context.shape[1], -1).to(state.dtype)], dim=-1)
+        return state, condition
 
     def _core(self, layers: range, state: Tensor, read: Tensor, condition: Tensor, view: View) -> Tensor:
         hidden = self.stem.enter(state, read)
@@ -153,12 +194,6 @@ class Recurrent(nn.Module):
         # without a norm a state that is iterated grows
         return functional.rms_norm(hidden, hidden.shape[-1:])
 
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, L, V) of the token in each place."""
-        width = self.stem.tokens.embedding_dim
-        logits: Tensor = self.head(hidden[..., :width], hidden[..., width:], _causal(hidden))
-        return logits
-
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N,) in nats a token, the mean over the places."""
         return functional.cross_entropy(output.transpose(1, 2), target, reduction="none").mean(dim=1)
@@ -166,6 +201,13 @@ class Recurrent(nn.Module):
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, L, D)."""
         return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+
+
+def _check_backprop(iterations: int, backprop: int) -> None:
+    if backprop > iterations:
+        raise ConfigError(
+            f"model.backprop={backprop} is more than model.iterations={iterations}: set it to at most that"
+        )
 
 
 def _causal(sequence: Tensor) -> View:

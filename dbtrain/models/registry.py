@@ -1,102 +1,30 @@
-"""Which architectures there are, and what each needs from outside itself."""
+"""Which architectures there are. To add one, write a `BlockModel`, which says what it can do, and one row here."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
-from dbtrain.errors import ConfigError
-from dbtrain.models.ar_lm import ARLM, end_to_end_lm
-from dbtrain.models.dit import DiT
-from dbtrain.models.masked_lm import MaskedLM
-from dbtrain.models.recurrent import Recurrent
-from dbtrain.models.vit import ViT
+from dbtrain.method.lookup import look_up
 
+if TYPE_CHECKING:  # the configuration reads this table, and imports no torch before it needs a row
+    from dbtrain.method.interface import BlockModel
 
-@dataclass(frozen=True)
-class Architecture:
-    """One row of the table: how to build it and what it takes."""
-
-    build: Callable[..., nn.Module]
-    codes: str | None
-    """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
-    takes: tuple[str, ...]
-    """Entries of the data's shape that the model takes as arguments."""
-    noise: Literal["gaussian", "masking"]
-    end_to_end: Literal["no_noise", "same_noise"]
-    """What the end-to-end baseline denoises: nothing (a classifier), or the same targets with one block."""
-    metric: str
-    """By which a merged model is evaluated: an entry of evaluation/metrics.py."""
-    per_position: bool = False
-    """Whether each position of a sample has a noise level of its own."""
-    generates: str | None = None
-    """How a merged model continues a text: an entry of evaluation/generate.py; None if it does not."""
-    samples: str | None = None
-    """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
-    build_whole: Callable[..., nn.Module] | None = None
-    """What the end-to-end baseline trains, if not the same."""
-    whole_start: float = 0.0
-    """Spread of the noise that the end-to-end baseline starts from under `no_noise`."""
-    most_blocks: int | None = None
-    """Into how many blocks it can be cut; None for any number."""
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "vit": Architecture(
-        ViT, codes="classes", takes=("image",), noise="gaussian", end_to_end="no_noise", metric="accuracy"
-    ),
-    "dit": Architecture(
-        DiT,
-        codes=None,
-        takes=("image", "classes"),
-        noise="gaussian",
-        end_to_end="same_noise",
-        metric="frechet_classifier",
-        samples="image",
-    ),
-    "ar_lm": Architecture(
-        ARLM,
-        codes="vocabulary",
-        takes=(),
-        noise="gaussian",
-        end_to_end="no_noise",
-        metric="bits",
-        per_position=True,
-        generates="cached",
-        build_whole=end_to_end_lm,
-    ),
-    "masked_lm": Architecture(
-        MaskedLM,
-        codes=None,
-        takes=("vocabulary",),
-        noise="masking",
-        end_to_end="same_noise",
-        metric="elbo_bits",
-        generates="unmasking",
-    ),
-    "recurrent": Architecture(
-        Recurrent,
-        codes="vocabulary",
-        takes=(),
-        noise="gaussian",
-        end_to_end="no_noise",
-        metric="bits",
-        generates="uncached",
-        build_whole=partial(Recurrent, unrolled=True),
-        whole_start=1.0,
-        most_blocks=1,
-    ),
+ARCHITECTURES: dict[str, Any] = {
+    "vit": "dbtrain.models.vit:ViT",
+    "dit": "dbtrain.models.dit:DiT",
+    "masked_lm": "dbtrain.models.masked_lm:MaskedLM",
+    "recurrent": "dbtrain.models.recurrent:Recurrent",
+    "ar_lm": "dbtrain.models.ar_lm:ARLM",
 }
+"""By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for. A program
+of your own adds a row to this table before it calls."""
 
 
-def architecture(name: str) -> Architecture:
-    """Look an architecture up.
+def architecture(name: str) -> type[BlockModel]:
+    """The class of an architecture.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"model.arch={name!r} is none of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    kind: type[BlockModel] = look_up(ARCHITECTURES, "model.arch", name)
+    return kind

@@ -1,12 +1,17 @@
 """Vision transformer as a denoiser of the label's code, seeing the image's patches at every level."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.method.draws import Draws
-from dbtrain.method.interface import Batch, Example, NoiseProcess
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_patches
+from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.bounds import Count, Positive, Share
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
 
 
 class ViTStem(nn.Module):
@@ -27,38 +32,53 @@ class ViTStem(nn.Module):
         return tokens, self.level(c_noise)
 
 
-class ViT(nn.Module):
-    """Classifier: noised is the label's code, context the image, output the logits.
+class ViT(BlockModel):
+    """Vision transformer that denoises the label's code.
+
+    The context is the image, and the outputs are logits.
 
     Args:
         codebook: (classes, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process.
+        parametrisation: of the network's input, output and time.
         image: (channels, height, width).
         layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
+        dim: width of the hidden states.
+        heads: attention heads of a layer.
+        patch: side of a patch, in pixels.
+        mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
+        dropout: in attention and feed-forward layers.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.
     """
+
+    codes = "classes"
+    takes = ("image",)
+    classifies = True
+    hides_target = True
 
     def __init__(
         self,
         *,
         codebook: Tensor,
         noise: NoiseProcess,
+        parametrisation: Parametrisation,
         image: tuple[int, int, int],
-        depth: int,
-        dim: int,
-        heads: int,
-        patch: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        depth: Count = 6,
+        dim: Count = 64,
+        heads: Count = 4,
+        patch: Count = 2,
+        mlp_ratio: Positive = 4.0,
+        dropout: Share = 0.0,
         layers: range | None = None,
     ) -> None:
         super().__init__()
         check_patches(image, patch)
         self.num_layers = depth
         self.noise = noise
+        self.parametrisation = parametrisation
         self.image = image
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)
@@ -67,22 +87,28 @@ class ViT(nn.Module):
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
         self.head = AdaLNHead(dim, len(codebook))
 
+    @classmethod
+    def check(cls, keys: Mapping[str, Any]) -> None:
+        """Heads share the width."""
+        check_heads(keys["dim"], keys["heads"])
+
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,): the clean target is the label's code (N, D)."""
         label = batch["label"]
         return Example(clean=self.get_buffer("codebook")[label], context=batch["image"], target=label)
 
-    def run(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, 2, dim): the code's token after these layers, and the condition, which the head needs too."""
-        c_noise = self.noise.embed_level(level)
-        hidden, condition = self.stem(context, self.noise.scale_input(noisy, level), c_noise)
+    def open(self, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (N, 1 + T, dim), the code's first, and the condition (N, dim)."""
+        c_noise = self.parametrisation.time(level)
+        hidden, condition = self.stem(context, self.parametrisation.scale_input(noisy, level), c_noise)
+        return hidden, condition
+
+    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Logits (N, classes), read from the code's token."""
+        hidden, condition = self.open(noisy, level, context)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition)
-        return torch.cat([hidden[:, :1], condition[:, None].to(hidden.dtype)], dim=1)
-
-    def readout(self, hidden: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """Logits (N, classes), read from the code's token."""
-        logits: Tensor = self.head(hidden[:, :1], hidden[:, 1])[:, 0]
+        logits: Tensor = self.head(hidden[:, :1], condition.to(hidden.dtype))[:, 0]
         return logits
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class Row:
     """Peak bytes of a worker."""
     restarts: int
     """Attempts placed after the first, by any command."""
+    level_name: str = "sigma"
+    """What such levels are called."""
 
     @property
     def eta(self) -> float | None:
@@ -48,7 +50,7 @@ class Row:
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "block": lambda row: str(row.block),
     "layers": lambda row: f"{row.layers[0]}-{row.layers[1] - 1}",
-    "sigma": lambda row: f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
+    "levels": lambda row: f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
     "state": lambda row: row.phase,
     "step": lambda row: f"{row.step}/{row.steps}",
     "loss": lambda row: "-" if row.loss is None else f"{row.loss:.4f}",
@@ -58,7 +60,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "peak mem": lambda row: size(row.memory),
     "restarts": lambda row: str(row.restarts),
 }
-MISSED_LEAST = ("steps/s", "peak mem", "layers", "sigma", "time", "restarts")
+MISSED_LEAST = ("steps/s", "peak mem", "layers", "levels", "time", "restarts")
 """Columns that make room in a narrow terminal, the first one first."""
 
 
@@ -92,15 +94,17 @@ def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | Non
         title: above the table.
         width: characters that there are; all columns by default.
     """
-    columns = {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
-    for name in MISSED_LEAST:
+    heading = {"levels": rows[0].level_name} if rows else {}
+    columns = {heading.get(name, name): [cell(row) for row in rows] for name, cell in COLUMNS.items()}
+    for name in (heading.get(name, name) for name in MISSED_LEAST):
         # each column has a space on both sides and a line
         if width is None or sum(max(map(len, [n, *cells])) + 3 for n, cells in columns.items()) + 1 <= width:
             break
         columns.pop(name)
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("state", "sigma", "layers") else "right", no_wrap=True)
+        left = ("state", "layers", *heading.values())
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     for index, row in enumerate(rows):
         cells = {name: cells[index] for name, cells in columns.items()}
         cells["state"] = f"[{STYLES.get(row.phase, 'default')}]{row.phase}[/]"

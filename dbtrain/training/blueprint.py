@@ -1,6 +1,6 @@
 """From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,11 @@ from dbtrain.data.registry import READS_TENSORS, load
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
-from dbtrain.method.gaussian import GaussianNoise, NoNoise
-from dbtrain.method.interface import NoiseProcess
-from dbtrain.method.levels import LevelDistribution, LogNormal, LogUniform, Tabulated, Uniform
-from dbtrain.method.masking import MaskingNoise
+from dbtrain.method.gaussian import NoNoise
+from dbtrain.method.interface import BlockModel, NoiseProcess, Target
+from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.objective import Slice
+from dbtrain.method.parametrisation import PARAMETRISATIONS, Parametrisation, Unseen, default_sigma_data
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.schemes import SCHEMES, Scheme
 from dbtrain.method.split import LayerSplit
@@ -56,8 +56,20 @@ class Blueprint:
         """The noise process over the whole range."""
         kind = architecture(self.config.model.arch)
         if self.distribution["kind"] == "none":
-            return NoNoise(kind.per_position, kind.whole_start)
-        return NOISES[kind.noise](self)
+            return NoNoise(kind.per_position, kind.baseline_spread)
+        return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, self._target())
+
+    def parametrisation(self) -> Parametrisation:
+        """What the networks of the run are given and what their outputs mean."""
+        noise = self.config.noise
+        if self.distribution["kind"] == "none":
+            return Unseen()
+        sigma_data = noise.sigma_data or default_sigma_data(self._target().code_dim)
+        name = architecture(self.config.model.arch).natural_parametrisation
+        return PARAMETRISATIONS[name](sigma_data, noise.input_scaling)
+
+    def _target(self) -> Target:
+        return noise_target(self.config, self.shape, self.codebook)
 
     @property
     def scheme(self) -> Scheme:
@@ -77,7 +89,7 @@ class Blueprint:
         """Layers that one evaluation of a block takes."""
         return self.scheme.runs(self.split, block)
 
-    def model(self, shard: int, device: str = "cpu") -> nn.Module:
+    def model(self, shard: int, device: str = "cpu") -> BlockModel:
         """The model with the layers that a worker runs, initialised as a function of (seed, shard)."""
         kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.model_dump(exclude={"arch"})
@@ -85,12 +97,11 @@ class Blueprint:
         if kind.codes:
             arguments["codebook"] = self.codebook
         layers = scheme.runs(self.shards, shard)
-        whole = kind.build_whole if self.config.method == "end_to_end" else None
-        build = whole or kind.build
+        build = kind.baseline if self.config.method == "end_to_end" else kind
         noise = self.noise()  # its numbers are read, so it is made outside the device's context
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
-            model = build(noise=noise, layers=layers, **arguments)
+            model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
         blocks = [self.split.layers(block) for block in range(self.split.blocks)]
         return scheme.wrap(model, blocks) if scheme.wrap else model
 
@@ -105,7 +116,7 @@ class Blueprint:
 
     def _share(self, block: int) -> float:
         """Of the training levels that the slice of a block holds."""
-        low, high = self.noise().quantile(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
+        low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
         return high - low
 
     def data(self) -> DataSet:
@@ -144,38 +155,21 @@ def load_data(config: Config) -> DataSet:
     return load(config.data.source, arguments)
 
 
-def _gaussian(blueprint: Blueprint) -> NoiseProcess:
-    noise, codebook = blueprint.config.noise, blueprint.codebook
-    sigma_data = noise.sigma_data
-    if sigma_data is None:
-        # a unit-norm code has 1/sqrt(D) an element; 0.5 is EDM's for images in [-1, 1]
-        sigma_data = 0.5 if codebook is None else codebook.shape[1] ** -0.5
-    return GaussianNoise(
-        make_distribution(blueprint.distribution),
-        sigma_data,
-        noise.weighting,
-        noise.input_scaling,
-        architecture(blueprint.config.model.arch).per_position,
-    )
+def noise_target(config: Config, shape: Mapping[str, Any], codebook: Tensor | None) -> Target:
+    """What the run makes noisy."""
+    arch, kind = config.model.arch, architecture(config.model.arch)
+    code_dim = None if codebook is None else codebook.shape[1]
+    return Target(arch, kind.noised, shape, code_dim, kind.per_position)
 
 
-def _masking(blueprint: Blueprint) -> NoiseProcess:
-    return MaskingNoise(mask=blueprint.shape["vocabulary"])
-
-
-NOISES: Mapping[str, Callable[[Blueprint], NoiseProcess]] = {"gaussian": _gaussian, "masking": _masking}
-"""By the name in an architecture's row."""
-
-
-def make_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
-    """A level distribution from its description in run.json."""
-    if spec["kind"] == "lognormal":
-        return LogNormal(spec["p_mean"], spec["p_std"], spec["sigma_min"], spec["sigma_max"])
-    if spec["kind"] == "loguniform":
-        return LogUniform(spec["sigma_min"], spec["sigma_max"])
-    if spec["kind"] == "uniform":
-        return Uniform()
-    return Tabulated(spec["levels"], spec["shares"])
+def level_name(manifest: Mapping[str, Any]) -> str:
+    """What the levels of a run are called, from its manifest alone."""
+    if manifest["noise"]["kind"] == "none":
+        return NoNoise.level_name
+    config = manifest["config"]
+    # a run from before there was a choice has its architecture's own
+    name = config["noise"].get("process") or architecture(config["model"]["arch"]).natural_noise
+    return noise_process(name).level_name
 
 
 def read_blueprint(manifest: dict[str, Any], codebook: Tensor | None) -> Blueprint:

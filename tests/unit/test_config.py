@@ -127,6 +127,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ("cluster.blocks.1.gpus_per_worker=0", ["gpus_per_worker=0", "greater than 0"]),
         ("cluster.blocks.3.workers=1", ["cluster.blocks names block 3; the last is 2"]),
         ("training.blocks.3.lr=0.1", ["training.blocks names block 3; the last is 2"]),
+        ("noise.process=maskin", ["noise.process='maskin' is none of gaussian, masking; did you mean masking?"]),
+        ("noise.process=masking", ["makes tokens noisy, and model.arch=vit denoises vectors", "then gaussian"]),
+        (
+            "model.heads=5",
+            ["model.dim=64 is not a multiple of model.heads=5: set model.heads=", "model.dim=65"],
+        ),
+        ("noise.ranges=papr", ["noise.ranges=papr", "is none of calibrated, ", "paper"]),
         ("training.blocks.1.lr=-1", ["training.blocks.1.lr=-1", "greater than 0"]),
     ],
 )
@@ -315,6 +322,17 @@ def test_a_stored_configuration_reads_back_equal():
     loaded = config("noise.ranges=explicit", "noise.edges=[5,1,0.5,0.1]", "cluster.blocks.1.workers=2")
     again = parse_config(loaded.model_dump(mode="json"), "run.json")
     assert again == loaded and again.content_hash() == loaded.content_hash()
+
+
+def test_the_noise_process_is_the_architectures_own_unless_chosen():
+    assert config().noise.process == config("noise.process=null").noise.process == "gaussian"
+    text = {"model": {"arch": "masked_lm"}, "data": {"source": "python_topics"}}
+    assert config(**text).noise.process == "masking"
+    # chosen or not, and as a run of before stored it, it is the same run
+    stored = config().model_dump(mode="json")
+    del stored["noise"]["process"]
+    hashes = {c.content_hash() for c in (config(), config("noise.process=gaussian"), parse_config(stored, "run.json"))}
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from dbtrain.config import load_config
 from dbtrain.coordinator.design import design
 from dbtrain.data.splits import DataSet
 from dbtrain.method.codebook import make_codebook
-from dbtrain.training.blueprint import load_data, make_distribution
+from dbtrain.method.levels import read_distribution
+from dbtrain.training.blueprint import load_data
 
 LEVELS = torch.logspace(-3, 4, 90, dtype=torch.float64)
 GRID = torch.logspace(math.log10(0.05), 2, 77, dtype=torch.float64)
@@ -234,7 +235,7 @@ def test_data_that_leaves_nothing_open_gets_the_stated_range_and_a_warning(toy, 
     distribution = design(config, data, calibrate).distribution
     facts = distribution["calibration"]
     assert facts["weight"] < 0.5 and json.loads(json.dumps(facts, allow_nan=False)) == facts
-    low, high = make_distribution(distribution).low, make_distribution(distribution).high
+    low, high = read_distribution(distribution).low, read_distribution(distribution).high
     assert [low, high] == pytest.approx(facts["stated"])
     told, warning = described(distribution)
     assert f"sigma {low:.3g} to {high:.3g}" in told and warning.startswith("warning: ")
@@ -258,7 +259,7 @@ def test_a_sure_range_is_described_in_a_line_and_one_that_was_not_measured_in_no
 def test_equal_information_splits_what_is_decided_equally(toy):
     config = toy("noise.ranges=equal_information")
     blueprint = design(config, load_data(config), calibrate)
-    distribution = make_distribution(blueprint.distribution)
+    distribution = read_distribution(blueprint.distribution)
     curve = blueprint.distribution["calibration"]
     levels, shares = (torch.tensor(curve[key], dtype=torch.float64) for key in ("levels", "decided"))
     middle = math.log(blueprint.ranges.edges[1])

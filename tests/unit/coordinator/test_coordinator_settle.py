@@ -9,12 +9,12 @@ from dbtrain.coordinator.design import design
 from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.codebook import make_codebook
-from dbtrain.method.levels import LogNormal
+from dbtrain.method.levels import LogNormal, read_distribution
 from dbtrain.method.ranges import equal_shares
 from dbtrain.method.split import split_evenly
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import make_distribution, read_blueprint, read_codebook
+from dbtrain.training.blueprint import read_blueprint, read_codebook
 from tests.unit.conftest import never
 
 
@@ -35,7 +35,7 @@ def test_explicit_ranges_are_taken_as_given_and_set_the_full_range(make_config, 
     config = make_config("noise.ranges=explicit", "noise.edges=[7,2,0.5,0.25]")
     blueprint = design(config, digits, never)
     assert blueprint.ranges.edges == (7.0, 2.0, 0.5, 0.25)
-    distribution = make_distribution(blueprint.distribution)
+    distribution = read_distribution(blueprint.distribution)
     assert (distribution.low, distribution.high) == (0.25, 7.0)
 
 

@@ -31,13 +31,12 @@ class Labelled:
 def reader(codes, reads):
     """A block that answers with what its code is nearest to, or with what the image says."""
 
-    def run(layers, noisy, level, context):
-        return noisy @ codes.T if reads == "code" else torch.eye(10)[context.flatten().long()]
+    def predict(layers, noisy, level, context):
+        return 100 * (noisy @ codes.T if reads == "code" else torch.eye(10)[context.flatten().long()])
 
     return SimpleNamespace(
         example=lambda batch: Example(codes[batch["label"]], batch["image"], batch["label"]),
-        run=run,
-        readout=lambda hidden, noisy, level: 100 * hidden,
+        predict=predict,
         denoised=lambda output: output.softmax(dim=-1) @ codes,
     )
 

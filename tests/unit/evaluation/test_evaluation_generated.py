@@ -104,7 +104,7 @@ def test_every_language_model_draws_texts_that_differ(configure, data, arch, ran
     changes = [f"noise.ranges={ranges}", "evaluation.texts=3", "evaluation.steps_per_block=2"]
     config = configure(f"model.arch={arch}", *(["blocks=1"] if arch == "recurrent" else []), *changes)
     model = merged(config, data)
-    generate = GENERATORS[architecture(arch).generates]
+    generate = GENERATORS[architecture(arch).continues]
     rows = _draw(model, generate, 3, 0)
     # a text is a function of its number, however many are drawn at a time
     assert _draw(model, generate, 1, 2) == rows[2:]

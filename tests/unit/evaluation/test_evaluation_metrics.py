@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
@@ -9,7 +10,7 @@ from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation import report
 from dbtrain.evaluation.metrics import METRICS, metric_of
-from dbtrain.models.registry import ARCHITECTURES
+from dbtrain.models.registry import ARCHITECTURES, architecture
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = {"vit": "vit_digits", "ar_lm": "ar_tiny", "masked_lm": "masked_tiny", "recurrent": "recurrent_tiny"}
@@ -19,9 +20,25 @@ def asked(arch, metric):
     return load_config(CONFIGS / f"{FILES[arch]}.yaml", [f"evaluation.metric={metric}"])
 
 
-def test_every_architecture_fits_its_own_metric():
-    assert all(arch in METRICS[row.metric].fits for arch, row in ARCHITECTURES.items())
-    assert {arch for metric in METRICS.values() for arch in metric.fits} == set(ARCHITECTURES)
+def test_every_architecture_fits_a_metric_and_every_metric_an_architecture():
+    fitting = {arch: [n for n, m in METRICS.items() if m.fits(architecture(arch))] for arch in ARCHITECTURES}
+    assert {arch: names[0] for arch, names in fitting.items()} == {
+        "vit": "accuracy",
+        "dit": "frechet_classifier",
+        "ar_lm": "bits",
+        "masked_lm": "elbo_bits",
+        "recurrent": "bits",
+    }
+    assert {name for names in fitting.values() for name in names} == set(METRICS)
+
+
+def test_an_architecture_that_does_nothing_that_is_measured_is_told_so(monkeypatch):
+    class Mute:
+        classifies, samples, likelihood, continues = False, None, None, None
+
+    monkeypatch.setitem(ARCHITECTURES, "vit", Mute)
+    with pytest.raises(ConfigError, match="model.arch=vit neither classifies, .*: no metric fits it"):
+        metric_of(SimpleNamespace(model=SimpleNamespace(arch="vit"), evaluation=SimpleNamespace(metric=None)))
 
 
 @pytest.mark.parametrize(

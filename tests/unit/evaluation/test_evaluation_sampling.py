@@ -25,13 +25,10 @@ MEAN, STD = 0.3, 0.5
 class Gaussian(torch.nn.Module):
     """The exact denoiser of pixels ~ N(0.3 * (class - 4.5), 0.5^2), which are N(0, 0.5^2) if no class is told."""
 
-    def run(self, layers, noisy, level, context):
+    def predict(self, layers, noisy, level, context):
         mean = torch.where(context == 10, 0.0, MEAN * (context - 4.5))
         sigma, mean = level[:, None, None, None], mean[:, None, None, None]
         return (STD**2 * noisy + sigma**2 * mean) / (STD**2 + sigma**2)
-
-    def readout(self, hidden, noisy, level):
-        return hidden
 
     def denoised(self, output):
         return output
@@ -70,9 +67,9 @@ def gaussian_error(blueprint, steps, solver):
     seen = []
 
     class Watch(Gaussian):
-        def run(self, layers, noisy, level, context):
+        def predict(self, layers, noisy, level, context):
             seen.append(noisy)
-            return super().run(layers, noisy, level, context)
+            return super().predict(layers, noisy, level, context)
 
     samples = draw(blueprint, lambda _: Watch(), labels, SHAPE, Plan(levels, solver), 20)
     mean = (MEAN * (labels - 4.5))[:, None, None, None]
@@ -170,7 +167,7 @@ def test_blending_averages_the_blocks_that_were_trained_at_a_level(blueprint):
             super().__init__()
             self.value = value
 
-        def run(self, layers, noisy, level, context):
+        def predict(self, layers, noisy, level, context):
             return torch.full_like(noisy, self.value)
 
     def last(level, blend):
@@ -190,9 +187,9 @@ def test_scrambled_classes_are_those_of_others_and_new_at_every_level(blueprint)
     told = []
 
     class Watch(Gaussian):
-        def run(self, layers, noisy, level, context):
+        def predict(self, layers, noisy, level, context):
             told.append(context)
-            return super().run(layers, noisy, level, context)
+            return super().predict(layers, noisy, level, context)
 
     labels, plan = torch.arange(10), Plan(levels_of(blueprint, 3, "slices"), scrambled=True)
     draw(blueprint, lambda _: Watch(), labels, SHAPE, plan, 10)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from dbtrain.method.gaussian import GaussianNoise
-from dbtrain.method.interface import Example
+from dbtrain.method.interface import BlockModel, Example
 from dbtrain.method.levels import LogNormal
 from dbtrain.method.objective import BlockObjective
 from dbtrain.method.ranges import equal_shares
@@ -11,7 +11,7 @@ from dbtrain.method.ranges import equal_shares
 PAPER = LogNormal(-1.2, 1.2, 0.002, 80.0)
 
 
-class Spy(nn.Module):
+class Spy(BlockModel):
     """The smallest model behind the plug; it keeps what it was shown."""
 
     num_layers = 6
@@ -25,12 +25,9 @@ class Spy(nn.Module):
         self.draws = draws
         return Example(batch["y"], batch["y"], batch["y"])
 
-    def run(self, layers, noisy, level, context):
+    def predict(self, layers, noisy, level, context):
         self.layers, self.noisy, self.level = layers, noisy, level
         return self.gain * noisy
-
-    def readout(self, hidden, noisy, level):
-        return hidden
 
     def loss(self, output, target):
         return (output - target).pow(2).mean(dim=-1)

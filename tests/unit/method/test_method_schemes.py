@@ -11,6 +11,7 @@ from dbtrain.method.forward_forward import WRONG_STREAM, ForwardForward, Forward
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective, JointObjective, Slice
+from dbtrain.method.parametrisation import Direct, Unseen
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.method.split import partition, split_evenly
 from dbtrain.models.layers import compile_recomputed, recompute
@@ -25,7 +26,9 @@ KEY, POSITIONS = torch.tensor(7), torch.arange(12)
 def awake(noise=None, **changes):
     torch.manual_seed(0)
     settings = {"image": (1, 8, 8), "depth": 6, "dim": 16, "heads": 4, "patch": 4, **changes}
-    model = ViT(codebook=CODES, noise=noise or GaussianNoise(LogUniform(0.1, 10.0), 0.25), **settings)
+    own = Unseen() if isinstance(noise, NoNoise) else Direct(0.25)
+    noise = noise or GaussianNoise(LogUniform(0.1, 10.0))
+    model = ViT(codebook=CODES, noise=noise, parametrisation=own, **settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -146,11 +149,11 @@ def test_forward_forward_shows_a_wrong_label_to_every_sample_and_all_of_them_in_
 def test_forward_forward_reads_the_label_off_all_blocks_but_the_first(batch):
     model = ForwardForward(awake(NoNoise()), BLOCKS).eval()
     example = model.example(batch)
-    logits = model.run(range(6), example.clean, torch.ones(12), example.context)
+    logits = model.predict(range(6), example.clean, torch.ones(12), example.context)
     assert logits.shape == (12, 10)
     right = model.goodness(range(6), example.clean, example.context)[1:].sum(0)
     torch.testing.assert_close(logits[torch.arange(12), example.target], right)
-    assert model.run(range(2), example.clean, torch.ones(12), example.context).shape == (12, 10)
+    assert model.predict(range(2), example.clean, torch.ones(12), example.context).shape == (12, 10)
 
 
 def test_forward_forward_learns_a_rule_that_needs_both_image_and_label():
@@ -167,7 +170,7 @@ def test_forward_forward_learns_a_rule_that_needs_both_image_and_label():
         optimizer.zero_grad()
     model = objective.model.eval()
     with torch.no_grad():
-        logits = model.run(range(2), CODES, torch.ones(10), patterns)
+        logits = model.predict(range(2), CODES, torch.ones(10), patterns)
     assert (logits.argmax(dim=1) == torch.arange(10)).float().mean() >= 0.9
 
 

@@ -9,18 +9,21 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import Direct, Unseen
 from dbtrain.models.ar_lm import ARLM
 from dbtrain.models.llama import KVCache, rotate
 
 CODES = make_codebook("orthogonal", 11, 16, seed=0)
 LENGTH = 12
-NOISE = GaussianNoise(LogUniform(0.1, 10.0), 0.25, input_scaling="signal", per_position=True)
+NOISE, OWN = GaussianNoise(LogUniform(0.1, 10.0), per_position=True), Direct(0.25, "signal")
 STREAMS = pytest.mark.parametrize("stream", ["single", "concat"])
 
 
 def lm(**changes):
     torch.manual_seed(0)
-    return ARLM(**{"codebook": CODES, "noise": NOISE, "depth": 4, "dim": 16, "heads": 2, **changes})
+    return ARLM(
+        **{"codebook": CODES, "noise": NOISE, "parametrisation": OWN, "depth": 4, "dim": 16, "heads": 2, **changes}
+    )
 
 
 def awake(**changes):
@@ -41,7 +44,7 @@ def inputs(seed=2, count=3):
 
 
 def logits(model, tokens, noisy, level, layers=range(4)):
-    return model.readout(model.run(layers, noisy, level, model.before(tokens)), noisy, level)
+    return model.predict(layers, noisy, level, model.before(tokens))
 
 
 def groups(model):
@@ -100,7 +103,7 @@ def test_slots_one_by_one_through_a_cache_equal_all_at_once(stream):
         cache, parts = KVCache(), []
         for a, b in zip([0, *cuts], [*cuts, LENGTH], strict=True):
             z, s = noisy[:, a:b], level[:, a:b]
-            parts.append(model.readout(model.run(range(4), z, s, context[:, a:b], cache), z, s))
+            parts.append(model.predict(range(4), z, s, context[:, a:b], cache))
         assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
         assert cache.length == LENGTH and sorted(cache.layers) == [0, 1, 2, 3]
         assert {k.shape[2] for k, _ in cache.layers.values()} <= set(range(LENGTH, 2 * LENGTH))
@@ -110,16 +113,17 @@ def test_a_cache_holds_no_more_for_two_streams_than_for_one():
     sizes = []
     for stream in ("single", "concat"):
         model, (tokens, noisy, level), cache = awake(stream=stream), inputs(), KVCache()
-        model.run(range(4), noisy, level, model.before(tokens), cache)
+        model.predict(range(4), noisy, level, model.before(tokens), cache)
         sizes.append([k.shape for k, _ in cache.layers.values()])
     assert sizes[0] == sizes[1] == [(3, 2, LENGTH, 8)] * 4
 
 
 @STREAMS
-def test_layers_are_the_identity_at_the_start_and_the_loss_that_of_guessing(stream):
+def test_layers_are_the_identity_at_the_start_and_the_loss_that_of_guessing(stream, before_head):
     model, (tokens, noisy, level) = lm(stream=stream), inputs()
     context = model.before(tokens)
-    assert torch.equal(model.run(range(4), noisy, level, context), model.run(range(0), noisy, level, context))
+    ends = [before_head(model, range(count), noisy, level, context)[0] for count in (4, 0)]
+    assert torch.equal(*ends)
     loss = model.loss(logits(model, tokens, noisy, level), tokens)
     assert loss.shape == (3, LENGTH) and loss.flatten().tolist() == pytest.approx([math.log(11)] * 3 * LENGTH)
 
@@ -147,10 +151,12 @@ def test_denoised_is_the_expected_code():
 
 
 @STREAMS
-@pytest.mark.parametrize("noise", [NOISE, NoNoise(per_position=True)], ids=["noise", "none"])
-def test_a_few_steps_learn_a_text_with_a_rule(stream, noise):
+@pytest.mark.parametrize(
+    ("noise", "own"), [(NOISE, OWN), (NoNoise(per_position=True), Unseen())], ids=["noise", "none"]
+)
+def test_a_few_steps_learn_a_text_with_a_rule(stream, noise, own):
     """Token i is token i-1 plus one: attention is not needed, the shift of the context is."""
-    model = lm(stream=stream, noise=noise, layers=range(2))
+    model = lm(stream=stream, noise=noise, parametrisation=own, layers=range(2))
     objective = BlockObjective(model, range(2), 1.0, 10.0, "fp32")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(60):

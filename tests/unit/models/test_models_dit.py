@@ -6,17 +6,19 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogNormal
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import EDM
 from dbtrain.method.split import global_name, local_name, split_evenly
 from dbtrain.models.dit import DiT
 
 NOISE = GaussianNoise(LogNormal(-1.2, 1.2, 0.002, 80.0), 0.5, "edm")
+OWN = EDM(0.5)
 LEVELS = torch.tensor([0.002, 0.1, 0.5, 5.0, 80.0])
 
 
 def dit(**changes):
     settings = {"image": (3, 8, 4), "classes": 10, "depth": 6, "dim": 16, "heads": 4, "patch": 2}
     torch.manual_seed(0)
-    return DiT(noise=NOISE, **{**settings, **changes})
+    return DiT(noise=NOISE, parametrisation=OWN, **{**settings, **changes})
 
 
 def awake(**changes):
@@ -47,11 +49,11 @@ def test_a_block_holds_a_stem_a_head_and_its_own_layers_under_their_numbers():
     assert dit(layers=range(2, 4)).num_layers == 6
 
 
-def test_at_the_start_the_network_adds_nothing_to_the_skip_connection(inputs):
+def test_at_the_start_the_network_adds_nothing_to_the_skip_connection(inputs, before_head):
     model = dit()
     noisy, level, _ = inputs
-    assert torch.equal(model.run(range(6), *inputs), model.run(range(0), *inputs))
-    output = model.readout(model.run(range(6), *inputs), noisy, level)
+    assert torch.equal(*(before_head(model, range(count), *inputs)[0] for count in (6, 0)))
+    output = model.predict(range(6), *inputs)
     skip = 0.25 / (level**2 + 0.25)  # EDM, Table 1
     assert torch.allclose(output, skip[:, None, None, None] * noisy, rtol=1e-5)
 
@@ -65,7 +67,7 @@ def test_the_weighted_loss_at_the_start_is_one_at_every_level():
         noisy = NOISE.corrupt(clean, level, Draws(torch.tensor(1), torch.arange(count)))
         context = torch.zeros(count, dtype=torch.int64)
         with torch.no_grad():
-            loss = model.loss(model.readout(model.run(range(6), noisy, level, context), noisy, level), clean)
+            loss = model.loss(model.predict(range(6), noisy, level, context), clean)
         assert loss.shape == (count,)
         assert float((NOISE.weight(level) * loss).mean()) == pytest.approx(1.0, abs=0.03)
 
@@ -80,17 +82,17 @@ def test_each_patch_of_the_output_stands_where_its_token_read_the_input():
         model.head.norm = torch.nn.Identity()
         model.head.linear.weight.copy_(torch.eye(16)[:12])
     noisy, level = torch.arange(2 * 96.0).reshape(2, 3, 8, 4), torch.ones(2)
-    got = model.readout(model.run(range(1), noisy, level, torch.zeros(2, dtype=torch.int64)), noisy, level)
-    assert torch.allclose(got, NOISE.combine(NOISE.scale_input(noisy, level), noisy, level), rtol=1e-5)
+    got = model.predict(range(1), noisy, level, torch.zeros(2, dtype=torch.int64))
+    assert torch.allclose(got, OWN.estimate(OWN.scale_input(noisy, level), noisy, level), rtol=1e-5)
 
 
-def test_the_output_depends_on_image_level_and_class(inputs):
+def test_the_output_depends_on_image_level_and_class(inputs, before_head):
     model = awake()
     noisy, level, label = inputs
 
     def output(*changed):
         # raw, without the skip connection, which depends on image and level by itself
-        return model.head(model.run(range(6), *changed)[:, :-1], model.run(range(6), *changed)[:, -1])
+        return model.head(*before_head(model, range(6), *changed))
 
     base = output(noisy, level, label)
     for changed in ((noisy + 1, level, label), (noisy, level * 2, label), (noisy, level, (label + 1) % 11)):
@@ -112,8 +114,8 @@ def test_split_into_blocks_and_put_together_again_is_bitwise_the_same(inputs):
         own = set(block.state_dict())
         again.load_state_dict({name: merged[global_name(b, name)] for name in own})
         assert {local_name(b, global_name(b, name)) for name in own} == own
-        expected = block.readout(block.run(split.layers(b), *inputs), noisy, level)
-        assert torch.equal(again.readout(again.run(split.layers(b), *inputs), noisy, level), expected)
+        expected = block.predict(split.layers(b), *inputs)
+        assert torch.equal(again.predict(split.layers(b), *inputs), expected)
 
 
 def draws(step, positions):
@@ -159,9 +161,9 @@ def test_the_objective_hides_labels():
 def test_under_bf16_the_output_stays_float32_and_close(inputs):
     model = awake()
     noisy, level, _ = inputs
-    exact = model.readout(model.run(range(6), *inputs), noisy, level)
+    exact = model.predict(range(6), *inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model.readout(model.run(range(6), *inputs), noisy, level)
+        rounded = model.predict(range(6), *inputs)
     assert rounded.dtype == torch.float32
     # at the least noise D is z itself to 0.2 %, whatever the network's precision
     assert torch.allclose(rounded[0], exact[0], atol=1e-3) and torch.allclose(rounded, exact, atol=0.1)

@@ -9,6 +9,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import Tokens
 from dbtrain.models.masked_lm import MaskedLM
 
 MARGINALS = torch.tensor([0.6, 0.3, 0.1])
@@ -19,7 +20,7 @@ MASK = 3
 def masked_lm(**changes):
     torch.manual_seed(0)
     settings = {"vocabulary": 3, "depth": 6, "dim": 16, "heads": 4}
-    return MaskedLM(noise=MaskingNoise(MASK), **{**settings, **changes})
+    return MaskedLM(noise=MaskingNoise(MASK), parametrisation=Tokens(), **{**settings, **changes})
 
 
 def awake(**changes):
@@ -33,7 +34,7 @@ def awake(**changes):
 
 def output(model, noisy, level, layers=None):
     layers = range(model.num_layers) if layers is None else layers
-    return model.readout(model.run(layers, noisy, level, noisy[:, :0]), noisy, level)
+    return model.predict(layers, noisy, level, noisy[:, :0])
 
 
 def know_marginals(model):
@@ -50,10 +51,10 @@ def exact_share(model, low, high):
     texts = torch.tensor(list(itertools.product(range(3), repeat=length)))
     chance = MARGINALS[texts].prod(dim=1)
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(5))
-    low, high = model.noise.quantile(torch.tensor([low, high]))
+    low, high = model.noise.cdf(torch.tensor([low, high]))
     total = 0.0
     for node, width in zip(nodes, weights, strict=True):
-        t = model.noise.sample((low + high) / 2 + (high - low) / 2 * node)
+        t = model.noise.quantile((low + high) / 2 + (high - low) / 2 * node)
         level = t.expand(len(texts))
         for hidden in itertools.product([False, True], repeat=length):
             mask = torch.tensor(hidden)
@@ -166,5 +167,5 @@ def test_the_levels_of_a_training_batch_cover_the_slice_evenly():
     model.noise.corrupt = lambda clean, level, draws: seen.append(level) or corrupt(clean, level, draws)
     objective = BlockObjective(model, range(1), 1 / 3, 2 / 3, "fp32")
     objective({"tokens": torch.zeros(60, 4, dtype=torch.int64)}, torch.tensor(4), torch.arange(60))
-    share = (model.noise.quantile(seen[0]) - objective.q_low) / (objective.q_high - objective.q_low)
+    share = (model.noise.cdf(seen[0]) - objective.q_low) / (objective.q_high - objective.q_low)
     assert float((share.sort().values - (torch.arange(60) + 0.5) / 60).abs().max()) < 0.05

@@ -8,18 +8,21 @@ from dbtrain.method.codebook import make_codebook
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.levels import LogUniform
 from dbtrain.method.objective import BlockObjective
+from dbtrain.method.parametrisation import Direct, Unseen
 from dbtrain.models.recurrent import Recurrent
 
 CODES = make_codebook("orthogonal", 7, 8, seed=0)
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 6], [2, 0, 5, 3, 5, 1]])
 LEVEL = torch.tensor([0.4, 2.0])
 
+FROM_NOISE = {"noise": NoNoise(spread=1.0), "parametrisation": Unseen()}
+
 
 def recurrent(**changes):
     torch.manual_seed(0)
-    noise = GaussianNoise(LogUniform(0.1, 10.0), 8**-0.5, input_scaling="signal")
+    noise, own = GaussianNoise(LogUniform(0.1, 10.0)), Direct(8**-0.5, "signal")
     settings = {"depth": 2, "prelude": 1, "coda": 1, "dim": 16, "heads": 4, "iterations": 5, "backprop": 2}
-    return Recurrent(codebook=CODES, **{"noise": noise, **settings, **changes})
+    return Recurrent(codebook=CODES, **{"noise": noise, "parametrisation": own, **settings, **changes})
 
 
 def awake(**changes):
@@ -32,7 +35,7 @@ def awake(**changes):
 
 
 def logits(model, noisy, context, level=LEVEL):
-    return model.readout(model.run(range(2), noisy, level, context), noisy, level)
+    return model.predict(range(2), noisy, level, context)
 
 
 @pytest.fixture
@@ -74,11 +77,11 @@ def test_the_layers_that_are_numbered_are_the_core_and_the_rest_is_stem_and_head
 
 
 def test_unrolled_it_is_the_core_applied_to_its_own_state(noisy):
-    model, context = awake(unrolled=True, noise=NoNoise(spread=1.0)), recurrent().example({"tokens": TOKENS}).context
+    model, context = awake(unrolled=True, **FROM_NOISE), recurrent().example({"tokens": TOKENS}).context
 
     def state(start, iterations):
         model.iterations, model.backprop = iterations, 1
-        return model.run(range(2), start, LEVEL, context)[..., :16]
+        return model.iterate(range(2), start, LEVEL, context)[0]
 
     # a state is as wide as the layers, so that it can be given as the start
     assert torch.allclose(state(state(noisy, 1), 1), state(noisy, 2), atol=1e-5)
@@ -90,13 +93,13 @@ def test_gradients_go_through_the_last_iterations_only(noisy):
     context = recurrent().example({"tokens": TOKENS}).context
 
     def gradients(iterations, backprop, start):
-        model = awake(unrolled=True, noise=NoNoise(spread=1.0), iterations=iterations, backprop=backprop)
+        model = awake(unrolled=True, **FROM_NOISE, iterations=iterations, backprop=backprop)
         logits(model, start, context).square().sum().backward()
         assert all(p.grad is not None for p in model.parameters())  # each has a state in the optimizer
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    model = awake(unrolled=True, noise=NoNoise(spread=1.0), iterations=3, backprop=3)
-    after = model.run(range(2), noisy, LEVEL, context)[..., :16].detach()
+    model = awake(unrolled=True, **FROM_NOISE, iterations=3, backprop=3)
+    after = model.iterate(range(2), noisy, LEVEL, context)[0].detach()
     truncated = gradients(5, 2, noisy)
     assert torch.allclose(truncated, gradients(2, 2, after), rtol=1e-3, atol=1e-5)
     assert not torch.allclose(truncated, gradients(5, 5, noisy), rtol=1e-2)

@@ -7,6 +7,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import make_codebook
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogUniform
+from dbtrain.method.parametrisation import Direct
 from dbtrain.models.registry import architecture
 from dbtrain.models.vit import ViT
 
@@ -16,7 +17,12 @@ CODES = make_codebook("orthogonal", 10, 16, seed=0)
 def vit(**changes):
     settings = {"image": (1, 8, 8), "depth": 6, "dim": 16, "heads": 4, "patch": 4}
     torch.manual_seed(0)
-    return ViT(codebook=CODES, noise=GaussianNoise(LogUniform(0.1, 10.0), 0.25), **{**settings, **changes})
+    return ViT(
+        codebook=CODES,
+        noise=GaussianNoise(LogUniform(0.1, 10.0)),
+        parametrisation=Direct(0.25),
+        **{**settings, **changes},
+    )
 
 
 def awake(**changes):
@@ -56,39 +62,42 @@ def test_a_block_holds_its_own_layers_under_their_numbers_in_the_whole_model():
     assert all(shapes[name] == tensor.shape for name, tensor in block.state_dict().items())
 
 
-def test_layers_are_the_identity_at_the_start(inputs):
+def test_layers_are_the_identity_at_the_start(inputs, before_head):
     model = vit()
-    stem_only = model.run(range(0), *inputs)
-    assert torch.equal(model.run(range(6), *inputs), stem_only)
-    assert not torch.equal(awake().run(range(6), *inputs), awake().run(range(0), *inputs))
+    stem_only, _ = before_head(model, range(0), *inputs)
+    assert torch.equal(before_head(model, range(6), *inputs)[0], stem_only)
+    assert not torch.equal(awake().predict(range(6), *inputs), awake().predict(range(0), *inputs))
 
 
 def test_the_loss_at_the_start_is_that_of_guessing(inputs):
     model = vit()
     noisy, level, image = inputs
-    output = model.readout(model.run(range(6), *inputs), noisy, level)
+    output = model.predict(range(6), *inputs)
     loss = model.loss(output, torch.arange(5))
     assert output.shape == (5, 10) and loss.shape == (5,)
     assert loss.tolist() == pytest.approx([math.log(10)] * 5)
 
 
-def test_a_run_applies_its_range_of_layers_in_order(inputs):
+def test_a_prediction_applies_its_range_of_layers_in_order(inputs, before_head):
     model = awake()
     noisy, level, image = inputs
-    hidden, condition = model.stem(image, model.noise.scale_input(noisy, level), model.noise.embed_level(level))
+    hidden, condition = model.stem(
+        image, model.parametrisation.scale_input(noisy, level), model.parametrisation.time(level)
+    )
     for i in (2, 3):
         hidden = model.layers[str(i)](hidden, condition)
-    got = model.run(range(2, 4), *inputs)
-    assert torch.equal(got[:, 0], hidden[:, 0]) and torch.equal(got[:, 1], condition)
-    assert not torch.allclose(got, model.run(range(3, 5), *inputs))
-    assert not torch.allclose(got, model.run(range(2, 3), *inputs))
+    got = before_head(model, range(2, 4), *inputs)
+    assert torch.equal(got[0][:, 0], hidden[:, 0]) and torch.equal(got[1], condition)
+    assert torch.equal(model.predict(range(2, 4), *inputs), model.head(hidden[:, :1], condition)[:, 0])
+    assert not torch.allclose(got[0], before_head(model, range(3, 5), *inputs)[0])
+    assert not torch.allclose(got[0], before_head(model, range(2, 3), *inputs)[0])
 
 
 def test_the_weights_of_a_block_compute_the_same_inside_the_whole_model(inputs):
     whole = awake()
     block = vit(layers=range(2, 4)).eval()
     block.load_state_dict({name: whole.state_dict()[name] for name in block.state_dict()})
-    assert torch.equal(block.run(range(2, 4), *inputs), whole.run(range(2, 4), *inputs))
+    assert torch.equal(block.predict(range(2, 4), *inputs), whole.predict(range(2, 4), *inputs))
 
 
 def test_the_output_depends_on_image_code_and_level(inputs):
@@ -96,7 +105,7 @@ def test_the_output_depends_on_image_code_and_level(inputs):
     noisy, level, image = inputs
 
     def logits(*changed):
-        return model.readout(model.run(range(6), *changed), changed[0], changed[1])
+        return model.predict(range(6), *changed)
 
     base = logits(noisy, level, image)
     for changed in ((noisy + 1, level, image), (noisy, level * 2, image), (noisy, level, image + 1)):
@@ -143,6 +152,6 @@ def test_neighbouring_levels_stay_apart_under_autocast(inputs):
 
 
 def test_an_unknown_architecture_is_refused_with_those_there_are():
-    assert architecture("vit").build is ViT
+    assert architecture("vit") is ViT
     with pytest.raises(ConfigError, match=r"model.arch='resnet' is none of .*vit"):
         architecture("resnet")

@@ -12,7 +12,8 @@ from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogNormal
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
-from dbtrain.models.registry import ARCHITECTURES
+from dbtrain.method.parametrisation import PARAMETRISATIONS
+from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import prepare_process
 
@@ -35,9 +36,11 @@ def process(monkeypatch):
 
 def objective(arch: str, precision: str) -> tuple[BlockObjective, dict[str, torch.Tensor]]:
     """A model of one layer, whose zeros are filled so that every parameter gets a gradient; and a batch of two."""
-    row, text = ARCHITECTURES[arch], "image" not in ARCHITECTURES[arch].takes
+    row = architecture(arch)
+    text = "image" not in row.takes
     gaussian = GaussianNoise(LogNormal(-1.2, 1.2, 0.01, 80.0), 0.125, per_position=row.per_position)
-    arguments = {"noise": MaskingNoise(VOCABULARY) if row.noise == "masking" else gaussian}
+    arguments = {"noise": MaskingNoise(VOCABULARY) if row.natural_noise == "masking" else gaussian}
+    arguments["parametrisation"] = PARAMETRISATIONS[row.natural_parametrisation](0.125, "unit")
     outside = {"image": (1, SIDE, SIDE), "classes": CLASSES, "vocabulary": VOCABULARY}
     arguments |= {name: outside[name] for name in row.takes}
     torch.manual_seed(0)
@@ -45,7 +48,7 @@ def objective(arch: str, precision: str) -> tuple[BlockObjective, dict[str, torc
         arguments["codebook"] = nn.functional.normalize(torch.randn(outside[row.codes], 16), dim=1)
     arguments |= {} if text else {"patch": 1}
     arguments |= {"prelude": 0, "coda": 0, "iterations": 1, "backprop": 1} if arch == "recurrent" else {}
-    model = row.build(depth=1, dim=32, heads=2, **arguments)
+    model = row(depth=1, dim=32, heads=2, **arguments)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)

@@ -1,0 +1,34 @@
+"""Tables of the plug: each row is a class, or where to import it from, which happens when it is asked for."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from dbtrain.errors import ConfigError
+
+
+def resolve(row: Any) -> Any:
+    """The class of a row: itself, or what ``package.module:Class`` names."""
+    if not isinstance(row, str):
+        return row
+    module, _, name = row.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def look_up(table: Mapping[str, Any], key: str, name: str) -> Any:
+    """The class of the row of this name.
+
+    Args:
+        table: rows by name.
+        key: of the configuration, for the message.
+        name: as the user gave it.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{key}={name!r} is none of {', '.join(table)}{hint}")
+    return resolve(table[name])

@@ -1,0 +1,32 @@
+"""Which noise processes there are. To add one, write a class that is a `NoiseKind`, and one row here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbtrain.method.lookup import look_up, resolve
+
+if TYPE_CHECKING:  # the configuration reads this table, and imports no torch before it needs a row
+    from dbtrain.method.interface import NoiseKind
+
+NOISE_PROCESSES: dict[str, Any] = {
+    "gaussian": "dbtrain.method.gaussian:GaussianNoise",
+    "masking": "dbtrain.method.masking:MaskingNoise",
+}
+"""By name: the class, or ``package.module:Class``. A program of your own adds a row to this table before it calls."""
+
+
+def noise_process(name: str) -> NoiseKind:
+    """The class of a noise process.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    kind: NoiseKind = look_up(NOISE_PROCESSES, "noise.process", name)
+    return kind
+
+
+def policies() -> tuple[str, ...]:
+    """Values of `noise.ranges` that any process knows."""
+    kinds: list[NoiseKind] = [resolve(row) for row in NOISE_PROCESSES.values()]
+    return tuple(dict.fromkeys(policy for kind in kinds for policy in kind.policies))

@@ -1,0 +1,186 @@
+"""What a network is given and what its output means: input scale, denoised estimate, and the network's own time.
+
+The noise says y + sigma * eps; a network may want it in another scale, predict something else than y, and count time in
+its own way. In EDM's terms  # EDM, eq. (7): D = c_skip * z + c_out * F(c_in * z, c_noise).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+InputScaling = Literal["unit", "signal"]
+
+
+class Parametrisation(Protocol):
+    """Belongs to a network. Levels are (N,) or (N, L) sigmas, z is (N, ...) noisy, F is (N, ...) the raw output."""
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """c_in * z: what the network is given."""
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """D = c_skip * z + c_out * F: the denoised estimate; an output that is one already stays as it is."""
+
+    def time(self, level: Tensor) -> Tensor:
+        """c_noise: what the network is told of the level, same shape."""
+
+
+def expand(level: Tensor, like: Tensor) -> Tensor:
+    """Levels with as many dimensions as `like`."""
+    return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
+
+
+class EDM:
+    """Unit variance in and out  # Karras et al. 2022 (EDM), Table 1.
+
+    Args:
+        sigma_data: standard deviation of one element of the clean target.
+        input_scaling: `unit` is c_in = 1/sqrt(sigma^2 + sigma_data^2); `signal` is its square, which fades pure noise
+            out of the input.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, input_scaling: InputScaling = "unit") -> None:
+        self.sigma_data = sigma_data
+        self.input_scaling = input_scaling
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """c_in * z with c_in = 1/sqrt(sigma^2 + sigma_data^2)  # EDM, Table 1 (or its square under `signal`)."""
+        return _scaled(noisy, level, self.sigma_data, self.input_scaling)
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """c_skip = sigma_data^2/(sigma^2 + sigma_data^2), c_out = sigma sigma_data/sqrt(sigma^2 + sigma_data^2)."""
+        sigma, sd = expand(level, noisy), self.sigma_data
+        total = sigma**2 + sd**2
+        return (sd**2 / total) * noisy + (sigma * sd * total.rsqrt()) * output
+
+    def time(self, level: Tensor) -> Tensor:
+        """c_noise = ln(sigma)/4  # EDM, Table 1."""
+        return level.log() / 4
+
+
+class Direct:
+    """EDM's input and time, and an output that is the prediction itself: logits over codes, or the clean target (x0).
+
+    Args:
+        sigma_data, input_scaling: as of :class:`EDM`.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, input_scaling: InputScaling = "unit") -> None:
+        self.sigma_data = sigma_data
+        self.input_scaling = input_scaling
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """As of :class:`EDM`."""
+        return _scaled(noisy, level, self.sigma_data, self.input_scaling)
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The output itself: c_skip = 0, c_out = 1."""
+        return output
+
+    def time(self, level: Tensor) -> Tensor:
+        """c_noise = ln(sigma)/4  # EDM, Table 1."""
+        return level.log() / 4
+
+
+class FlowV:
+    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): z = (1 - t) y + t eps, the network predicts v = eps - y.
+
+    With sigma = t/(1 - t) our noisy y + sigma * eps is z/(1 - t) = z (1 + sigma), and D = z - t F: hence
+    c_in = c_skip = 1/(1 + sigma), c_out = -sigma/(1 + sigma), c_noise = t.
+    """
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """The flow's own z = (y + sigma * eps)/(1 + sigma)."""
+        return noisy / (1 + expand(level, noisy))
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """D = z - t F."""
+        sigma = expand(level, noisy)
+        return (noisy - sigma * output) / (1 + sigma)
+
+    def time(self, level: Tensor) -> Tensor:
+        """t = sigma/(1 + sigma), from 0 (clean) to 1 (noise)."""
+        return level / (1 + level)
+
+
+class VpEps:
+    """Variance preserving, the network predicts eps: DDPM (Ho et al. 2020) as a column of EDM's Table 1 (VP).
+
+    Args:
+        beta_d, beta_min: of the linear schedule beta(t) = beta_d t + beta_min  # Song et al. 2021, appendix C
+        steps: of training; the network's own time is t * (steps - 1), 0 to 999.
+    """
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000) -> None:
+        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """c_in = 1/sqrt(sigma^2 + 1)  # EDM, Table 1 (VP)."""
+        return noisy * (expand(level, noisy) ** 2 + 1).rsqrt()
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """c_skip = 1, c_out = -sigma  # EDM, Table 1 (VP)."""
+        return noisy - expand(level, noisy) * output
+
+    def time(self, level: Tensor) -> Tensor:
+        """c_noise = (M - 1) sigma^-1(sigma)  # EDM, Table 1 (VP).
+
+        sigma(t)^2 = exp(beta_d t^2/2 + beta_min t) - 1, solved for t in float64.
+        """
+        exponent = torch.log1p(level.double() ** 2)
+        t = ((self.beta_min**2 + 2 * self.beta_d * exponent).sqrt() - self.beta_min) / self.beta_d
+        return ((self.steps - 1) * t).to(level.dtype)
+
+
+class Tokens:
+    """Token ids in, a prediction of the clean tokens out, and the masked share as time  # MDLM, section 3.2."""
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """The ids themselves."""
+        return noisy
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The output itself: it is a prediction of the clean tokens already."""
+        return output
+
+    def time(self, level: Tensor) -> Tensor:
+        """The masked share."""
+        return level
+
+
+class Unseen:
+    """Of a network that is shown nothing of its target, and told nothing of a level: the end-to-end baseline."""
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """Unchanged."""
+        return noisy
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The output itself."""
+        return output
+
+    def time(self, level: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(level)
+
+
+def default_sigma_data(code_dim: int | None) -> float:
+    """Standard deviation of one element of a unit-norm code, 1/sqrt(D); without codes EDM's, of images in [-1, 1]."""
+    return 0.5 if code_dim is None else code_dim**-0.5
+
+
+def _scaled(noisy: Tensor, level: Tensor, sigma_data: float, scaling: InputScaling) -> Tensor:
+    total = expand(level, noisy) ** 2 + sigma_data**2
+    return noisy * (total.rsqrt() if scaling == "unit" else total.reciprocal())
+
+
+PARAMETRISATIONS: Mapping[str, Callable[[float, InputScaling], Parametrisation]] = {
+    "edm": EDM,
+    "logits": Direct,
+    "x0": Direct,
+    "flow_v": lambda sigma_data, input_scaling: FlowV(),
+    "vp_eps": lambda sigma_data, input_scaling: VpEps(),
+    "tokens": lambda sigma_data, input_scaling: Tokens(),
+}
+"""(sigma_data, input_scaling) -> parametrisation, by the name that an architecture has as its `parametrisation`."""
