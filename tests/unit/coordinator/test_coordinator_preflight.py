@@ -98,7 +98,7 @@ def test_a_package_that_a_source_needs_is_asked_for_by_that_source(
 
 
 def test_whatever_a_worker_imports_is_asked_for() -> None:
-    """Of what this package declares; numpy, psutil and the like also come with Ray and DeepSpeed."""
+    """Of what this package declares; some come with others: psutil with DeepSpeed, annotated-types with pydantic."""
     code = "import sys, dbtrain.coordinator.ray_train, dbtrain.coordinator.signals, dbtrain.training.entry"
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-c", f"{code}; print(*(name for name in sys.modules if '.' not in name))"]
@@ -108,7 +108,7 @@ def test_whatever_a_worker_imports_is_asked_for() -> None:
     declared = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0]
     needed = imported & set(re.findall(r'^  "([a-z-]+)', declared, re.MULTILINE))
     asked = {*probe.DECISIVE, *probe.PRESENT}
-    assert {"torch", "omegaconf"} <= needed and needed - {"psutil"} <= asked
+    assert {"torch", "omegaconf"} <= needed and needed - {"psutil", "annotated-types"} <= asked
 
 
 def test_a_silent_node_is_not_told_to_install_versions(port: int, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
         tensors.update({n: torch.full_like(t, 3e38) for n, t in tensors.items() if n.startswith("blocks.0.head.")})
 
     change_checkpoint(run, 0, overflow)
-    with pytest.raises(ShardError, match="block 0 at level 20 computes values that are NaN or infinite") as caught:
+    with pytest.raises(ShardError, match="block 0 at sigma 20 computes values that are NaN or infinite") as caught:
         merge_and_verify(run)
     assert "block 1" not in str(caught.value) and not run.exists("merged")
 
@@ -156,7 +156,7 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
         return model
 
     monkeypatch.setattr(MergedModel, "read", staticmethod(read))
-    with pytest.raises(ShardError, match="block 0 at level 20 differs from its checkpoint") as caught:
+    with pytest.raises(ShardError, match="block 0 at sigma 20 differs from its checkpoint") as caught:
         merge_and_verify(run)
     assert "block 1" not in str(caught.value) and not run.exists("merged")
 
