@@ -25,11 +25,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dbtrain.analysis.calibrate import calibrate
 from dbtrain.config import load_config
-from dbtrain.coordinator.design import design
 from dbtrain.errors import DbtrainError
-from dbtrain.training.blueprint import load_data
+from dbtrain.run.calibrate import calibrate
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import load_data
 
 Case = tuple[str, str, int, tuple[str, ...]]
 """(configuration, batch size or `own`, seed, overrides)"""
@@ -45,10 +45,10 @@ def measure(case: Case) -> dict[str, Any]:
     row: dict[str, Any] = {"config": config.name, "batch_size": config.training.batch_size, "seed": seed}
     started = time.perf_counter()
     try:
-        blueprint = design(config, data, calibrate)
+        run_plan = design(config, data, calibrate)
     except DbtrainError as error:
         return {**row, "error": str(error), "seconds": time.perf_counter() - started}
-    edges, facts = blueprint.ranges.edges, blueprint.distribution.get("calibration", {})
+    edges, facts = run_plan.ranges.edges, run_plan.distribution.get("calibration", {})
     kept = {name: facts[name] for name in ("weight", "standard_error", "left_open_nats") if name in facts}
     return {**row, "low": edges[-1], "high": edges[0], **kept, "seconds": time.perf_counter() - started}
 

@@ -15,14 +15,14 @@ from rich.console import Console
 from torch import Tensor
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
-from dbtrain.shards.fence import claim
-from dbtrain.shards.store import Store
+from dbtrain.run.prepare import settle
+from dbtrain.shards.storage.fence import claim
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training.assignment import Assignment
+from dbtrain.training.batches import Batches, cut_batch
 from dbtrain.training.engine import Engine
 from dbtrain.training.entry import prepare_process
-from dbtrain.training.feed import Feed, cut_batch
 from dbtrain.training.loop import train
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
@@ -58,7 +58,7 @@ class Watched:
         self.worker.commit(step, parts, loss)
 
 
-def make_worker(folder: str, threads: int) -> tuple[BlockWorker, Engine, Feed]:
+def make_worker(folder: str, threads: int) -> tuple[BlockWorker, Engine, Batches]:
     """A worker of a settled run, as the coordinator would start it, but in this process."""
     config = load_config("configs/vit_digits.yaml", [f"out={folder}", "name=run", "training.log_every=1", *MODEL])
     run = Store(config.run_url)
@@ -69,15 +69,15 @@ def make_worker(folder: str, threads: int) -> tuple[BlockWorker, Engine, Feed]:
     prepare_process(told)
     worker = BlockWorker(told, 0, StopRequest(), EventLog(run.child("blocks", "00", "attempts", "1")))
     shape = cut_batch(config.training.batch_size, 1, None)
-    engine = Engine(worker.blueprint.objective(0), config.training, shape.micro_batch, shape.accumulation, 1)
-    return worker, engine, Feed(worker.blueprint.data().train, shape, config.seed, 0, 0, worker.device)
+    engine = Engine(worker.run_plan.objective(0), config.training, shape.micro_batch, shape.accumulation, 1)
+    return worker, engine, Batches(worker.run_plan.data().train, shape, config.seed, 0, 0, worker.device)
 
 
-def arm(worker: BlockWorker, engine: Engine, feed: Feed, start: int, steps: int, every: int) -> float:
+def arm(worker: BlockWorker, engine: Engine, batches: Batches, start: int, steps: int, every: int) -> float:
     """Mean seconds of a step; the first one, which waits for what the arm before left, is not counted."""
     config = worker.config.training.model_copy(update={"steps": start + steps, "checkpoint_every": every})
     watched = Watched(worker)
-    train(engine, feed, config, start, watched, lambda step: False)
+    train(engine, batches, config, start, watched, lambda step: False)
     worker.writer.drain()
     return statistics.mean(watched.seconds[1:])
 
@@ -93,16 +93,16 @@ def main() -> None:
     dist.init_process_group("gloo")
     console, steps, start = Console(width=110), 2 * given.every + 2, 0
     with tempfile.TemporaryDirectory() as folder:
-        worker, engine, feed = make_worker(folder, given.threads)
+        worker, engine, batches = make_worker(folder, given.threads)
         count = sum(tensor.numel() for tensor in engine.snapshot()["model"].values())
         ratios, plain = [], []
-        arm(worker, engine, feed, start, steps, NEVER)
+        arm(worker, engine, batches, start, steps, NEVER)
         for turn in range(given.turns):
             order = (NEVER, given.every) if turn % 2 else (given.every, NEVER)
             times = {}
             for every in order:
                 start += steps
-                times[every] = arm(worker, engine, feed, start, steps, every)
+                times[every] = arm(worker, engine, batches, start, steps, every)
             plain.append(times[NEVER])
             ratios.append(times[given.every] / times[NEVER])
         before = time.monotonic()

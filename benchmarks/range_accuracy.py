@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
 from dbtrain.evaluation.accuracy import accuracy
-from dbtrain.evaluation.merged import MergedModel
-from dbtrain.shards.fence import claim
+from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.run.prepare import settle
 from dbtrain.shards.merge import merge
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import claim
+from dbtrain.shards.storage.store import Store
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest
@@ -54,13 +54,13 @@ def score(case: Case) -> dict[str, Any]:
         config = load_config(path, [*overrides, *own, f"seed={row['seed']}", f"out={out}"])
         run = Store(config.run_url)
         run.makedirs()
-        blueprint = settle(config, run, never)
+        run_plan = settle(config, run, never)
         for block in range(config.blocks):
             claim(run.child("blocks", f"{block:02d}"), 1, "benchmark")
             work(Assignment(run.url, block, 1, "benchmark", "benchmark", 1, None, "cpu", 1, 3600.0), 0, StopRequest())
         merge(run)
         model = MergedModel.read(run.child("merged"), torch.device("cpu"))
-        found = accuracy(model, blueprint.data().test, config.evaluation)
+        found = accuracy(model, run_plan.data().test, config.evaluation)
     return {"ranges": source, **row, **{name: found[name] for name in READOUTS}}
 
 

@@ -30,7 +30,7 @@ def baseline(
     verbose: Verbose = False,
 ) -> None:
     """Train the same layers in another way, with the FLOPs that the blocks take together, in a run of its own."""
-    from dbtrain.coordinator.baseline import baseline as make_baseline
+    from dbtrain.experiments.baseline import baseline as make_baseline
 
     console, made = make_console(), make_baseline(at_address(load_config(config, overrides or []), address), kind)
     say(console, made.describe())
@@ -41,11 +41,11 @@ def baseline(
 @reported
 def compare(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train, merge and evaluate the blocks, then the end-to-end baseline at equal FLOPs, and show both."""
-    from dbtrain.coordinator.baseline import end_to_end
     from dbtrain.coordinator.status import status as read_status
     from dbtrain.evaluation.metrics import Metric
     from dbtrain.evaluation.report import Scores, comparison, evaluate_run
-    from dbtrain.shards.store import Store
+    from dbtrain.experiments.baseline import end_to_end
+    from dbtrain.shards.storage.store import Store
     from dbtrain.telemetry.console import LiveView, blocks_table
 
     console = make_console()
@@ -96,9 +96,9 @@ def ablate(
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
 ) -> None:
     """Train a grid of block counts, noise ranges, partitions and seeds beside baselines; one table and one plot."""
-    from dbtrain.coordinator.ablate import Grid, grid, policies, run_grid, summary
-    from dbtrain.evaluation.figures import ablation_plot, ablation_table
     from dbtrain.evaluation.metrics import metric_of
+    from dbtrain.experiments.ablate import Grid, grid, policies, run_grid, summary
+    from dbtrain.experiments.figures import ablation_plot, ablation_table
 
     console, counts = make_console(), _integers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])

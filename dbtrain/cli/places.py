@@ -20,7 +20,7 @@ def doctor(
     gpus: Annotated[int | None, typer.Option(help="GPUs that each node must give.")] = None,
 ) -> None:
     """Look whether this machine or a cluster would carry a run; say what would not work, and how to mend it."""
-    from dbtrain.coordinator.doctor import doctor as examine
+    from dbtrain.doctor.report import doctor as examine
 
     examine(address, storage, nodes, gpus, make_console())
 
@@ -76,8 +76,8 @@ def punish(
     seed: Annotated[int, typer.Option(help="Of the times and kinds of the faults.")] = 0,
 ) -> None:
     """Kill workers, commits and the command itself at random; every run must end in the bits of an undisturbed one."""
-    from dbtrain.coordinator.punish import Punisher
     from dbtrain.errors import IncompleteRunError
+    from dbtrain.experiments.chaos import Punisher
 
     console = make_console()
     settled = load_config(config, overrides or [])

@@ -22,7 +22,7 @@ def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
 def evaluate_and_say(run: str, overrides: list[str], console: Console, section: EvaluationConfig | None = None) -> None:
     """Evaluate a run and print its scores."""
     from dbtrain.evaluation.report import evaluate_run, scores_table
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     with LiveView(console) as view:
         evaluate_run(
@@ -52,9 +52,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
 ) -> None:
     """Draw samples from the merged model of a run, with one block at a time in memory."""
-    from dbtrain.evaluation.pictures import sample_run
-    from dbtrain.shards.merged import read_config
-    from dbtrain.shards.store import Store
+    from dbtrain.evaluation.images.pictures import sample_run
+    from dbtrain.shards.merged_directory import read_config
+    from dbtrain.shards.storage.store import Store
 
     console = make_console()
     with LiveView(console) as view:
@@ -77,8 +77,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
 ) -> None:
     """Continue a text with the merged model of a run."""
-    from dbtrain.evaluation.generate import generate_text
-    from dbtrain.shards.store import Store
+    from dbtrain.evaluation.text.generate import generate_text
+    from dbtrain.shards.storage.store import Store
 
     print(prompt + generate_text(Store(run), prompt, length, temperature, seed))
 
@@ -92,7 +92,7 @@ def losses(
 ) -> None:
     """Show the loss of every block by noise level; at a boundary, of both neighbours."""
     from dbtrain.evaluation.losses import losses_table, measure_losses
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     console = make_console()
     with LiveView(console) as view:

@@ -48,8 +48,8 @@ def at_address(config: Config, address: str | None) -> Config:
 
 def train_and_merge(config: Config, console: Console, verbose: bool = False) -> None:
     """Train a run, or what is left of it, with a live view, and merge it."""
-    from dbtrain.analysis.calibrate import announced
-    from dbtrain.coordinator.command import train as run_all
+    from dbtrain.coordinator.train import train as run_all
+    from dbtrain.run.calibrate import announced
     from dbtrain.telemetry.console import LiveView
 
     with LiveView(console) as view:
@@ -67,9 +67,9 @@ def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False)
 
 def _settled(run: str) -> Config:
     """The configuration of a run, where the run is now: its directory may have moved since it was started."""
-    from dbtrain.shards.directory import check_run_path
     from dbtrain.shards.manifest import MANIFEST, read_manifest
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.directory import check_run_path
+    from dbtrain.shards.storage.store import Store
 
     store = Store(run)
     check_run_path(store)
@@ -86,7 +86,7 @@ def _settled(run: str) -> Config:
 @reported
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Show blocks, layers, ranges, memory and placement. Needs no GPU; trains at most a pilot for the range."""
-    from dbtrain.coordinator.show_plan import show_plan
+    from dbtrain.experiments.plan_table import show_plan
 
     show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True))
 
@@ -97,8 +97,8 @@ def status(run: RunDirectory) -> None:
     """Show what each block is doing, from the files of the run alone."""
     from dbtrain.coordinator.status import preparation
     from dbtrain.coordinator.status import status as read_status
-    from dbtrain.shards.directory import check_run_path
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.directory import check_run_path
+    from dbtrain.shards.storage.store import Store
     from dbtrain.telemetry.console import blocks_table, duration
 
     console = make_console()
@@ -131,7 +131,7 @@ def merge(run: RunDirectory) -> None:
 def merge_and_say(run: str, console: Console) -> None:
     """Merge and verify a run, and say what was made."""
     from dbtrain.evaluation.verify import merge_and_verify
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     result, samples = merge_and_verify(Store(run))
     say(

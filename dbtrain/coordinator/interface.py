@@ -1,4 +1,4 @@
-"""What the conductor needs of a cluster; `ray.py` provides it, and tests a fake one."""
+"""What the controller needs of a cluster; `ray.py` provides it, and tests a fake one."""
 
 from typing import Protocol
 
@@ -21,7 +21,7 @@ class Attempt(Protocol):
 
 
 class Cluster(Protocol):
-    """What the conductor needs of a cluster."""
+    """What the controller needs of a cluster."""
 
     def nodes(self) -> list[Node]:
         """Nodes that are alive."""

@@ -84,7 +84,7 @@ def clock() -> float:
 def write_mark(url: str, name: str, content: str) -> str | None:
     """Write a file into the storage; what went wrong, or None."""
     from dbtrain.errors import ShardError
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     try:
         store = Store(url)
@@ -98,7 +98,7 @@ def write_mark(url: str, name: str, content: str) -> str | None:
 def read_mark(url: str, name: str) -> dict[str, str]:
     """The content of a file of the storage, or the error."""
     from dbtrain.errors import ShardError
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     try:
         return {"content": Store(url).read(name).decode(errors="replace")}
@@ -118,7 +118,7 @@ def echo_mark(url: str, name: str) -> dict[str, str]:
 
 def remove_marks(url: str, mark: str) -> None:
     """Remove all files with a mark in their names, the store's own lock files among them."""
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     store = Store(url)
     for name in store.list(temporaries=True):

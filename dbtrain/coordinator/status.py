@@ -7,14 +7,14 @@ from typing import Any
 from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
+from dbtrain.run.plan import level_name
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import newest_attempt
-from dbtrain.shards.lock import holder_of, is_held
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import newest_attempt
+from dbtrain.shards.storage.lock import holder_of, is_held
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import Row
 from dbtrain.telemetry.events import read_events
-from dbtrain.training.blueprint import level_name
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from dbtrain.coordinator.conduct import STOP_GRACE_S
-from dbtrain.coordinator.exits import SILENT_S
-from dbtrain.coordinator.ray_settings import SETTINGS
-from dbtrain.shards.lock import TTL_S
-from dbtrain.shards.remote import PUT_LIMIT_S, RETRY_DELAYS_S
+from dbtrain.coordinator.controller import STOP_GRACE_S
+from dbtrain.coordinator.exit_reasons import SILENT_S
+from dbtrain.coordinator.ray.settings import SETTINGS
+from dbtrain.shards.storage.lock import TTL_S
+from dbtrain.shards.storage.remote import PUT_LIMIT_S, RETRY_DELAYS_S
 from dbtrain.training.resumption import patience
 from dbtrain.training.watchdog import LOCAL_POLL_S, REMOTE_POLL_S
 

@@ -6,7 +6,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import Split, mixed, partners
-from dbtrain.evaluation.merged import MergedModel, readouts
+from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch
 from dbtrain.telemetry.counting import counted
@@ -27,8 +27,8 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
 
     The starting noise of a sample follows from the run's seed and its number, so the result can be repeated.
     """
-    classes = int(str(model.blueprint.shape["classes"]))
-    names = model.blueprint.class_names or tuple(map(str, range(classes)))
+    classes = int(str(model.run_plan.shape["classes"]))
+    names = model.run_plan.class_names or tuple(map(str, range(classes)))
     metrics: dict[str, MulticlassAccuracy] = {}
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     partner = partners(mixed(len(split)))
@@ -53,7 +53,7 @@ def _controls(
     model: MergedModel, batch: Batch, others: Batch, draws: Draws, section: EvaluationConfig
 ) -> dict[str, Tensor]:
     """Class probabilities (N, classes) by control; none for a model that is shown no noisy code, or if switched off."""
-    if not section.controls or model.blueprint.distribution["kind"] == "none":
+    if not section.controls or model.run_plan.distribution["kind"] == "none":
         return {}
     steps = section.steps_per_block
     controls = {"scrambled": readouts(model.on_true_codes(batch, others, draws, steps))["mean"]}

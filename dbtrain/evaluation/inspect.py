@@ -6,16 +6,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dbtrain.errors import ShardError
-from dbtrain.evaluation.merged import check_shard, shard_files
+from dbtrain.evaluation.merged_model import check_shard, shard_files
+from dbtrain.run.plan import RunPlan, read_codebook, read_plan
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import Shard, decode
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merged import load_block, load_codebook, read_config
-from dbtrain.shards.store import Store
+from dbtrain.shards.merged_directory import load_block, load_codebook, read_config
+from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.layout import say, show_table
-from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
 
 
 def inspect_path(path: str, console: Console) -> None:
@@ -70,12 +70,12 @@ def _run(store: Store, console: Console) -> None:
     manifest = read_manifest(store)
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     say(console, f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {versions}")
-    blueprint = read_blueprint(manifest, read_codebook(store, manifest))
+    run_plan = read_plan(manifest, read_codebook(store, manifest))
     table, damaged = Table("block", "step", "verified"), 0
     for block in range(len(manifest["plan"])):
         checkpoints = Checkpoints(store.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
         for step in checkpoints.steps():
-            wrong = "; ".join(checkpoints.verify(step)) or _misfit(blueprint, checkpoints, block, step)
+            wrong = "; ".join(checkpoints.verify(step)) or _misfit(run_plan, checkpoints, block, step)
             table.add_row(str(block), str(step), wrong or "whole")
             damaged += bool(wrong)
     show_table(console, table)
@@ -86,13 +86,13 @@ def _run(store: Store, console: Console) -> None:
         )
 
 
-def _misfit(blueprint: Blueprint, checkpoints: Checkpoints, block: int, step: int) -> str:
+def _misfit(run_plan: RunPlan, checkpoints: Checkpoints, block: int, step: int) -> str:
     """What of a checkpoint whose bytes verify does not fit the model, '' if all does."""
-    wanted = blueprint.model(block, "meta").state_dict()
+    wanted = run_plan.model(block, "meta").state_dict()
     try:
         for role, tensors in checkpoints.load(step, roles=None).parts.items():
             if role != "optim":
-                check_shard(blueprint, block, tensors, wanted, f"its {role}")
+                check_shard(run_plan, block, tensors, wanted, f"its {role}")
     except ShardError as error:
         return str(error)
     return ""
@@ -100,12 +100,12 @@ def _misfit(blueprint: Blueprint, checkpoints: Checkpoints, block: int, step: in
 
 def _merged(store: Store, console: Console) -> None:
     config = read_config(store)
-    blueprint = read_blueprint(config, load_codebook(store))
+    run_plan = read_plan(config, load_codebook(store))
     table = Table("block", "step", "weights", "tensors", "file")
     for row in config["blocks"]:
         block, tensors = row["block"], load_block(store, row["block"])
         check_shard(
-            blueprint, block, tensors, blueprint.model(block, "meta").state_dict(), shard_files(store, blueprint)(block)
+            run_plan, block, tensors, run_plan.model(block, "meta").state_dict(), shard_files(store, run_plan)(block)
         )
         table.add_row(str(row["block"]), str(row["step"]), row["role"], str(len(tensors)), row["file"])
     show_table(console, table)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 
 
 def keep(run: Store, name: str, value: Any, what: str) -> None:

@@ -10,11 +10,11 @@ from torch import Tensor
 from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.shards.store import Store
+from dbtrain.run.plan import RunPlan
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, counted, silent
-from dbtrain.training.blueprint import Blueprint
 
 
 @dataclass(frozen=True)
@@ -56,41 +56,41 @@ def measure_losses(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.of_run(run, device)
-    split = model.blueprint.data().validation
+    split = model.run_plan.data().validation
     points = [
         _point(model, split, min(samples, len(split)), level, block, boundary)
-        for level, block, boundary in counted(told, "levels measured", grid(model.blueprint, count))
+        for level, block, boundary in counted(told, "levels measured", grid(model.run_plan, count))
     ]
     show(points)
     keep(run, "losses.json", [asdict(point) for point in points], "the losses")
     return points
 
 
-def grid(blueprint: Blueprint, count: int) -> list[tuple[float, int, bool]]:
+def grid(run_plan: RunPlan, count: int) -> list[tuple[float, int, bool]]:
     """(level, block, whether at a boundary), falling.
 
     Raises:
         ConfigError: the run was trained without noise.
     """
-    if blueprint.distribution["kind"] == "none":
+    if run_plan.distribution["kind"] == "none":
         raise ConfigError("this run was trained without noise (end to end): it has no loss by noise level")
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    levels = blueprint.noise().quantile(shares)
-    owned = [(float(v), int(blueprint.ranges.block_of(v)), False) for v in levels]
-    edges = blueprint.ranges.edges[1:-1]
+    levels = run_plan.noise().quantile(shares)
+    owned = [(float(v), int(run_plan.ranges.block_of(v)), False) for v in levels]
+    edges = run_plan.ranges.edges[1:-1]
     meeting = [(edge, block, True) for i, edge in enumerate(edges) for block in (i, i + 1)]
     return sorted(owned + meeting, key=lambda row: (-row[0], row[1]))
 
 
 @torch.no_grad()
 def _point(model: MergedModel, split: Split, samples: int, level: float, block: int, boundary: bool) -> Point:
-    size = model.blueprint.config.evaluation.batch_size
+    size = model.run_plan.config.evaluation.batch_size
     sums = torch.zeros(2, dtype=torch.float64)
     for indices in torch.split(torch.arange(samples), size):
         losses, weights = _losses(model, split, indices, level, block)
         sums += torch.stack([losses.mean(dim=1).sum(), (weights * losses).mean(dim=1).sum()]).double().cpu()
     loss, weighted = (sums / samples).tolist()
-    return Point(level, block, boundary, loss, weighted, model.blueprint.noise().level_name)
+    return Point(level, block, boundary, loss, weighted, model.run_plan.noise().level_name)
 
 
 def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, block: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, blo
     levels = torch.full((len(indices), *noise.level_shape(example)), level, device=device)
     key = torch.tensor(derive_seed("losses"), device=device)
     noisy = noise.corrupt(example.clean, levels, Draws(key, indices.to(device)))
-    layers = model.blueprint.runs(block)
+    layers = model.run_plan.runs(block)
     output = network.predict(layers, noisy, levels, example.context)
     losses = network.loss(output.float(), example.target)
     return losses.reshape(len(indices), -1), noise.weight(levels).reshape(len(indices), -1)

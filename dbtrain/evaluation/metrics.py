@@ -8,12 +8,12 @@ from dbtrain.config import Config, EvaluationConfig
 from dbtrain.data.splits import DataSet, Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import accuracy
-from dbtrain.evaluation.bits import bits
-from dbtrain.evaluation.elbo import elbo_bits
-from dbtrain.evaluation.frechet import Begun, frechet_classifier, frechet_inception
-from dbtrain.evaluation.generated import describe_judge, generated
-from dbtrain.evaluation.inception import check_inception
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.images.frechet import Begun, frechet_classifier, frechet_inception
+from dbtrain.evaluation.images.inception import check_inception
+from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.text.bits import bits
+from dbtrain.evaluation.text.elbo import elbo_bits
+from dbtrain.evaluation.text.generated import describe_judge, generated
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture
 

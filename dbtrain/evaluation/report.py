@@ -13,9 +13,9 @@ from dbtrain.config.data import PATHS
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import keep
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
 
 Scores = dict[str, dict[str, float]]
@@ -59,10 +59,10 @@ def evaluate_run(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MergedModel.of_run(run, device)
-    config = model.blueprint.config
+    config = model.run_plan.config
     config = _overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
-    model.blueprint = replace(model.blueprint, config=config, paths=_not_said(model.blueprint.paths, overrides))
-    data = model.blueprint.data()
+    model.run_plan = replace(model.run_plan, config=config, paths=_not_said(model.run_plan.paths, overrides))
+    data = model.run_plan.data()
     model.count = count
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 
 from dbtrain.errors import IncompleteRunError, ShardError
-from dbtrain.evaluation.merged import MergedModel, verify
+from dbtrain.evaluation.merged_model import MergedModel, verify
 from dbtrain.method.interface import Batch
+from dbtrain.run.plan import RunPlan, read_codebook, read_plan
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.commit import step_name
-from dbtrain.shards.directory import check_run_path
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.merge import MergeResult, merge
-from dbtrain.shards.merged import read_config
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
+from dbtrain.shards.merged_directory import read_config
+from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
 
 SAMPLES = 32
 CPU = torch.device("cpu")
@@ -37,15 +37,15 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
     check_run_path(run)
     manifest = read_manifest(run)
     _check_finished(run, manifest)
-    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
-    test = blueprint.data().test
+    run_plan = read_plan(manifest, read_codebook(run, manifest))
+    test = run_plan.data().test
     samples = min(SAMPLES, len(test))
     batch = test.batch(torch.arange(samples), CPU)
-    result = merge(run, lambda merged: _check(run, manifest, blueprint, merged, batch))
+    result = merge(run, lambda merged: _check(run, manifest, run_plan, merged, batch))
     return result, samples
 
 
-def _check(run: Store, manifest: Mapping[str, Any], blueprint: Blueprint, merged: Store, batch: Batch) -> None:
+def _check(run: Store, manifest: Mapping[str, Any], run_plan: RunPlan, merged: Store, batch: Batch) -> None:
     rows = read_config(merged)["blocks"]
 
     def own(block: int) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def _check(run: Store, manifest: Mapping[str, Any], blueprint: Blueprint, merged
         return run.where(f"blocks/{block:02d}/{step}/{rows[block]['role']}.safetensors")
 
     # first the checkpoints, which the user can do something about
-    apart = MergedModel(blueprint, own, CPU, where)
+    apart = MergedModel(run_plan, own, CPU, where)
     wrong = verify(MergedModel.read(merged, CPU), apart, batch)
     if wrong:
         raise ShardError(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.container import sha256
-from dbtrain.shards.faults import damaged, is_finite_number, short
-from dbtrain.shards.sealed import Fields, seal, unseal
+from dbtrain.shards.checksummed_json import Fields, seal, unseal
+from dbtrain.shards.safetensors_file import sha256
+from dbtrain.shards.storage.errors import damaged, is_finite_number, short
 
 COMMIT = "COMMIT.json"
 VERSION = 1

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.faults import damaged, short
+from dbtrain.shards.storage.errors import damaged, short
 
 SHOWN = 3
 """Tensors that one message names."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from dbtrain.errors import ShardError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.split import local_name
-from dbtrain.shards.container import pack, sha256, unpack
-from dbtrain.shards.faults import damaged, short
-from dbtrain.shards.sealed import Fields
+from dbtrain.shards.checksummed_json import Fields
+from dbtrain.shards.safetensors_file import pack, sha256, unpack
+from dbtrain.shards.storage.errors import damaged, short
 
 __all__ = [
     "ROLES",

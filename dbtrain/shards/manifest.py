@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.container import sha256
-from dbtrain.shards.faults import MissingError, damaged, short
+from dbtrain.shards.checksummed_json import Fields, canonical, seal, unseal
 from dbtrain.shards.format import Identity
-from dbtrain.shards.sealed import Fields, canonical, seal, unseal
-from dbtrain.shards.store import Store
+from dbtrain.shards.safetensors_file import sha256
+from dbtrain.shards.storage.errors import MissingError, damaged, short
+from dbtrain.shards.storage.store import Store
 
 MANIFEST = "run.json"
 SCHEMA = 1

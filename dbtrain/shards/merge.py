@@ -10,12 +10,11 @@ from typing import Any
 
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
+from dbtrain.shards.checksummed_json import seal
 from dbtrain.shards.commit import FileRecord, step_name
-from dbtrain.shards.container import sha256
-from dbtrain.shards.faults import MissingError
 from dbtrain.shards.format import Role
 from dbtrain.shards.manifest import MANIFEST, plan_identity, read_manifest
-from dbtrain.shards.merged import (
+from dbtrain.shards.merged_directory import (
     CODEBOOK,
     CONFIG,
     INDEX,
@@ -27,8 +26,9 @@ from dbtrain.shards.merged import (
     shard_name,
 )
 from dbtrain.shards.portable import portable
-from dbtrain.shards.sealed import seal
-from dbtrain.shards.store import Store
+from dbtrain.shards.safetensors_file import sha256
+from dbtrain.shards.storage.errors import MissingError
+from dbtrain.shards.storage.store import Store
 
 __all__ = ["MergeResult", "load_block", "load_codebook", "merge", "read_config"]
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from dbtrain.errors import ShardError
 from dbtrain.shards.commit import COMMIT, Commit, FileRecord, parse_commit
-from dbtrain.shards.container import sha256
-from dbtrain.shards.faults import MissingError, damaged, one_line
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import ROLES, Identity, Role, check_identity, decode
-from dbtrain.shards.store import Store
+from dbtrain.shards.safetensors_file import sha256
+from dbtrain.shards.storage.errors import MissingError, damaged, one_line
+from dbtrain.shards.storage.store import Store
 
 NAME_DIGITS = 16
 """Hex digits of the content in the name of a shard whose plain name was taken."""

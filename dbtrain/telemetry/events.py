@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.faults import MissingError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.errors import MissingError
+from dbtrain.shards.storage.store import Store
 
 EVENTS = "events.jsonl"
 COORDINATOR = "coordinator"

@@ -3,7 +3,7 @@
 import secrets
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 
 FILE = "tracked.json"
 

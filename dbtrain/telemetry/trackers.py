@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dbtrain.errors import ConfigError, DbtrainError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.identity import tracked_as
 from dbtrain.telemetry.series import SERIES, Series, Tracked
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import ShardError
 from dbtrain.models.layers import compile_recomputed
-from dbtrain.training.layout import MOMENTUM, layout_of
 from dbtrain.training.optimizer import adamw, parameter_groups
+from dbtrain.training.zero_tensors import MOMENTUM, layout_of
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 MUON_STATES = (MOMENTUM,)

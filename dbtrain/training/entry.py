@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dbtrain.errors import DbtrainError, FencedError, FirstWorkerError, ShardError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.watchdog import StopRequest

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import NonFiniteLossError
+from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
-from dbtrain.training.feed import Feed
 from dbtrain.training.optimizer import lr_scale
 
 Outcome = Literal["done", "stopped"]
@@ -79,7 +79,7 @@ class Window:
 
 def train(
     engine: Engine,
-    feed: Feed,
+    batches: Batches,
     config: TrainingConfig,
     start: int,
     observer: Observer,
@@ -98,7 +98,7 @@ def train(
         observer.before_step(step)
         scale = lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr)
         engine.set_lr(scale)
-        micro = [engine.accumulate(*inputs) for inputs in feed.micro_batches(step)]
+        micro = [engine.accumulate(*inputs) for inputs in batches.micro_batches(step)]
         window.add(observer.see_loss(step, torch.stack(micro).mean()), engine.gradient_norm)
         step += 1
         engine.update_ema(step)

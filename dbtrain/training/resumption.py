@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from dbtrain.errors import FirstWorkerError, ShardError, WorkerError
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
-from dbtrain.shards.faults import DamagedError, MissingError
-from dbtrain.training.agreement import Agreement
+from dbtrain.shards.storage.errors import DamagedError, MissingError
+from dbtrain.training.worker_sync import WorkerSync
 
 WIRE = struct.Struct(">q32s")
 """What the first worker tells the others: a step, or one of the two below, and the digest of the checkpoint's files."""
@@ -33,14 +33,14 @@ class Resumption:
 
     Args:
         checkpoints: of the block.
-        agreement: of its workers.
+        sync: of its workers.
         block: its number, for messages.
         restart_damaged: begin anew where all checkpoints are damaged.
         patience_s: how long the others may look for what the first one chose; see :func:`patience`.
     """
 
     checkpoints: Checkpoints
-    agreement: Agreement
+    sync: WorkerSync
     block: int
     restart_damaged: bool
     patience_s: float
@@ -57,7 +57,7 @@ class Resumption:
             FirstWorkerError: to the others: the first one failed.
             ShardError: the storage cannot be reached, or does not show this worker what the first one chose.
         """
-        if self.agreement.workers == 1:
+        if self.sync.workers == 1:
             return self._choose(report)
         return self._follow(rank) if rank else self._lead(report)
 
@@ -82,16 +82,16 @@ class Resumption:
             loaded = self._choose(report)
         except Exception:
             # the others wait for a choice, and would do so until the process group's time-out
-            self.agreement.from_first(WIRE.pack(FAILED, b""))
+            self.sync.from_first(WIRE.pack(FAILED, b""))
             raise
         said = (BEGINNING, b"") if loaded is None else (loaded.step, loaded.commit.digest())
-        self.agreement.from_first(WIRE.pack(*said))
+        self.sync.from_first(WIRE.pack(*said))
         return loaded
 
     def _follow(self, rank: int) -> Loaded | None:
         # nearly always the right one, and read while the first worker reads it too
         mine = self.checkpoints.newest(lambda line: None)
-        step, digest = WIRE.unpack(self.agreement.from_first(bytes(WIRE.size)))
+        step, digest = WIRE.unpack(self.sync.from_first(bytes(WIRE.size)))
         if step == FAILED:
             raise FirstWorkerError(f"the first worker of block {self.block} failed, and says why")
         if step == BEGINNING:

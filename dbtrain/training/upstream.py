@@ -11,7 +11,7 @@ from dbtrain.method.split import local_name
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.fit import check_fit
 from dbtrain.shards.manifest import plan_identity
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 
 
 def finished(run: Store, manifest: Mapping[str, Any], block: int) -> dict[str, Tensor]:

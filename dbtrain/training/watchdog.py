@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dbtrain.errors import FencedError, ShardError
-from dbtrain.shards.fence import check
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import check
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 

@@ -12,23 +12,23 @@ from torch import Tensor
 
 from dbtrain.config import parse_config
 from dbtrain.method.split import global_name, local_name
+from dbtrain.run.plan import read_codebook, read_plan
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import check
 from dbtrain.shards.format import ROLES
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.store import Store
-from dbtrain.shards.writer import BackgroundWriter
+from dbtrain.shards.storage.fence import check
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog
-from dbtrain.training.agreement import Agreement
 from dbtrain.training.assignment import Assignment
-from dbtrain.training.blueprint import read_blueprint, read_codebook
+from dbtrain.training.async_writer import BackgroundWriter
+from dbtrain.training.batches import Batches, cut_batch
 from dbtrain.training.engine import Engine
-from dbtrain.training.faults import FaultPlan
-from dbtrain.training.feed import Feed, cut_batch
+from dbtrain.training.fault_injection import FaultPlan
 from dbtrain.training.loop import Report, train
 from dbtrain.training.resumption import Resumption, patience
 from dbtrain.training.upstream import load_upstream
 from dbtrain.training.watchdog import StopRequest, Watchdog
+from dbtrain.training.worker_sync import WorkerSync
 
 MODEL_PREFIX = "model."
 """Of the objective's parameter names, which wrap the model's."""
@@ -50,10 +50,10 @@ class BlockWorker:
         self.stop = stop
         self.run_store = run = Store(assignment.run_url)
         self.manifest = manifest = read_manifest(run)
-        self.blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+        self.run_plan = read_plan(manifest, read_codebook(run, manifest))
         if assignment.config is not None:
-            self.blueprint = replace(self.blueprint, config=parse_config(assignment.config, "the assignment"))
-        self.config = self.blueprint.config
+            self.run_plan = replace(self.run_plan, config=parse_config(assignment.config, "the assignment"))
+        self.config = self.run_plan.config
         self.training = self.config.training.of_block(assignment.block)
         self.store = run.child("blocks", f"{assignment.block:02d}")
         self.identity = plan_identity(manifest, assignment.block)
@@ -67,7 +67,7 @@ class BlockWorker:
         self.watchdog = Watchdog(run, self.store, assignment, stop, None if rank else log)
         cuda = assignment.device == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        self.agreement = Agreement(assignment.workers, stop, self.device)
+        self.sync = WorkerSync(assignment.workers, stop, self.device)
 
     def run(self) -> str:
         """Train to the end or until asked to stop; returns the outcome.
@@ -89,25 +89,27 @@ class BlockWorker:
 
     def _train(self) -> str:
         shape = cut_batch(self.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
-        self._objective = objective = self.blueprint.objective(self.assignment.block).to(self.device)
-        upstream = self.blueprint.scheme.sources(self.assignment.block)[:-1]
+        self._objective = objective = self.run_plan.objective(self.assignment.block).to(self.device)
+        upstream = self.run_plan.scheme.sources(self.assignment.block)[:-1]
         if upstream:
             with self.watchdog.patient():
                 load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
-        data = self.blueprint.data()
+        data = self.run_plan.data()
         self.watchdog.touch()
         engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
         told = self.assignment
-        feed = Feed(data.train, shape, self.config.seed, told.block, self.rank, self.device, self.training.augmentation)
+        batches = Batches(
+            data.train, shape, self.config.seed, told.block, self.rank, self.device, self.training.augmentation
+        )
         held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
         self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size(), zero_stage=engine.zero_stage)
-        return train(engine, feed, self.training, start, self, self.should_stop)
+        return train(engine, batches, self.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
         cluster, told = self.config.cluster, self.assignment
         limit = patience(told.hang_timeout_s)
-        resumption = Resumption(self.checkpoints, self.agreement, told.block, cluster.restart_damaged, limit)
+        resumption = Resumption(self.checkpoints, self.sync, told.block, cluster.restart_damaged, limit)
         with self.watchdog.patient():
             loaded = resumption.find(self.rank, lambda line: self._emit("skipped", reason=line))
         if loaded is None:
@@ -133,7 +135,7 @@ class BlockWorker:
 
     def see_loss(self, step: int, loss: Tensor) -> Tensor:
         """The mean over the block's workers."""
-        return self.agreement.mean(self.faults.loss(step, loss))
+        return self.sync.mean(self.faults.loss(step, loss))
 
     def progress(self, step: int, report: Report) -> None:
         """One event a log interval."""
@@ -169,7 +171,7 @@ class BlockWorker:
     def should_stop(self, step: int) -> bool:
         """Whether to commit and leave after `step`; all ranks of the block decide alike."""
         self._tell_stopping(step)
-        stops = self.agreement.stops()
+        stops = self.sync.stops()
         self._tell_stopping(step)
         return stops
 

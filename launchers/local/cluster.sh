@@ -6,7 +6,7 @@
 #
 # Variables: DBTRAIN_PORT (6379; another one for a second cluster), DBTRAIN_HEAD_OPTIONS (of `ray start`).
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-# as in coordinator/ray_settings.py: both ends of a connection must know them
+# as in coordinator/ray/settings.py: both ends of a connection must know them
 export RAY_grpc_client_keepalive_time_ms=5000 RAY_grpc_client_keepalive_timeout_ms=5000
 export RAY_gcs_rpc_server_reconnect_timeout_s=5
 # the switch with which Ray listens on 127.0.0.1 and nowhere else

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dbtrain.coordinator.ray_settings import SETTINGS
+from dbtrain.coordinator.ray.settings import SETTINGS
 from tests.cluster.hosts import Network, missing
 from tests.cluster.machines import HEAD, SPARE, WORKERS, Machines
 from tests.conftest import ROOT

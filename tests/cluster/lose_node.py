@@ -16,13 +16,13 @@ from typing import Any
 
 import psutil
 
-from dbtrain.coordinator.ray_settings import SETTINGS
+from dbtrain.coordinator.ray.settings import SETTINGS
 
 os.environ |= {**SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from dbtrain.shards.store import Store  # noqa: E402
+from dbtrain.shards.storage.store import Store  # noqa: E402
 from dbtrain.telemetry.events import read_events  # noqa: E402
 
 MEMORY = 80_000_000

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dbtrain.coordinator.ray_settings import LOOPBACK, SETTINGS
+from dbtrain.coordinator.ray.settings import LOOPBACK, SETTINGS
 from tests.conftest import ROOT, TINY, Command, events, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")

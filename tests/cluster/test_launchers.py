@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dbtrain.coordinator.ray_settings import LOOPBACK
+from dbtrain.coordinator.ray.settings import LOOPBACK
 from tests.cluster.test_address import free_ports
 from tests.conftest import ROOT, wait_for
 

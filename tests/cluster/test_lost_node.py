@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import read_events
 from tests.conftest import CONFIG, ROOT, TINY
 

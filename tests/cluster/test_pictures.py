@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from dbtrain.shards.manifest import read_manifest
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from tests.conftest import CONFIG, STEPS, TINY, Command, shards
 from tests.unit.data.pictures import picture
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dbtrain.config import Config, parse_config
-from dbtrain.coordinator.design import design
-from dbtrain.training.blueprint import Blueprint
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import RunPlan
 from dbtrain.training.engine import Engine
 
 Row = tuple[str, int, int, str, str, str, int]
@@ -89,8 +89,8 @@ def config_of(row: Row) -> Config:
     )
 
 
-def make(blueprint: Blueprint, row: Row) -> Engine:
-    return Engine(blueprint.objective(0), blueprint.config.training, MICRO, row[6], row[2])
+def make(run_plan: RunPlan, row: Row) -> Engine:
+    return Engine(run_plan.objective(0), run_plan.config.training, MICRO, row[6], row[2])
 
 
 def batch(step: int, positions: Tensor, images: bool) -> dict[str, Tensor]:
@@ -117,11 +117,11 @@ def advance(engine: Engine, row: Row, start: int, stop: int) -> Parts:
 
 def case(row: Row) -> dict[str, Any]:
     data: Any = SimpleNamespace(shape=IMAGES if row[0] in ("vit", "dit") else TEXT)
-    blueprint = design(config_of(row), data, None)  # type: ignore[arg-type]
-    whole = make(blueprint, row)
+    run_plan = design(config_of(row), data, None)  # type: ignore[arg-type]
+    whole = make(run_plan, row)
     middle = advance(whole, row, 0, CUT)
     end = advance(whole, row, CUT, STEPS)
-    resumed = make(blueprint, row)
+    resumed = make(run_plan, row)
     resumed.restore(middle, CUT)
     again = advance(resumed, row, CUT, STEPS)
     moved = [not torch.equal(middle[part][name], end[part][name]) for part in end for name in end[part]]

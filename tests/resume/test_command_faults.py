@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dbtrain.coordinator.victims import controllers, send
+from dbtrain.experiments.victims import controllers, send
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from tests.conftest import STEPS, TRAIN, Command, events, shards, wait_for
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -11,8 +11,8 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from dbtrain.shards.faults import MissingError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.errors import MissingError
+from dbtrain.shards.storage.store import Store
 from tests.conftest import STEPS, TRAIN, Command
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.long]

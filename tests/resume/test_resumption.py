@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
-from dbtrain.shards.store import Store
+from dbtrain.run.prepare import settle
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import read_events
 from tests.conftest import CONFIG, ROOT, TINY
 

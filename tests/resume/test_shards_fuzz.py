@@ -9,12 +9,12 @@ import torch
 
 from dbtrain.errors import ShardError
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import check, claim
 from dbtrain.shards.format import decode, decode_codebook, encode, encode_codebook
-from dbtrain.shards.lock import LOCK, RunLock
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.merge import load_block, merge, read_config
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import check, claim
+from dbtrain.shards.storage.lock import LOCK, RunLock
+from dbtrain.shards.storage.store import Store
 
 pytestmark = pytest.mark.fault
 

@@ -126,7 +126,7 @@ def samples():
 def prepare(scenario, base, make):
     """Set up the state before the commit; returns keep, step, old step and parts, new parts."""
     from dbtrain.shards.checkpoint import Checkpoints
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     keep = 1 if scenario == "keep-one" else 2
     checkpoints = Checkpoints(Store(base), make.identity(), keep=keep)
@@ -148,7 +148,7 @@ def commit_child(scenario, where):
     make = samples()
     from dbtrain.shards import checkpoint
     from dbtrain.shards.checkpoint import Checkpoints
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     base = Path(where) / "base"
     base.mkdir()
@@ -196,7 +196,7 @@ def commit_child(scenario, where):
 def mend(trial, make, keep, step, new):
     """What is wrong after the next attempt has committed the same step and a later one on top of what the kill left."""
     from dbtrain.shards.checkpoint import Checkpoints
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     checkpoints = Checkpoints(Store(trial), make.identity(), keep=keep)
     done = make.commit(checkpoints, step, new)
@@ -215,7 +215,7 @@ def merge_child(where):
     import torch
 
     from dbtrain.shards.merge import load_block, load_codebook, merge
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     base, trial = Path(where) / "base", Path(where) / "try"
     codes = torch.ones(2, 2)
@@ -251,7 +251,7 @@ def full_child(kind, where):
 
     from dbtrain.errors import ShardError
     from dbtrain.shards.checkpoint import Checkpoints
-    from dbtrain.shards.store import Store
+    from dbtrain.shards.storage.store import Store
 
     checkpoints, old = Checkpoints(Store(where), make.identity()), make.parts(10)
     make.commit(checkpoints, 10, old)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ray._private.utils import get_num_cpus
 
-from dbtrain.coordinator.exits import KILLED
-from dbtrain.coordinator.ray_settings import SETTINGS
+from dbtrain.coordinator.exit_reasons import KILLED
+from dbtrain.coordinator.ray.settings import SETTINGS
 from tests.conftest import CONFIG, ROOT, TINY, Command
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(300)]
 KILLED_ONCE = """
 import os, signal, sys
 from dbtrain.cli import main
-from dbtrain.coordinator.ray_settings import prepare
+from dbtrain.coordinator.ray.settings import prepare
 prepare(None, loopback=True)
-from dbtrain.coordinator import ray_train
+from dbtrain.coordinator.ray import attempt as ray_train
 
 class Group(ray_train._Group):
     def on_start(self, worker_group, backend_config):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dbtrain.coordinator.exits import KILLED
+from dbtrain.coordinator.exit_reasons import KILLED
 from tests.conftest import STEPS, TRAIN, Command, events, shards
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]

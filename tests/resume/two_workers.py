@@ -9,8 +9,8 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import claim
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import claim
+from dbtrain.shards.storage.store import Store
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest

@@ -5,9 +5,9 @@ import torch
 from hypothesis import settings
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import load_data
+from dbtrain.run.plan import load_data
+from dbtrain.run.prepare import settle
+from dbtrain.shards.storage.store import Store
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("steady")

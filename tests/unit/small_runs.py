@@ -3,12 +3,12 @@
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
 from dbtrain.method.split import global_name
+from dbtrain.run.plan import read_codebook, read_plan
+from dbtrain.run.prepare import settle
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import read_blueprint, read_codebook
+from dbtrain.shards.storage.store import Store
 
 BASE = {
     "name": "toy",
@@ -28,10 +28,10 @@ def never(*_):
 def commit(run, seed=0, blocks=(0, 1)):
     """Blocks with weights of their own, committed at the last step."""
     manifest = read_manifest(run)
-    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+    run_plan = read_plan(manifest, read_codebook(run, manifest))
     for block in blocks:
         generator = torch.Generator().manual_seed(10 * seed + block)
-        state = blueprint.model(block).state_dict()
+        state = run_plan.model(block).state_dict()
         named = {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
         checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
         checkpoints.commit(2, {"model": named}, loss=1.0, attempt=1, fence=lambda: None)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dbtrain import cli
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -52,7 +52,7 @@ def test_a_plan_says_at_once_that_it_trains_a_pilot_and_keeps_nothing(ranges, no
         return {"kind": "loguniform", "sigma_min": 0.5, "sigma_max": 20.0}
 
     told = []
-    monkeypatch.setattr("dbtrain.analysis.calibrate.calibrate", calibrate)
+    monkeypatch.setattr("dbtrain.run.calibrate.calibrate", calibrate)
     size = ["model.depth=3", "model.dim=16", "model.heads=2", f"noise.ranges={ranges}", f"out={tmp_path}"]
     with pytest.raises(SystemExit) as ended:
         cli.app(["plan", str(CONFIGS / "vit_digits.yaml"), *size])

@@ -7,12 +7,12 @@ from pydantic import BaseModel
 
 from dbtrain.config import Config, load_config
 from dbtrain.config.known_keys import sections_of, tag_of
-from dbtrain.coordinator.command import train
-from dbtrain.coordinator.settle import settle
+from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, PlacementError
 from dbtrain.evaluation.metrics import METRICS, metric_of
 from dbtrain.models.registry import ARCHITECTURES, architecture
-from dbtrain.shards.store import Store
+from dbtrain.run.prepare import settle
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.trackers import check_installed
 from tests.unit.conftest import SMALL
 
@@ -194,7 +194,7 @@ def pilot(*_):
 )
 def test_it_is_told_before_a_pilot_is_trained(make_config, tmp_path, monkeypatch, overrides, error, message):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("dbtrain.coordinator.command.connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dbtrain.coordinator.train.connect", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr("dbtrain.telemetry.trackers.find_spec", lambda name: name if name == "tensorboard" else None)
     config = make_config("noise.ranges=calibrated", *overrides)
     with pytest.raises(error, match=message):
@@ -221,6 +221,6 @@ def test_a_run_that_exists_is_continued_where_only_what_is_left_of_it_fits(make_
     def reached(*_):
         raise Reached
 
-    monkeypatch.setattr("dbtrain.coordinator.command.connect", reached)
+    monkeypatch.setattr("dbtrain.coordinator.train.connect", reached)
     with pytest.raises(Reached):
         train(config, Silent(), pilot)

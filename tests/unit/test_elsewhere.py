@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from dbtrain.cli import app
 from dbtrain.config import Config, load_config
-from dbtrain.coordinator import command
-from dbtrain.coordinator.settle import settle
+from dbtrain.coordinator import train as command
 from dbtrain.errors import DataError
 from dbtrain.evaluation.report import evaluate_run
+from dbtrain.run.plan import RunPlan, read_codebook, read_plan
+from dbtrain.run.prepare import settle
 from dbtrain.shards.manifest import read_manifest, write_manifest
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint, read_blueprint, read_codebook
+from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import never
 from tests.unit.evaluation.test_evaluation_pictures import merged_run
 
@@ -108,14 +108,14 @@ def test_a_run_whose_paths_are_absolute_is_evaluated_where_they_lead_though_its_
     assert evaluate_run(run, [f"data.path={moved}/corpus.txt", f"data.cache={tmp_path}/again"])[1]["test"]
 
 
-def blueprint(run: Path) -> Blueprint:
+def run_plan(run: Path) -> RunPlan:
     manifest = read_manifest(Store(run))
-    return read_blueprint(manifest, read_codebook(Store(run), manifest))
+    return read_plan(manifest, read_codebook(Store(run), manifest))
 
 
 def test_a_run_keeps_to_its_data_where_another_lies_at_the_same_path(home: Path, tmp_path: Path) -> None:
     words(tmp_path / "elsewhere", seed=1)
-    data = blueprint(home / "runs" / "run").located().data
+    data = run_plan(home / "runs" / "run").located().data
     assert data.model_dump()["path"] == str(home / "corpus.txt")
 
 
@@ -141,7 +141,7 @@ def test_a_run_of_before_continues_and_is_evaluated_where_its_data_lies(
     assert manifest.pop("data_paths") == {"path": f"{home}/corpus.txt", "cache": f"{home}/packed"}
     write_manifest(run, manifest)
     with pytest.raises(DataError, match=rf"data.path=corpus.txt was looked for below {tmp_path}/elsewhere: put it"):
-        blueprint(run.path).data()
+        run_plan(run.path).data()
     monkeypatch.chdir(home)
     assert settle(load_config(None, base=TEXT), run, never).data().train
     assert read_manifest(run)["config_hash"] == load_config(None, base=TEXT).content_hash()
@@ -158,7 +158,7 @@ def test_a_run_without_relative_paths_says_nothing_of_this_machine(home: Path, t
 def test_workers_of_a_run_that_is_resumed_elsewhere_get_its_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Config] = []
 
-    class Conductor:
+    class Controller:
         stopping = False
 
         def __init__(self, run: Store, config: Config, *_: Any) -> None:
@@ -172,7 +172,7 @@ def test_workers_of_a_run_that_is_resumed_elsewhere_get_its_data(home: Path, mon
     cluster = SimpleNamespace(nodes=list, close=lambda: None)
     monkeypatch.setattr(command, "connect", lambda _: cluster)
     monkeypatch.setattr(command, "choose_device", lambda *_: "cpu")
-    monkeypatch.setattr(command, "Conductor", Conductor)
+    monkeypatch.setattr(command, "Conductor", Controller)
     said = CliRunner().invoke(app, ["resume", str(home / "runs" / "run")])
     assert said.exit_code == 0, said.output
     assert told[0].data.model_dump()["path"] == str(home / "corpus.txt")

@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 
 from dbtrain.cli import app
 from dbtrain.config import Config, load_config
-from dbtrain.coordinator.settle import settle
 from dbtrain.errors import DataError
-from dbtrain.shards.fence import claim
+from dbtrain.run.plan import load_data
+from dbtrain.run.prepare import settle
 from dbtrain.shards.manifest import read_manifest, write_manifest
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import claim
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import read_events
 from dbtrain.training.assignment import Assignment
-from dbtrain.training.blueprint import load_data
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest
 from tests.unit.conftest import never

@@ -11,12 +11,10 @@ from torch.nn import functional
 
 from dbtrain.config import load_config, parse_config
 from dbtrain.config.model import model_section
-from dbtrain.coordinator.design import design
-from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import accuracy
 from dbtrain.evaluation.losses import grid
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import metric_of
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.interface import BlockModel, Example
@@ -26,9 +24,11 @@ from dbtrain.method.ranges import equal_shares
 from dbtrain.method.sampler import schedule
 from dbtrain.method.split import global_name
 from dbtrain.models.registry import ARCHITECTURES, architecture
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import level_name, read_codebook, read_plan
+from dbtrain.run.prepare import settle
 from dbtrain.shards.manifest import read_manifest
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import level_name, read_blueprint, read_codebook
+from dbtrain.shards.storage.store import Store
 
 CPU = torch.device("cpu")
 
@@ -182,11 +182,11 @@ def never(*_):
     raise AssertionError("nothing here needs a calibration")
 
 
-def trained(blueprint, data, steps=80):
+def trained(run_plan, data, steps=80):
     """Tensors of every block, each trained by itself."""
     made = []
-    for block in range(blueprint.shards.blocks):
-        objective, losses = blueprint.objective(block), []
+    for block in range(run_plan.shards.blocks):
+        objective, losses = run_plan.objective(block), []
         optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-3)
         for step in range(steps):
             batch = data.train.batch((torch.arange(64) + 64 * step) % len(data.train), CPU)
@@ -201,13 +201,13 @@ def trained(blueprint, data, steps=80):
 
 
 def test_both_are_trained_merged_and_evaluated_like_those_of_the_package(config, digits):
-    blueprint = design(config, digits, never)
-    assert blueprint.ranges == equal_shares(LogUniform(0.2, 5.0), 3)
-    merged = MergedModel(blueprint, trained(blueprint, digits).__getitem__, CPU)
+    run_plan = design(config, digits, never)
+    assert run_plan.ranges == equal_shares(LogUniform(0.2, 5.0), 3)
+    merged = MergedModel(run_plan, trained(run_plan, digits).__getitem__, CPU)
     name, _ = metric_of(config)
     scores = accuracy(merged, digits.test, config.evaluation)
     assert name == "accuracy" and min(scores[readout] for readout in ("chain", "mean", "first")) > 0.7
-    assert [owner for _, owner, boundary in grid(blueprint, 3) if not boundary] == [0, 1, 2]
+    assert [owner for _, owner, boundary in grid(run_plan, 3) if not boundary] == [0, 1, 2]
 
 
 def test_a_run_of_both_is_settled_and_read_back(config):
@@ -215,7 +215,7 @@ def test_a_run_of_both_is_settled_and_read_back(config):
     run.makedirs()
     settle(config, run, never)
     manifest = read_manifest(run)
-    again = read_blueprint(manifest, read_codebook(run, manifest))
+    again = read_plan(manifest, read_codebook(run, manifest))
     assert again.config == config and again.config.content_hash() == config.content_hash()
     assert type(again.noise()) is type(design(config, again.data(), never).noise())
     assert (

@@ -8,13 +8,13 @@ from typer.testing import CliRunner
 
 from dbtrain.cli import app
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.metrics import METRICS
 from dbtrain.evaluation.report import MOST_CLASSES, comparison, scores_table
+from dbtrain.run.plan import read_plan
+from dbtrain.run.prepare import settle
 from dbtrain.shards.manifest import read_manifest
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import read_blueprint
+from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import SMALL, never
 from tests.unit.data.pictures import class_folders
 from tests.unit.evaluation.test_evaluation_pictures import merged_run
@@ -50,12 +50,12 @@ def test_run_json_keeps_the_classes_and_splits_and_the_tables_name_them(base):
     manifest = read_manifest(run)
     assert manifest["class_names"] == list(CLASSES) and manifest["shape"] == {"image": [3, 20, 28], "classes": 3}
     assert any("the validation split is the 30% of the others" in note for note in manifest["data_notes"])
-    assert read_blueprint(manifest, None).class_names == tuple(CLASSES)
+    assert read_plan(manifest, None).class_names == tuple(CLASSES)
     said = CliRunner().invoke(app, ["eval", str(run.url)])
     assert said.exit_code == 0, said.output
     assert all(f"class {name}" in said.output for name in CLASSES)
     scores = json.loads(Path(run.url, "evaluation.json").read_text())["scores"]
-    data = read_blueprint(manifest, None).data()
+    data = read_plan(manifest, None).data()
     for split, samples in (("validation", data.validation), ("test", data.test)):
         counts = samples.labels.bincount(minlength=3).tolist()
         shares = [scores[split].get(f"class_{name}") for name in CLASSES]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
 from dbtrain.data.images import read_idx
 from dbtrain.errors import ConfigError, DataError
 from dbtrain.method.levels import LogUniform
-from dbtrain.shards.store import Store
-from dbtrain.training.faults import FaultPlan
+from dbtrain.run.prepare import settle
+from dbtrain.shards.storage.store import Store
+from dbtrain.training.fault_injection import FaultPlan
 
 DIGITS = str(Path(__file__).parents[2] / "configs" / "vit_digits.yaml")
 

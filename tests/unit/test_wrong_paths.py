@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dbtrain import cli
-from dbtrain.coordinator.address import check_address
-from dbtrain.coordinator.command import train
+from dbtrain.coordinator.ray.address import check_address
+from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, ShardError
-from dbtrain.shards.directory import check_run_path
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
 
 YAML = "name: toy\nmodel: {arch: vit}\ndata: {source: digits}\n"
 READERS = ["eval", "losses", "sample", "generate", "status", "resume", "merge", "inspect"]
@@ -100,7 +100,7 @@ class Silent:
     ids=lambda value: value[:20],
 )
 def test_where_no_run_can_lie(out, words, places, make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("dbtrain.coordinator.command.connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dbtrain.coordinator.train.connect", lambda *_: pytest.fail("Ray was started"))
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     with pytest.raises((ConfigError, ShardError), match=words) as caught:
         train(make_config(f"out={tmp_path}/{out}", "name=new"), Silent(), lambda *_: pytest.fail("a pilot"))
@@ -109,7 +109,7 @@ def test_where_no_run_can_lie(out, words, places, make_config, tmp_path, monkeyp
 
 
 def test_a_run_beside_another_and_one_by_a_link_that_leads_somewhere_may_lie_there(places, make_config, tmp_path):
-    from dbtrain.shards.directory import run_directory
+    from dbtrain.shards.storage.directory import run_directory
 
     (tmp_path / "real ü").mkdir()
     (tmp_path / "link").symlink_to("real ü")

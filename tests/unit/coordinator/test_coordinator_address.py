@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from dbtrain.config import Config
-from dbtrain.coordinator import address
-from dbtrain.coordinator.address import check_address
-from dbtrain.coordinator.command import train
-from dbtrain.coordinator.connect import connect
-from dbtrain.coordinator.ray_settings import LOOPBACK, prepare
+from dbtrain.coordinator.ray import address
+from dbtrain.coordinator.ray.address import check_address
+from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.ray.settings import LOOPBACK, prepare
+from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, PlacementError
 from tests.unit.conftest import never
 

@@ -28,7 +28,7 @@ def test_a_worker_without_gpus_sees_none(
     backend: str, accelerator: str, visible: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray hides them from nobody who asked for none, and DeepSpeed takes what it finds when it is imported."""
-    from dbtrain.coordinator.ray_train import _Group, _GroupConfig
+    from dbtrain.coordinator.ray.attempt import _Group, _GroupConfig
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     monkeypatch.setenv("DS_ACCELERATOR", "other")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dbtrain.coordinator import ray_train
-from dbtrain.coordinator.exits import LOST_NODE, in_words
+from dbtrain.coordinator.exit_reasons import LOST_NODE, in_words
+from dbtrain.coordinator.ray import attempt as ray_train
 
 A, B, C = ("a" * 56, "b" * 56, "c" * 56)
 BROKEN = "Connection closed by peer [10.0.0.2]:15772"

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dbtrain.coordinator import examine, probe
-from dbtrain.coordinator.connect import connect
-from dbtrain.coordinator.doctor import doctor, examine_machine
-from dbtrain.coordinator.examine import Finding, examine_cluster
+from dbtrain.coordinator import probe
 from dbtrain.coordinator.preflight import check_packages
-from dbtrain.coordinator.ray_settings import SETTINGS
-from dbtrain.coordinator.shipping import JOB, refuse_lost_output, runtime_env
+from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.ray.settings import SETTINGS
+from dbtrain.coordinator.ray.shipping import JOB, refuse_lost_output, runtime_env
+from dbtrain.doctor import checks as examine
+from dbtrain.doctor.checks import Finding, examine_cluster
+from dbtrain.doctor.report import doctor, examine_machine
 from dbtrain.errors import ConfigError, PlacementError, PreflightError, VersionError
 from tests.conftest import ROOT
 
@@ -99,7 +100,7 @@ def test_a_package_that_a_source_needs_is_asked_for_by_that_source(
 
 def test_whatever_a_worker_imports_is_asked_for() -> None:
     """Of what this package declares; some come with others: psutil with DeepSpeed, annotated-types with pydantic."""
-    code = "import sys, dbtrain.coordinator.ray_train, dbtrain.coordinator.signals, dbtrain.training.entry"
+    code = "import sys, dbtrain.coordinator.ray.attempt, dbtrain.coordinator.ray.signals, dbtrain.training.entry"
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-c", f"{code}; print(*(name for name in sys.modules if '.' not in name))"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)

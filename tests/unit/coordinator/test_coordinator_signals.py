@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import os, signal, sys, threading, time
-from dbtrain.coordinator import signals
+from dbtrain.coordinator.ray import signals
 
 def as_ray_does(number, frame):
     sys.exit(3)

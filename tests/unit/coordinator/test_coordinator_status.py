@@ -9,8 +9,8 @@ from dbtrain.coordinator.status import preparation, status
 from dbtrain.errors import ShardError
 from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.report import evaluate_run
-from dbtrain.shards.lock import RunLock
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.lock import RunLock
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import make_console
 from dbtrain.telemetry.events import EventLog
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from dbtrain.config import load_config
 from dbtrain.data.splits import mixed
 from dbtrain.errors import DataError
-from dbtrain.training.blueprint import load_data
+from dbtrain.run.plan import load_data
 
 CPU = torch.device("cpu")
 LATENTS = 4 * torch.randn(50, 4, 3, 2, generator=torch.Generator().manual_seed(0))

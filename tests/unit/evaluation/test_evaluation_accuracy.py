@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dbtrain.config import EvaluationConfig
-from dbtrain.coordinator.design import design
 from dbtrain.evaluation.accuracy import accuracy
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Example
+from dbtrain.run.make_plan import design
 from tests.unit.conftest import never
 
 CPU = torch.device("cpu")
@@ -44,8 +44,8 @@ def reader(codes, reads):
 def merged(make_config, digits, reads, high):
     ranges = ["noise.ranges=explicit", f"noise.edges=[{high},{high / 2},{high / 4},{high / 8}]"]
     model = MergedModel.__new__(MergedModel)
-    model.blueprint, model.device = design(make_config(*ranges), digits, never), CPU
-    model.blocks = [reader(model.blueprint.codebook, reads)] * 3
+    model.run_plan, model.device = design(make_config(*ranges), digits, never), CPU
+    model.blocks = [reader(model.run_plan.codebook, reads)] * 3
     return model
 
 
@@ -64,7 +64,7 @@ def test_scrambled_is_what_the_noisy_code_alone_gives_away(make_config, digits, 
 def test_scores_do_not_depend_on_how_the_samples_are_cut_into_batches(make_config, digits):
     model = merged(make_config, digits, "code", 1.0)
     section = EvaluationConfig(start="noise")
-    model.blueprint = replace(model.blueprint, config=model.blueprint.config.model_copy(update={"evaluation": section}))
+    model.run_plan = replace(model.run_plan, config=model.run_plan.config.model_copy(update={"evaluation": section}))
     whole, cut = (accuracy(model, Labelled(), section.model_copy(update={"batch_size": n})) for n in (50, 7))
     assert whole == cut and 0 < whole["mean"] < 0.5
 

@@ -9,7 +9,7 @@ from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import LabelledImages
 from dbtrain.data.tokenizers import Letters
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.elbo import block_nats, elbo_bits
+from dbtrain.evaluation.text.elbo import block_nats, elbo_bits
 from dbtrain.method.interface import Example
 from dbtrain.method.levels import Uniform
 from dbtrain.method.masking import MaskingNoise
@@ -48,7 +48,7 @@ def section(batch_size=1000, steps=2, most=None):
 
 
 def merged(blocks):
-    blueprint = SimpleNamespace(
+    run_plan = SimpleNamespace(
         split=split_evenly(6, blocks),
         runs=split_evenly(6, blocks).layers,
         ranges=equal_shares(Uniform(), blocks),
@@ -56,7 +56,7 @@ def merged(blocks):
         config=SimpleNamespace(seed=0),
         shape={"length": 2, "vocabulary": 4},
     )
-    return SimpleNamespace(blueprint=blueprint, blocks=[Twins()] * blocks, device=torch.device("cpu"), count=silent)
+    return SimpleNamespace(run_plan=run_plan, blocks=[Twins()] * blocks, device=torch.device("cpu"), count=silent)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
@@ -88,7 +88,7 @@ def test_levels_spread_evenly_vary_far_less_than_independent_ones():
     totals = []
     for seed in range(20):
         model = merged(1)
-        model.blueprint.config.seed = seed
+        model.run_plan.config.seed = seed
         totals.append(float(block_nats(model, 0, texts(pairs).batch(indices, torch.device("cpu")), indices, 1).mean()))
     evenly = torch.tensor(totals) / (2 * pairs)
     generator = torch.Generator().manual_seed(0)

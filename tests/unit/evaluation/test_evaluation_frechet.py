@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from dbtrain.config import EvaluationConfig, load_config
-from dbtrain.coordinator.design import design
 from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError, DataError, ShardError
-from dbtrain.evaluation import classifier as room
-from dbtrain.evaluation import frechet, inception
-from dbtrain.evaluation.bits import evenly
-from dbtrain.evaluation.classifier import Classifier, accuracy_of, fit, judge_of
-from dbtrain.evaluation.frechet import distances, plans
-from dbtrain.evaluation.inception import Inception
-from dbtrain.evaluation.merged import MergedModel
+from dbtrain.evaluation.images import classifier as room
+from dbtrain.evaluation.images import frechet, inception
+from dbtrain.evaluation.images.classifier import Classifier, accuracy_of, fit, judge_of
+from dbtrain.evaluation.images.frechet import distances, plans
+from dbtrain.evaluation.images.inception import Inception
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import METRICS, metric_of
+from dbtrain.evaluation.text.bits import evenly
 from dbtrain.method.split import global_name
-from dbtrain.training.blueprint import load_data
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import load_data
 
 SMALL = {
     "name": "toy",
@@ -36,12 +36,12 @@ def data():
 @pytest.fixture(scope="module")
 def model(data):
     """A run that has not been trained: it denoises as if pixels were N(0, 0.5^2)."""
-    blueprint = design(load_config(None, base=SMALL), data, lambda *_: {})
+    run_plan = design(load_config(None, base=SMALL), data, lambda *_: {})
 
     def load(block):
-        return {global_name(block, n): t for n, t in blueprint.model(block).state_dict().items()}
+        return {global_name(block, n): t for n, t in run_plan.model(block).state_dict().items()}
 
-    return MergedModel(blueprint, load, CPU)
+    return MergedModel(run_plan, load, CPU)
 
 
 class Pixels(torch.nn.Module):
@@ -88,7 +88,7 @@ def test_samples_have_the_classes_of_a_split_that_is_sorted_and_every_model_the_
     split = LabelledImages(data.test.images[by_class], data.test.labels[by_class], 10, 16.0)
     seen = []
 
-    def watched(blueprint, block_at, labels, shape, plan, batch_size, count):
+    def watched(run_plan, block_at, labels, shape, plan, batch_size, count):
         seen.append((labels, plan.seed))
         return torch.rand(len(labels), *shape)
 
@@ -128,7 +128,7 @@ def test_readouts_say_how_samples_were_drawn(model):
 def test_one_block_has_no_order_to_shuffle(model, data):
     config = load_config(None, base={**SMALL, "blocks": 1})
     whole = MergedModel.__new__(MergedModel)
-    whole.blueprint = design(config, data, lambda *_: {})
+    whole.run_plan = design(config, data, lambda *_: {})
     assert list(plans(whole, EvaluationConfig(steps=8))) == ["euler_8", "scrambled_class"]
 
 

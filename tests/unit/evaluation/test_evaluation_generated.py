@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.generate import GENERATORS
-from dbtrain.evaluation.generated import _draw, describe_judge, distinct, entropy, generated
-from dbtrain.evaluation.judge import Judge
-from dbtrain.evaluation.mauve import mauve, ngram_features
+from dbtrain.evaluation.text.generate import GENERATORS
+from dbtrain.evaluation.text.generated import _draw, describe_judge, distinct, entropy, generated
+from dbtrain.evaluation.text.judge import Judge
+from dbtrain.evaluation.text.mauve import mauve, ngram_features
 from dbtrain.models.registry import architecture
 from tests.unit.evaluation.test_evaluation_text import CPU, configure, data, merged  # noqa: F401
 

@@ -60,7 +60,7 @@ def test_a_metric_of_another_architecture_is_refused_with_those_that_fit(arch, m
 def test_it_is_refused_before_anything_is_trained(command, tmp_path, monkeypatch):
     for module in (cli.training, cli.comparison):
         monkeypatch.setattr(module, "train_and_merge", lambda *_: pytest.fail("trained"))
-    monkeypatch.setattr("dbtrain.coordinator.ablate.run_grid", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("dbtrain.experiments.ablate.run_grid", lambda *_: pytest.fail("trained"))
     monkeypatch.chdir(tmp_path)
     wrong = {"vit_digits": ("bits", "does not fit model.arch=vit"), "dit_digits": ("frechet_inception", "needs eval")}
     for name, (metric, message) in wrong.items():

@@ -6,17 +6,17 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.config import load_config
-from dbtrain.coordinator.settle import settle
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation import classifier, frechet
-from dbtrain.evaluation.pictures import grid, sample_run
+from dbtrain.evaluation.images import classifier, frechet
+from dbtrain.evaluation.images.pictures import grid, sample_run
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.method.split import global_name
+from dbtrain.run.plan import RunPlan
+from dbtrain.run.prepare import settle
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.merge import merge
-from dbtrain.shards.store import Store
-from dbtrain.training.blueprint import Blueprint
+from dbtrain.shards.storage.store import Store
 
 DIT = {
     "name": "toy",
@@ -33,10 +33,10 @@ def merged_run(base):
     config = load_config(None, base=base)
     run = Store(config.run_url)
     run.makedirs()
-    blueprint = settle(config, run, lambda *_: {})
+    run_plan = settle(config, run, lambda *_: {})
     manifest = read_manifest(run)
     for block in range(config.blocks):
-        state = blueprint.model(block).state_dict()
+        state = run_plan.model(block).state_dict()
         parts = {"model": {global_name(block, n): t for n, t in state.items()}}
         checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
         checkpoints.commit(1, parts, loss=1.0, attempt=1, fence=lambda: None)
@@ -123,8 +123,8 @@ def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = merged_run({**DIT, "out": str(tmp_path)})
     made = []
-    read, judge = Blueprint.data, frechet.judge_of
-    monkeypatch.setattr(Blueprint, "data", lambda self: made.append("data") or read(self))
+    read, judge = RunPlan.data, frechet.judge_of
+    monkeypatch.setattr(RunPlan, "data", lambda self: made.append("data") or read(self))
     monkeypatch.setattr(frechet, "judge_of", lambda *told: made.append("judge") or judge(*told))
     metric, scores = evaluate_run(run, ["evaluation.samples=120", "evaluation.steps=4"])
     assert made == ["data", "judge"]

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.design import design
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.sampling import OneBlock, Plan, draw, levels_of
+from dbtrain.evaluation.images.sampling import OneBlock, Plan, draw, levels_of
 from dbtrain.method.sampler import guide
 from dbtrain.method.split import global_name
-from dbtrain.training.blueprint import load_data
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import load_data
 
 SMALL = {
     "name": "toy",
@@ -43,27 +43,27 @@ def data():
 
 
 @pytest.fixture
-def blueprint(data):
+def run_plan(data):
     return design(load_config(None, base=SMALL), data, lambda *_: {})
 
 
 @pytest.fixture
-def weights(blueprint):
+def weights(run_plan):
     """Tensors of each block by global name, with a modulation that is not zero."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for block in range(3):
-        state = blueprint.model(block).state_dict()
+        state = run_plan.model(block).state_dict()
         made.append(
             {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
         )
     return made
 
 
-def gaussian_error(blueprint, steps, solver):
+def gaussian_error(run_plan, steps, solver):
     """Greatest distance of a sample to the end of its exact trajectory."""
     labels = torch.arange(20) % 10
-    levels = levels_of(blueprint, steps, "karras")
+    levels = levels_of(run_plan, steps, "karras")
     seen = []
 
     class Watch(Gaussian):
@@ -71,29 +71,29 @@ def gaussian_error(blueprint, steps, solver):
             seen.append(noisy)
             return super().predict(layers, noisy, level, context)
 
-    samples = draw(blueprint, lambda _: Watch(), labels, SHAPE, Plan(levels, solver), 20)
+    samples = draw(run_plan, lambda _: Watch(), labels, SHAPE, Plan(levels, solver), 20)
     mean = (MEAN * (labels - 4.5))[:, None, None, None]
     exact = mean + (seen[0] - mean) * STD / math.sqrt(STD**2 + 80.0**2)
     return float((samples - exact).abs().max())
 
 
-def test_samples_of_an_exact_denoiser_converge_to_its_distribution(blueprint):
-    euler, heun = ([gaussian_error(blueprint, n, solver) for n in (18, 36, 72)] for solver in ("euler", "heun"))
+def test_samples_of_an_exact_denoiser_converge_to_its_distribution(run_plan):
+    euler, heun = ([gaussian_error(run_plan, n, solver) for n in (18, 36, 72)] for solver in ("euler", "heun"))
     assert euler[0] > 1.7 * euler[1] > 2.8 * euler[2]  # first order
     assert heun[0] > 3 * heun[1] > 9 * heun[2]  # second order
     assert heun[2] < 0.01 and all(h < e for h, e in zip(heun, euler, strict=True))
     labels = torch.full((200,), 7)
-    samples = draw(blueprint, lambda _: Gaussian(), labels, SHAPE, Plan(levels_of(blueprint, 72, "karras"), "heun"), 64)
+    samples = draw(run_plan, lambda _: Gaussian(), labels, SHAPE, Plan(levels_of(run_plan, 72, "karras"), "heun"), 64)
     # 12,800 pixels
     assert float(samples.mean()) == pytest.approx(MEAN * 2.5, abs=0.015)
     assert float(samples.std()) == pytest.approx(STD, abs=0.01)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guidance_moves_the_mean_by_its_scale(blueprint, scale):
+def test_guidance_moves_the_mean_by_its_scale(run_plan, scale):
     """Of two Gaussians of one width the guided denoiser is that of a Gaussian at scale times the mean."""
-    plan = Plan(levels_of(blueprint, 72, "karras"), "heun", scale)
-    samples = draw(blueprint, lambda _: Gaussian(), torch.full((200,), 7), SHAPE, plan, 200)
+    plan = Plan(levels_of(run_plan, 72, "karras"), "heun", scale)
+    samples = draw(run_plan, lambda _: Gaussian(), torch.full((200,), 7), SHAPE, plan, 200)
     # the start, of mean zero, is not quite that of the data's noise at sigma_max
     assert float(samples.mean()) == pytest.approx(scale * MEAN * 2.5 * (1 - STD / 80), abs=0.008)
     assert float(samples.std()) == pytest.approx(STD, abs=0.01)
@@ -104,7 +104,7 @@ def test_guidance_is_linear_between_and_beyond_both_estimates():
     assert [float(guide(told, free, scale)) for scale in (0, 1, 2, 4)] == [1.0, 3.0, 5.0, 9.0]
 
 
-def test_at_most_one_blocks_parameters_are_in_memory(blueprint, weights):
+def test_at_most_one_blocks_parameters_are_in_memory(run_plan, weights):
     loads, made = [], []
 
     def load(block):
@@ -112,7 +112,7 @@ def test_at_most_one_blocks_parameters_are_in_memory(blueprint, weights):
         loads.append(block)
         return weights[block]
 
-    blocks = OneBlock(blueprint, load, CPU)
+    blocks = OneBlock(run_plan, load, CPU)
 
     def block_at(block):
         made.append(weakref.ref(blocks(block)))
@@ -120,20 +120,20 @@ def test_at_most_one_blocks_parameters_are_in_memory(blueprint, weights):
 
     for solver in ("euler", "heun"):
         loads.clear()
-        plan = Plan(levels_of(blueprint, 9, "slices"), solver, 2.0)
-        drawn = draw(blueprint, block_at, torch.arange(10), SHAPE, plan, 4)
+        plan = Plan(levels_of(run_plan, 9, "slices"), solver, 2.0)
+        drawn = draw(run_plan, block_at, torch.arange(10), SHAPE, plan, 4)
         # three batches, and yet each block is read once
         assert loads == [0, 1, 2]
         assert drawn.shape == (10, 1, 8, 8) and drawn.isfinite().all()
         assert set(made[-1]().layers) == {"2"}
 
 
-def test_a_sample_is_a_function_of_seed_and_number_however_the_batches_are_cut(blueprint, weights):
-    blocks = OneBlock(blueprint, weights.__getitem__, CPU)
-    labels, levels = torch.arange(10), levels_of(blueprint, 6, "slices")
+def test_a_sample_is_a_function_of_seed_and_number_however_the_batches_are_cut(run_plan, weights):
+    blocks = OneBlock(run_plan, weights.__getitem__, CPU)
+    labels, levels = torch.arange(10), levels_of(run_plan, 6, "slices")
 
     def drawn(seed=0, batch_size=10, **changes):
-        return draw(blueprint, blocks, labels, SHAPE, Plan(levels, seed=seed, **changes), batch_size)
+        return draw(run_plan, blocks, labels, SHAPE, Plan(levels, seed=seed, **changes), batch_size)
 
     whole = drawn()
     assert torch.equal(whole, drawn())
@@ -144,23 +144,23 @@ def test_a_sample_is_a_function_of_seed_and_number_however_the_batches_are_cut(b
         assert not torch.allclose(whole, drawn(**changes), atol=1e-4)
 
 
-def test_each_level_is_asked_of_its_owner_and_a_control_of_another(blueprint):
+def test_each_level_is_asked_of_its_owner_and_a_control_of_another(run_plan):
     asked = []
 
     def block_at(block):
         asked.append(block)
         return Gaussian()
 
-    levels = levels_of(blueprint, 6, "slices")
-    draw(blueprint, block_at, torch.arange(2), SHAPE, Plan(levels), 2)
+    levels = levels_of(run_plan, 6, "slices")
+    draw(run_plan, block_at, torch.arange(2), SHAPE, Plan(levels), 2)
     assert asked == [0, 0, 1, 1, 2, 2]
     asked.clear()
-    draw(blueprint, block_at, torch.arange(2), SHAPE, Plan(levels, order=(1, 2, 0)), 2)
+    draw(run_plan, block_at, torch.arange(2), SHAPE, Plan(levels, order=(1, 2, 0)), 2)
     assert asked == [1, 1, 2, 2, 0, 0]
 
 
-def test_blending_averages_the_blocks_that_were_trained_at_a_level(blueprint):
-    first, second = blueprint.ranges.edges[1:3]
+def test_blending_averages_the_blocks_that_were_trained_at_a_level(run_plan):
+    first, second = run_plan.ranges.edges[1:3]
 
     class Constant(Gaussian):
         def __init__(self, value):
@@ -173,7 +173,7 @@ def test_blending_averages_the_blocks_that_were_trained_at_a_level(blueprint):
     def last(level, blend):
         made = [Constant(10.0**block) for block in range(3)]
         return float(
-            draw(blueprint, made.__getitem__, torch.arange(1), SHAPE, Plan((level,), blend=blend), 1)[0, 0, 0, 0]
+            draw(run_plan, made.__getitem__, torch.arange(1), SHAPE, Plan((level,), blend=blend), 1)[0, 0, 0, 0]
         )
 
     # a slice is widened by a share of its own width: block 2, the widest, reaches further up than block 1 down
@@ -183,7 +183,7 @@ def test_blending_averages_the_blocks_that_were_trained_at_a_level(blueprint):
         assert (last(level, False), last(level, True)) == (plain, blended), level
 
 
-def test_scrambled_classes_are_those_of_others_and_new_at_every_level(blueprint):
+def test_scrambled_classes_are_those_of_others_and_new_at_every_level(run_plan):
     told = []
 
     class Watch(Gaussian):
@@ -191,23 +191,23 @@ def test_scrambled_classes_are_those_of_others_and_new_at_every_level(blueprint)
             told.append(context)
             return super().predict(layers, noisy, level, context)
 
-    labels, plan = torch.arange(10), Plan(levels_of(blueprint, 3, "slices"), scrambled=True)
-    draw(blueprint, lambda _: Watch(), labels, SHAPE, plan, 10)
+    labels, plan = torch.arange(10), Plan(levels_of(run_plan, 3, "slices"), scrambled=True)
+    draw(run_plan, lambda _: Watch(), labels, SHAPE, plan, 10)
     assert all(torch.equal(context.sort().values, labels) for context in told)
     assert not any((context == labels).any() for context in told) and not torch.equal(told[0], told[1])
     whole = list(told)
     told.clear()
     # a batch may be of one class, or of one sample: others are those of all samples
-    draw(blueprint, lambda _: Watch(), labels, SHAPE, plan, 3)
+    draw(run_plan, lambda _: Watch(), labels, SHAPE, plan, 3)
     assert all(torch.equal(torch.cat(told[4 * i : 4 * i + 4]), context) for i, context in enumerate(whole))
 
 
-def test_schedules_span_the_range_and_fall(blueprint):
+def test_schedules_span_the_range_and_fall(run_plan):
     for spacing in ("karras", "slices"):
-        levels = levels_of(blueprint, 12, spacing)
+        levels = levels_of(run_plan, 12, spacing)
         assert len(levels) == 12 and levels[0] == pytest.approx(80.0)
         assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
-    owners = blueprint.ranges.block_of(torch.tensor(levels_of(blueprint, 12, "slices"), dtype=torch.float64))
+    owners = run_plan.ranges.block_of(torch.tensor(levels_of(run_plan, 12, "slices"), dtype=torch.float64))
     assert owners.bincount().tolist() == [4, 4, 4]
     with pytest.raises(ConfigError, match="50 steps cannot be shared evenly by 3 slices"):
-        levels_of(blueprint, 50, "slices")
+        levels_of(run_plan, 50, "slices")

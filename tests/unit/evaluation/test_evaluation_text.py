@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from dbtrain.analysis.calibrate import calibrate
-from dbtrain.analysis.corpus import corpus_codebook
 from dbtrain.config import load_config
-from dbtrain.coordinator.baseline import end_to_end
-from dbtrain.coordinator.design import design
-from dbtrain.coordinator.memory import estimate
 from dbtrain.data.packed import TokenWindows
 from dbtrain.data.tokenizers import Bytes, Letters
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation import bits as room
-from dbtrain.evaluation.bits import bits, evenly, negative_log_likelihood
-from dbtrain.evaluation.generate import Generator, continue_text
-from dbtrain.evaluation.merged import MergedModel, readouts
+from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.text import bits as room
+from dbtrain.evaluation.text.bits import bits, evenly, negative_log_likelihood
+from dbtrain.evaluation.text.generate import Generator, continue_text
+from dbtrain.experiments.baseline import end_to_end
 from dbtrain.method.split import global_name
-from dbtrain.training.blueprint import load_data
+from dbtrain.run.calibrate import calibrate
+from dbtrain.run.corpus_codebook import corpus_codebook
+from dbtrain.run.cost import estimate
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import load_data
 
 CPU = torch.device("cpu")
 BASE = {
@@ -48,14 +48,14 @@ def data(configure):
 
 
 def merged(config, data):
-    blueprint = design(config, data, calibrate)
+    run_plan = design(config, data, calibrate)
 
     def load(block):
         generator = torch.Generator().manual_seed(block)
-        named = blueprint.model(block).state_dict().items()
+        named = run_plan.model(block).state_dict().items()
         return {global_name(block, n): t + 0.15 * torch.randn(t.shape, generator=generator) for n, t in named}
 
-    return MergedModel(blueprint, load, CPU)
+    return MergedModel(run_plan, load, CPU)
 
 
 @STREAMS
@@ -171,14 +171,14 @@ def test_text_is_continued_to_the_end_of_the_window_and_not_beyond(configure, da
 
 
 def test_the_range_of_a_text_is_calibrated_on_its_positions(configure, data, monkeypatch):
-    from dbtrain.analysis import pilot as pilot_room
+    from dbtrain.run import pilot as pilot_room
 
     monkeypatch.setattr(pilot_room, "PILOT_STEPS", 60)
-    blueprint = design(configure("noise.ranges=calibrated"), data, calibrate)
-    curve = blueprint.distribution["calibration"]
+    run_plan = design(configure("noise.ranges=calibrated"), data, calibrate)
+    curve = run_plan.distribution["calibration"]
     assert 1.5 < curve["left_open_nats"] < math.log(27)
-    assert blueprint.ranges.edges[0] > 3 * blueprint.ranges.edges[-1] > 0
-    answers = pilot_room.ask_pilots(configure(), data, blueprint.codebook)
+    assert run_plan.ranges.edges[0] > 3 * run_plan.ranges.edges[-1] > 0
+    answers = pilot_room.ask_pilots(configure(), data, run_plan.codebook)
     probabilities = answers.probabilities
     assert answers.sample.unique(return_counts=True)[1].tolist() == [32] * 64  # 16 positions, by two pilots
     assert probabilities.shape == (2048, 27) and torch.allclose(probabilities.sum(-1), torch.ones(2048).double())
@@ -187,9 +187,9 @@ def test_the_range_of_a_text_is_calibrated_on_its_positions(configure, data, mon
 def test_the_end_to_end_baseline_has_equal_flops_and_a_level_a_position(configure, data):
     config = configure()
     whole = end_to_end(config)
-    blueprint = design(whole, data, calibrate)
+    run_plan = design(whole, data, calibrate)
     blocks = design(config, data, calibrate)
-    own = whole.training.steps * estimate(blueprint, 0, 2, 1).flops
+    own = whole.training.steps * estimate(run_plan, 0, 2, 1).flops
     theirs = 4 * sum(estimate(blocks, b, 2, 1).flops for b in range(3))
     assert own == pytest.approx(theirs, rel=0.15)  # 4 steps: rounded to whole ones
     found = bits(merged(whole, data), data.test, whole.evaluation)

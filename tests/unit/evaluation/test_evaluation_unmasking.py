@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.coordinator.design import design
 from dbtrain.data.splits import DataSet
-from dbtrain.evaluation.generate import continue_text
-from dbtrain.evaluation.merged import MergedModel, readouts, verify
-from dbtrain.evaluation.uncached import uncached
-from dbtrain.evaluation.unmasking import sharpened, unmask
+from dbtrain.evaluation.merged_model import MergedModel, readouts, verify
+from dbtrain.evaluation.text.generate import continue_text
+from dbtrain.evaluation.text.uncached import uncached
+from dbtrain.evaluation.text.unmasking import sharpened, unmask
 from dbtrain.method.split import global_name
+from dbtrain.run.make_plan import design
 from tests.unit.conftest import never
 
 BASE = {
@@ -23,16 +23,16 @@ TOKENS = DataSet(None, None, None, {"length": 40, "vocabulary": 3})
 @pytest.fixture(scope="module")
 def merged():
     """Blocks that each always predict one token, of their own number."""
-    blueprint = design(load_config(None, [], base=BASE), TOKENS, never)
+    run_plan = design(load_config(None, [], base=BASE), TOKENS, never)
 
     def load(block):
-        state = blueprint.model(block).state_dict()
+        state = run_plan.model(block).state_dict()
         state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         state["stem.tokens.weight"] += 1
         state["head.linear.weight"][block] += 10
         return {global_name(block, name): tensor for name, tensor in state.items()}
 
-    return MergedModel(blueprint, load, torch.device("cpu"))
+    return MergedModel(run_plan, load, torch.device("cpu"))
 
 
 def masks(count):
@@ -88,14 +88,14 @@ def test_both_sides_of_a_merge_walk_through_the_same_masks(merged):
         return {global_name(block, name): tensor for name, tensor in merged.blocks[block].state_dict().items()}
 
     batch = {"tokens": torch.zeros(4, 40, dtype=torch.int64)}
-    assert verify(merged, MergedModel(merged.blueprint, load, merged.device), batch) == []
+    assert verify(merged, MergedModel(merged.run_plan, load, merged.device), batch) == []
 
     def wrong(block):
         tensors = load(block)
         tensors[f"blocks.{block}.head.linear.weight"] = tensors[f"blocks.{block}.head.linear.weight"] + block
         return tensors
 
-    apart = MergedModel(merged.blueprint, wrong, merged.device)
+    apart = MergedModel(merged.run_plan, wrong, merged.device)
     assert [line.split(" at ")[0] for line in verify(merged, apart, batch)] == ["block 1", "block 2"]
 
 
@@ -117,14 +117,14 @@ LETTER_DATA = DataSet(None, None, None, {"length": 24, "vocabulary": 27})
 
 
 def awake(kind):
-    blueprint = design(load_config(None, [], base={**LETTERS, **KINDS[kind]}), LETTER_DATA, never)
+    run_plan = design(load_config(None, [], base={**LETTERS, **KINDS[kind]}), LETTER_DATA, never)
 
     def load(block):
         generator = torch.Generator().manual_seed(block)
-        named = blueprint.model(block).state_dict().items()
+        named = run_plan.model(block).state_dict().items()
         return {global_name(block, n): t + 0.5 * torch.randn(t.shape, generator=generator) for n, t in named}
 
-    return MergedModel(blueprint, load, torch.device("cpu"))
+    return MergedModel(run_plan, load, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

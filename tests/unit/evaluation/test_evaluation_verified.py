@@ -11,18 +11,18 @@ from dbtrain import cli
 from dbtrain.errors import DbtrainError, ShardError
 from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.losses import measure_losses
-from dbtrain.evaluation.merged import MergedModel, check_shard
+from dbtrain.evaluation.merged_model import MergedModel, check_shard
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
+from dbtrain.run.plan import read_codebook, read_plan
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.checksummed_json import seal
 from dbtrain.shards.commit import dump_commit
 from dbtrain.shards.format import decode, encode, sha256
 from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merged import INDEX, read_config
-from dbtrain.shards.sealed import seal
-from dbtrain.shards.store import Store
+from dbtrain.shards.merged_directory import INDEX, read_config
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import make_console
-from dbtrain.training.blueprint import read_blueprint, read_codebook
 from dbtrain.training.upstream import load_upstream
 from tests.unit.small_runs import commit, settled
 
@@ -217,9 +217,9 @@ def mutate(tensors, dice):
 def test_a_frozen_layer_of_one_element_does_not_fill_another_shape(tmp_path):
     run = settled(tmp_path / "runs", method="greedy")
     manifest = read_manifest(run)
-    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+    run_plan = read_plan(manifest, read_codebook(run, manifest))
     commit(run, blocks=(0,))
-    model = blueprint.objective(1).get_submodule("model")
+    model = run_plan.objective(1).get_submodule("model")
     load_upstream(model, run, manifest, range(1))
     change_checkpoint(run, 0, single)
     with pytest.raises(ShardError, match="layers.1.mlp.0.weight is 1x1 of float32, expected 48x12"):
@@ -228,10 +228,10 @@ def test_a_frozen_layer_of_one_element_does_not_fill_another_shape(tmp_path):
 
 def test_a_shard_of_the_right_tensors_fits(run):
     manifest = read_manifest(run)
-    blueprint = read_blueprint(manifest, read_codebook(run, manifest))
+    run_plan = read_plan(manifest, read_codebook(run, manifest))
     checkpoints = Checkpoints(run.child("blocks", "00"), plan_identity(manifest, 0))
-    wanted = blueprint.model(0, "meta").state_dict()
-    assert check_shard(blueprint, 0, checkpoints.load(2).parts["model"], wanted, "w").keys() == wanted.keys()
+    wanted = run_plan.model(0, "meta").state_dict()
+    assert check_shard(run_plan, 0, checkpoints.load(2).parts["model"], wanted, "w").keys() == wanted.keys()
 
 
 def test_a_folder_that_is_no_run_is_said_so_by_every_reader(tmp_path):

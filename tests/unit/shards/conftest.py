@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dbtrain.method.content import tensor_hash
-from dbtrain.shards import remote
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import Identity, encode_codebook
 from dbtrain.shards.manifest import plan_identity, write_manifest
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage import remote
+from dbtrain.shards.storage.store import Store
 
 EDGES = [80.0, 2.0, 0.3, 0.002]
 

@@ -9,7 +9,7 @@ import torch
 from dbtrain.errors import FencedError, ShardError
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.commit import FileRecord, dump_commit, step_name, step_number
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dbtrain.coordinator.command import train
+from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, DataError, RunLockedError
-from dbtrain.shards.directory import run_directory
-from dbtrain.shards.lock import RunLock
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.directory import run_directory
+from dbtrain.shards.storage.lock import RunLock
+from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import never
 
 VIEW = SimpleNamespace(tell=lambda line: None)
@@ -37,7 +37,7 @@ def test_an_interrupted_pilot_leaves_nothing_and_a_settled_run_stays(make_config
     with pytest.raises(KeyboardInterrupt):
         train(make_config("noise.ranges=calibrated"), VIEW, interrupted)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("dbtrain.coordinator.command.connect", interrupted)
+    monkeypatch.setattr("dbtrain.coordinator.train.connect", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(make_config(), VIEW, never)
     assert Store(tmp_path / "toy").list() == ["codebook.safetensors", "run.json"]

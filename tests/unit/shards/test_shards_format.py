@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.container import pack
 from dbtrain.shards.format import (
     Identity,
     check_identity,
@@ -20,6 +19,7 @@ from dbtrain.shards.format import (
     encode_codebook,
     tensor_hash,
 )
+from dbtrain.shards.safetensors_file import pack
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool]
 
@@ -222,7 +222,7 @@ def test_hostile_files(make):
 
 def test_version(make):
     good = encode({"layers.2.w": torch.zeros(2)}, make.identity(), 1, "model")
-    from dbtrain.shards import container
+    from dbtrain.shards import safetensors_file as container
 
     container_version, container.FORMAT_VERSION = container.FORMAT_VERSION, 2
     try:

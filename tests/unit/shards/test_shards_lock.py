@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from dbtrain.errors import FencedError, RunLockedError, ShardError
-from dbtrain.shards.fence import check, claim
-from dbtrain.shards.lock import LOCK, RunLock, is_held
-from dbtrain.shards.sealed import seal, unseal
-from dbtrain.shards.store import Store
-from dbtrain.shards.writer import BackgroundWriter
+from dbtrain.shards.checksummed_json import seal, unseal
+from dbtrain.shards.storage.fence import check, claim
+from dbtrain.shards.storage.lock import LOCK, RunLock, is_held
+from dbtrain.shards.storage.store import Store
+from dbtrain.training.async_writer import BackgroundWriter
 
 
 @pytest.fixture(params=["local", "memory"])

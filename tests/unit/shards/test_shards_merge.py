@@ -7,11 +7,11 @@ import torch
 from dbtrain.errors import ShardError
 from dbtrain.shards import merge as merge_module
 from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.shards.checksummed_json import seal
 from dbtrain.shards.format import encode_codebook, sha256
 from dbtrain.shards.manifest import plan_identity, read_manifest, write_manifest
 from dbtrain.shards.merge import load_block, load_codebook, merge, read_config
-from dbtrain.shards.sealed import seal
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -6,10 +6,10 @@ import torch
 
 from dbtrain.errors import FencedError, RunLockedError, ShardError
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import check, claim
-from dbtrain.shards.lock import LOCK, RunLock
 from dbtrain.shards.merge import load_block, load_codebook, merge
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import check, claim
+from dbtrain.shards.storage.lock import LOCK, RunLock
+from dbtrain.shards.storage.store import Store
 
 
 def test_files(s3):

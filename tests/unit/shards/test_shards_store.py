@@ -5,10 +5,10 @@ import threading
 import pytest
 
 from dbtrain.errors import ShardError
-from dbtrain.shards import exchange as exchange_module
-from dbtrain.shards import local
-from dbtrain.shards.faults import MissingError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage import exchange as exchange_module
+from dbtrain.shards.storage import local
+from dbtrain.shards.storage.errors import MissingError
+from dbtrain.shards.storage.store import Store
 
 
 @pytest.fixture(params=["local", "memory"])

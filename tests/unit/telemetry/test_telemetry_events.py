@@ -6,7 +6,7 @@ import pytest
 
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry import events
 from dbtrain.telemetry.events import EVENTS, EventLog, EventTail, last_words, read_events
 

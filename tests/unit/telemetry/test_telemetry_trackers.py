@@ -9,7 +9,7 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dbtrain.errors import ConfigError, ShardError
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry import trackers
 from dbtrain.telemetry.identity import tracked_as
 from dbtrain.telemetry.trackers import Trackers

@@ -9,7 +9,7 @@ import torch
 
 from dbtrain.errors import ShardError, WorkerError
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.fence import claim
+from dbtrain.shards.storage.fence import claim
 from dbtrain.telemetry.events import EventLog, EventTail, events_of, read_events
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
@@ -74,7 +74,7 @@ def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_wor
     told = replace(worker.assignment, config=now.model_dump(mode="json"))
     again = BlockWorker(told, 0, StopRequest(), worker.log)
     assert (worker.config.training.zero_stage, again.config.training.zero_stage) == (0, 1)
-    assert again.config == now and again.blueprint.split == worker.blueprint.split
+    assert again.config == now and again.run_plan.split == worker.run_plan.split
 
 
 @pytest.mark.parametrize("rank", [0, 1])

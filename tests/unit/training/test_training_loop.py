@@ -26,7 +26,7 @@ def train():
 
 
 class Run:
-    """Engine, feed and observer in one; micro-batch m of step s is the pair (s, m)."""
+    """Engine, batches and observer in one; micro-batch m of step s is the pair (s, m)."""
 
     def __init__(self, micro=1, losses=None, stop_after=None, norms=None, wrong_after=None):
         self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after

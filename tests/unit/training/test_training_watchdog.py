@@ -4,8 +4,8 @@ import time
 import pytest
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.fence import claim
-from dbtrain.shards.store import Store
+from dbtrain.shards.storage.fence import claim
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training import watchdog
 from dbtrain.training.assignment import Assignment

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.fence import claim
+from dbtrain.shards.storage.fence import claim
 from dbtrain.telemetry.events import EventLog, read_events
-from dbtrain.training import agreement
+from dbtrain.training import worker_sync as sync
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.loop import Report
 from dbtrain.training.watchdog import StopRequest
@@ -59,11 +59,11 @@ def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make
         for into, tensor in zip(told, (sent, reason), strict=True):
             into.copy_(tensor)
 
-    reason = torch.zeros(agreement.REASON_BYTES, dtype=torch.uint8)
+    reason = torch.zeros(sync.REASON_BYTES, dtype=torch.uint8)
     if others:
         reason[:7] = torch.tensor(list(b"SIGUSR1"), dtype=torch.uint8)
-    monkeypatch.setattr(agreement.dist, "all_reduce", all_reduce)
-    monkeypatch.setattr(agreement.dist, "all_gather", all_gather)
+    monkeypatch.setattr(sync.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(sync.dist, "all_gather", all_gather)
     if own:
         worker.stop.request("SIGTERM")
     for step in (1, 2, 3):
@@ -79,7 +79,7 @@ def test_several_workers_stop_after_the_step_in_which_any_of_them_was_asked(make
 
 def test_a_loss_that_is_no_number_is_no_request_to_stop(make_worker, monkeypatch):
     worker = make_worker(workers=2)
-    monkeypatch.setattr(agreement.dist, "all_reduce", lambda shared: None)
+    monkeypatch.setattr(sync.dist, "all_reduce", lambda shared: None)
     assert worker.see_loss(0, torch.tensor(float("nan"))).isnan()
     assert worker.should_stop(1) is False
 

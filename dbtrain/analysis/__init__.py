@@ -1,1 +1,0 @@
-"""Calibration of the noise range, and codebooks from a corpus."""

@@ -1,0 +1,1 @@
+"""Whether a cluster, its nodes and the storage can run a training."""

@@ -1,0 +1,119 @@
+"""Frechet distance between drawn samples and a split, on the features of a classifier or of Inception."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from dbtrain.config import EvaluationConfig
+from dbtrain.data.splits import DataSet, Split
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.images.classifier import judge_of
+from dbtrain.evaluation.images.inception import Inception
+from dbtrain.evaluation.images.pictures import sample_shape
+from dbtrain.evaluation.images.sampling import Plan, draw, levels_of
+from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.text.bits import evenly, spread
+
+Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
+"""Split -> score by readout, and what the scores depend on besides model and data."""
+
+NOISE_SEED = 0
+"""Of the samples, in every run: two models that are compared start from the same noise."""
+
+
+class Features(nn.Identity):
+    """What torchmetrics takes for a network: here the features are made already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
+    """Frechet classifier distance between samples and a split, by readout; see :func:`distances`.
+
+    It depends on the classifier and the sample count: those of two classifiers or counts do not compare.
+    """
+    judge = judge_of(data, section.classifier, model.device, model.count)
+    depends_on = {"classifier": judge.digest, "classifier_accuracy": judge.accuracy, "samples": section.samples}
+    return partial(distances, judge.network, model, section, data.train), depends_on
+
+
+def frechet_inception(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
+    """FID, on the Inception weights given as ``evaluation.inception``, by readout; see :func:`distances`.
+
+    Raises:
+        ConfigError: the images are of other than 1 or 3 channels.
+        DataError: the weights cannot be read.
+    """
+    channels = sample_shape(model.run_plan)[0]
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"evaluation.metric=frechet_inception reads images of 1 or 3 channels, these have {channels}: set it to "
+            "frechet_classifier"
+        )
+    network = Inception(str(section.inception)).to(model.device)
+    return partial(distances, network, model, section, data.train), {}
+
+
+@torch.no_grad()
+def distances(
+    features: nn.Module, model: MergedModel, section: EvaluationConfig, train: Split, split: Split
+) -> dict[str, float]:
+    """Distances between samples with a split's classes and all its images, lower being better.
+
+    ``<solver>_<steps>`` is the score. The rest are controls: ``first`` (block 0 alone, in its own slice),
+    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other samples' at every evaluation),
+    and ``training_images`` (real images instead of samples: the floor at these counts).
+    """
+    run_plan, size = model.run_plan, section.batch_size
+    real = _images(split, torch.arange(len(split)), size, model.device)
+    # over the whole split: it may be sorted by class
+    labels = split.batch(spread(len(split), section.samples), model.device)["label"]
+    metric = FrechetInceptionDistance(Features(int(str(features.num_features))), reset_real_features=False)
+    for images in real:
+        metric.update(features(images).cpu(), real=True)
+
+    def distance(images: Iterable[Tensor]) -> float:
+        metric.reset()
+        for part in images:
+            metric.update(features(part).cpu(), real=False)
+        return float(metric.compute())
+
+    scores = {}
+    for name, plan in plans(model, section).items():
+        count = partial(model.count, f"levels of {len(labels):,} samples, {name}")
+        samples = draw(run_plan, model.blocks.__getitem__, labels, sample_shape(run_plan), plan, size, count)
+        # pixels end at black and white; latents have no bounds
+        bounded = samples if "latent_scale" in run_plan.shape else samples.clamp(-1, 1)
+        scores[name] = distance(torch.split(bounded, size))
+    if section.controls:
+        scores["training_images"] = distance(_images(train, evenly(len(train), section.samples), size, model.device))
+    return scores
+
+
+def plans(model: MergedModel, section: EvaluationConfig) -> dict[str, Plan]:
+    """How samples are drawn for each readout, the score first."""
+    ranges = model.run_plan.ranges
+    levels = levels_of(model.run_plan, section.steps, section.spacing)
+    score = Plan(levels, section.solver, section.guidance, NOISE_SEED, blend=section.blend)
+    suffix = ("" if section.guidance == 1 else f"_guided_{section.guidance:g}") + ("_blended" if section.blend else "")
+    named = {f"{section.solver}_{section.steps}{suffix}": score}
+    if section.controls and ranges.blocks > 1:
+        owners = ranges.block_of(torch.tensor(levels, dtype=torch.float64)).tolist()
+        own = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
+        named["first"] = replace(score, levels=own)
+        named["shuffled_blocks"] = replace(score, order=(*range(1, ranges.blocks), 0))
+    if section.controls:
+        named["scrambled_class"] = replace(score, scrambled=True)
+    return named
+
+
+def _images(split: Split, numbers: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
+    for indices in torch.split(numbers, size):
+        yield split.batch(indices, device)["image"]

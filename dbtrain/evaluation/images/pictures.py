@@ -1,0 +1,138 @@
+"""The sample command: draw from a merged model and write a grid of pictures, or the samples themselves."""
+
+import math
+import tempfile
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dbtrain.errors import ConfigError, DbtrainError, ShardError
+from dbtrain.evaluation.images.sampling import OneBlock, Plan, Spacing, draw, levels_of
+from dbtrain.evaluation.merged_model import merged_of, shard_files
+from dbtrain.method.sampler import Solver
+from dbtrain.models.registry import ARCHITECTURES, architecture
+from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.shards.merged_directory import load_block, load_codebook, read_config
+from dbtrain.shards.storage.store import Store
+from dbtrain.telemetry.counting import Count, silent
+
+PICTURE = "samples.png"
+"""In a run's directory, where samples go that are sent nowhere else."""
+GAP = 2
+"""Pixels between the pictures of a grid."""
+
+
+def sample_run(
+    run: Store,
+    out: Path | None,
+    count: int,
+    steps: int,
+    solver: Solver,
+    spacing: Spacing,
+    guidance: float,
+    seed: int,
+    told: Count = silent,
+) -> str:
+    """Draw `count` samples, the classes in turn, and write them to `out`, or into the run; returns where they are.
+
+    A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32 as the data has them: pixels
+    in [-1, 1], or latents. Into the run goes `PICTURE`.
+
+    Raises:
+        ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
+        ShardError: the run is not merged, or its files are damaged.
+    """
+    merged = merged_of(run)
+    run_plan = read_plan(read_config(merged), load_codebook(merged))
+    shape = sample_shape(run_plan)
+    _check(out or Path(PICTURE), shape)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    labels = torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
+    plan = Plan(levels_of(run_plan, steps, spacing), solver, guidance, seed)
+    blocks = OneBlock(run_plan, lambda block: load_block(merged, block), device, shard_files(merged, run_plan))
+    size, levels_done = run_plan.config.evaluation.batch_size, partial(told, f"levels of {count:,} samples")
+    samples = draw(run_plan, blocks, labels, shape, plan, size, levels_done).cpu()
+    return _keep(samples, run, out, float(str(run_plan.shape.get("latent_scale", 1.0))))
+
+
+def _keep(samples: Tensor, run: Store, out: Path | None, scale: float) -> str:
+    suffix = ".png" if out is None else out.suffix
+    content = BytesIO()
+    _write(samples, suffix, scale, content)
+    try:
+        if out is not None:
+            out.write_bytes(content.getvalue())
+            return str(out)
+        run.write(PICTURE, content.getvalue())
+        return run.where(PICTURE)
+    except OSError as error:
+        problem: DbtrainError = ConfigError(
+            f"--out {out} cannot be written ({error.strerror}): choose another place{_saved(content, suffix)}"
+        )
+    except ShardError as error:
+        problem = ShardError(f"{error}{_saved(content, suffix)}")
+    raise problem
+
+
+def _saved(content: BytesIO, suffix: str) -> str:
+    """Keep samples that took a while in the folder for temporary files; says where, as the end of a message."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="dbtrain-samples-", suffix=suffix, delete=False) as file:
+            file.write(content.getvalue())
+    except OSError as error:
+        return f"; the samples are lost, as {tempfile.gettempdir()} does not take them either ({error.strerror})"
+    return f"; the samples that were drawn are in {file.name}"
+
+
+def _write(samples: Tensor, suffix: str, scale: float, file: BinaryIO) -> None:
+    if suffix == ".npy":
+        np.lib.format.write_array(file, (samples / scale).numpy(), allow_pickle=False)
+    else:
+        Image.fromarray(grid(samples)).save(file, format="PNG")
+
+
+def sample_shape(run_plan: RunPlan) -> tuple[int, ...]:
+    """Shape of one sample of a run.
+
+    Raises:
+        ConfigError: its architecture draws no samples.
+    """
+    name = run_plan.config.model.arch
+    entry = architecture(name).samples
+    if entry is None:
+        able = ", ".join(n for n in ARCHITECTURES if architecture(n).samples)
+        raise ConfigError(f"model.arch={name} draws no samples from noise; these do: {able}")
+    return tuple(run_plan.shape[entry])
+
+
+def _check(out: Path, shape: tuple[int, ...]) -> None:
+    if out.suffix not in (".png", ".npy"):
+        raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
+    if out.suffix == ".png" and shape[0] not in (1, 3):
+        raise ConfigError(
+            f"samples of {shape[0]} channels are no pictures: write them to a file with --out samples.npy and decode "
+            "them with the model that made the latents"
+        )
+    if out.is_dir():
+        raise ConfigError(f"--out {out} cannot be written (Is a directory): give a file in it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no directory {out.parent}")
+
+
+def grid(samples: Tensor) -> np.ndarray:
+    """Pictures (N, C, H, W) in [-1, 1] side by side, row by row, as uint8 (height, width) or (height, width, 3)."""
+    count, channels, height, width = samples.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = torch.full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
+    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        sheet[:, top : top + height, left : left + width] = picture
+    return (sheet[0] if channels == 1 else sheet.permute(1, 2, 0)).contiguous().numpy()

@@ -1,0 +1,236 @@
+"""The merged model: every block with its own stem and head, run one after the other down the noise range."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dbtrain.method.draws import Draws, derive_seed
+from dbtrain.method.interface import Batch, BlockModel, Example
+from dbtrain.method.sampler import Denoise, Evaluation, chain
+from dbtrain.method.split import local_name
+from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.shards.fit import check_fit
+from dbtrain.shards.manifest import MANIFEST, read_manifest
+from dbtrain.shards.merge import OUT
+from dbtrain.shards.merged_directory import CONFIG, load_block, load_codebook, read_config, shard_name
+from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
+from dbtrain.telemetry.counting import Count, silent
+
+LoadBlock = Callable[[int], dict[str, Tensor]]
+Where = Callable[[int], str]
+"""The file that holds a block's tensors, for messages."""
+
+
+def _somewhere(block: int) -> str:
+    return f"the shard of block {block}"
+
+
+class MergedModel:
+    """All blocks in memory.
+
+    Args:
+        run_plan: of the run.
+        load: tensors of a block by their names in the whole model.
+        device: where the blocks are put.
+        where: their files, for messages.
+
+    Raises:
+        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises.
+    """
+
+    def __init__(self, run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where = _somewhere) -> None:
+        self.device = device
+        self.run_plan = run_plan
+        self.blocks = _load_blocks(run_plan, load, device, where)
+
+    count: Count = staticmethod(silent)
+    """Told how far a measurement of this model has come."""
+
+    @staticmethod
+    def read(merged: Store, device: torch.device) -> "MergedModel":
+        """Read a merged directory by its index, verified.
+
+        Raises:
+            ShardError: something is missing or damaged.
+        """
+        manifest = read_config(merged)
+        run_plan = read_plan(manifest, load_codebook(merged))
+        return MergedModel(run_plan, lambda block: load_block(merged, block), device, shard_files(merged, run_plan))
+
+    @staticmethod
+    def of_run(run: Store, device: torch.device) -> "MergedModel":
+        """The merged model of a run, with the places that only run.json keeps, if it is there, such as its data's.
+
+        Raises:
+            ShardError: the run is not merged, or its files are damaged.
+        """
+        merged = merged_of(run)
+        model = MergedModel.read(merged, device)
+        if run.exists(MANIFEST):
+            manifest = read_manifest(run)
+            if manifest.get("config_hash") == read_config(merged).get("config_hash"):
+                own = read_plan(manifest, None)
+                model.run_plan = replace(model.run_plan, config=own.config, paths=own.paths)
+        return model
+
+    def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
+        """Every evaluation along the chain for a batch of N samples; `draws` make the noise it starts from, if any.
+
+        `rotate` puts every block into the place of the one so many before it: a control of what the order gives.
+        """
+        run_plan, noise = self.run_plan, self.run_plan.noise()
+        example = self._example(batch)
+        start = noise.prior(tuple(example.clean.shape[1:]), draws)
+        if run_plan.config.evaluation.start == "zero":
+            start = noise.centre(start)
+        levels, shape = chain_levels(run_plan, steps_per_block), noise.level_shape(example)
+        denoise = self._denoiser(example.context, rotate)
+        return list(chain(denoise, noise, run_plan.ranges, levels, start, level_shape=shape, draws=draws))
+
+    def on_true_codes(self, batch: Batch, others: Batch, draws: Draws, steps_per_block: int = 1) -> list[Evaluation]:
+        """The chain's evaluations, each on the true target of `batch` noised as in training, and what `others` shows.
+
+        A control: it tells how much of the answer is left in the noise.
+        """
+        noise, example = self.run_plan.noise(), self._example(batch)
+        denoise = self._denoiser(self._example(others).context)
+        found = []
+        for value in chain_levels(self.run_plan, steps_per_block):
+            level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
+            noisy = noise.corrupt(example.clean, level, draws)
+            block = self.run_plan.ranges.owner(value)
+            found.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
+        return found
+
+    def draws(self, positions: Tensor, seed: int = 0) -> Draws:
+        """The randomness of a walk over the samples of these numbers (N,) in their split, however it is cut."""
+        key = derive_seed(self.run_plan.config.seed, "evaluation", seed)
+        return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
+
+    def _example(self, batch: Batch) -> Example:
+        return self.blocks[0].example(batch)
+
+    def _denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
+        """Each block, or the one so many after it, on this context."""
+
+        def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+            held = (block + rotate) % len(self.blocks)
+            model = self.blocks[held]
+            output = model.predict(self.run_plan.runs(held), noisy, level, context)
+            return output, model.denoised(output)
+
+        return denoise
+
+
+def chain_levels(run_plan: RunPlan, steps_per_block: int) -> list[float]:
+    """Levels of the evaluations along the chain, as many in every slice."""
+    return run_plan.noise().schedule(run_plan.ranges, steps_per_block)
+
+
+def merged_of(run: Store) -> Store:
+    """Directory of a run's merged model.
+
+    Raises:
+        ShardError: it is no run, and the message says what it is instead, or the run is not merged.
+    """
+    merged = run.child(OUT)
+    if not merged.exists(CONFIG):  # with it a merged model is enough: it may have been carried here alone
+        check_run_path(run)
+        read_manifest(run)
+        read_config(merged)
+    return merged
+
+
+def shard_files(merged: Store, run_plan: RunPlan) -> Where:
+    """Names of the files of a merged directory."""
+    return lambda block: merged.where(shard_name(block, run_plan.shards.blocks))
+
+
+def _load_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:
+    """Each block's model; blocks that are held by the same shards are one model."""
+    sources = [run_plan.scheme.sources(block) for block in range(run_plan.split.blocks)]
+    models = {own: load_model(run_plan, block, load, where).to(device) for block, own in enumerate(sources)}
+    return [models[own] for own in sources]
+
+
+def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _somewhere) -> BlockModel:
+    """A block's model from the shards that hold it, whose tensors are named as in the whole model.
+
+    Raises:
+        ShardError: a tensor is missing, has another shape or type, or is none of the model's.
+    """
+    sources = run_plan.scheme.sources(block)
+    model = run_plan.model(sources[-1])
+    state: dict[str, Tensor] = {}
+    for shard in sources:
+        # of a name that several hold, a head's, the last is the block's own
+        state |= check_shard(run_plan, shard, load(shard), model.state_dict(), where(shard))
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def check_shard(
+    run_plan: RunPlan, shard: int, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
+    found = {local_name(shard, name): tensor for name, tensor in tensors.items()}
+    layers = run_plan.shards.layers(shard)
+    # of greedy training the stem is the first block's, and the layers before are those of the blocks before
+    borrows = run_plan.scheme.in_turn and shard > 0
+
+    def holds(name: str) -> bool:
+        group, number = name.split(".", 2)[:2]
+        return int(number) in layers if group == "layers" else not (borrows and group == "stem")
+
+    required = frozenset(filter(holds, wanted))
+    check_fit(found, wanted, required, shard, where)
+    return found
+
+
+def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
+    """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
+
+    Both are given what the block's own checkpoint is given along the chain, so that only a block that is wrong itself
+    is named, not those after it.
+
+    Args:
+        apart: the blocks from their own checkpoints.
+        batch: samples to run.
+
+    Returns:
+        One line for each evaluation whose output differs or is not finite.
+    """
+    draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
+    example = merged._example(batch)
+    denoise = merged._denoiser(example.context)
+    shape = (len(example.clean), *merged.run_plan.noise().level_shape(example))
+    name = merged.run_plan.noise().level_name
+    wrong: list[str] = []
+    with torch.no_grad():
+        for theirs in apart.evaluations(batch, draws):
+            told = f"block {theirs.block} at {name} {theirs.level:g}"
+            # not the output: a masked language model gives minus infinity to the tokens that it rules out
+            if not theirs.denoised.isfinite().all():
+                # what follows in the chain is spoiled by this block, not by its own weights
+                return [*wrong, f"{told} computes values that are NaN or infinite, from its own checkpoint already"]
+            level = torch.full(shape, theirs.level, dtype=torch.float32, device=merged.device)
+            ours, _ = denoise(theirs.block, theirs.noisy, level)
+            if not torch.equal(ours, theirs.output):
+                wrong.append(f"{told} differs from its checkpoint")
+    return wrong
+
+
+def readouts(evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Class probabilities (N, classes) by readout: ``chain``, ``mean``, ``first`` and ``after_<block>``."""
+    probabilities = [evaluation.output.float().softmax(dim=-1) for evaluation in evaluations]
+    named = {f"after_{e.block}": p for e, p in zip(evaluations, probabilities, strict=True)}
+    return {
+        "chain": probabilities[-1],
+        "mean": torch.stack(probabilities).mean(dim=0),
+        "first": probabilities[0],
+        **named,
+    }

@@ -1,0 +1,1 @@
+"""Metrics and texts of language models."""

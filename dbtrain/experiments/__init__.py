@@ -1,0 +1,1 @@
+"""Comparisons of whole runs: baselines, ablations, the table of a plan, and faults on purpose."""

@@ -1,0 +1,238 @@
+"""The ablate command: block counts x ranges x partitions x seeds on one cluster, beside baselines at equal FLOPs."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from dbtrain.config import Config, load_config
+from dbtrain.config.overrides import write_override
+from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.status import status
+from dbtrain.errors import ConfigError, IncompleteRunError
+from dbtrain.experiments.baseline import KINDS, reshaped, training_flops
+from dbtrain.method.noise_processes import noise_process
+from dbtrain.method.split import partition
+from dbtrain.models.registry import architecture
+from dbtrain.run.plan import read_codebook, read_plan
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.storage.store import Store
+
+EVENLY = "layers_per_block=null"
+"""Said of every run: the file may name the layers of one block count."""
+ALIKE = ("training.blocks=null", "cluster.blocks=null")
+"""Likewise, before what the command says: the exceptions of the file's blocks are not for other counts."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of the grid."""
+
+    command: tuple[str, ...]
+    """`train`, or `baseline` and its kind."""
+    blocks: int
+    ranges: str
+    """Policy of the noise range, or the kind of the baseline."""
+    partition: str
+    """How layers are shared out among the blocks."""
+    seed: int
+    overrides: tuple[str, ...]
+    run: str
+    """Directory or URL of the run."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a finished run of the grid gave."""
+
+    variant: Variant
+    scores: dict[str, dict[str, float]]
+    """By split and readout."""
+    memory: int
+    """Greatest peak of a worker, bytes."""
+    seconds: float
+    """Spent training, summed over the blocks."""
+    flops: float
+    """Of training, all blocks."""
+
+
+def policies(config: Config, asked: str | None) -> list[str]:
+    """Range policies of a grid: those asked for, with commas, or all worth comparing for the architecture."""
+    if asked:
+        return asked.split(",")
+    known = {"calibrated", "paper"} <= set(noise_process(config.noise_process).policies)
+    return ["calibrated", "paper"] if known and architecture(config.model.arch).codes else [config.noise.ranges]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to vary."""
+
+    blocks: Sequence[int]
+    ranges: Sequence[str]
+    partitions: Sequence[str]
+    seeds: Sequence[int]
+    baselines: Sequence[str]
+
+
+def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
+    """Every run of the grid, the baselines first.
+
+    A baseline gets the FLOPs of a block count, and its name says of which: end to end of the first, those that have
+    blocks themselves of each. Of partitions that are the same for a block count, such as all of one block, the first is
+    taken.
+
+    Raises:
+        ConfigError: one of them is no valid configuration, or an override says what the partitions vary.
+    """
+    if any(override.startswith("layers_per_block=") for override in overrides):
+        raise ConfigError("layers_per_block is what a grid varies: leave it out, and choose with --partitions")
+    overrides = (*ALIKE, *overrides)
+    base = load_config(path, (*overrides, f"blocks={axes.blocks[0]}"))
+    variants = [
+        _baseline(path, base.name, overrides, count, kind, seed)
+        for kind in axes.baselines
+        for count in (axes.blocks[:1] if KINDS.get(kind) == "end_to_end" else axes.blocks)
+        for seed in axes.seeds
+    ]
+    for count in axes.blocks:
+        sizes = {partition(name, base.model.depth, count): name for name in reversed(axes.partitions)}
+        for policy, (layers, name), seed in itertools.product(axes.ranges, reversed(sizes.items()), axes.seeds):
+            variants.append(_variant(path, base.name, overrides, count, policy, name, layers, seed))
+    return variants
+
+
+def _baseline(path: str, base: str, overrides: Sequence[str], count: int, kind: str, seed: int) -> Variant:
+    settings = (*overrides, f"blocks={count}", EVENLY, f"seed={seed}", f"name={base}-b{count}-s{seed}")
+    config = reshaped(load_config(path, settings), kind)
+    return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, settings, config.run_url)
+
+
+def _variant(
+    path: str,
+    base: str,
+    overrides: Sequence[str],
+    count: int,
+    policy: str,
+    name: str,
+    layers: tuple[int, ...],
+    seed: int,
+) -> Variant:
+    run = "-".join([base, f"b{count}", policy, *([] if name == "even" else [name]), f"s{seed}"])
+    settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={run}")
+    settings += (EVENLY if name == "even" else f"layers_per_block=[{','.join(map(str, layers))}]",)
+    return Variant(("train",), count, policy, name, seed, settings, load_config(path, settings).run_url)
+
+
+def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callable[[str], None]) -> list[Measured]:
+    """Run the variants, several at a time, on one cluster; those that are done already are only evaluated.
+
+    Raises:
+        IncompleteRunError: one failed; the others have run to their ends. The same command continues.
+    """
+    address = load_config(path, variants[0].overrides).cluster.address
+    cluster = connect(address)
+    try:
+        tasks = _in_turn([partial(_run, path, v, cluster.address, tell) for v in variants], parallel)
+    finally:
+        cluster.close()
+    errors = [str(task.exception()) for task in tasks if task.exception()]
+    if errors:
+        raise IncompleteRunError(f"{len(errors)} of {len(variants)} runs failed: {'; '.join(errors)}")
+    return [task.result() for task in tasks]
+
+
+def _in_turn(calls: Sequence[Callable[[], Measured]], parallel: int) -> list["Future[Measured]"]:
+    """Make the calls, several at a time, to the last one's end."""
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        tasks = [pool.submit(call) for call in calls]
+        wait(tasks)
+        return tasks
+    finally:
+        # after Ctrl-C, which the terminal sends to the runs as well, those that have begun commit on the cluster first
+        pool.shutdown(cancel_futures=True)
+
+
+def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None]) -> Measured:
+    _command(variant, [*variant.command, path, *variant.overrides, f"cluster.address={address}"])
+    _command(variant, ["eval", variant.run, *evaluation(path, variant)])
+    measured = measure(variant)
+    readouts = {name: s for name, s in measured.scores["test"].items() if not name.startswith("class_")}
+    tell(f"{variant.run}: {', '.join(f'{name} {s:.4f}' for name, s in readouts.items())}")
+    return measured
+
+
+def evaluation(path: str, variant: Variant) -> list[str]:
+    """The section `evaluation` as overrides: that of this command, and not of the one that trained the run."""
+    section = load_config(path, variant.overrides).evaluation.model_dump(mode="json")
+    return [write_override(f"evaluation.{name}", value) for name, value in section.items()]
+
+
+def _command(variant: Variant, arguments: list[str]) -> None:
+    environment = {**os.environ, "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "dbtrain", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = " ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
+        raise IncompleteRunError(f"{variant.run} ended with code {done.returncode} in `{arguments[0]}`: {last[-600:]}")
+
+
+def measure(variant: Variant) -> Measured:
+    """Read a finished run's figures from its files.
+
+    Raises:
+        ShardError: they are missing or damaged.
+    """
+    run = Store(variant.run)
+    rows = [block.row for block in status(run)]
+    return Measured(
+        variant=variant,
+        scores=run.read_json("evaluation.json")["scores"],
+        memory=max(row.memory or 0 for row in rows),
+        seconds=sum(row.seconds for row in rows),
+        flops=_flops(run),
+    )
+
+
+def _flops(run: Store) -> float:
+    manifest = read_manifest(run)
+    return training_flops(read_plan(manifest, read_codebook(run, manifest)))
+
+
+def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One row for each setting: each readout's mean and deviation over the seeds by split, and the costs."""
+    rows = []
+    for setting in dict.fromkeys(_setting(m.variant) for m in measured):
+        group = [m for m in measured if _setting(m.variant) == setting]
+        scores = {
+            split: {readout: _spread([m.scores[split][readout] for m in group]) for readout in readouts}
+            for split, readouts in group[0].scores.items()
+        }
+        rows.append(
+            {
+                **dict(zip(("blocks", "ranges", "partition"), setting, strict=True)),
+                "seeds": [m.variant.seed for m in group],
+                "scores": scores,
+                "memory": max(m.memory for m in group),
+                "seconds": sum(m.seconds for m in group) / len(group),
+                "flops": sum(m.flops for m in group) / len(group),
+            }
+        )
+    return rows
+
+
+def _setting(variant: Variant) -> tuple[int, str, str]:
+    return variant.blocks, variant.ranges, variant.partition
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(tensor.mean()), "std": float(tensor.std()) if len(values) > 1 else None}

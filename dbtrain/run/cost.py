@@ -1,0 +1,121 @@
+"""Memory of a worker, estimated without a GPU: parameters on the meta device, activations on fake tensors."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from dbtrain.data.blank import blank
+from dbtrain.run.plan import RunPlan
+
+FLOAT_BYTES = 4
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of attention over these shapes."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of its gradients; as in flash attention, the scores are computed again."""
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+# PyTorch has formulas for the kernels of GPUs only, and would count attention on CPU tensors as nothing
+CPU_ATTENTION: Mapping[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes of one worker, and FLOPs of one step of its micro-batch."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    flops: int
+    count: int
+    """Parameters of the block."""
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+
+
+def count_parameters(objective: torch.nn.Module) -> int:
+    """Trained numbers of a module, on any device."""
+    return sum(p.numel() for p in objective.parameters() if p.requires_grad)
+
+
+def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> Memory:
+    """Estimate one worker of a block.
+
+    ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers. Activations are
+    what autograd keeps for the backward pass, without what the allocator and the kernels add; with activation
+    checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward and backward, without
+    what activation checkpointing computes again.
+    """
+    training = run_plan.config.training
+    module = run_plan.objective(block, "meta")
+    count = count_parameters(module)
+    size, frozen = count * FLOAT_BYTES, sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    # without ZeRO's partition the average is kept whole
+    shared = [workers if training.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    optimizer = 0 if training.offload != "none" else 2 * size // shared[2]
+    activations, flops = _activations(_with_checkpointing(run_plan, False), block, micro_batch)
+    if training.activation_checkpointing:
+        inputs, _ = _activations(run_plan, block, micro_batch)
+        layers = len(list(module.get_submodule("model.layers").children()))
+        activations = inputs + (activations - inputs) // layers
+    return Memory(
+        parameters=(size + frozen * FLOAT_BYTES) // shared[0],
+        gradients=size // shared[1],
+        optimizer=optimizer,
+        average=size // shared[2] if training.ema else 0,
+        activations=activations,
+        flops=flops,
+        count=count,
+    )
+
+
+def recomputed(run_plan: RunPlan, block: int, micro_batch: int) -> int:
+    """FLOPs that activation checkpointing computes again in one micro-batch."""
+    with_, without = (_activations(_with_checkpointing(run_plan, on), block, micro_batch)[1] for on in (True, False))
+    return with_ - without
+
+
+def _with_checkpointing(run_plan: RunPlan, on: bool) -> RunPlan:
+    training = run_plan.config.training.model_copy(update={"activation_checkpointing": on})
+    return dataclasses.replace(run_plan, config=run_plan.config.model_copy(update={"training": training}))
+
+
+def _activations(run_plan: RunPlan, block: int, micro_batch: int) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and FLOPs of forward and backward, of one micro-batch."""
+    objective = run_plan.objective(block, "meta")
+    kept: dict[int, int] = {}
+    # fake tensors have a device and so take part in autocast, which meta tensors do not
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective.to_empty(device="cpu")
+        own = {t.untyped_storage()._cdata for t in (*objective.parameters(), *objective.buffers())}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        inputs = (blank(run_plan.shape, micro_batch), torch.tensor(0), torch.arange(micro_batch))
+        counter = FlopCounterMode(display=False, custom_mapping=dict(CPU_ATTENTION))
+        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            objective(*inputs).backward()
+    return sum(kept.values()), counter.get_total_flops()

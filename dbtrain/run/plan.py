@@ -1,0 +1,204 @@
+"""From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.config import Config, parse_config
+from dbtrain.config.data import absolute_paths, named_places, whereabouts
+from dbtrain.data.registry import READS_TENSORS, load
+from dbtrain.data.splits import DataSet
+from dbtrain.errors import DataError
+from dbtrain.method.draws import derive_seed
+from dbtrain.method.gaussian import NoNoise
+from dbtrain.method.interface import BlockModel, NoiseProcess, Target
+from dbtrain.method.noise_processes import noise_process
+from dbtrain.method.objective import Slice
+from dbtrain.method.parametrisation import PARAMETRISATIONS, Parametrisation, Unseen, default_sigma_data
+from dbtrain.method.ranges import Ranges
+from dbtrain.method.schemes import SCHEMES, Scheme
+from dbtrain.method.split import LayerSplit
+from dbtrain.models.layers import recompute
+from dbtrain.models.registry import architecture
+from dbtrain.shards.foreign_tensors import read_tensors
+from dbtrain.shards.merged_directory import CODEBOOK, checked_codebook
+from dbtrain.shards.storage.store import Store
+
+SHOWN = 16
+"""Digits of a hash that a message gives."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that is settled before training, from which any worker builds its own block."""
+
+    config: Config
+    split: LayerSplit
+    ranges: Ranges
+    distribution: Mapping[str, Any]
+    """Kind and numbers of the level distribution, as stored in run.json; kind ``none`` for end-to-end."""
+    codebook: Tensor | None
+    shape: Mapping[str, Any]
+    """What the data tells the model: image shape, number of classes."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Where the run found the relative paths of its data when it was started."""
+    data_hash: str = ""
+    """Of the content that the run was started with; '' in a run of before, which says nothing of it."""
+    class_names: tuple[str, ...] = ()
+    """Names of the data's classes, in the order of their numbers; empty if they have none."""
+    data_notes: tuple[str, ...] = ()
+    """What people should be told of the data."""
+
+    def noise(self) -> NoiseProcess:
+        """The noise process over the whole range."""
+        kind = architecture(self.config.model.arch)
+        if self.distribution["kind"] == "none":
+            return NoNoise(kind.per_position, kind.baseline_spread)
+        return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, self._target())
+
+    def parametrisation(self) -> Parametrisation:
+        """What the networks of the run are given and what their outputs mean."""
+        noise = self.config.noise
+        if self.distribution["kind"] == "none":
+            return Unseen()
+        sigma_data = noise.sigma_data or default_sigma_data(self._target().code_dim)
+        name = architecture(self.config.model.arch).natural_parametrisation
+        return PARAMETRISATIONS[name](sigma_data, noise.input_scaling)
+
+    def _target(self) -> Target:
+        return noise_target(self.config, self.shape, self.codebook)
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the blocks hang together."""
+        return SCHEMES[self.config.method]
+
+    @property
+    def shards(self) -> LayerSplit:
+        """Layers of each worker: the blocks', or all of them for one worker that trains all blocks."""
+        return self.scheme.shards(self.split)
+
+    def levels(self, shard: int) -> tuple[float, float]:
+        """(low, high) of a worker."""
+        return (self.ranges.edges[-1], self.ranges.edges[0]) if self.scheme.shared else self.ranges.of(shard)
+
+    def runs(self, block: int) -> range:
+        """Layers that one evaluation of a block takes."""
+        return self.scheme.runs(self.split, block)
+
+    def model(self, shard: int, device: str = "cpu") -> BlockModel:
+        """The model with the layers that a worker runs, initialised as a function of (seed, shard)."""
+        kind, scheme = architecture(self.config.model.arch), self.scheme
+        arguments = self.config.model.model_dump(exclude={"arch"})
+        arguments |= {name: self.shape[name] for name in kind.takes}
+        if kind.codes:
+            arguments["codebook"] = self.codebook
+        layers = scheme.runs(self.shards, shard)
+        build = kind.baseline if self.config.method == "end_to_end" else kind
+        noise = self.noise()  # its numbers are read, so it is made outside the device's context
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(derive_seed(self.config.seed, "init", shard))
+            model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
+        blocks = [self.split.layers(block) for block in range(self.split.blocks)]
+        return scheme.wrap(model, blocks) if scheme.wrap else model
+
+    def objective(self, shard: int, device: str = "cpu") -> nn.Module:
+        """What a worker trains: (batch, key, positions) -> loss."""
+        model, blocks = self.model(shard, device), range(self.split.blocks)
+        if self.config.training.activation_checkpointing:
+            recompute(model)
+        overlap = self.config.noise.overlap
+        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b)) for b in blocks]
+        return self.scheme.objective(model, slices, shard, self.config.training.precision)
+
+    def _share(self, block: int) -> float:
+        """Of the training levels that the slice of a block holds."""
+        low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
+        return high - low
+
+    def data(self) -> DataSet:
+        """Load the data set, and make sure that it is the one that the run was started with.
+
+        Raises:
+            DataError: it is missing, damaged, does not hold what it should, or holds something else than at the start.
+        """
+        try:
+            data = load_data(self.located())
+        except DataError as error:
+            raise DataError(f"{error}{whereabouts(self.config.data, self.paths)}") from error
+        # a block would train on other samples than its neighbours, and a test score on what was trained on
+        if self.data_hash and data.content != self.data_hash:
+            raise DataError(
+                f"the data is not what run {self.config.name} was started with: {named_places(self.located().data)} "
+                f"holds {data.content[:SHOWN]}, run.json says {self.data_hash[:SHOWN]}: restore it, or start another "
+                "run (name=...)"
+            )
+        return data
+
+    def located(self) -> Config:
+        """The configuration with the paths of its data where they are for this process."""
+        return self.config.model_copy(update={"data": absolute_paths(self.config.data, self.paths)})
+
+
+def load_data(config: Config) -> DataSet:
+    """The data set of a configuration.
+
+    Raises:
+        DataError: it is missing, damaged or does not hold what it should.
+    """
+    arguments = config.data.model_dump(exclude={"source"})
+    if config.data.source in READS_TENSORS:
+        arguments["read"] = read_tensors
+    return load(config.data.source, arguments)
+
+
+def noise_target(config: Config, shape: Mapping[str, Any], codebook: Tensor | None) -> Target:
+    """What the run makes noisy."""
+    arch, kind = config.model.arch, architecture(config.model.arch)
+    code_dim = None if codebook is None else codebook.shape[1]
+    return Target(arch, kind.noised, shape, code_dim, kind.per_position)
+
+
+def level_name(manifest: Mapping[str, Any]) -> str:
+    """What the levels of a run are called, from its manifest alone."""
+    if manifest["noise"]["kind"] == "none":
+        return NoNoise.level_name
+    config = manifest["config"]
+    # a run from before there was a choice has its architecture's own
+    name = config["noise"].get("process") or architecture(config["model"]["arch"]).natural_noise
+    return noise_process(name).level_name
+
+
+def read_plan(manifest: dict[str, Any], codebook: Tensor | None) -> RunPlan:
+    """The run_plan of a run from its manifest."""
+    # where one worker trains all blocks, the plan has one row and the blocks have their own
+    plan = manifest.get("slices") or manifest["plan"]
+    highs = [row["sigma_range"][1] for row in plan]
+    bounds = [row["layers"][0] for row in plan] + [plan[-1]["layers"][1]]
+    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["shape"].items()}
+    return RunPlan(
+        config=parse_config(manifest["config"], "run.json"),
+        split=LayerSplit(tuple(bounds)),
+        ranges=Ranges.from_hex([*highs, plan[-1]["sigma_range"][0]]),
+        distribution=manifest["noise"],
+        codebook=codebook,
+        shape=shape,
+        paths=manifest.get("data_paths", {}),
+        data_hash=manifest.get("data_hash", ""),
+        class_names=tuple(manifest.get("class_names", ())),
+        data_notes=tuple(manifest.get("data_notes", ())),
+    )
+
+
+def read_codebook(run: Store, manifest: Mapping[str, Any]) -> Tensor | None:
+    """The codebook of a run directory, or None if the run has none.
+
+    Raises:
+        ShardError: it is missing, damaged, or not the one that run.json names.
+    """
+    if not manifest["codebook_hash"]:
+        return None
+    return checked_codebook(run.read(CODEBOOK), manifest["codebook_hash"], run.where(CODEBOOK))

@@ -1,0 +1,150 @@
+"""Settle a run before anything trains: write its codebook and manifest. A run that exists is checked instead."""
+
+import platform
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from dbtrain import __version__
+from dbtrain.config import Config
+from dbtrain.config.data import resolved_paths
+from dbtrain.coordinator.placement import requests
+from dbtrain.data.splits import DataSet
+from dbtrain.errors import ConfigError
+from dbtrain.method.content import tensor_hash
+from dbtrain.method.ranges import explicit
+from dbtrain.models.registry import architecture
+from dbtrain.run.config_diff import difference
+from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
+from dbtrain.run.plan import RunPlan, load_data, read_codebook, read_plan
+from dbtrain.shards.format import encode_codebook
+from dbtrain.shards.manifest import read_manifest, write_manifest
+from dbtrain.shards.merged_directory import CODEBOOK
+from dbtrain.shards.storage.store import Store
+from dbtrain.training.batches import check_augmentation, cut_batch
+
+MEASURED = ("calibrated", "equal_information")
+"""Range policies for which a pilot is trained."""
+
+
+def settle(config: Config, run: Store, calibrate: Calibrate) -> RunPlan:
+    """Write codebook.safetensors and run.json, or check those that are there.
+
+    Raises:
+        ConfigError: the directory belongs to a run of another configuration, or no worker could train this one.
+        ShardError: its files are damaged or the storage fails.
+        DataError: the data cannot be read, or is not what the run was started with.
+    """
+    check_alone(config)
+    if run.exists("run.json"):
+        return _continue(config, run)
+    data = load_data(config)
+    check_augmentation(config.training.augmentation, data.train)
+    check_before_pilot(config, data, calibrate)
+    run_plan = replace(
+        design(config, data, calibrate),
+        data_hash=data.content,
+        class_names=data.class_names,
+        data_notes=data.notes,
+    )
+    _check_models(run_plan)
+    code_hash = ""
+    if run_plan.codebook is not None:
+        run.write(CODEBOOK, encode_codebook(run_plan.codebook))
+        code_hash = tensor_hash(run_plan.codebook)
+    write_manifest(run, _manifest(run_plan, code_hash))
+    return run_plan
+
+
+def check_alone(config: Config) -> None:
+    """What is wrong whatever the data, the cluster and the run's directory hold.
+
+    Raises:
+        ConfigError: blocks, layers, edges, batch or resources do not fit each other.
+    """
+    split_of(config)
+    if target_of(config) != "hidden" and config.noise.edges:
+        explicit(config.noise.edges, config.blocks)
+    for request in requests(config, "cpu"):
+        cut_batch(config.training.batch_size, request.workers, request.micro_batch)
+
+
+def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> None:
+    """Build on no device what would be trained, but for the range: a pilot takes minutes before one could see it.
+
+    Raises:
+        ConfigError: data, codebook and model do not fit each other.
+    """
+    # without a codebook there is nothing to measure, which the design says
+    if config.noise.ranges not in MEASURED or not architecture(config.model.arch).codes:
+        return
+    noise = config.noise.model_copy(update={"ranges": "uniform"})
+    # codes of a corpus take a while to make, and have the same shape
+    drawn = {"source": "random"} if config.codebook.source == "corpus" else {}
+    codebook = config.codebook.model_copy(update=drawn)
+    _check_models(design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate))
+
+
+def _check_models(run_plan: RunPlan) -> None:
+    # once run.json is there, a configuration that no worker can build would keep the mended one from the run's name
+    for shard in range(run_plan.shards.blocks):
+        run_plan.objective(shard, "meta")
+
+
+def _continue(config: Config, run: Store) -> RunPlan:
+    manifest = read_manifest(run)
+    if manifest["config_hash"] != config.content_hash():
+        raise ConfigError(
+            f"{run.url} is a run of another configuration: {difference(manifest['config'], config)}; choose another "
+            "name (name=...), give the configuration it was started with, or remove the directory"
+        )
+    # what does not determine the weights may change from one start to the next
+    run_plan = replace(read_plan(manifest, read_codebook(run, manifest)), config=config)
+    if run_plan.data_hash:
+        run_plan.data()  # told here in one line, not by every worker once it has its GPU
+    return run_plan
+
+
+def _manifest(run_plan: RunPlan, codebook_hash: str) -> dict[str, Any]:
+    plan = [
+        _row(shard, run_plan.shards.layers(shard), run_plan.levels(shard)) for shard in range(run_plan.shards.blocks)
+    ]
+    slices = [
+        _row(block, run_plan.split.layers(block), run_plan.ranges.of(block)) for block in range(run_plan.split.blocks)
+    ]
+    paths = resolved_paths(run_plan.config.data)
+    return {
+        "config": run_plan.config.model_dump(mode="json"),
+        "config_hash": run_plan.config.content_hash(),
+        "plan": plan,
+        "noise": dict(run_plan.distribution),
+        "shape": dict(run_plan.shape),
+        "codebook_hash": codebook_hash,
+        "data_hash": run_plan.data_hash,
+        "versions": versions(),
+        **({"class_names": list(run_plan.class_names)} if run_plan.class_names else {}),
+        **({"data_notes": list(run_plan.data_notes)} if run_plan.data_notes else {}),
+        **({"slices": slices} if slices != plan else {}),
+        **({"data_paths": paths} if paths else {}),
+    }
+
+
+def _row(block: int, layers: range, levels: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "block": block,
+        "layers": [layers.start, layers.stop],
+        "sigma_range": [level.hex() for level in levels],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    names = ("deepspeed", "ray", "safetensors")
+    return {
+        "dbtrain": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: metadata.version(name) for name in names},
+    }

@@ -1,0 +1,113 @@
+"""Micro-batches of one worker: a function of (seed, block, step, rank)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dbtrain.config import AugmentationConfig
+from dbtrain.data.augment import flip, shift
+from dbtrain.data.order import EpochOrder
+from dbtrain.data.splits import LabelledImages, Split
+from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws, derive_seed
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How the effective batch is cut: workers x accumulation x micro-batch."""
+
+    workers: int
+    accumulation: int
+    micro_batch: int
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        return self.workers * self.accumulation * self.micro_batch
+
+
+def cut_batch(batch_size: int, workers: int, micro_batch: int | None) -> BatchShape:
+    """Cut an effective batch.
+
+    Raises:
+        ConfigError: it cannot be cut evenly.
+    """
+    if batch_size % workers:
+        raise ConfigError(f"training.batch_size={batch_size} cannot be shared by {workers} workers: make it a multiple")
+    share = batch_size // workers
+    micro = micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch={micro} does not divide a worker's share of {share} samples "
+            f"(training.batch_size={batch_size} over {workers} workers)"
+        )
+    return BatchShape(workers, share // micro, micro)
+
+
+def check_augmentation(augmentation: AugmentationConfig, split: Split) -> None:
+    """Raise ConfigError when samples are to be augmented that are no images."""
+    if (augmentation.shift or augmentation.flip) and not isinstance(split, LabelledImages):
+        raise ConfigError(f"training.augmentation ({augmentation}) is for images: leave it out for this data")
+
+
+class Batches:
+    """Data and randomness of the steps of one worker.
+
+    Args:
+        split: training samples.
+        shape: how the batch is cut.
+        seed, block: of the run.
+        rank: of this worker within its block.
+        device: where batches go.
+        augmentation: of images.
+
+    Raises:
+        ConfigError: the samples to be augmented are no images.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        shape: BatchShape,
+        seed: int,
+        block: int,
+        rank: int,
+        device: torch.device,
+        augmentation: AugmentationConfig | None = None,
+    ) -> None:
+        self.augmentation = augmentation or AugmentationConfig()
+        check_augmentation(self.augmentation, split)
+        self.split = split
+        self.shape = shape
+        self.seed = seed
+        self.block = block
+        self.rank = rank
+        self.device = device
+        self._order = EpochOrder(len(split), shape.batch_size, derive_seed(seed, "order", block))
+
+    def micro_batches(self, step: int) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """(batch, key, positions) for each accumulation of `step`; also seeds dropout, which follows the layout."""
+        key = self._key("noise", step)
+        first = self.rank * self.shape.accumulation * self.shape.micro_batch
+        for micro in range(self.shape.accumulation):
+            start = first + micro * self.shape.micro_batch
+            positions = range(start, start + self.shape.micro_batch)
+            torch.manual_seed(derive_seed(self.seed, "dropout", self.block, step, self.rank, micro))
+            batch = self.split.batch(self._order.indices(step, positions), self.device)
+            where = torch.arange(start, start + self.shape.micro_batch, device=self.device)
+            yield self._augmented(batch, step, where), key, where
+
+    def _key(self, purpose: str, step: int) -> Tensor:
+        # filled on the device: a tensor made from a number here would be copied there, which waits for the GPU
+        return torch.full((), derive_seed(self.seed, purpose, self.block, step), dtype=torch.int64, device=self.device)
+
+    def _augmented(self, batch: dict[str, Tensor], step: int, positions: Tensor) -> dict[str, Tensor]:
+        pixels, mirror = self.augmentation.shift, self.augmentation.flip
+        if not (pixels or mirror):
+            return batch
+        key = self._key("augmentation", step)
+        draws, image = Draws(key, positions), batch["image"]
+        image = shift(image, pixels, draws) if pixels else image
+        return {**batch, "image": flip(image, draws) if mirror else image}

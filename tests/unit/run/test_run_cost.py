@@ -1,0 +1,104 @@
+import pytest
+
+from dbtrain.experiments.baseline import end_to_end
+from dbtrain.run.cost import estimate
+from dbtrain.run.make_plan import design
+from tests.unit.conftest import never
+
+SIZE = ("model.dim=32", "training.ema=0.9")
+
+
+@pytest.fixture
+def plan(make_config, digits):
+    return lambda *overrides: design(make_config(*SIZE, *overrides), digits, never)
+
+
+def real(run_plan, block):
+    counts = {True: 0, False: 0}
+    for name, parameter in run_plan.model(block).named_parameters():
+        counts[name.startswith("layers.")] += parameter.numel()
+    return counts[True], counts[False]
+
+
+def test_parameters_are_those_of_the_real_block(plan):
+    run_plan = plan("layers_per_block=[1,2,3]")
+    for block in range(3):
+        memory = estimate(run_plan, block, 4, 1)
+        assert memory.count == sum(real(run_plan, block))
+        parts = (memory.parameters, memory.gradients, memory.optimizer, memory.average)
+        assert parts == tuple(4 * memory.count * copies for copies in (1, 1, 2, 1))
+        assert memory.total == sum(parts) + memory.activations
+
+
+def test_a_third_of_the_layers_takes_a_third_of_the_memory_and_the_stem(plan):
+    block, whole = (estimate(b, 0, 32, 1) for b in (plan(), plan("blocks=1")))
+    layers, private = real(plan(), 0)
+    assert 3 * layers + private == whole.count
+    # each layer keeps as much as any other, so what is left of the block is its stem and head
+    a_layer = (whole.activations - block.activations) / 4
+    rest = block.activations - 2 * a_layer
+    assert 0 < rest < a_layer
+    assert block.total <= (whole.total - rest) / 3 + rest + 5 * 4 * private
+    assert block.total < 0.45 * whole.total
+
+
+def test_activations_and_flops_grow_with_the_micro_batch(plan):
+    small, large = (estimate(plan(), 1, micro, 1) for micro in (4, 16))
+    assert large.activations == pytest.approx(4 * small.activations, rel=0.05)
+    assert large.flops == pytest.approx(4 * small.flops, rel=1e-6)
+    assert large.parameters == small.parameters
+
+
+@pytest.mark.parametrize(("patch", "tokens"), [(4, 5), (1, 65)])
+def test_flops_of_a_layer_are_those_of_its_matrices_and_of_attention(plan, patch, tokens):
+    two, one = (
+        estimate(plan(f"model.patch={patch}", f"layers_per_block={sizes}"), 1, 4, 1).flops
+        for sizes in ("[2,2,2]", "[2,1,3]")
+    )
+    dim, batch = 32, 4
+    # forward and twice as much backward: qkv, out and the two of the MLP at every token, the modulation once
+    matrices = 3 * 2 * batch * (12 * tokens + 6) * dim * dim
+    # two products forward; backward the scores again and four gradients
+    attention = (2 + 5) * 2 * batch * tokens * tokens * dim
+    assert two - one == matrices + attention
+
+
+def test_three_blocks_cost_little_more_than_the_whole(plan):
+    run_plan, whole = plan(), plan("blocks=1")
+    together = sum(estimate(run_plan, block, 4, 1).flops for block in range(3))
+    assert 1 < together / estimate(whole, 0, 4, 1).flops < 1.4
+
+
+@pytest.mark.parametrize(
+    ("stage", "shared"),
+    [(0, ()), (1, ("optimizer",)), (2, ("optimizer", "gradients")), (3, ("optimizer", "gradients", "parameters"))],
+    ids=["0", "1", "2", "3"],
+)
+def test_zero_shares_what_its_stage_says_among_the_workers(plan, stage, shared):
+    run_plan = plan(f"training.zero_stage={stage}")
+    memory = estimate(run_plan, 0, 1, 4)
+    for part, copies in (("parameters", 1), ("gradients", 1), ("optimizer", 2)):
+        assert getattr(memory, part) == 4 * memory.count * copies // (4 if part in shared else 1)
+
+
+def test_what_is_offloaded_or_switched_off_takes_nothing(plan):
+    assert estimate(plan("training.zero_stage=1", "training.offload=optimizer"), 0, 4, 1).optimizer == 0
+    assert estimate(plan("training.ema=0"), 0, 4, 1).average == 0
+
+
+def test_the_baseline_gets_the_flops_of_the_blocks_and_all_layers(make_config, digits):
+    config = make_config(*SIZE, "training.steps=100", "cluster.blocks.2.workers=2", "noise.ranges=calibrated")
+    baseline = end_to_end(config)
+    assert (baseline.method, baseline.blocks, baseline.name) == ("end_to_end", 1, "toy-end-to-end")
+    warmup = {"warmup": config.training.optimizer.warmup}
+    assert baseline.training.optimizer.model_copy(update=warmup) == config.training.optimizer
+    assert baseline.model == config.model
+    whole = estimate(design(baseline, digits, never), 0, 4, 1).flops
+    blocks = design(config.model_copy(update={"noise": make_config().noise}), digits, never)
+    spent = sum(estimate(blocks, block, 4, 1).flops for block in range(3))
+    assert baseline.training.steps * whole == pytest.approx(100 * spent, rel=0.01)
+
+
+@pytest.mark.parametrize("ranges", ["uniform", "paper"])
+def test_every_policy_can_be_estimated(plan, ranges):
+    assert estimate(plan(f"noise.ranges={ranges}"), 0, 4, 1).flops > 0
