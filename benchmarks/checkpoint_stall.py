@@ -15,12 +15,13 @@ from rich.console import Console
 from torch import Tensor
 
 from dbtrain.config import load_config
+from dbtrain.run.batch_shape import cut_batch
 from dbtrain.run.prepare import settle
 from dbtrain.shards.storage.fence import claim
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training.assignment import Assignment
-from dbtrain.training.batches import Batches, cut_batch
+from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
 from dbtrain.training.entry import prepare_process
 from dbtrain.training.loop import train

@@ -13,10 +13,11 @@ from dbtrain.coordinator.block_records import BlockRecords
 from dbtrain.coordinator.exit_reasons import classify
 from dbtrain.coordinator.interface import Attempt, Cluster
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Budgets, Exit, Phase, ended, placed, running
-from dbtrain.coordinator.placement import Node, Request, fits, obstacle, place
+from dbtrain.coordinator.placement import Node, fits, obstacle, place
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.method.schemes import SCHEMES
+from dbtrain.run.requests import Request
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventTail, last_words
 from dbtrain.training.assignment import Assignment

@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from dbtrain.coordinator.placement import Node, Request
+from dbtrain.coordinator.placement import Node
+from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from dbtrain.config import Config
 from dbtrain.coordinator.controller import Controller
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Phase
-from dbtrain.coordinator.placement import Node, choose_device, place, requests
+from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.ray.address import check_address
@@ -21,6 +21,7 @@ from dbtrain.run.calibrate import described
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.prepare import check_alone, settle
+from dbtrain.run.requests import requests
 from dbtrain.shards.manifest import MANIFEST
 from dbtrain.shards.storage.directory import run_directory
 from dbtrain.shards.storage.lock import RunLock

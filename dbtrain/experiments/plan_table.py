@@ -6,17 +6,18 @@ from rich.console import Console
 from rich.table import Table
 
 from dbtrain.config import Config
-from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
+from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.ray.connect import connect, this_machine
 from dbtrain.experiments.baseline import end_to_end
+from dbtrain.run.batch_shape import cut_batch
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
 from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, check_before_pilot
+from dbtrain.run.requests import Request, requests
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
-from dbtrain.training.batches import cut_batch
 from dbtrain.training.optimizer import endless_warmup
 
 NOTHING_KEPT = "nothing of the run itself is trained, and nothing is kept: dbtrain train measures the same range again"

@@ -10,20 +10,20 @@ import torch
 from dbtrain import __version__
 from dbtrain.config import Config
 from dbtrain.config.data import resolved_paths
-from dbtrain.coordinator.placement import requests
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
 from dbtrain.models.registry import architecture
+from dbtrain.run.batch_shape import check_augmentation, cut_batch
 from dbtrain.run.config_diff import difference
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data, read_codebook, read_plan
+from dbtrain.run.requests import requests
 from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.merged_directory import CODEBOOK
 from dbtrain.shards.storage.store import Store
-from dbtrain.training.batches import check_augmentation, cut_batch
 
 MEASURED = ("calibrated", "equal_information")
 """Range policies for which a pilot is trained."""

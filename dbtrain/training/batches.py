@@ -1,7 +1,6 @@
 """Micro-batches of one worker: a function of (seed, block, step, rank)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,47 +8,9 @@ from torch import Tensor
 from dbtrain.config import AugmentationConfig
 from dbtrain.data.augment import flip, shift
 from dbtrain.data.order import EpochOrder
-from dbtrain.data.splits import LabelledImages, Split
-from dbtrain.errors import ConfigError
+from dbtrain.data.splits import Split
 from dbtrain.method.draws import Draws, derive_seed
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """How the effective batch is cut: workers x accumulation x micro-batch."""
-
-    workers: int
-    accumulation: int
-    micro_batch: int
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of a step."""
-        return self.workers * self.accumulation * self.micro_batch
-
-
-def cut_batch(batch_size: int, workers: int, micro_batch: int | None) -> BatchShape:
-    """Cut an effective batch.
-
-    Raises:
-        ConfigError: it cannot be cut evenly.
-    """
-    if batch_size % workers:
-        raise ConfigError(f"training.batch_size={batch_size} cannot be shared by {workers} workers: make it a multiple")
-    share = batch_size // workers
-    micro = micro_batch or share
-    if share % micro:
-        raise ConfigError(
-            f"micro_batch={micro} does not divide a worker's share of {share} samples "
-            f"(training.batch_size={batch_size} over {workers} workers)"
-        )
-    return BatchShape(workers, share // micro, micro)
-
-
-def check_augmentation(augmentation: AugmentationConfig, split: Split) -> None:
-    """Raise ConfigError when samples are to be augmented that are no images."""
-    if (augmentation.shift or augmentation.flip) and not isinstance(split, LabelledImages):
-        raise ConfigError(f"training.augmentation ({augmentation}) is for images: leave it out for this data")
+from dbtrain.run.batch_shape import BatchShape, check_augmentation
 
 
 class Batches:

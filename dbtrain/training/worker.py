@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dbtrain.config import parse_config
 from dbtrain.method.split import global_name, local_name
+from dbtrain.run.batch_shape import cut_batch
 from dbtrain.run.plan import read_codebook, read_plan
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import ROLES
@@ -21,7 +22,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.async_writer import BackgroundWriter
-from dbtrain.training.batches import Batches, cut_batch
+from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
 from dbtrain.training.fault_injection import FaultPlan
 from dbtrain.training.loop import Report, train

@@ -26,7 +26,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S
-from dbtrain.coordinator.placement import Request
+from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
 SHORT, WHOLE = 500, 4000

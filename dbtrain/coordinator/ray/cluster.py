@@ -8,10 +8,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbtrain.coordinator.placement import Node, Request
+from dbtrain.coordinator.placement import Node
 from dbtrain.coordinator.ray.attempt import Attempt, reason
 from dbtrain.coordinator.ray.shipping import runtime_env
 from dbtrain.errors import PlacementError, VersionError
+from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
 CLIENT_TRIES = 3

@@ -6,11 +6,12 @@ from dbtrain.coordinator import controller as conduct
 from dbtrain.coordinator.controller import Controller
 from dbtrain.coordinator.exit_reasons import KILLED
 from dbtrain.coordinator.lifecycle import Phase
-from dbtrain.coordinator.placement import Node, requests
+from dbtrain.coordinator.placement import Node
 from dbtrain.coordinator.status import status
 from dbtrain.coordinator.train import row
 from dbtrain.errors import FencedError, PlacementError, RunLockedError, ShardError
 from dbtrain.run.plan import read_codebook, read_plan
+from dbtrain.run.requests import requests
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.storage.fence import check

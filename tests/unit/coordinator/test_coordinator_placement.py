@@ -1,7 +1,8 @@
 import pytest
 
-from dbtrain.coordinator.placement import Node, Request, choose_device, place, requests
+from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.errors import ConfigError, PlacementError
+from dbtrain.run.requests import Request, requests
 
 
 def ask(block, workers=1, **resources):

@@ -4,7 +4,8 @@ import torch
 from dbtrain.config import AugmentationConfig
 from dbtrain.data.splits import LabelledImages
 from dbtrain.errors import ConfigError
-from dbtrain.training.batches import Batches, cut_batch
+from dbtrain.run.batch_shape import cut_batch
+from dbtrain.training.batches import Batches
 
 CPU = torch.device("cpu")
 SPLIT = LabelledImages(torch.arange(50, dtype=torch.uint8).reshape(50, 1, 1, 1), torch.arange(50), 50)

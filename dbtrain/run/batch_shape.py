@@ -1,0 +1,45 @@
+"""How the effective batch of a block is cut over its workers, and which data can be augmented."""
+
+from dataclasses import dataclass
+
+from dbtrain.config import AugmentationConfig
+from dbtrain.data.splits import LabelledImages, Split
+from dbtrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How the effective batch is cut: workers x accumulation x micro-batch."""
+
+    workers: int
+    accumulation: int
+    micro_batch: int
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        return self.workers * self.accumulation * self.micro_batch
+
+
+def cut_batch(batch_size: int, workers: int, micro_batch: int | None) -> BatchShape:
+    """Cut an effective batch.
+
+    Raises:
+        ConfigError: it cannot be cut evenly.
+    """
+    if batch_size % workers:
+        raise ConfigError(f"training.batch_size={batch_size} cannot be shared by {workers} workers: make it a multiple")
+    share = batch_size // workers
+    micro = micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch={micro} does not divide a worker's share of {share} samples "
+            f"(training.batch_size={batch_size} over {workers} workers)"
+        )
+    return BatchShape(workers, share // micro, micro)
+
+
+def check_augmentation(augmentation: AugmentationConfig, split: Split) -> None:
+    """Raise ConfigError when samples are to be augmented that are no images."""
+    if (augmentation.shift or augmentation.flip) and not isinstance(split, LabelledImages):
+        raise ConfigError(f"training.augmentation ({augmentation}) is for images: leave it out for this data")
