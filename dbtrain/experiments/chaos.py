@@ -12,9 +12,10 @@ from pathlib import Path
 
 from dbtrain.config import Config
 from dbtrain.errors import ConfigError, IncompleteRunError
-from dbtrain.experiments.tally import WEIGHTS, Tally, difference
+from dbtrain.experiments.tally import WEIGHTS, Fault, Tally, difference
 from dbtrain.experiments.victims import Worker, await_commit, controllers, send, workers
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
+from dbtrain.shards.storage.lock import LOCK
 
 PATIENT = ("cluster.max_crashes=100000", "cluster.max_preemptions=100000", "cluster.backoff_s=0.01")
 """Faults come faster here than progress, which budgets are there to notice."""
@@ -62,7 +63,7 @@ class Punisher:
         self.tally = Tally()
         self._aimed: Counter[int | None] = Counter()
         self._command_hit = False
-        self._kind: str | None = None
+        self._kind: Fault | None = None
         folder = self._folder("")
         if folder.exists():
             raise ConfigError(f"{folder} exists: remove it, or give another name or out")
@@ -90,7 +91,7 @@ class Punisher:
         return self._shards("undisturbed")
 
     def _disturbed(self, label: str, wanted: dict[str, bytes]) -> None:
-        run = Store(str(self._folder(label) / self.config.name))
+        run = Run.at(str(self._folder(label) / self.config.name))
         self._aimed = Counter()
         before, end = self.tally.faults.total(), max(time.monotonic(), self.until) + LONGEST_RUN_S
         next_fault = time.monotonic() + self._interval()
@@ -113,10 +114,10 @@ class Punisher:
         hit = self.tally.faults.total() - before
         self.tell(f"{label}: {hit} fault(s), {starts} command(s), {wrong or 'the same bits as the undisturbed run'}")
 
-    def _lost(self, run: Store, starts: int) -> str | None:
+    def _lost(self, run: Run, starts: int) -> str | None:
         """A block that began anew more often than it, or the command, was hit has suffered from another's fault."""
         for block in range(self.config.blocks):
-            attempts = len(run.child("blocks", f"{block:02d}", "attempts").list())
+            attempts = len(run.block(block).attempts)
             allowed = starts + self._aimed[block] + self._aimed[None]
             if attempts > allowed:
                 return f"block {block} made {attempts} attempts, {allowed} are explained by its own faults"
@@ -143,43 +144,55 @@ class Punisher:
     def _log(self, label: str) -> Path:
         return self._folder(label).with_suffix(".log")
 
-    def _fault(self, run: Store, command: "subprocess.Popen[bytes]") -> bool:
+    def _fault(self, run: Run, command: "subprocess.Popen[bytes]") -> bool:
         """Make one fault; False when there was nothing to hit: the same kind then waits for its victim.
 
         Were another one drawn, a command that has no workers yet would nearly always be the one that is hit.
         """
         kind = self._kind = self._kind or self.dice.choices([*WEIGHTS], [*WEIGHTS.values()])[0]
-        target, what = kind.split(" ", 1)
-        done: str | None = None
-        found = workers(run, command.pid) if target == "worker" else []
-        if found:
-            worker = self.dice.choice(found)
-            done = self._hit_worker(run, worker, what)
-            self._aimed[worker.block] += done is not None
-        elif target == "controller":
-            there = controllers(command.pid)
-            done = kind if there and send(self.dice.choice(there), signal.SIGKILL) else None
-            self._aimed[None] += done is not None  # which block's it was is not known
-        # before its lock is there, there is nothing to continue
-        elif target == "command" and run.exists("LOCK.json") and command.poll() is None:
-            command.send_signal(signal.Signals[what])
-            self._command_hit, done = True, kind
-        if done:
+        hit = {"worker": self._hit_worker, "controller": self._hit_controller, "command": self._hit_command}
+        done = hit[kind.target](run, command, kind)
+        if done is not None:
             self.tally.faults[done] += 1
             self._kind = None
         return done is not None
 
-    def _hit_worker(self, run: Store, worker: Worker, what: str) -> str | None:
-        """The kind of the fault that was made, which may be simpler than what was wanted."""
-        if what == "SIGKILL in a commit":
-            committing = await_commit(run, worker.block)
-            hit = send(worker.process, signal.SIGKILL)
-            return ("worker SIGKILL in a commit" if committing else "worker SIGKILL") if hit else None
-        if what.startswith("SIGSTOP"):
-            hit = send(worker.process, signal.SIGSTOP)
-            time.sleep(self.dice.uniform(*PAUSE_S))
-            return f"worker {what}" if send(worker.process, signal.SIGCONT) and hit else None
-        return f"worker {what}" if send(worker.process, signal.Signals[what]) else None
+    def _hit_worker(self, run: Run, command: "subprocess.Popen[bytes]", kind: Fault) -> Fault | None:
+        """The fault that was made, which may be simpler than what was wanted; None when no worker was hit."""
+        there = workers(run, command.pid)
+        if not there:
+            return None
+        worker = self.dice.choice(there)
+        if kind is Fault.WORKER_STOP:
+            done = kind if self._suspend(worker) else None
+        elif kind is Fault.WORKER_KILL_IN_COMMIT:
+            made = kind if await_commit(run, worker.block) else Fault.WORKER_KILL
+            done = made if send(worker.process, kind.signal) else None
+        else:
+            done = kind if send(worker.process, kind.signal) else None
+        self._aimed[worker.block] += done is not None
+        return done
+
+    def _suspend(self, worker: Worker) -> bool:
+        """Stop a worker for a while and let it go on; whether it was there for both."""
+        stopped = send(worker.process, signal.SIGSTOP)
+        time.sleep(self.dice.uniform(*PAUSE_S))
+        return send(worker.process, signal.SIGCONT) and stopped
+
+    def _hit_controller(self, run: Run, command: "subprocess.Popen[bytes]", kind: Fault) -> Fault | None:
+        there = controllers(command.pid)
+        if not there or not send(self.dice.choice(there), kind.signal):
+            return None
+        self._aimed[None] += 1  # which block's it was is not known
+        return kind
+
+    def _hit_command(self, run: Run, command: "subprocess.Popen[bytes]", kind: Fault) -> Fault | None:
+        # before its lock is there, there is nothing to continue
+        if not run.store.exists(LOCK) or command.poll() is not None:
+            return None
+        command.send_signal(kind.signal)
+        self._command_hit = True
+        return kind
 
     def _shards(self, label: str) -> dict[str, bytes]:
         run, last = self._folder(label) / self.config.name, f"step_{self.config.training.steps:08d}"

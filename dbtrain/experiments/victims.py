@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 from dbtrain.telemetry.events import read_events
 
 COMMIT_PATIENCE_S = 1.0
@@ -25,7 +25,7 @@ class Worker:
     process: psutil.Process
 
 
-def workers(run: Store, driver: int) -> list[Worker]:
+def workers(run: Run, driver: int) -> list[Worker]:
     """Workers of a run that live below the command with process number `driver`, from their events.
 
     Raises:
@@ -33,13 +33,12 @@ def workers(run: Store, driver: int) -> list[Worker]:
     """
     below = {process.pid: process for process in descendants(driver)}
     found = []
-    for name in run.child("blocks").list():
-        store = run.child("blocks", name, "attempts")
-        attempt = max((int(n) for n in store.list() if n.isdigit()), default=0)
-        events = read_events(store.child(str(attempt))) if attempt else []
+    for block in run.begun:
+        attempt = max(block.attempts, default=0)
+        events = read_events(block.attempt(attempt)) if attempt else []
         pid = next((e["pid"] for e in events if e["event"] == "start"), None)
         if pid in below and not any(e["event"] == "end" for e in events):
-            found.append(Worker(int(name), attempt, below[pid]))
+            found.append(Worker(block.number, attempt, below[pid]))
     return found
 
 
@@ -72,9 +71,9 @@ def send(process: psutil.Process, number: signal.Signals) -> bool:
     return True
 
 
-def await_commit(run: Store, block: int) -> bool:
+def await_commit(run: Run, block: int) -> bool:
     """Wait until a block writes a checkpoint, or for a while; whether it does."""
-    folder = str(run.path / "blocks" / f"{block:02d}")
+    folder = str(run.block(block).store.path)
     until = time.monotonic() + COMMIT_PATIENCE_S
     while time.monotonic() < until:
         if _committing(folder):

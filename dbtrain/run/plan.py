@@ -1,5 +1,7 @@
 """From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +26,7 @@ from dbtrain.method.split import LayerSplit
 from dbtrain.models.layers import recompute
 from dbtrain.models.registry import architecture
 from dbtrain.shards.foreign_tensors import read_tensors
-from dbtrain.shards.merged_directory import CODEBOOK, checked_codebook
-from dbtrain.shards.storage.store import Store
+from dbtrain.shards.manifest import Manifest
 
 SHOWN = 16
 """Digits of a hash that a message gives."""
@@ -70,6 +71,15 @@ class RunPlan:
 
     def _target(self) -> Target:
         return noise_target(self.config, self.shape, self.codebook)
+
+    @property
+    def architecture_hash(self) -> str:
+        """16 hexadecimal digits of what a weight means: the network, how its blocks hang together, and its scales."""
+        config = self.config
+        scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
+        content = {"model": config.model.model_dump(mode="json"), "method": config.method, "noise": scales}
+        content["shape"] = dict(self.shape)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def scheme(self) -> Scheme:
@@ -162,43 +172,31 @@ def noise_target(config: Config, shape: Mapping[str, Any], codebook: Tensor | No
     return Target(arch, kind.noised, shape, code_dim, kind.per_position)
 
 
-def level_name(manifest: Mapping[str, Any]) -> str:
+def level_name(manifest: Manifest) -> str:
     """What the levels of a run are called, from its manifest alone."""
-    if manifest["noise"]["kind"] == "none":
+    if manifest.noise["kind"] == "none":
         return NoNoise.level_name
-    config = manifest["config"]
-    # a run from before there was a choice has its architecture's own
+    config = manifest.config
+    # without a choice of the user's it is the architecture's own
     name = config["noise"].get("process") or architecture(config["model"]["arch"]).natural_noise
     return noise_process(name).level_name
 
 
-def read_plan(manifest: dict[str, Any], codebook: Tensor | None) -> RunPlan:
-    """The run_plan of a run from its manifest."""
+def read_plan(manifest: Manifest, codebook: Tensor | None) -> RunPlan:
+    """The plan of a run from its manifest."""
     # where one worker trains all blocks, the plan has one row and the blocks have their own
-    plan = manifest.get("slices") or manifest["plan"]
-    highs = [row["sigma_range"][1] for row in plan]
-    bounds = [row["layers"][0] for row in plan] + [plan[-1]["layers"][1]]
-    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["shape"].items()}
+    rows = manifest.slices or manifest.plan
+    bounds = [row.layers[0] for row in rows] + [rows[-1].layers[1]]
+    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.shape.items()}
     return RunPlan(
-        config=parse_config(manifest["config"], "run.json"),
+        config=parse_config(dict(manifest.config), "run.json"),
         split=LayerSplit(tuple(bounds)),
-        ranges=Ranges.from_hex([*highs, plan[-1]["sigma_range"][0]]),
-        distribution=manifest["noise"],
+        ranges=Ranges.from_hex([*(row.levels[1] for row in rows), rows[-1].levels[0]]),
+        distribution=manifest.noise,
         codebook=codebook,
         shape=shape,
-        paths=manifest.get("data_paths", {}),
-        data_hash=manifest.get("data_hash", ""),
-        class_names=tuple(manifest.get("class_names", ())),
-        data_notes=tuple(manifest.get("data_notes", ())),
+        paths=manifest.data_paths,
+        data_hash=manifest.data_hash,
+        class_names=manifest.class_names,
+        data_notes=manifest.data_notes,
     )
-
-
-def read_codebook(run: Store, manifest: Mapping[str, Any]) -> Tensor | None:
-    """The codebook of a run directory, or None if the run has none.
-
-    Raises:
-        ShardError: it is missing, damaged, or not the one that run.json names.
-    """
-    if not manifest["codebook_hash"]:
-        return None
-    return checked_codebook(run.read(CODEBOOK), manifest["codebook_hash"], run.where(CODEBOOK))

@@ -18,18 +18,18 @@ from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import check_augmentation, cut_batch
 from dbtrain.run.config_diff import difference
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
-from dbtrain.run.plan import RunPlan, load_data, read_codebook, read_plan
+from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
 from dbtrain.shards.format import encode_codebook
-from dbtrain.shards.manifest import read_manifest, write_manifest
+from dbtrain.run.run import Run
+from dbtrain.shards.manifest import Manifest, PlanRow, write_manifest
 from dbtrain.shards.merged_directory import CODEBOOK
-from dbtrain.shards.storage.store import Store
 
 MEASURED = ("calibrated", "equal_information")
 """Range policies for which a pilot is trained."""
 
 
-def settle(config: Config, run: Store, calibrate: Calibrate) -> RunPlan:
+def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
     """Write codebook.safetensors and run.json, or check those that are there.
 
     Raises:
@@ -38,7 +38,7 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> RunPlan:
         DataError: the data cannot be read, or is not what the run was started with.
     """
     check_alone(config)
-    if run.exists("run.json"):
+    if run.exists:
         return _continue(config, run)
     data = load_data(config)
     check_augmentation(config.training.augmentation, data.train)
@@ -52,9 +52,9 @@ def settle(config: Config, run: Store, calibrate: Calibrate) -> RunPlan:
     _check_models(run_plan)
     code_hash = ""
     if run_plan.codebook is not None:
-        run.write(CODEBOOK, encode_codebook(run_plan.codebook))
+        run.store.write(CODEBOOK, encode_codebook(run_plan.codebook))
         code_hash = tensor_hash(run_plan.codebook)
-    write_manifest(run, _manifest(run_plan, code_hash))
+    write_manifest(run.store, _manifest(run_plan, code_hash))
     return run_plan
 
 
@@ -93,50 +93,43 @@ def _check_models(run_plan: RunPlan) -> None:
         run_plan.objective(shard, "meta")
 
 
-def _continue(config: Config, run: Store) -> RunPlan:
-    manifest = read_manifest(run)
-    if manifest["config_hash"] != config.content_hash():
+def _continue(config: Config, run: Run) -> RunPlan:
+    manifest = run.manifest
+    if manifest.config_hash != config.content_hash():
         raise ConfigError(
-            f"{run.url} is a run of another configuration: {difference(manifest['config'], config)}; choose another "
-            "name (name=...), give the configuration it was started with, or remove the directory"
+            f"{run.store.url} is a run of another configuration: {difference(dict(manifest.config), config)}; choose "
+            "another name (name=...), give the configuration it was started with, or remove the directory"
         )
     # what does not determine the weights may change from one start to the next
-    run_plan = replace(read_plan(manifest, read_codebook(run, manifest)), config=config)
+    run_plan = replace(run.plan, config=config)
     if run_plan.data_hash:
         run_plan.data()  # told here in one line, not by every worker once it has its GPU
     return run_plan
 
 
-def _manifest(run_plan: RunPlan, codebook_hash: str) -> dict[str, Any]:
-    plan = [
-        _row(shard, run_plan.shards.layers(shard), run_plan.levels(shard)) for shard in range(run_plan.shards.blocks)
-    ]
-    slices = [
-        _row(block, run_plan.split.layers(block), run_plan.ranges.of(block)) for block in range(run_plan.split.blocks)
-    ]
-    paths = resolved_paths(run_plan.config.data)
-    return {
-        "config": run_plan.config.model_dump(mode="json"),
-        "config_hash": run_plan.config.content_hash(),
-        "plan": plan,
-        "noise": dict(run_plan.distribution),
-        "shape": dict(run_plan.shape),
-        "codebook_hash": codebook_hash,
-        "data_hash": run_plan.data_hash,
-        "versions": versions(),
-        **({"class_names": list(run_plan.class_names)} if run_plan.class_names else {}),
-        **({"data_notes": list(run_plan.data_notes)} if run_plan.data_notes else {}),
-        **({"slices": slices} if slices != plan else {}),
-        **({"data_paths": paths} if paths else {}),
-    }
+def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
+    shards, split = run_plan.shards, run_plan.split
+    plan = tuple(_row(shard, shards.layers(shard), run_plan.levels(shard)) for shard in range(shards.blocks))
+    slices = tuple(_row(block, split.layers(block), run_plan.ranges.of(block)) for block in range(split.blocks))
+    return Manifest(
+        config=run_plan.config.model_dump(mode="json"),
+        config_hash=run_plan.config.content_hash(),
+        architecture_hash=run_plan.architecture_hash,
+        plan=plan,
+        noise=dict(run_plan.distribution),
+        shape=dict(run_plan.shape),
+        codebook_hash=codebook_hash,
+        data_hash=run_plan.data_hash,
+        versions=versions(),
+        class_names=run_plan.class_names,
+        data_notes=run_plan.data_notes,
+        slices=slices if slices != plan else (),
+        data_paths=resolved_paths(run_plan.config.data),
+    )
 
 
-def _row(block: int, layers: range, levels: tuple[float, float]) -> dict[str, Any]:
-    return {
-        "block": block,
-        "layers": [layers.start, layers.stop],
-        "sigma_range": [level.hex() for level in levels],
-    }
+def _row(block: int, layers: range, levels: tuple[float, float]) -> PlanRow:
+    return PlanRow(block, (layers.start, layers.stop), (levels[0].hex(), levels[1].hex()))
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -133,6 +134,24 @@ class Checkpoints:
             ShardError: the storage cannot be reached.
         """
         return find_problems(self._folder(step), step, self._identity)
+
+    def stamp(self, step: int) -> dict[str, Any] | None:
+        """What changes when a file of a checkpoint is replaced: its commit, and size and version of each file.
+
+        None where the storage does not tell versions of files, or the checkpoint is not whole.
+
+        Raises:
+            ShardError: the storage cannot be reached.
+        """
+        folder = self._folder(step)
+        try:
+            commit = read_commit(folder, step)
+            files = {name: [folder.size(name), folder.version(name)] for name in commit.files}
+        except (DamagedError, MissingError):
+            return None
+        if not all(version for _, version in files.values()):
+            return None
+        return {"step": step, "commit": commit.digest().hex(), "files": files}
 
     def newest_step(self) -> int | None:
         """Newest step whose COMMIT.json is whole and whose files have its sizes; no content is read, so it is cheap.

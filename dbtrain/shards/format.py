@@ -30,11 +30,15 @@ __all__ = [
 
 Role = Literal["model", "ema", "optim"]
 ROLES: tuple[Role, ...] = get_args(Role)
+RESERVED_ROLES = ("frozen", "adapter")
+"""Of versions to come: parts that no block trains, and what is trained beside them. Refused by name until then."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose tensors these are. An instance is always valid.
+    """Whose tensors these are: what binds a shard to its run. An instance is always valid.
+
+    How long and in which batches a block was trained does not bind: it may differ by block, and a run may be extended.
 
     Raises:
         ShardError: a field is out of its range.
@@ -47,11 +51,14 @@ class Identity:
     blocks: int
     layers: tuple[int, int]
     """Half-open run of layer numbers in the whole model."""
-    sigma_range: tuple[str, str]
-    """Low and high end of the noise range as hex floats (``float.hex``), which lose no bit."""
-    config_hash: str
+    levels: tuple[str, str]
+    """Low and high end of the noise levels as hex floats (``float.hex``), which lose no bit."""
+    architecture_hash: str
+    """Of what a weight means: the network and its parametrisation."""
     codebook_hash: str
     """``tensor_hash`` of the codebook, '' when there is none."""
+    data_hash: str = ""
+    """Of the content of the data, '' where it is not known."""
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -60,22 +67,22 @@ class Identity:
             _invalid("block", self.block, f"from 0 to blocks - 1 = {self.blocks - 1}")
         if not (len(self.layers) == 2 and 0 <= self.layers[0] < self.layers[1]):
             _invalid("layers", self.layers, "(first, last + 1) with 0 <= first <= last")
-        check_range(self.sigma_range)
+        check_levels(self.levels)
 
     @property
-    def sigmas(self) -> tuple[float, float]:
-        """The noise range as floats, exactly."""
-        return float.fromhex(self.sigma_range[0]), float.fromhex(self.sigma_range[1])
+    def edges(self) -> tuple[float, float]:
+        """Low and high level as floats, exactly."""
+        return float.fromhex(self.levels[0]), float.fromhex(self.levels[1])
 
 
-def check_range(sigma_range: tuple[str, str]) -> None:
+def check_levels(levels: tuple[str, str]) -> None:
     """Raise ShardError unless this is (low, high) as finite hex floats with 0 <= low < high."""
     try:
-        low, high = (float.fromhex(text) for text in sigma_range)
+        low, high = (float.fromhex(text) for text in levels)
     except (ValueError, TypeError, OverflowError):
-        _invalid("sigma_range", sigma_range, "two hex floats, as float.hex() writes them")
+        _invalid("levels", levels, "two hex floats, as float.hex() writes them")
     if not 0 <= low < high < float("inf"):
-        _invalid("sigma_range", sigma_range, "finite with 0 <= low < high")
+        _invalid("levels", levels, "finite with 0 <= low < high")
 
 
 def _invalid(field: str, value: object, wanted: str) -> None:
@@ -123,6 +130,8 @@ def decode(data: bytes, *, where: str) -> Shard:
     if found.text("kind") != "shard":
         damaged(where, f"it holds a {short(record['kind'])}, not a shard")
     role, step = found.text("role"), found.integer("step")
+    if role in RESERVED_ROLES:
+        raise ShardError(f"{where} holds the role {role!r}, which a newer version of dbtrain writes: read it with that")
     if role not in ROLES:
         damaged(where, f"role={short(role)} is none of {', '.join(ROLES)}")
     identity = _identity(found.mapping("identity"), where)
@@ -172,20 +181,21 @@ def _as_fields(identity: Identity) -> dict[str, Any]:
 def _identity(data: dict[str, Any], where: str) -> Identity:
     """Identity from the record of a file."""
     found = Fields(data, where)
-    layers, sigmas = found.items("layers"), found.items("sigma_range")
+    layers, levels = found.items("layers"), found.items("levels")
     if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
         found.reject("layers", "two integers")
-    if len(sigmas) != 2 or not all(isinstance(sigma, str) for sigma in sigmas):
-        found.reject("sigma_range", "two hex floats")
+    if len(levels) != 2 or not all(isinstance(level, str) for level in levels):
+        found.reject("levels", "two hex floats")
     try:
         return Identity(
             run=found.text("run"),
             block=found.integer("block"),
             blocks=found.integer("blocks", low=1),
             layers=(layers[0], layers[1]),
-            sigma_range=(sigmas[0], sigmas[1]),
-            config_hash=found.text("config_hash"),
+            levels=(levels[0], levels[1]),
+            architecture_hash=found.text("architecture_hash"),
             codebook_hash=found.text("codebook_hash"),
+            data_hash=found.text("data_hash"),
         )
     except ShardError as err:
         damaged(where, str(err))

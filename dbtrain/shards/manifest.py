@@ -1,42 +1,157 @@
 """run.json: what a run is. Written once before training; every shard is checked against it."""
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from dbtrain import __version__
 from dbtrain.errors import ShardError
-from dbtrain.shards.checksummed_json import Fields, canonical, seal, unseal
+from dbtrain.shards.checksummed_json import Fields, canonical, parse_json, seal, unseal
 from dbtrain.shards.format import Identity
 from dbtrain.shards.safetensors_file import sha256
 from dbtrain.shards.storage.errors import MissingError, damaged, short
 from dbtrain.shards.storage.store import Store
 
 MANIFEST = "run.json"
-SCHEMA = 1
+SCHEMA = 2
+FIRST_SCHEMA = 1
+"""Of runs whose shards were bound to their whole configuration, the number of steps included."""
 HASH_DIGITS = 64
 
 
-def write_manifest(store: Store, manifest: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class PlanRow:
+    """One block, or one worker that trains several: which layers and levels are its own."""
+
+    block: int
+    layers: tuple[int, int]
+    """Half-open run of layer numbers in the whole model."""
+    levels: tuple[str, str]
+    """Low and high end of its noise levels as hex floats, which lose no bit."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The fields of run.json. Only :func:`read_manifest` and :meth:`parse` check them."""
+
+    config: Mapping[str, Any]
+    """The whole configuration, as it was when the run began."""
+    plan: tuple[PlanRow, ...]
+    """One row for each worker that writes shards; block 0 first and noisiest."""
+    codebook_hash: str
+    """``tensor_hash`` of the codebook, '' when there is none."""
+    versions: Mapping[str, str]
+    """Of what decides the numbers, dbtrain among them."""
+    noise: Mapping[str, Any]
+    """The distribution of the levels: its kind, its numbers, and how they were found."""
+    run: str = ""
+    """Name of the run; '' for that of the configuration."""
+    config_hash: str = ""
+    """Of what determines the weights; another configuration is not trained in this run's directory."""
+    architecture_hash: str = ""
+    """Of what a weight means: the network and its parametrisation. Shards are bound to it, not to the schedule."""
+    data_hash: str = ""
+    """Of the content of the data, '' where it is not known."""
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    """What the data tells the model: image shape, number of classes, vocabulary."""
+    class_names: tuple[str, ...] = ()
+    """Of the data's classes, by number; empty where they have none."""
+    data_notes: tuple[str, ...] = ()
+    """What was decided about the data that its files do not say, such as a split that was made."""
+    slices: tuple[PlanRow, ...] = ()
+    """Rows of the blocks where one worker trains them all, and the plan has one row."""
+    data_paths: Mapping[str, str] = field(default_factory=dict)
+    """Where the run found the relative paths of its data."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that this version does not know; they are kept."""
+
+    @staticmethod
+    def parse(content: Mapping[str, Any], where: str) -> "Manifest":
+        """The manifest in the fields of a JSON object.
+
+        Raises:
+            DamagedError: a field is missing or wrong, or layers or levels do not tile without gap and overlap.
+        """
+        known = {f.name for f in dataclasses.fields(Manifest)} - {"others"}
+        found = Fields(dict(content), where)
+        mappings = {name: found.mapping(name) for name in ("config", "versions", "noise")}
+        mappings |= {name: found.mapping(name) for name in ("shape", "data_paths") if name in content}
+        texts = ("run", "config_hash", "architecture_hash", "data_hash")
+        manifest = Manifest(
+            plan=_rows(found, "plan", where),
+            codebook_hash=found.text("codebook_hash"),
+            slices=_rows(found, "slices", where) if "slices" in content else (),
+            class_names=_words(found, "class_names") if "class_names" in content else (),
+            data_notes=_words(found, "data_notes") if "data_notes" in content else (),
+            others={name: value for name, value in content.items() if name not in known},
+            **mappings,
+            **{name: found.text(name) for name in texts if name in content},
+        )
+        if manifest.codebook_hash and len(manifest.codebook_hash) != HASH_DIGITS:
+            found.reject("codebook_hash", f"'' or {HASH_DIGITS} hex digits")
+        _check_tiles(manifest, where)
+        return manifest
+
+    def fields(self) -> dict[str, Any]:
+        """The JSON object that :meth:`parse` reads; fields that are empty and may be are left out."""
+        content = dataclasses.asdict(self)
+        others = content.pop("others")
+        needed = ("config", "plan", "codebook_hash", "versions", "noise")
+        return {**{name: value for name, value in content.items() if value or name in needed}, **others}
+
+    @property
+    def blocks(self) -> int:
+        """Workers that write shards: the blocks, or one that trains them all."""
+        return len(self.plan)
+
+    @property
+    def name(self) -> str:
+        """Of the run; one without a name is told from others by its configuration."""
+        name = self.run or self.config.get("name")
+        return name if name and isinstance(name, str) else f"run-{self._hash_of_config()[:12]}"
+
+    def identity(self, block: int) -> Identity:
+        """Identity that every shard of a block must have.
+
+        Raises:
+            ShardError: the plan has no such block.
+        """
+        if not 0 <= block < self.blocks:
+            raise ShardError(f"block={block} is not in the plan: it has blocks 0 to {self.blocks - 1}")
+        row = self.plan[block]
+        return Identity(
+            run=self.name,
+            block=block,
+            blocks=self.blocks,
+            layers=row.layers,
+            levels=row.levels,
+            architecture_hash=self.architecture_hash or self._hash_of_config(),
+            codebook_hash=self.codebook_hash,
+            data_hash=self.data_hash,
+        )
+
+    def _hash_of_config(self) -> str:
+        return self.config_hash or sha256(canonical(self.config, "config").encode())
+
+
+def write_manifest(store: Store, manifest: Manifest) -> None:
     """Write run.json of a run directory, atomically.
 
-    Args:
-        manifest: ``config`` (dict), ``plan`` (list of ``{block, layers: [a, b], sigma_range: [hex low, hex high]}``,
-            block 0 first and noisiest), ``codebook_hash`` ('' for none), ``versions`` (dict), ``noise`` (dict).
-            Optional ``run`` (name; default ``config["name"]``), ``config_hash`` (default: that of ``config``) and
-            ``data_hash`` (of what the data holds). Other keys are kept.
-
     Raises:
-        ShardError: a field is missing or wrong, the plan leaves a gap, or a value is not JSON.
+        ShardError: a field is wrong, the plan leaves a gap, or a value is not JSON.
     """
-    where = store.where(MANIFEST)
+    where, content = store.where(MANIFEST), manifest.fields()
+    data = seal(content, SCHEMA, where)
     try:
-        check_manifest(manifest, where)
+        Manifest.parse(unseal(data, SCHEMA, where), where)
     except ShardError as err:
         raise ShardError(f"cannot write {where}: {err}") from err
-    store.write(MANIFEST, seal(manifest, SCHEMA, where))
+    store.write(MANIFEST, data)
 
 
-def read_manifest(store: Store) -> dict[str, Any]:
-    """What :func:`write_manifest` was given, as JSON gives it back (lists for tuples).
+def read_manifest(store: Store) -> Manifest:
+    """What :func:`write_manifest` was given.
 
     Raises:
         ShardError: there is no run here, or run.json is damaged, edited, or of another version.
@@ -46,71 +161,55 @@ def read_manifest(store: Store) -> dict[str, Any]:
         data = store.read(MANIFEST)
     except MissingError as err:
         raise MissingError(f"{store.url} is not a run directory, it has no {MANIFEST}: check the path") from err
-    manifest = unseal(data, SCHEMA, where)
-    check_manifest(manifest, where)
-    return manifest
+    _refuse_older(data, where)
+    return Manifest.parse(unseal(data, SCHEMA, where), where)
 
 
-def plan_identity(manifest: Mapping[str, Any], block: int) -> Identity:
-    """Identity that every shard of a block must have.
-
-    Raises:
-        ShardError: the plan has no such block.
-    """
-    plan = manifest["plan"]
-    if not 0 <= block < len(plan):
-        raise ShardError(f"block={block} is not in the plan: it has blocks 0 to {len(plan) - 1}")
-    entry = plan[block]
-    config_hash = manifest.get("config_hash") or sha256(canonical(manifest["config"], "config").encode())
-    name = manifest.get("run") or manifest["config"].get("name")
-    return Identity(
-        # A run without a name is told from others by its configuration.
-        run=name if name and isinstance(name, str) else f"run-{config_hash[:12]}",
-        block=block,
-        blocks=len(plan),
-        layers=(entry["layers"][0], entry["layers"][1]),
-        sigma_range=(entry["sigma_range"][0], entry["sigma_range"][1]),
-        config_hash=config_hash,
-        codebook_hash=manifest["codebook_hash"],
+def _refuse_older(data: bytes, where: str) -> None:
+    """A run of before is refused by the version that wrote it: its shards are bound in another way."""
+    content = parse_json(data, where)
+    if not isinstance(content, dict) or content.get("version") != FIRST_SCHEMA:
+        return
+    older = unseal(data, FIRST_SCHEMA, where).get("versions", {}).get("dbtrain", "before 0.2")
+    raise ShardError(
+        f"{where} was written by dbtrain {older}, and this is {__version__}, which binds checkpoints in another way: "
+        f"finish that run with dbtrain {older}, or start another one (name=...)"
     )
 
 
-def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
-    """Raise DamagedError unless all fields are there and layers and noise ranges tile without gap or overlap."""
-    found = Fields(dict(manifest), where)
-    for name in ("config", "versions", "noise"):
-        found.mapping(name)
-    for name in ("run", "config_hash", "data_hash"):
-        if name in manifest:
-            found.text(name)
-    codebook_hash = found.text("codebook_hash")
-    if codebook_hash and len(codebook_hash) != HASH_DIGITS:
-        found.reject("codebook_hash", f"'' or {HASH_DIGITS} hex digits")
-    plan = found.items("plan")
-    if not plan:
-        found.reject("plan", "a list of at least one block")
-    for block, entry in enumerate(plan):
-        _check_entry(entry, block, where)
-    try:
-        identities = [plan_identity(manifest, block) for block in range(len(plan))]
-    except ShardError as err:
-        damaged(where, str(err))
-    _check_tiles(identities, where)
+def _words(found: Fields, name: str) -> tuple[str, ...]:
+    words = found.items(name)
+    if not all(isinstance(word, str) for word in words):
+        found.reject(name, "a list of texts")
+    return tuple(words)
 
 
-def _check_entry(entry: Any, block: int, where: str) -> None:
-    """One entry of the plan has the right types; its values are judged by Identity."""
+def _rows(found: Fields, name: str, where: str) -> tuple[PlanRow, ...]:
+    entries = found.items(name)
+    if not entries:
+        found.reject(name, "a list of at least one block")
+    return tuple(_row(entry, block, where) for block, entry in enumerate(entries))
+
+
+def _row(entry: Any, block: int, where: str) -> PlanRow:
+    """One row with the right types; its values are judged by Identity."""
     found = Fields(entry, f"{where}, plan of block {block},")
     if found.integer("block") != block:
         found.reject("block", f"{block}, its place in the list")
-    for name, kind in (("layers", int), ("sigma_range", str)):
-        # Tuples are welcome from a writer; a file has lists only.
-        value = entry.get(name)
-        if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(type(end) is kind for end in value):
+    for name, kind in (("layers", int), ("levels", str)):
+        value = found.items(name)
+        if len(value) != 2 or not all(type(end) is kind for end in value):
             found.reject(name, f"two values of type {kind.__name__}")
+    layers, levels = found.items("layers"), found.items("levels")
+    return PlanRow(block, (layers[0], layers[1]), (levels[0], levels[1]))
 
 
-def _check_tiles(identities: list[Identity], where: str) -> None:
+def _check_tiles(manifest: Manifest, where: str) -> None:
+    """Raise DamagedError unless layers and levels of all blocks meet without gap or overlap."""
+    try:
+        identities = [manifest.identity(block) for block in range(manifest.blocks)]
+    except ShardError as err:
+        damaged(where, str(err))
     if identities[0].layers[0] != 0:
         damaged(where, f"block 0 begins at layer {identities[0].layers[0]}, not 0")
     for one, two in zip(identities, identities[1:], strict=False):
@@ -120,9 +219,9 @@ def _check_tiles(identities: list[Identity], where: str) -> None:
                 f"layers {short(one.layers)} and {short(two.layers)} of blocks {one.block}, {two.block} do not meet",
             )
         # Block 0 is the noisiest, so a block's low end is the next one's high end; exactly, or levels fall between.
-        if one.sigmas[0] != two.sigmas[1]:
+        if one.edges[0] != two.edges[1]:
             damaged(
                 where,
-                f"noise ranges {short(one.sigma_range)} and {short(two.sigma_range)} of blocks {one.block}, "
-                f"{two.block} do not meet (block 0 is the noisiest)",
+                f"levels {short(one.levels)} and {short(two.levels)} of blocks {one.block}, {two.block} do not meet "
+                "(block 0 is the noisiest)",
             )

@@ -19,15 +19,15 @@ import os, signal, sys
 from dbtrain.cli import main
 from dbtrain.coordinator.ray.settings import prepare
 prepare(None, loopback=True)
-from dbtrain.coordinator.ray import attempt as ray_train
+from dbtrain.coordinator.ray import attempt, train_internals
 
-class Group(ray_train._Group):
+class Group(train_internals.ProcessGroup):
     def on_start(self, worker_group, backend_config):
         if {stage!r} == "joins":
             worker_group.execute(die_once)
         super().on_start(worker_group, backend_config)
 
-class GroupConfig(ray_train._GroupConfig):
+class GroupConfig(train_internals.ProcessGroupConfig):
     @property
     def backend_cls(self):
         return Group
@@ -52,7 +52,7 @@ def die_once():
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
-loop, ray_train._GroupConfig, ray_train._loop = ray_train._loop, GroupConfig, Loop()
+loop, attempt.ProcessGroupConfig, attempt._loop = attempt._loop, GroupConfig, Loop()
 sys.argv[1:] = {arguments!r}
 main()
 """

@@ -1,38 +1,19 @@
 """One attempt of one block as a Ray Train `TorchTrainer`, in a thread that waits for it."""
 
-import asyncio
 import dataclasses
 import os
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import ray
 import ray.train
-import torch.distributed as dist
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
-from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S
+from dbtrain.coordinator.ray.train_internals import WHOLE, LeanTrainer, ProcessGroupConfig, reason, release_orphans
 from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
-
-SHORT, WHOLE = 500, 4000
-"""Characters of an exception in a message, and in what is kept of it."""
-RELEASE_S = 60.0
-"""For a process that gives back what a dead controller held."""
 
 
 class Attempt:
@@ -52,7 +33,7 @@ class Attempt:
             self._error = reason(error, WHOLE)
         except BaseException as error:
             self._error = reason(error, WHOLE)
-            _release_orphans()
+            release_orphans()
 
     @property
     def over(self) -> bool:
@@ -67,13 +48,13 @@ class Attempt:
 
 def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTrainer:
     resources = dict(request.resources)
-    return _Trainer(
+    return LeanTrainer(
         _loop,
         train_loop_config=dataclasses.asdict(assignment),
         scaling_config=ScalingConfig(
             num_workers=request.workers, use_gpu="GPU" in resources, resources_per_worker=resources
         ),
-        torch_config=_GroupConfig(backend="nccl" if request.device == "cuda" else "gloo"),
+        torch_config=ProcessGroupConfig(backend="nccl" if request.device == "cuda" else "gloo"),
         run_config=RunConfig(
             name=name,
             # nothing of ours is kept there: our own commits are the truth
@@ -82,157 +63,6 @@ def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTraine
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
-
-
-def reason(error: BaseException, longest: int = SHORT) -> str:
-    """The innermost cause of an exception of Ray that says something, as one line of so many characters."""
-    chain = [error]
-    while cause := _cause(chain[-1]):
-        chain.append(cause)
-    failures = getattr(error, "worker_failures", None)
-    worst = next(iter(failures.values())) if failures else chain[-1]
-    # its message begins with half a page about the worker, before the cause
-    worst = getattr(worst, "health_check_failure", worst)
-    lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
-    return f"{type(worst).__name__}: {' '.join(lines)[:longest]}"
-
-
-def _cause(error: BaseException) -> BaseException | None:
-    return error.__cause__ or getattr(error, "cause", None) or getattr(error, "controller_failure", None)
-
-
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Without two of Ray Train's helpers, each a process that imports PyTorch before a worker starts.
-
-    One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the dashboard who is
-    dead: without one it does nothing, and holds up the end of every attempt for 12 s. `_release_orphans` does it here.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
-        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unwanted)]
-        return [_Start(), *kept]
-
-
-class _Start(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
-    """What Ray Train forgets when workers die; lives in the controller.
-
-    It must be the first callback: those after it may fail.
-    """
-
-    def __init__(self) -> None:
-        self._group: Any = None
-        self._nodes: set[str] = set()
-        self._error: Any = None
-
-    @contextmanager
-    def on_worker_group_start(self) -> Iterator[None]:
-        """Around the start; why it failed would be lost on the way to the driver, where it tells a lost node."""
-        try:
-            yield
-        except WorkerGroupStartupFailedError as error:
-            raise WorkerGroupStartupFailedError(f"the workers did not start: {reason(error, WHOLE)}") from error
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called when the workers are there, and before anything else is done with them."""
-        self._group = worker_group
-        self._nodes = {worker.metadata.node_id for worker in worker_group.get_workers()}
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Called at every change of the controller's state; the one before its shutdown has the error it will tell."""
-        self._error = getattr(getattr(current_state, "next_state", None), "training_failed_error", self._error)
-
-    async def before_controller_shutdown(self) -> None:
-        """Give back the placement group of workers that died later in the start, which the controller never got.
-
-        And tell a lost node of several: the workers elsewhere raise at once, when their connections break, and Ray
-        Train ends the attempt long before Ray finds the node dead.
-        """
-        if self._group is not None and self._group.has_started():
-            self._group.shutdown()
-        if len(self._nodes) > 1 and isinstance(self._error, WorkerGroupError) and await _lost_one(self._nodes):
-            told = RuntimeError(f"{NODE_DIED}; before that was known: {reason(self._error, WHOLE)}")
-            self._error.worker_failures = {0: told}
-
-
-async def _lost_one(nodes: set[str]) -> bool:
-    """Whether one of these nodes is dead; waits for each to answer or to be found dead."""
-    ask = ray.remote(num_cpus=0, max_retries=0)(_answer)
-    waiting = {
-        node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-        for node in nodes
-    }
-    until = time.monotonic() + SILENT_S
-    while waiting and time.monotonic() < until:
-        await asyncio.sleep(0.5)
-        if nodes - {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
-            return True
-        waiting = {node: call for node, call in waiting.items() if not _answered(call)}
-    return False
-
-
-def _answer() -> None:
-    """All that a node has to do to be alive."""
-
-
-def _answered(call: Any) -> bool:
-    try:
-        ray.get(call, timeout=0)
-    except Exception:  # not yet, or its node is going
-        return False
-    return True
-
-
-def _release_orphans() -> None:
-    """Give back what controllers of this job held that died without doing so; Ray itself waits for the job's end."""
-    task = ray.remote(num_cpus=0, max_retries=2)(_remove_orphaned_groups)
-    try:
-        ray.get(task.remote(), timeout=RELEASE_S)
-    except Exception:  # the cluster is going away, and takes all groups along
-        return
-
-
-def _remove_orphaned_groups() -> None:
-    job = ray.get_runtime_context().get_job_id()
-    accessor = ray._private.state.state._connect_and_get_accessor()
-    for content in accessor.get_placement_group_table():
-        group = PlacementGroupTableData.FromString(content)
-        ours = group.creator_job_id.hex() == job and not group.is_detached
-        if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-
-
-class _Group(_TorchBackend):  # type: ignore[misc]
-    """Process group of a block's workers; one worker alone gets a store in its own memory.
-
-    PyTorch's TCP store listens on all addresses, without authentication, whatever address it is given.
-    """
-
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Called by Ray Train when the workers of an attempt are there."""
-        worker_group.execute(_choose_device, backend_config.backend)
-        if len(worker_group) > 1:
-            super().on_start(worker_group, backend_config)
-            return
-        worker_group.execute(_set_torch_distributed_env_vars)
-        worker_group.execute(_join_alone, backend_config.backend)
-
-
-class _GroupConfig(TorchConfig):  # type: ignore[misc]
-    @property
-    def backend_cls(self) -> type[_Group]:
-        return _Group
-
-
-def _choose_device(backend: str) -> None:
-    """Before anything asks for GPUs: DeepSpeed and CUDA look once, and Ray leaves them to who asked for none."""
-    os.environ["DS_ACCELERATOR"] = "cuda" if backend == "nccl" else "cpu"
-    if backend != "nccl":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def _join_alone(backend: str) -> None:
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 
 def _loop(config: dict[str, Any]) -> None:

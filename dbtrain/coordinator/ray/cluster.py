@@ -1,4 +1,4 @@
-"""A Ray cluster: connect to it and look at its nodes. Only this file and ray_train.py know Ray."""
+"""A Ray cluster: connect to it and look at its nodes. Ray is known in this package alone."""
 
 import logging
 import time
@@ -9,8 +9,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbtrain.coordinator.placement import Node
-from dbtrain.coordinator.ray.attempt import Attempt, reason
+from dbtrain.coordinator.ray.attempt import Attempt
 from dbtrain.coordinator.ray.shipping import runtime_env
+from dbtrain.coordinator.ray.train_internals import reason
 from dbtrain.errors import PlacementError, VersionError
 from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment

@@ -53,6 +53,13 @@ class LocalFiles:
         with _told("look at", path):
             return path.stat().st_size
 
+    def version(self, name: str) -> str:
+        """Time of the last write and number of the inode."""
+        path = self.root / name
+        with _told("look at", path):
+            state = path.stat()
+            return f"{state.st_mtime_ns}-{state.st_ino}"
+
     def write(self, name: str, data: bytes) -> None:
         """Replace a file: temporary file, fsync, rename, fsync of the directory (or the rename may not survive)."""
         path = self.root / name

@@ -93,6 +93,12 @@ class RemoteFiles:
         path = self._path(name)
         return self._try("look at", path, lambda: int(self.fs.info(path)["size"]))
 
+    def version(self, name: str) -> str:
+        """The object's ETag, or its time; '' if the driver tells neither."""
+        path = self._path(name)
+        info = self._try("look at", path, lambda: dict(self.fs.info(path)))
+        return str(next((info[key] for key in ("ETag", "etag", "LastModified", "updated", "mtime") if key in info), ""))
+
     def write(self, name: str, data: bytes) -> None:
         """One put; a large object is uploaded in parts and appears when the last one has arrived."""
         path = self._path(name)

@@ -28,6 +28,10 @@ class Files(Protocol):
         """Bytes."""
         ...
 
+    def version(self, name: str) -> str:
+        """Changes whenever the file is replaced."""
+        ...
+
     def write(self, name: str, data: bytes) -> None:
         """Create or replace, atomically and durably."""
         ...
@@ -157,6 +161,10 @@ class Store:
     def size(self, name: str) -> int:
         """Bytes of a file."""
         return self._files.size(self._at(name))
+
+    def version(self, name: str) -> str:
+        """A text that changes when a file is replaced or written to; '' where the storage does not tell."""
+        return self._files.version(self._at(name))
 
     def move(self, name: str, to: str) -> None:
         """Rename a directory of a local store, replacing what has that name, in one step where the disk can.

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dbtrain.coordinator.exit_reasons import LOST_NODE, in_words
-from dbtrain.coordinator.ray import attempt as ray_train
+from dbtrain.coordinator.ray import train_internals
 
 A, B, C = ("a" * 56, "b" * 56, "c" * 56)
 BROKEN = "Connection closed by peer [10.0.0.2]:15772"
@@ -43,17 +43,17 @@ def end(monkeypatch):
         await sleep(0.001)
 
     def go(cluster, *nodes):
-        monkeypatch.setattr(ray_train, "ray", cluster)
-        monkeypatch.setattr(ray_train.asyncio, "sleep", rest)
-        error = ray_train.WorkerGroupError("half a page", {0: RuntimeError(BROKEN)})
-        start = ray_train._Start()
+        monkeypatch.setattr(train_internals, "ray", cluster)
+        monkeypatch.setattr(train_internals.asyncio, "sleep", rest)
+        error = train_internals.WorkerGroupError("half a page", {0: RuntimeError(BROKEN)})
+        start = train_internals.StartGuard()
         workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in nodes]
         start.after_worker_group_start(SimpleNamespace(get_workers=lambda: workers, has_started=lambda: False))
         start.after_controller_state_update(None, SimpleNamespace(training_failed_error=None))
         next_state = SimpleNamespace(training_failed_error=error)
         start.after_controller_state_update(None, SimpleNamespace(next_state=next_state))
         asyncio.run(start.before_controller_shutdown())
-        return ray_train.reason(error, ray_train.WHOLE), len(rests)
+        return train_internals.reason(error, train_internals.WHOLE), len(rests)
 
     return go
 
@@ -76,5 +76,5 @@ def test_workers_of_one_node_ask_nobody(end):
 
 
 def test_a_node_that_neither_answers_nor_dies_is_not_waited_for_without_end(end, monkeypatch):
-    monkeypatch.setattr(ray_train, "SILENT_S", 0.05)
+    monkeypatch.setattr(train_internals, "SILENT_S", 0.05)
     assert end(Ray({A: True, B: False}), A, B)[0] == f"RuntimeError: {BROKEN}"

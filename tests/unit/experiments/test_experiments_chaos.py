@@ -9,8 +9,9 @@ import pytest
 
 from dbtrain.errors import ConfigError, IncompleteRunError
 from dbtrain.experiments.chaos import Punisher
-from dbtrain.experiments.tally import WEIGHTS, Tally, difference
+from dbtrain.experiments.tally import WEIGHTS, Fault, Tally, difference
 from dbtrain.experiments.victims import await_commit, controllers, descendants, send, workers
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog
 
@@ -53,12 +54,12 @@ def test_an_undisturbed_run_that_fails_is_told(make_config):
 
 
 def test_a_worker_is_found_by_its_word_and_only_while_it_lives(tmp_path, sleeper):
-    run = Store(tmp_path)
+    run = Run(Store(tmp_path))
     for block, pid in ((0, sleeper.pid), (1, os.getpid())):
-        EventLog(run.child("blocks", f"{block:02d}", "attempts", "3")).emit("start", pid=pid)
+        EventLog(run.block(block).attempt(3)).emit("start", pid=pid)
     (found,) = workers(run, os.getpid())  # this process is not below itself
     assert (found.block, found.attempt, found.process.pid) == (0, 3, sleeper.pid)
-    EventLog(run.child("blocks", "00", "attempts", "3")).emit("end", outcome="done")
+    EventLog(run.block(0).attempt(3)).emit("end", outcome="done")
     assert workers(run, os.getpid()) == []
 
 
@@ -73,18 +74,18 @@ def test_a_signal_hits_only_what_is_there(sleeper):
 def test_a_commit_is_recognised_by_its_unfinished_files(tmp_path):
     folder = tmp_path / "blocks" / "00" / "step_00000010"
     folder.mkdir(parents=True)
-    assert await_commit(Store(tmp_path), 0)
+    assert await_commit(Run(Store(tmp_path)), 0)
     (folder / "COMMIT.json").write_text("{}")
     before = time.monotonic()
-    assert not await_commit(Store(tmp_path), 0)
+    assert not await_commit(Run(Store(tmp_path)), 0)
     assert time.monotonic() - before >= 1.0
 
 
 def test_a_block_that_began_too_often_is_found(make_config, tmp_path):
     judge = punisher(make_config)
-    run = Store(tmp_path / "run")
-    for attempt in ("1", "2", "3"):
-        run.child("blocks", "01", "attempts", attempt).makedirs()
+    run = Run(Store(tmp_path / "run"))
+    for attempt in (1, 2, 3):
+        run.block(1).attempt(attempt).makedirs()
     assert "block 1 made 3 attempts" in judge._lost(run, 1)
     judge._aimed = Counter({1: 1, None: 1})
     assert judge._lost(run, 1) is None
@@ -92,7 +93,7 @@ def test_a_block_that_began_too_often_is_found(make_config, tmp_path):
 
 
 def test_the_tally_shows_every_kind():
-    tally = Tally(Counter({"worker SIGKILL": 3}), runs=2)
+    tally = Tally(Counter({Fault.WORKER_KILL: 3}), runs=2)
     assert tally.table().row_count == len(WEIGHTS) + 1
 
 

@@ -1,0 +1,204 @@
+"""A run as it lies on disk or in an object store: its manifest, its blocks, and how far each of them is.
+
+This is the one place that knows where in a run's directory a thing lies, and that answers whether a block is done.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from dbtrain.config import Config, parse_config
+from dbtrain.errors import ShardError
+from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.shards.checkpoint import Checkpoints, Loaded
+from dbtrain.shards.format import Identity, Role
+from dbtrain.shards.manifest import MANIFEST, Manifest, read_manifest
+from dbtrain.shards.merged_directory import CODEBOOK, checked_codebook
+from dbtrain.shards.storage.fence import newest_attempt
+from dbtrain.shards.storage.store import Store
+
+BLOCKS = "blocks"
+ATTEMPTS = "attempts"
+MERGED = "merged"
+WEIGHTS: tuple[Role, ...] = ("ema", "model")
+"""What a block gives to others: the first of these that it has."""
+VERIFIED = "verified.json"
+"""In a block's directory: which files of its last checkpoint were read and found whole."""
+
+
+class Run:
+    """One run; what it reads it reads once, when it is first asked for.
+
+    Args:
+        store: directory of the run; it need not exist.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @staticmethod
+    def at(url: str) -> "Run":
+        """The run at a path or URL."""
+        return Run(Store(url))
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run is prepared: its run.json is there."""
+        return self.store.exists(MANIFEST)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The content of run.json.
+
+        Raises:
+            ShardError: there is none, or it is damaged or of another version.
+        """
+        return read_manifest(self.store)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration in run.json."""
+        return parse_config(dict(self.manifest.config), self.store.where(MANIFEST))
+
+    @cached_property
+    def codebook(self) -> Tensor | None:
+        """The codebook (V, D), or None if the run has none.
+
+        Raises:
+            ShardError: it is missing, damaged, or not the one that run.json names.
+        """
+        if not self.manifest.codebook_hash:
+            return None
+        where = self.store.where(CODEBOOK)
+        return checked_codebook(self.store.read(CODEBOOK), self.manifest.codebook_hash, where)
+
+    @cached_property
+    def plan(self) -> RunPlan:
+        """What was decided before training."""
+        return read_plan(self.manifest, self.codebook)
+
+    def block(self, number: int) -> "RunBlock":
+        """A block of the run; nothing is read before it is asked for."""
+        return RunBlock(self, number)
+
+    @property
+    def blocks(self) -> "list[RunBlock]":
+        """All blocks of the plan."""
+        return [self.block(number) for number in range(self.manifest.blocks)]
+
+    @property
+    def begun(self) -> "list[RunBlock]":
+        """The blocks that have a directory, whatever run.json says."""
+        names = self.store.child(BLOCKS).list()
+        return [self.block(int(name)) for name in names if name.isdecimal()]
+
+    @property
+    def merged(self) -> Store:
+        """Directory of the merged model; it may not exist yet."""
+        return self.store.child(MERGED)
+
+
+class RunBlock:
+    """One block of a run.
+
+    Args:
+        run: that it belongs to.
+        number: of the block; 0 is the noisiest.
+    """
+
+    def __init__(self, run: Run, number: int) -> None:
+        self.run = run
+        self.number = number
+        self.store = run.store.child(BLOCKS, f"{number:02d}")
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What every shard of the block must say of itself."""
+        return self.run.manifest.identity(self.number)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Its committed checkpoints; two of them are kept by what cleans up."""
+        return Checkpoints(self.store, self.identity)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps after which the block is done."""
+        return self.run.config.training.of_block(self.number).steps
+
+    @property
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts whose workers have said a word."""
+        return sorted(int(name) for name in self.store.child(ATTEMPTS).list() if name.isdecimal())
+
+    def attempt(self, number: int) -> Store:
+        """Directory of an attempt: its events and logs."""
+        return self.store.child(ATTEMPTS, str(number))
+
+    @property
+    def placed(self) -> int:
+        """Number of the newest attempt that was placed, 0 before the first.
+
+        Raises:
+            ShardError: OWNER.json cannot be read.
+        """
+        return newest_attempt(self.store)
+
+    @property
+    def done(self) -> bool:
+        """Whether the block has a whole checkpoint of its last step."""
+        return self.committed >= self.steps
+
+    @property
+    def committed(self) -> int:
+        """Newest committed step, 0 if there is none.
+
+        A checkpoint before the last step counts when its files have the recorded sizes; a worker verifies its bytes
+        when it resumes. Nothing comes after the last step, so that one counts only when every byte was verified: once,
+        as long as its files stay as they were.
+
+        Raises:
+            ShardError: the storage cannot be reached.
+        """
+        newest = self.checkpoints.newest_step() or 0
+        if newest < self.steps or self._is_whole(newest):
+            return newest
+        return max((step for step in self.checkpoints.steps() if step < self.steps), default=0)
+
+    def _is_whole(self, step: int) -> bool:
+        stamp = self.checkpoints.stamp(step)
+        if stamp is not None and self._verified() == stamp:
+            return True
+        if self.checkpoints.verify(step):
+            return False
+        if stamp is not None:
+            self._remember(stamp)
+        return True
+
+    def _verified(self) -> Any:
+        try:
+            return self.store.read_json(VERIFIED) if self.store.exists(VERIFIED) else None
+        except ShardError:
+            return None
+
+    def _remember(self, stamp: Mapping[str, Any]) -> None:
+        try:
+            self.store.write_json(VERIFIED, dict(stamp))
+        except ShardError:
+            return  # the reader of somebody else's run may not write; it verifies again the next time
+
+    def final(self) -> tuple[Loaded, Role]:
+        """The checkpoint of the last step with the weights that count, verified, and their role.
+
+        Raises:
+            ShardError: the block is not at its last step, or that checkpoint is damaged.
+        """
+        loaded = self.checkpoints.newest(roles=WEIGHTS)
+        step = 0 if loaded is None else loaded.step
+        if loaded is None or step < self.steps:
+            # whoever said that it was whole was wrong: it was damaged later, and its block must train again
+            self.store.remove(VERIFIED)
+            raise ShardError(f"block {self.number} of {self.run.store.url} is at step {step} of {self.steps}")
+        return loaded, next(role for role in WEIGHTS if role in loaded.parts)
