@@ -53,13 +53,14 @@ def sample(
 ) -> None:
     """Draw samples from the merged model of a run, with one block at a time in memory."""
     from dbtrain.evaluation.images.pictures import sample_run
-    from dbtrain.shards.merged_directory import read_config
+    from dbtrain.run.run import Run
+    from dbtrain.shards.merged_directory import MergedDirectory
     from dbtrain.shards.storage.store import Store
 
     console = make_console()
     with LiveView(console) as view:
         where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed, view.count)
-    names = read_config(Store(run).child("merged")).get("class_names", [])
+    names = MergedDirectory(Run.at(run).merged).manifest.class_names
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}")
 

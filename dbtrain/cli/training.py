@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from dbtrain.cli.command import Address, ConfigFile, Overrides, RunDirectory, Verbose, app, reported
-from dbtrain.config import Config, load_config, parse_config
+from dbtrain.config import Config, load_config
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import make_console
 from dbtrain.telemetry.layout import say, show_table
@@ -67,17 +67,16 @@ def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False)
 
 def _settled(run: str) -> Config:
     """The configuration of a run, where the run is now: its directory may have moved since it was started."""
-    from dbtrain.shards.manifest import MANIFEST, read_manifest
+    from dbtrain.run.run import Run
     from dbtrain.shards.storage.directory import check_run_path
-    from dbtrain.shards.storage.store import Store
 
-    store = Store(run)
-    check_run_path(store)
-    config = parse_config(read_manifest(store)["config"], store.where(MANIFEST))
-    out, _, name = store.url.rpartition("/")
+    whole = Run.at(run)
+    check_run_path(whole.store)
+    config, url = whole.config, whole.store.url
+    out, _, name = url.rpartition("/")
     if name != config.name:
         raise ConfigError(
-            f"{store.url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
+            f"{url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
         )
     return config.model_copy(update={"out": out or "/"})
 

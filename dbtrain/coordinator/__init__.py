@@ -2,7 +2,7 @@
 
 What happens when a worker dies:
 
-1. ``ray/attempt.py``: the thread of the attempt returns from Ray Train's ``fit``; ``Attempt.over`` and ``error`` say so.
+1. ``ray/attempt.py``: the attempt's thread returns from Ray Train's ``fit``; ``Attempt.over`` and ``error`` say so.
 2. ``controller.py``: ``Controller`` polls every attempt, reads the last events of its workers, and asks
    ``run/run.py``'s ``RunBlock`` which step is committed.
 3. ``exit_reasons.py``: ``classify`` makes an ``Exit`` of them: done, stopped, preempted, crashed or failed.

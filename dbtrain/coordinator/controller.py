@@ -1,4 +1,4 @@
-"""Bring every block to its end: admit, watch, restart, and tell."""
+"""Bring every block to its end: start what fits, watch what runs, and start again what died."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dbtrain.config import Config
 from dbtrain.coordinator.block_records import BlockRecords
@@ -18,7 +18,7 @@ from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.requests import Request
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 from dbtrain.telemetry.events import EventTail, last_words
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.watchdog import STOP
@@ -28,8 +28,21 @@ STOP_GRACE_S = 5.0
 """For the workers of an attempt that was just placed to say that they have started, once they are asked to stop."""
 
 
+class Observer(Protocol):
+    """Who watches a run: the live view and the trackers of a command."""
+
+    def show(self, states: list[BlockState], progress: list[Progress]) -> None:
+        """Called at every poll with all blocks."""
+
+    def tell(self, line: str) -> None:
+        """Called with one line for each thing that happens."""
+
+    def event(self, block: int, event: dict[str, Any]) -> None:
+        """Called with each new event of a block's workers."""
+
+
 @dataclass
-class Running:
+class RunningAttempt:
     """An attempt and where its events come from."""
 
     attempt: Attempt
@@ -41,50 +54,46 @@ class Running:
 
 
 class Controller:
-    """Run the blocks of a settled run.
+    """Run the blocks of a prepared run.
 
     Args:
-        run: directory of the run; the caller holds its lock.
-        config: of the run.
+        run: the run; the caller holds its lock.
+        config: of this start of the run.
         cluster: where attempts are started.
         wanted: what each block asks for.
-        show: called often with all states and progress.
-        tell: called with one line for each thing that happens.
-        on_event: called with each new event of a block.
-        guard: called all the time; raises once this coordinator has lost the run to another.
+        observer: told what happens.
+        guard: called at every poll; raises once this coordinator has lost the run to another.
     """
 
     def __init__(
         self,
-        run: Store,
+        run: Run,
         config: Config,
         cluster: Cluster,
         wanted: Sequence[Request],
-        show: Callable[[list[BlockState], list[Progress]], None],
-        tell: Callable[[str], None],
-        on_event: Callable[[int, dict[str, Any]], None] = lambda block, event: None,
+        observer: Observer,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        self.run_store = run
+        self.run_store = run.store
         self.config = config
         self.cluster = cluster
         self.wanted = list(wanted)
-        self.show, self.tell, self.on_event, self.guard = show, tell, on_event, guard
+        self.observer, self.guard = observer, guard
         self.session = secrets.token_hex(8)
         self.stopping = False
         self.in_turn = SCHEMES[config.method].in_turn
-        cluster_config = config.cluster
-        self.budgets = Budgets(cluster_config.max_crashes, cluster_config.max_preemptions, cluster_config.backoff_s)
-        self.records = BlockRecords(run, len(wanted))
-        self.states = [self.records.first_state(block, config.training.steps) for block in range(len(wanted))]
+        limits = config.cluster
+        self.budgets = Budgets(limits.max_crashes, limits.max_preemptions, limits.backoff_s)
+        self.records = BlockRecords(run)
+        self.states = [self.records.first_state(block) for block in range(len(wanted))]
         self.progress = [Progress(step=state.committed) for state in self.states]
-        self.running: dict[int, Running] = {}
+        self.running: dict[int, RunningAttempt] = {}
         self._stop_asked = 0.0
         self._stop_unsent: dict[str, Any] | None = None
-        self._stop_told = False
+        self._stop_failure_told = False
         self._obstacles: dict[int, str | None] = {}
 
-    def conduct(self) -> list[BlockState]:
+    def run(self) -> list[BlockState]:
         """Until every block is done, stopped or failed; returns the last states.
 
         Raises:
@@ -94,16 +103,17 @@ class Controller:
         """
         place([self.wanted[s.block] for s in self.states if s.phase not in FINAL], self.cluster.nodes())
         for state in self.states:
-            self._record(state)
+            self._set_state(state)
         while any(state.phase not in FINAL for state in self.states):
             self.guard()
-            self._ask_to_stop()
-            self._admit()
+            self._send_stop_request()
+            self._end_what_will_never_start()
+            self._start_what_fits()
             for block in list(self.running):
-                self._follow(block)
-            self.show(self.states, self.progress)
+                self._poll(block)
+            self.observer.show(self.states, self.progress)
             time.sleep(POLL_S)
-        self.show(self.states, self.progress)
+        self.observer.show(self.states, self.progress)
         return self.states
 
     def stop(self, reason: str) -> None:
@@ -115,32 +125,46 @@ class Controller:
         self.stopping, self._stop_asked = True, time.monotonic()
         self._stop_unsent = {"session": self.session, "reason": reason, "pid": os.getpid()}
 
-    def _ask_to_stop(self) -> None:
+    def _send_stop_request(self) -> None:
         if self._stop_unsent is None:
             return
         try:
             self.run_store.write_json(STOP, self._stop_unsent)
         except ShardError as error:
-            if not self._stop_told:
-                self._stop_told = True
-                self.tell(f"the workers cannot be asked to stop ({error}); it is tried until they can")
+            if not self._stop_failure_told:
+                self._stop_failure_told = True
+                self.observer.tell(f"the workers cannot be asked to stop ({error}); it is tried until they can")
             return
         self._stop_unsent, self._stop_asked = None, time.monotonic()
 
-    def _admit(self) -> None:
+    def _end_what_will_never_start(self) -> None:
+        """Blocks that wait while the command stops, or for a block before them that ended without being done."""
+        why = "stopped before it started" if self.stopping else self._why_those_after_wait_in_vain()
+        for state in self.states if why else ():
+            if state.phase is Phase.PENDING:
+                self._set_state(dataclasses.replace(state, phase=Phase.STOPPED, error=why))
+
+    def _why_those_after_wait_in_vain(self) -> str | None:
+        first = self._first_not_done() if self.in_turn else None
+        return f"it needs block {first.block}, which is {first.phase.value}" if first and first.phase in FINAL else None
+
+    def _first_not_done(self) -> BlockState | None:
+        return next((state for state in self.states if state.phase is not Phase.DONE), None)
+
+    def _ready(self) -> list[int]:
+        """Blocks that may start now: whose pause is over and, where blocks train in turn, whose turn it is."""
         now = time.monotonic()
-        busy = [self.wanted[block] for block in self.running]
         ready = [s.block for s in self.states if s.phase is Phase.PENDING and s.not_before <= now]
-        if self.in_turn:
-            ready = self._next_in_turn(ready)
-        if self.stopping:
-            for state in self.states:
-                if state.phase is Phase.PENDING:
-                    self._record(dataclasses.replace(state, phase=Phase.STOPPED, error="stopped before it started"))
-            return
+        if not self.in_turn:
+            return ready
+        first = self._first_not_done()
+        return [block for block in ready if first is not None and block == first.block]
+
+    def _start_what_fits(self) -> None:
+        ready = self._ready()
         if not ready:
             return
-        nodes = self.cluster.nodes()
+        nodes, busy = self.cluster.nodes(), [self.wanted[block] for block in self.running]
         for block in ready:
             # first those that run, so that only what they leave is given away
             if fits(self.wanted[block], busy, nodes):
@@ -152,34 +176,32 @@ class Controller:
         """Say once why a block fits on no node that is left, and again when that changes: it may wait for ever."""
         why = obstacle(self.wanted[block], nodes)
         if why is not None and why != self._obstacles.get(block):
-            self.tell(f"block {block}: waits for nodes: {why}")
+            self.observer.tell(f"block {block}: waits for nodes: {why}")
         self._obstacles[block] = why
 
-    def _next_in_turn(self, ready: list[int]) -> list[int]:
-        """The first block that is not done, if it is ready; those after one that failed will never start."""
-        first = next((s for s in self.states if s.phase is not Phase.DONE), None)
-        if first is not None and first.phase in FINAL:
-            for state in self.states[first.block + 1 :]:
-                if state.phase is Phase.PENDING:
-                    error = f"it needs block {first.block}, which is {first.phase.value}"
-                    self._record(dataclasses.replace(state, phase=Phase.STOPPED, error=error))
-            return []
-        return [block for block in ready if first is not None and block == first.block]
-
     def _start(self, block: int) -> None:
-        state, request = placed(self.states[block]), self.wanted[block]
+        state = placed(self.states[block])
         token = secrets.token_hex(8)
         try:
             tail = self.records.claim(block, state.attempt, token)
         except ShardError as error:
             # full or out of reach: as if the worker had met it. Its number is spent, because the claim may have landed.
             self.states[block] = state
-            self._leave(block, Exit("crashed", str(error), state.committed))
+            self._apply(block, Exit("crashed", str(error), state.committed))
             return
-        assignment = Assignment(
+        name = f"{self.config.name}-block{block}-attempt{state.attempt}-{self.session[:6]}"
+        self.progress[block].end = self.progress[block].warned = None
+        attempt = self.cluster.start(self._assignment(block, state.attempt, token), self.wanted[block], name)
+        self.running[block] = RunningAttempt(attempt, tail)
+        self._set_state(state)
+        self.observer.tell(f"block {block}: attempt {state.attempt} placed")
+
+    def _assignment(self, block: int, attempt: int, token: str) -> Assignment:
+        request = self.wanted[block]
+        return Assignment(
             run_url=self.run_store.url,
             block=block,
-            attempt=state.attempt,
+            attempt=attempt,
             token=token,
             session=self.session,
             workers=request.workers,
@@ -189,73 +211,72 @@ class Controller:
             hang_timeout_s=self.config.cluster.hang_timeout_s,
             config=self.config.for_workers().model_dump(mode="json"),
         )
-        name = f"{self.config.name}-block{block}-attempt{state.attempt}-{self.session[:6]}"
-        self.progress[block].end = self.progress[block].warned = None
-        self.running[block] = Running(self.cluster.start(assignment, request, name), tail)
-        self._record(state)
-        self.tell(f"block {block}: attempt {state.attempt} placed")
 
-    def _follow(self, block: int) -> None:
-        running_ = self.running[block]
-        over = running_.attempt.over  # asked before reading, so that the last events are not missed
+    def _poll(self, block: int) -> None:
+        """Read what the workers of a block have said, and conclude its attempt when it is over."""
+        attempt = self.running[block]
+        over = attempt.attempt.over  # asked before reading, so that the last events are not missed
         try:
-            for event in running_.tail.read():
-                self._take(block, event)
-            for event in last_words(running_.tail.store, self.wanted[block].workers) if over else ():
-                self._take(block, event)
-            committed = self.records.committed(block, self.config.training.steps) if over else 0
+            for event in attempt.tail.read():
+                self._handle(block, event)
+            for event in last_words(attempt.tail.store, self.wanted[block].workers) if over else ():
+                self._handle(block, event)
+            committed = self.records.blocks[block].committed if over else 0
         except ShardError as error:
-            self._wait_for_storage(block, running_, error)
+            self._wait_for_storage(block, attempt, error)
             return
-        running_.silent_since = None
+        attempt.silent_since = None
         if over:
             del self.running[block]
-            self._end(block, running_.attempt.error, committed)
-        elif self.stopping and not running_.started and time.monotonic() - self._stop_asked > STOP_GRACE_S:
+            self._conclude(block, attempt.attempt.error, committed)
+        elif self.stopping and not attempt.started and time.monotonic() - self._stop_asked > STOP_GRACE_S:
             # nobody is there to read the request; what Ray may still start ends when the command leaves the cluster
             del self.running[block]
-            self._leave(block, Exit("stopped", "stopped before its workers started", self.states[block].committed))
+            self._apply(block, Exit("stopped", "stopped before its workers started", self.states[block].committed))
 
-    def _take(self, block: int, event: dict[str, Any]) -> None:
+    def _handle(self, block: int, event: dict[str, Any]) -> None:
         self.progress[block].take(event)
         if event["event"] == "start":
             self.running[block].started = True
-        self.on_event(block, event)
+        self.observer.event(block, event)
         if event["event"] == "ready":
-            self._record(running(self.states[block]))
-            self.tell(f"block {block}: training from step {event['step']}")
+            self._set_state(running(self.states[block]))
+            self.observer.tell(f"block {block}: training from step {event['step']}")
         if event["event"] == "skipped":
-            self.tell(f"block {block}: {event['reason']}")
+            self.observer.tell(f"block {block}: {event['reason']}")
 
-    def _wait_for_storage(self, block: int, running_: Running, error: ShardError) -> None:
+    def _wait_for_storage(self, block: int, attempt: RunningAttempt, error: ShardError) -> None:
         """An outage of the storage is no reason to end workers that train on; one without an end is told."""
         now = time.monotonic()
-        if running_.silent_since is None:
-            running_.silent_since = now
-            self.tell(f"block {block}: its events cannot be read, tried again ({error})")
-        if now - running_.silent_since > self.config.cluster.hang_timeout_s:
+        if attempt.silent_since is None:
+            attempt.silent_since = now
+            self.observer.tell(f"block {block}: its events cannot be read, tried again ({error})")
+        if now - attempt.silent_since > self.config.cluster.hang_timeout_s:
             raise error
 
-    def _end(self, block: int, error: str | None, committed: int) -> None:
-        self._record(dataclasses.replace(self.states[block], phase=Phase.LOST))
+    def _conclude(self, block: int, error: str | None, committed: int) -> None:
+        """Find out how an attempt ended."""
+        self._set_state(dataclasses.replace(self.states[block], phase=Phase.LOST))
         if error is not None:
             self.records.keep_error(block, self.states[block].attempt, error)
-        steps = self.config.training.steps
-        self._leave(block, classify(self.progress[block], error, committed, steps, self.stopping))
+        steps = self.records.blocks[block].steps
+        self._apply(block, classify(self.progress[block], error, committed, steps, self.stopping))
 
-    def _leave(self, block: int, exit_: Exit) -> None:
+    def _apply(self, block: int, exit_: Exit) -> None:
+        """Make a block's next state of how its attempt ended."""
         state = ended(self.states[block], exit_, self.budgets, time.monotonic())
-        self._record(state)
+        self._set_state(state)
         if state.phase is Phase.DONE:
-            self.tell(f"block {block}: done at step {exit_.step}")
+            self.observer.tell(f"block {block}: done at step {exit_.step}")
         else:
             verdict = {Phase.PENDING: "comes back", Phase.STOPPED: "stopped", Phase.FAILED: "FAILED"}[state.phase]
-            self.tell(f"block {block}: {exit_.kind}, committed step {exit_.step}; {verdict} ({state.error})")
+            line = f"{exit_.kind}, committed step {exit_.step}; {verdict} ({state.error})"
+            self.observer.tell(f"block {block}: {line}")
 
-    def _record(self, state: BlockState) -> None:
+    def _set_state(self, state: BlockState) -> None:
         self.states[state.block] = state
         try:
             self.records.record(state)
         except ShardError as error:
             # for `status` only; the commits are the truth
-            self.tell(f"block {state.block}: its state could not be written ({error})")
+            self.observer.tell(f"block {state.block}: its state could not be written ({error})")

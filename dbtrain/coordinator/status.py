@@ -8,9 +8,7 @@ from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.run.plan import level_name
-from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.storage.fence import newest_attempt
+from dbtrain.run.run import Run, RunBlock
 from dbtrain.shards.storage.lock import holder_of, is_held
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import Row
@@ -38,7 +36,7 @@ def preparation(run: Store) -> str | None:
     Raises:
         ShardError: the storage cannot be reached.
     """
-    holder = None if run.exists("run.json") else holder_of(run)
+    holder = None if Run(run).exists else holder_of(run)
     if holder is None:
         return None
     return (
@@ -53,8 +51,7 @@ def status(run: Store) -> list[BlockStatus]:
     Raises:
         ShardError: it is no run, or its manifest is damaged.
     """
-    manifest = read_manifest(run)
-    found = [_block(run, manifest, block) for block in range(len(manifest["plan"]))]
+    found = [_block(block) for block in Run(run).blocks]
     # after the blocks: a command that ends meanwhile has written their last states before it gives the lock back
     return found if is_held(run) else [_without_command(status) for status in found]
 
@@ -71,29 +68,24 @@ def _without_command(status: BlockStatus) -> BlockStatus:
     )
 
 
-def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
-    store = run.child("blocks", f"{block:02d}")
-    identity = plan_identity(manifest, block)
-    checkpoints = Checkpoints(store, identity)
-    told = sorted(int(name) for name in store.child("attempts").list() if name.isdigit())
-    progress = Progress()
-    for attempt in told:
-        for event in read_events(store.child("attempts", str(attempt))):
+def _block(block: RunBlock) -> BlockStatus:
+    progress, manifest = Progress(), block.run.manifest
+    for attempt in block.attempts:
+        for event in read_events(block.attempt(attempt)):
             progress.take(event)
-    steps = checkpoints.steps()
-    committed = steps[-1] if steps else 0
-    total = int(manifest["config"]["training"]["steps"])
-    state = _state(store)
-    attempts = _attempts(store, told)
-    phase = "done" if committed >= total else str(state.get("phase", "pending"))
-    low, high = (float.fromhex(edge) for edge in identity.sigma_range)
+    state, attempts, committed = _state(block.store), _attempts(block), block.committed
+    phase = Phase.DONE.value if committed >= block.steps else str(state.get("phase", Phase.PENDING.value))
+    if phase == Phase.DONE.value and committed < block.steps:
+        phase = (
+            Phase.LOST.value
+        )  # it was done, and its last checkpoint was damaged since: it trains on from the one before
     row = Row(
-        block=block,
-        layers=identity.layers,
-        levels=(low, high),
+        block=block.number,
+        layers=block.identity.layers,
+        levels=block.identity.edges,
         phase=phase,
-        step=max(progress.step, committed),
-        steps=total,
+        step=max(progress.step, committed) if phase != Phase.LOST.value else committed,
+        steps=block.steps,
         loss=progress.loss,
         rate=progress.rate,
         seconds=progress.seconds,
@@ -102,17 +94,18 @@ def _block(run: Store, manifest: dict[str, Any], block: int) -> BlockStatus:
         level_name=level_name(manifest),
     )
     since = time.time() - float(state["since"]) if "since" in state else None
-    error = state.get("error") if phase != "done" else None
-    return BlockStatus(row, attempts, committed, since, error, progress.worker if phase == "running" else None)
+    error = state.get("error") if phase != Phase.DONE.value else None
+    worker = progress.worker if phase == Phase.RUNNING.value else None
+    return BlockStatus(row, attempts, committed, since, error, worker)
 
 
-def _attempts(store: Store, told: list[int]) -> int:
+def _attempts(block: RunBlock) -> int:
     """Counted from their placement on: one that died in its start has told nothing."""
     try:
-        placed = newest_attempt(store)
+        placed = block.placed
     except ShardError:
         placed = 0
-    return max([placed, *told])
+    return max([placed, *block.attempts])
 
 
 def _state(store: Store) -> dict[str, Any]:

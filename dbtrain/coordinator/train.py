@@ -1,8 +1,9 @@
-"""The train command: settle, lock, place, conduct, and answer signals."""
+"""The train command: prepare the run, lock it, train its blocks, and answer signals."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -20,12 +21,11 @@ from dbtrain.errors import IncompleteRunError
 from dbtrain.run.calibrate import described
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.plan import RunPlan
-from dbtrain.run.prepare import check_alone, settle
+from dbtrain.run.prepare import check_alone, prepare
 from dbtrain.run.requests import requests
-from dbtrain.shards.manifest import MANIFEST
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.directory import run_directory
 from dbtrain.shards.storage.lock import RunLock
-from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import LiveView, Row
 from dbtrain.telemetry.trackers import Trackers, check_installed
 from dbtrain.training.optimizer import endless_warmup
@@ -44,9 +44,9 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
     """
     refuse_lost_output(config.out)
     check_address(config.cluster.address)  # before a pilot that takes minutes
-    run = Store(config.run_url)
-    with run_directory(run), RunLock(run, f"dbtrain train {config.name}") as lock:
-        view.tell(f"run {run.url}")
+    run = Run.at(config.run_url)
+    with run_directory(run.store), RunLock(run.store, f"dbtrain train {config.name}") as lock:
+        view.tell(f"run {run.store.url}")
         if advice := endless_warmup(config.training):
             view.tell(advice)
         check_alone(config)
@@ -55,56 +55,73 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
         if own:
             # Ray need not run for it; it starts after the pilot, which takes the whole machine
             _check_room(config, run, [this_machine()])
-            run_plan = settle(config, run, calibrate)
+            run_plan = prepare(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:
             if not own:
                 # before the data are read and a pilot is trained: a cluster that would not do is told at once
                 check_packages(cluster, config.data.source)
                 _check_room(config, run, cluster.nodes())
-                run_plan = settle(config, run, calibrate)
+                run_plan = prepare(config, run, calibrate)
             for note in run_plan.data_notes:
                 view.tell(f"data: {note}")
             for line in described(run_plan.distribution):
                 view.tell(line)
             if verbose:
-                view.table(timeouts_table(config.cluster.hang_timeout_s, run.is_local))
-            states = _conduct(run, config, run_plan, cluster, view, lock)
+                view.table(timeouts_table(config.cluster.hang_timeout_s, run.store.is_local))
+            states = _train_blocks(run, config, run_plan, cluster, view, lock)
         finally:
             cluster.close()
     _raise_if_incomplete(states)
     return states
 
 
-def _check_room(config: Config, run: Store, nodes: Sequence[Node]) -> None:
+def _check_room(config: Config, run: Run, nodes: Sequence[Node]) -> None:
     """Refuse a new run whose blocks fit on no node; of one that exists only blocks that are not done must fit."""
-    if not run.exists(MANIFEST):
+    if not run.exists:
         place(requests(config, choose_device(config.cluster.device, nodes)), nodes)
 
 
-def _conduct(
-    run: Store, config: Config, run_plan: RunPlan, cluster: Any, view: LiveView, lock: RunLock
+def _train_blocks(
+    run: Run, config: Config, run_plan: RunPlan, cluster: Any, view: LiveView, lock: RunLock
 ) -> list[BlockState]:
     nodes = cluster.nodes()
     device = choose_device(config.cluster.device, nodes)
     trackers = Trackers(config.telemetry.trackers, view.tell)
-
-    def show(states: list[BlockState], progress: list[Progress]) -> None:
-        view.show([row(run_plan, s, p) for s, p in zip(states, progress, strict=True)])
-
-    wanted = requests(config, device)
-    controller = Controller(run, run_plan.located(), cluster, wanted, show, view.tell, trackers.log, lock.check)
+    observer = CommandObserver(run_plan, view, trackers)
+    controller = Controller(run, run_plan.located(), cluster, requests(config, device), observer, lock.check)
     view.tell(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"
     )
     open_blocks = {state.block: state.committed for state in controller.states if state.phase not in FINAL}
     try:
-        trackers.start(run, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)
+        trackers.start(run.store, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)
         with _stopping(controller, view.tell):
-            return controller.conduct()
+            return controller.run()
     finally:
         trackers.close()
+
+
+@dataclass(frozen=True)
+class CommandObserver:
+    """What a command does with what the controller tells: it shows the blocks, and feeds the trackers."""
+
+    run_plan: RunPlan
+    view: LiveView
+    trackers: Trackers
+
+    def show(self, states: list[BlockState], progress: list[Progress]) -> None:
+        """Draw the table of all blocks."""
+        self.view.show([row(self.run_plan, s, p) for s, p in zip(states, progress, strict=True)])
+
+    def tell(self, line: str) -> None:
+        """Print a line above the table."""
+        self.view.tell(line)
+
+    def event(self, block: int, event: dict[str, Any]) -> None:
+        """Hand an event of a block to the trackers."""
+        self.trackers.log(block, event)
 
 
 def row(run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
@@ -116,7 +133,7 @@ def row(run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
         levels=run_plan.levels(state.block),
         phase=state.phase.value,
         step=max(progress.step, state.committed) if state.phase is Phase.DONE else progress.step,
-        steps=run_plan.config.training.steps,
+        steps=run_plan.steps(state.block),
         loss=progress.loss,
         rate=progress.rate,
         seconds=progress.seconds,

@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dbtrain.errors import ShardError
-from dbtrain.evaluation.merged_model import check_shard, shard_files
-from dbtrain.run.plan import RunPlan, read_codebook, read_plan
-from dbtrain.shards.checkpoint import Checkpoints
+from dbtrain.evaluation.merged_model import check_shard
+from dbtrain.run.plan import read_plan
+from dbtrain.run.run import Run, RunBlock
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import Shard, decode
-from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merged_directory import load_block, load_codebook, read_config
+from dbtrain.shards.manifest import MANIFEST
+from dbtrain.shards.merged_directory import CONFIG, MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.layout import say, show_table
@@ -29,11 +29,11 @@ def inspect_path(path: str, console: Console) -> None:
         _shard(Store(folder or "."), name, console)
         return
     store = Store(path)
-    if not store.exists("config.json"):
+    if not store.exists(CONFIG):
         check_run_path(store)
-    if store.exists("run.json"):
+    if store.exists(MANIFEST):
         _run(store, console)
-    elif store.exists("config.json"):
+    elif store.exists(CONFIG):
         _merged(store, console)
     else:
         raise ShardError(
@@ -55,28 +55,26 @@ def _shard(store: Store, name: str, console: Console) -> None:
 
 
 def _identity(shard: Shard) -> list[str]:
-    """What a shard is; of its noise range the exact ends too, which are hex floats in the file."""
-    of, (low, high) = shard.identity, shard.identity.sigmas
+    """What a shard is; of its noise levels the exact ends too, which are hex floats in the file."""
+    of, (low, high) = shard.identity, shard.identity.edges
     return [
         f"run {of.run}, block {of.block} of {of.blocks}, step {shard.step}, {shard.role}",
         f"layers {of.layers[0]}-{of.layers[1] - 1}, noise levels {low:.6g} to {high:.6g} (exactly "
-        f"{of.sigma_range[0]} to {of.sigma_range[1]})",
-        f"configuration {of.config_hash}",
+        f"{of.levels[0]} to {of.levels[1]})",
+        f"architecture {of.architecture_hash}, data {of.data_hash or 'unknown'}",
         f"codebook {of.codebook_hash or 'none'}",
     ]
 
 
 def _run(store: Store, console: Console) -> None:
-    manifest = read_manifest(store)
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-    say(console, f"run {manifest['config']['name']}, configuration {manifest['config_hash']}, {versions}")
-    run_plan = read_plan(manifest, read_codebook(store, manifest))
+    run = Run(store)
+    versions = ", ".join(f"{name} {version}" for name, version in run.manifest.versions.items())
+    say(console, f"run {run.manifest.name}, configuration {run.manifest.config_hash}, {versions}")
     table, damaged = Table("block", "step", "verified"), 0
-    for block in range(len(manifest["plan"])):
-        checkpoints = Checkpoints(store.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
-        for step in checkpoints.steps():
-            wrong = "; ".join(checkpoints.verify(step)) or _misfit(run_plan, checkpoints, block, step)
-            table.add_row(str(block), str(step), wrong or "whole")
+    for block in run.blocks:
+        for step in block.checkpoints.steps():
+            wrong = "; ".join(block.checkpoints.verify(step)) or _misfit(block, step)
+            table.add_row(str(block.number), str(step), wrong or "whole")
             damaged += bool(wrong)
     show_table(console, table)
     if damaged:
@@ -86,26 +84,25 @@ def _run(store: Store, console: Console) -> None:
         )
 
 
-def _misfit(run_plan: RunPlan, checkpoints: Checkpoints, block: int, step: int) -> str:
+def _misfit(block: RunBlock, step: int) -> str:
     """What of a checkpoint whose bytes verify does not fit the model, '' if all does."""
-    wanted = run_plan.model(block, "meta").state_dict()
+    run_plan = block.run.plan
+    wanted = run_plan.model(block.number, "meta").state_dict()
     try:
-        for role, tensors in checkpoints.load(step, roles=None).parts.items():
+        for role, tensors in block.checkpoints.load(step, roles=None).parts.items():
             if role != "optim":
-                check_shard(run_plan, block, tensors, wanted, f"its {role}")
+                check_shard(run_plan, block.number, tensors, wanted, f"its {role}")
     except ShardError as error:
         return str(error)
     return ""
 
 
 def _merged(store: Store, console: Console) -> None:
-    config = read_config(store)
-    run_plan = read_plan(config, load_codebook(store))
+    merged = MergedDirectory(store)
+    run_plan = read_plan(merged.manifest, merged.codebook())
     table = Table("block", "step", "weights", "tensors", "file")
-    for row in config["blocks"]:
-        block, tensors = row["block"], load_block(store, row["block"])
-        check_shard(
-            run_plan, block, tensors, run_plan.model(block, "meta").state_dict(), shard_files(store, run_plan)(block)
-        )
-        table.add_row(str(row["block"]), str(row["step"]), row["role"], str(len(tensors)), row["file"])
+    for row in merged.blocks:
+        tensors, wanted = merged.block(row.block), run_plan.model(row.block, "meta").state_dict()
+        check_shard(run_plan, row.block, tensors, wanted, merged.where(row.block))
+        table.add_row(str(row.block), str(row.step), row.role, str(len(tensors)), row.file)
     show_table(console, table)

@@ -12,10 +12,10 @@ from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
 from dbtrain.method.split import local_name
 from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.run.run import Run
 from dbtrain.shards.fit import check_fit
-from dbtrain.shards.manifest import MANIFEST, read_manifest
-from dbtrain.shards.merge import OUT
-from dbtrain.shards.merged_directory import CONFIG, load_block, load_codebook, read_config, shard_name
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merged_directory import CONFIG, MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
@@ -57,9 +57,12 @@ class MergedModel:
         Raises:
             ShardError: something is missing or damaged.
         """
-        manifest = read_config(merged)
-        run_plan = read_plan(manifest, load_codebook(merged))
-        return MergedModel(run_plan, lambda block: load_block(merged, block), device, shard_files(merged, run_plan))
+        return MergedModel.of(MergedDirectory(merged), device)
+
+    @staticmethod
+    def of(merged: MergedDirectory, device: torch.device) -> "MergedModel":
+        """As :meth:`read`, of a directory that somebody reads already."""
+        return MergedModel(read_plan(merged.manifest, merged.codebook()), merged.block, device, merged.where)
 
     @staticmethod
     def of_run(run: Store, device: torch.device) -> "MergedModel":
@@ -68,13 +71,11 @@ class MergedModel:
         Raises:
             ShardError: the run is not merged, or its files are damaged.
         """
-        merged = merged_of(run)
-        model = MergedModel.read(merged, device)
-        if run.exists(MANIFEST):
-            manifest = read_manifest(run)
-            if manifest.get("config_hash") == read_config(merged).get("config_hash"):
-                own = read_plan(manifest, None)
-                model.run_plan = replace(model.run_plan, config=own.config, paths=own.paths)
+        merged, whole = merged_of(run), Run(run)
+        model = MergedModel.of(merged, device)
+        if whole.exists and whole.manifest.config_hash == merged.manifest.config_hash:
+            own = read_plan(whole.manifest, None)
+            model.run_plan = replace(model.run_plan, config=own.config, paths=own.paths)
         return model
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
@@ -131,23 +132,17 @@ def chain_levels(run_plan: RunPlan, steps_per_block: int) -> list[float]:
     return run_plan.noise().schedule(run_plan.ranges, steps_per_block)
 
 
-def merged_of(run: Store) -> Store:
-    """Directory of a run's merged model.
+def merged_of(run: Store) -> MergedDirectory:
+    """The merged model of a run.
 
     Raises:
         ShardError: it is no run, and the message says what it is instead, or the run is not merged.
     """
-    merged = run.child(OUT)
+    merged = Run(run).merged
     if not merged.exists(CONFIG):  # with it a merged model is enough: it may have been carried here alone
         check_run_path(run)
         read_manifest(run)
-        read_config(merged)
-    return merged
-
-
-def shard_files(merged: Store, run_plan: RunPlan) -> Where:
-    """Names of the files of a merged directory."""
-    return lambda block: merged.where(shard_name(block, run_plan.shards.blocks))
+    return MergedDirectory(merged)
 
 
 def _load_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:

@@ -1,19 +1,13 @@
 """Merge a run and prove that the merged model is the blocks."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel, verify
 from dbtrain.method.interface import Batch
-from dbtrain.run.plan import RunPlan, read_codebook, read_plan
-from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.commit import step_name
-from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merge import MergeResult, merge
-from dbtrain.shards.merged_directory import read_config
+from dbtrain.run.merge import MergeResult, merge
+from dbtrain.run.run import WEIGHTS, Run
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 
@@ -35,46 +29,42 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
         DataError: the test samples cannot be read.
     """
     check_run_path(run)
-    manifest = read_manifest(run)
-    _check_finished(run, manifest)
-    run_plan = read_plan(manifest, read_codebook(run, manifest))
-    test = run_plan.data().test
+    whole = Run(run)
+    _check_finished(whole)
+    test = whole.plan.data().test
     samples = min(SAMPLES, len(test))
     batch = test.batch(torch.arange(samples), CPU)
-    result = merge(run, lambda merged: _check(run, manifest, run_plan, merged, batch))
+    result = merge(whole, lambda merged: _check(whole, MergedDirectory(merged), batch))
     return result, samples
 
 
-def _check(run: Store, manifest: Mapping[str, Any], run_plan: RunPlan, merged: Store, batch: Batch) -> None:
-    rows = read_config(merged)["blocks"]
+def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
+    rows = merged.blocks
 
     def own(block: int) -> dict[str, torch.Tensor]:
-        role = rows[block]["role"]
-        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
-        return checkpoints.load(rows[block]["step"], (role,)).parts[role]
+        row = rows[block]
+        role = next(role for role in WEIGHTS if role == row.role)
+        return run.block(block).checkpoints.load(row.step, (role,)).parts[role]
 
     def where(block: int) -> str:
-        step = step_name(rows[block]["step"])
-        return run.where(f"blocks/{block:02d}/{step}/{rows[block]['role']}.safetensors")
+        return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
     # first the checkpoints, which the user can do something about
-    apart = MergedModel(run_plan, own, CPU, where)
-    wrong = verify(MergedModel.read(merged, CPU), apart, batch)
+    apart = MergedModel(run.plan, own, CPU, where)
+    wrong = verify(MergedModel.of(merged, CPU), apart, batch)
     if wrong:
         raise ShardError(
-            f"{run.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "
+            f"{run.store.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "
             "computes NaN or infinity was trained into it: lower training.optimizer.lr, or set "
             "training.optimizer.clip, in a run of another name. A block that differs from its checkpoint had its files "
             "changed meanwhile, or the storage gives back wrong bytes: check it (dbtrain inspect), then merge again"
         )
 
 
-def _check_finished(run: Store, manifest: dict[str, Any]) -> None:
+def _check_finished(run: Run) -> None:
     """Raise IncompleteRunError, naming each, if blocks have not reached their last step."""
-    total, behind = manifest["config"]["training"]["steps"], []
-    for block in range(len(manifest["plan"])):
-        steps = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block)).steps()
-        if not steps or steps[-1] < total:
-            behind.append(f"block {block} at step {steps[-1] if steps else 0} of {total}")
+    # what is committed, verified or not: of a last step that is damaged the merge says more
+    reached = [(block, max(block.checkpoints.steps(), default=0)) for block in run.blocks]
+    behind = [f"block {block.number} at step {step} of {block.steps}" for block, step in reached if step < block.steps]
     if behind:
-        raise IncompleteRunError(f"{run.url} is not finished: {', '.join(behind)}; run dbtrain train again first")
+        raise IncompleteRunError(f"{run.store.url} is not finished: {', '.join(behind)}; run dbtrain train again first")

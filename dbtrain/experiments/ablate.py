@@ -21,8 +21,7 @@ from dbtrain.experiments.baseline import KINDS, reshaped, training_flops
 from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.split import partition
 from dbtrain.models.registry import architecture
-from dbtrain.run.plan import read_codebook, read_plan
-from dbtrain.shards.manifest import read_manifest
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 
 EVENLY = "layers_per_block=null"
@@ -203,8 +202,7 @@ def measure(variant: Variant) -> Measured:
 
 
 def _flops(run: Store) -> float:
-    manifest = read_manifest(run)
-    return training_flops(read_plan(manifest, read_codebook(run, manifest)))
+    return training_flops(Run(run).plan)
 
 
 def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:

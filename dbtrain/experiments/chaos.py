@@ -162,16 +162,12 @@ class Punisher:
         there = workers(run, command.pid)
         if not there:
             return None
-        worker = self.dice.choice(there)
-        if kind is Fault.WORKER_STOP:
-            done = kind if self._suspend(worker) else None
-        elif kind is Fault.WORKER_KILL_IN_COMMIT:
-            made = kind if await_commit(run, worker.block) else Fault.WORKER_KILL
-            done = made if send(worker.process, kind.signal) else None
-        else:
-            done = kind if send(worker.process, kind.signal) else None
-        self._aimed[worker.block] += done is not None
-        return done
+        worker, made = self.dice.choice(there), kind
+        if kind is Fault.WORKER_KILL_IN_COMMIT and not await_commit(run, worker.block):
+            made = Fault.WORKER_KILL
+        hit = self._suspend(worker) if kind is Fault.WORKER_STOP else send(worker.process, kind.signal)
+        self._aimed[worker.block] += hit
+        return made if hit else None
 
     def _suspend(self, worker: Worker) -> bool:
         """Stop a worker for a while and let it go on; whether it was there for both."""

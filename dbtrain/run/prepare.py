@@ -3,7 +3,6 @@
 import platform
 from dataclasses import replace
 from importlib import metadata
-from typing import Any
 
 import torch
 
@@ -20,8 +19,8 @@ from dbtrain.run.config_diff import difference
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
-from dbtrain.shards.format import encode_codebook
 from dbtrain.run.run import Run
+from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.manifest import Manifest, PlanRow, write_manifest
 from dbtrain.shards.merged_directory import CODEBOOK
 

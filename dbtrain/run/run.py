@@ -3,7 +3,8 @@
 This is the one place that knows where in a run's directory a thing lies, and that answers whether a block is done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from dbtrain.config import Config, parse_config
 from dbtrain.errors import ShardError
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
+from dbtrain.shards.commit import step_name
 from dbtrain.shards.format import Identity, Role
 from dbtrain.shards.manifest import MANIFEST, Manifest, read_manifest
 from dbtrain.shards.merged_directory import CODEBOOK, checked_codebook
@@ -111,7 +113,9 @@ class RunBlock:
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
         self.number = number
-        self.store = run.store.child(BLOCKS, f"{number:02d}")
+        self.path = f"{BLOCKS}/{number:02d}"
+        """Its directory, below the run's."""
+        self.store = run.store.child(self.path)
 
     @cached_property
     def identity(self) -> Identity:
@@ -126,6 +130,7 @@ class RunBlock:
     @property
     def steps(self) -> int:
         """Optimizer steps after which the block is done."""
+        # as RunPlan.steps; the plan itself would read the codebook, which a look at the progress does not need
         return self.run.config.training.of_block(self.number).steps
 
     @property
@@ -184,21 +189,25 @@ class RunBlock:
             return None
 
     def _remember(self, stamp: Mapping[str, Any]) -> None:
-        try:
+        with suppress(ShardError):  # a reader of somebody else's run may not write: it verifies again the next time
             self.store.write_json(VERIFIED, dict(stamp))
-        except ShardError:
-            return  # the reader of somebody else's run may not write; it verifies again the next time
 
-    def final(self) -> tuple[Loaded, Role]:
-        """The checkpoint of the last step with the weights that count, verified, and their role.
+    def newest_weights(self, report: Callable[[str], None]) -> tuple[Loaded, Role] | None:
+        """The newest checkpoint of weights that verifies and the role that counts of it, or None.
+
+        Args:
+            report: gets one line for each checkpoint that is passed over.
 
         Raises:
-            ShardError: the block is not at its last step, or that checkpoint is damaged.
+            ShardError: a checkpoint belongs elsewhere, or the storage cannot be reached.
         """
-        loaded = self.checkpoints.newest(roles=WEIGHTS)
-        step = 0 if loaded is None else loaded.step
-        if loaded is None or step < self.steps:
-            # whoever said that it was whole was wrong: it was damaged later, and its block must train again
-            self.store.remove(VERIFIED)
-            raise ShardError(f"block {self.number} of {self.run.store.url} is at step {step} of {self.steps}")
-        return loaded, next(role for role in WEIGHTS if role in loaded.parts)
+        loaded = self.checkpoints.newest(report, roles=WEIGHTS)
+        if loaded is None or loaded.step < self.steps:
+            # whoever found the last one whole did so before it was damaged: the block must train on
+            with suppress(ShardError):
+                self.store.remove(VERIFIED)
+        return None if loaded is None else (loaded, next(role for role in WEIGHTS if role in loaded.parts))
+
+    def shard(self, step: int, role: str) -> str:
+        """Name of a shard of one of its checkpoints, below the run's directory, as messages call it."""
+        return f"{self.path}/{step_name(step)}/{role}.safetensors"

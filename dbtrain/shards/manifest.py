@@ -75,18 +75,20 @@ class Manifest:
         """
         known = {f.name for f in dataclasses.fields(Manifest)} - {"others"}
         found = Fields(dict(content), where)
-        mappings = {name: found.mapping(name) for name in ("config", "versions", "noise")}
-        mappings |= {name: found.mapping(name) for name in ("shape", "data_paths") if name in content}
         texts = ("run", "config_hash", "architecture_hash", "data_hash")
+        optional: dict[str, Any] = {name: found.text(name) for name in texts if name in content}
+        optional |= {name: found.mapping(name) for name in ("shape", "data_paths") if name in content}
         manifest = Manifest(
+            config=found.mapping("config"),
+            versions=found.mapping("versions"),
+            noise=found.mapping("noise"),
             plan=_rows(found, "plan", where),
             codebook_hash=found.text("codebook_hash"),
             slices=_rows(found, "slices", where) if "slices" in content else (),
             class_names=_words(found, "class_names") if "class_names" in content else (),
             data_notes=_words(found, "data_notes") if "data_notes" in content else (),
             others={name: value for name, value in content.items() if name not in known},
-            **mappings,
-            **{name: found.text(name) for name in texts if name in content},
+            **optional,
         )
         if manifest.codebook_hash and len(manifest.codebook_hash) != HASH_DIGITS:
             found.reject("codebook_hash", f"'' or {HASH_DIGITS} hex digits")

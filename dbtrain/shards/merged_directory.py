@@ -1,16 +1,18 @@
-"""Reading a merged model: everything is checked against config.json, which is sealed."""
+"""Reading a merged model: everything is checked against config.json, which is checksummed."""
 
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from dbtrain.errors import ShardError
 from dbtrain.method.content import tensor_hash
-from dbtrain.shards.checksummed_json import Fields, parse_json, unseal
+from dbtrain.shards.checksummed_json import Fields, parse_json, seal, unseal
 from dbtrain.shards.commit import FileRecord, parse_files
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import check_identity, decode, decode_codebook
-from dbtrain.shards.manifest import check_manifest, plan_identity
+from dbtrain.shards.manifest import Manifest
 from dbtrain.shards.safetensors_file import sha256
 from dbtrain.shards.storage.errors import MissingError, damaged, short
 from dbtrain.shards.storage.store import Store
@@ -18,7 +20,21 @@ from dbtrain.shards.storage.store import Store
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CODEBOOK = "codebook.safetensors"
-VERSION = 1
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class MergedBlock:
+    """Where one block of a merged model comes from."""
+
+    block: int
+    step: int
+    """Optimizer steps after which its weights were taken."""
+    loss: float | None
+    role: str
+    """`ema` for averaged weights, else `model`."""
+    file: str
+    sha256: str
 
 
 def shard_name(block: int, blocks: int) -> str:
@@ -26,62 +42,106 @@ def shard_name(block: int, blocks: int) -> str:
     return f"model-{block + 1:05d}-of-{blocks:05d}.safetensors"
 
 
-def read_config(merged: Store) -> dict[str, Any]:
-    """config.json of a merged model: the fields of run.json, ``blocks`` (block, step, loss, role, file), ``files``.
+def dump_config(manifest: Manifest, blocks: list[MergedBlock], files: dict[str, FileRecord]) -> bytes:
+    """The bytes of config.json: the run, its blocks, and the hash of every file beside it."""
+    return seal({**manifest.fields(), "blocks": [asdict(row) for row in blocks], "files": files}, VERSION, CONFIG)
 
-    Raises:
-        ShardError: there is no merged model, or config.json is damaged.
+
+class MergedDirectory:
+    """A merged model; config.json and the index are read once. Every method raises ShardError for what is damaged.
+
+    Args:
+        store: its directory.
     """
-    where = merged.where(CONFIG)
-    try:
-        data = merged.read(CONFIG)
-    except MissingError as err:
-        raise MissingError(f"{merged.url} holds no merged model (no {CONFIG}): run the merge first") from err
-    config = unseal(data, VERSION, where)
-    check_manifest(config, where)
-    found = Fields(config, where)
-    files, blocks = parse_files(found.mapping("files"), where), found.items("blocks")
-    if len(blocks) != len(config["plan"]) or INDEX not in files:
-        damaged(
-            where, f"{len(blocks)} blocks and files {short(list(files))} do not fit a plan of {len(config['plan'])}"
-        )
-    for block, entry in enumerate(blocks):
-        record = Fields(entry, where)
-        record.integer("step")
-        if record.integer("block") != block or record.text("file") not in files or record.text("role") == "optim":
-            damaged(where, f"the entry of block {block} is {short(entry)}")
-    return config
 
+    def __init__(self, store: Store) -> None:
+        self.store = store
 
-def load_block(merged: Store, block: int) -> dict[str, Tensor]:
-    """Parameters of one block, CPU tensors by global name, verified by hash, identity and index.
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        try:
+            data = self.store.read(CONFIG)
+        except MissingError as err:
+            raise MissingError(f"{self.store.url} holds no merged model (no {CONFIG}): run the merge first") from err
+        return unseal(data, VERSION, self.store.where(CONFIG))
 
-    Raises:
-        ShardError: no such block, or anything in the merged directory that this block needs is damaged or foreign.
-    """
-    config = read_config(merged)
-    expected = plan_identity(config, block)
-    entry, where = config["blocks"][block], merged.where(config["blocks"][block]["file"])
-    listed = _listed(merged, config, entry["file"])
-    shard = decode(_verified(merged, config, entry["file"]), where=where)
-    check_identity(shard.identity, expected, where)
-    if shard.step != entry["step"] or shard.role != entry["role"]:
-        damaged(
-            where, f"it holds {shard.role!r} of step {shard.step}, {CONFIG} says {entry['role']!r} of {entry['step']}"
-        )
-    if listed != set(shard.tensors):
-        odd = sorted(listed ^ set(shard.tensors))
-        damaged(merged.where(INDEX), f"it and {entry['file']} differ in {len(odd)} tensors, first {short(odd[0])}")
-    refuse_non_finite(shard.tensors, where)
-    return shard.tensors
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What run.json says of the run, but for the places on the machine that trained it."""
+        fields = {name: value for name, value in self._content.items() if name not in ("blocks", "files")}
+        manifest = Manifest.parse(fields, self.store.where(CONFIG))
+        self._check_rows(manifest.blocks)
+        return manifest
 
+    @cached_property
+    def files(self) -> dict[str, FileRecord]:
+        """Size and hash of every file beside config.json, by name."""
+        where = self.store.where(CONFIG)
+        return parse_files(Fields(self._content, where).mapping("files"), where)
 
-def load_codebook(merged: Store) -> Tensor | None:
-    """The codebook, (V, D) float32, or None if the run has none; ShardError if it is not the one of the run."""
-    config = read_config(merged)
-    if not config["codebook_hash"]:
-        return None
-    return checked_codebook(_verified(merged, config, CODEBOOK), config["codebook_hash"], merged.where(CODEBOOK))
+    @cached_property
+    def blocks(self) -> tuple[MergedBlock, ...]:
+        """One row for each block."""
+        self.manifest  # noqa: B018  it checks the rows
+        return tuple(MergedBlock(**row) for row in self._content["blocks"])
+
+    def _check_rows(self, blocks: int) -> None:
+        where = self.store.where(CONFIG)
+        rows = Fields(self._content, where).items("blocks")
+        if len(rows) != blocks or INDEX not in self.files:
+            damaged(where, f"{len(rows)} blocks and files {short(list(self.files))} do not fit a plan of {blocks}")
+        for block, row in enumerate(rows):
+            found = Fields(row, where)
+            found.integer("step"), found.text("sha256")
+            fits = found.integer("block") == block and found.text("file") in self.files
+            if not fits or found.text("role") == "optim" or set(row) != set(MergedBlock.__dataclass_fields__):
+                damaged(where, f"the entry of block {block} is {short(row)}")
+
+    def where(self, block: int) -> str:
+        """How messages call the file of a block."""
+        return self.store.where(shard_name(block, self.manifest.blocks))
+
+    def block(self, block: int) -> dict[str, Tensor]:
+        """Parameters of one block, CPU tensors by global name, verified by hash, identity and index.
+
+        Raises:
+            ShardError: no such block, or anything that this block needs is damaged or foreign.
+        """
+        expected = self.manifest.identity(block)
+        row = self.blocks[block]
+        where = self.store.where(row.file)
+        listed = {name for name, place in self._weight_map.items() if place == row.file}
+        shard = decode(self._verified(row.file), where=where)
+        check_identity(shard.identity, expected, where)
+        if shard.step != row.step or shard.role != row.role:
+            damaged(where, f"it holds {shard.role!r} of step {shard.step}, {CONFIG} says {row.role!r} of {row.step}")
+        if listed != set(shard.tensors):
+            odd = sorted(listed ^ set(shard.tensors))
+            index = self.store.where(INDEX)
+            damaged(index, f"it and {row.file} differ in {len(odd)} tensors, first {short(odd[0])}")
+        refuse_non_finite(shard.tensors, where)
+        return shard.tensors
+
+    def codebook(self) -> Tensor | None:
+        """The codebook, (V, D) float32, or None if the run has none; ShardError if it is not the one of the run."""
+        expected = self.manifest.codebook_hash
+        if not expected:
+            return None
+        return checked_codebook(self._verified(CODEBOOK), expected, self.store.where(CODEBOOK))
+
+    @cached_property
+    def _weight_map(self) -> dict[str, Any]:
+        """File of each tensor, by the index."""
+        where = self.store.where(INDEX)
+        return Fields(parse_json(self._verified(INDEX), where), where).mapping("weight_map")
+
+    def _verified(self, name: str) -> bytes:
+        """Content of a file beside config.json, of the size and hash in there."""
+        data, where = self.store.read(name), self.store.where(name)
+        record = self.files.get(name)
+        if record is None or len(data) != record["size"] or sha256(data) != record["sha256"]:
+            damaged(where, f"its {len(data)} bytes are not those recorded in {CONFIG}")
+        return data
 
 
 def checked_codebook(data: bytes, codebook_hash: str, where: str) -> Tensor:
@@ -91,19 +151,3 @@ def checked_codebook(data: bytes, codebook_hash: str, where: str) -> Tensor:
     if found != codebook_hash:
         raise ShardError(f"{where} has hash {found}, the run was trained with {codebook_hash}: restore the run's own")
     return codes
-
-
-def _listed(merged: Store, config: dict[str, Any], file: str) -> set[str]:
-    """Names of the tensors that the index puts into a file."""
-    where = merged.where(INDEX)
-    weight_map = Fields(parse_json(_verified(merged, config, INDEX), where), where).mapping("weight_map")
-    return {name for name, place in weight_map.items() if place == file}
-
-
-def _verified(merged: Store, config: dict[str, Any], name: str) -> bytes:
-    """Content of a file of the merged directory, of the size and hash in config.json."""
-    data, where = merged.read(name), merged.where(name)
-    record: FileRecord | None = config["files"].get(name)
-    if record is None or len(data) != record["size"] or sha256(data) != record["sha256"]:
-        damaged(where, f"its {len(data)} bytes are not those recorded in {CONFIG}")
-    return data

@@ -1,25 +1,27 @@
 """What of a run's configuration goes along with its merged model, which is given to others."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+from dbtrain.shards.manifest import Manifest
 
 PLACES: Mapping[str, Any] = {"out": "runs", "cluster": {"address": None}}
 """What only says where a run was made, and what stands there instead: the defaults."""
 
 
-def portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of run.json without places on the machine that trained the run.
+def portable(manifest: Manifest) -> Manifest:
+    """The content of run.json without places on the machine that trained the run.
 
     Of an absolute path its last part stays: a run knows its own data from run.json, and somebody who has the merged
     model alone says where the data lies (``dbtrain eval DIRECTORY data.path=...``); ``data_hash`` tells whether it is
     the same.
     """
-    kept = {key: value for key, value in manifest.items() if key != "data_paths"}
-    config = _without_folders(manifest["config"])
+    config = _without_folders(dict(manifest.config))
     for key, value in PLACES.items():
         if key in config:
             config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    return {**kept, "config": config}
+    return replace(manifest, config=config, data_paths={})
 
 
 def _without_folders(value: Any) -> Any:

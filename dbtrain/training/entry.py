@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dbtrain.errors import DbtrainError, FencedError, FirstWorkerError, ShardError
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.watchdog import StopRequest
@@ -33,8 +33,8 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     ranks: those would wait for this one in a collective, and Ray ends them when one raises. All others are raised, so
     that the coordinator sees a crash.
     """
-    block = Store(assignment.run_url).child("blocks", f"{assignment.block:02d}")
-    log = EventLog(block.child("attempts", str(assignment.attempt)), rank)
+    attempt = Run.at(assignment.run_url).block(assignment.block).attempt(assignment.attempt)
+    log = EventLog(attempt, rank)
 
     def end(outcome: str, **fields: Any) -> None:
         if rank == 0:

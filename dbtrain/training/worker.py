@@ -13,12 +13,10 @@ from torch import Tensor
 from dbtrain.config import parse_config
 from dbtrain.method.split import global_name, local_name
 from dbtrain.run.batch_shape import cut_batch
-from dbtrain.run.plan import read_codebook, read_plan
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import ROLES
-from dbtrain.shards.manifest import plan_identity, read_manifest
 from dbtrain.shards.storage.fence import check
-from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.async_writer import BackgroundWriter
@@ -49,23 +47,22 @@ class BlockWorker:
         self.assignment = assignment
         self.rank = rank
         self.stop = stop
-        self.run_store = run = Store(assignment.run_url)
-        self.manifest = manifest = read_manifest(run)
-        self.run_plan = read_plan(manifest, read_codebook(run, manifest))
+        self.of_run = run = Run.at(assignment.run_url)
+        self.run_plan = run.plan
         if assignment.config is not None:
             self.run_plan = replace(self.run_plan, config=parse_config(assignment.config, "the assignment"))
         self.config = self.run_plan.config
         self.training = self.config.training.of_block(assignment.block)
-        self.store = run.child("blocks", f"{assignment.block:02d}")
-        self.identity = plan_identity(manifest, assignment.block)
-        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
+        block = run.block(assignment.block)
+        self.store = block.store
+        self.checkpoints = Checkpoints(self.store, block.identity, self.training.keep)
         self.log = log
         self.step: int | None = None
         """Steps done when the one under way began, None before the first."""
         self._told_stopping = False
         self.writer = BackgroundWriter()
         self.faults = FaultPlan.from_environment(assignment.block, self.store)
-        self.watchdog = Watchdog(run, self.store, assignment, stop, None if rank else log)
+        self.watchdog = Watchdog(run.store, self.store, assignment, stop, None if rank else log)
         cuda = assignment.device == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         self.sync = WorkerSync(assignment.workers, stop, self.device)
@@ -94,7 +91,7 @@ class BlockWorker:
         upstream = self.run_plan.scheme.sources(self.assignment.block)[:-1]
         if upstream:
             with self.watchdog.patient():
-                load_upstream(objective.get_submodule("model"), self.run_store, self.manifest, upstream)
+                load_upstream(objective.get_submodule("model"), self.of_run, upstream)
         data = self.run_plan.data()
         self.watchdog.touch()
         engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.sampling import OneBlock, Plan, Spacing, draw, levels_of
-from dbtrain.evaluation.merged_model import merged_of, shard_files
+from dbtrain.evaluation.merged_model import merged_of
 from dbtrain.method.sampler import Solver
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan, read_plan
-from dbtrain.shards.merged_directory import load_block, load_codebook, read_config
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
 
@@ -49,13 +48,13 @@ def sample_run(
         ShardError: the run is not merged, or its files are damaged.
     """
     merged = merged_of(run)
-    run_plan = read_plan(read_config(merged), load_codebook(merged))
+    run_plan = read_plan(merged.manifest, merged.codebook())
     shape = sample_shape(run_plan)
     _check(out or Path(PICTURE), shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
     plan = Plan(levels_of(run_plan, steps, spacing), solver, guidance, seed)
-    blocks = OneBlock(run_plan, lambda block: load_block(merged, block), device, shard_files(merged, run_plan))
+    blocks = OneBlock(run_plan, merged.block, device, merged.where)
     size, levels_done = run_plan.config.evaluation.batch_size, partial(told, f"levels of {count:,} samples")
     samples = draw(run_plan, blocks, labels, shape, plan, size, levels_done).cpu()
     return _keep(samples, run, out, float(str(run_plan.shape.get("latent_scale", 1.0))))
