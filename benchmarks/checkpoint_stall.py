@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dbtrain.config import load_config
 from dbtrain.run.batch_shape import cut_batch
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.fence import claim
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog, read_events
@@ -64,7 +65,7 @@ def make_worker(folder: str, threads: int) -> tuple[BlockWorker, Engine, Batches
     config = load_config("configs/vit_digits.yaml", [f"out={folder}", "name=run", "training.log_every=1", *MODEL])
     run = Store(config.run_url)
     run.makedirs()
-    settle(config, run, lambda *_: {})
+    prepare(config, Run(run), lambda *_: {})
     claim(run.child("blocks", "00"), 1, "token")
     told = Assignment(run.url, 0, 1, "token", "session", 1, None, "cpu", threads, 600.0)
     prepare_process(told)

@@ -31,8 +31,9 @@ from rich.table import Table
 from dbtrain.config import load_config
 from dbtrain.evaluation.accuracy import accuracy
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.run.prepare import settle
-from dbtrain.shards.merge import merge
+from dbtrain.run.merge import merge
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.fence import claim
 from dbtrain.shards.storage.store import Store
 from dbtrain.training.assignment import Assignment
@@ -54,11 +55,11 @@ def score(case: Case) -> dict[str, Any]:
         config = load_config(path, [*overrides, *own, f"seed={row['seed']}", f"out={out}"])
         run = Store(config.run_url)
         run.makedirs()
-        run_plan = settle(config, run, never)
+        run_plan = prepare(config, Run(run), never)
         for block in range(config.blocks):
             claim(run.child("blocks", f"{block:02d}"), 1, "benchmark")
             work(Assignment(run.url, block, 1, "benchmark", "benchmark", 1, None, "cpu", 1, 3600.0), 0, StopRequest())
-        merge(run)
+        merge(Run(run))
         model = MergedModel.read(run.child("merged"), torch.device("cpu"))
         found = accuracy(model, run_plan.data().test, config.evaluation)
     return {"ranges": source, **row, **{name: found[name] for name in READOUTS}}

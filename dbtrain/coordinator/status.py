@@ -76,9 +76,8 @@ def _block(block: RunBlock) -> BlockStatus:
     state, attempts, committed = _state(block.store), _attempts(block), block.committed
     phase = Phase.DONE.value if committed >= block.steps else str(state.get("phase", Phase.PENDING.value))
     if phase == Phase.DONE.value and committed < block.steps:
-        phase = (
-            Phase.LOST.value
-        )  # it was done, and its last checkpoint was damaged since: it trains on from the one before
+        # it was done, and its last checkpoint was damaged since: it will train on from the one before
+        phase = Phase.LOST.value
     row = Row(
         block=block.number,
         layers=block.identity.layers,

@@ -133,7 +133,7 @@ def row(run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
         levels=run_plan.levels(state.block),
         phase=state.phase.value,
         step=max(progress.step, state.committed) if state.phase is Phase.DONE else progress.step,
-        steps=run_plan.steps(state.block),
+        steps=run_plan.config.training.steps,
         loss=progress.loss,
         rate=progress.rate,
         seconds=progress.seconds,

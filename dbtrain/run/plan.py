@@ -81,10 +81,6 @@ class RunPlan:
         content["shape"] = dict(self.shape)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def steps(self, block: int) -> int:
-        """Optimizer steps after which a block is done."""
-        return self.config.training.of_block(block).steps
-
     @property
     def scheme(self) -> Scheme:
         """How the blocks hang together."""

@@ -130,8 +130,7 @@ class RunBlock:
     @property
     def steps(self) -> int:
         """Optimizer steps after which the block is done."""
-        # as RunPlan.steps; the plan itself would read the codebook, which a look at the progress does not need
-        return self.run.config.training.of_block(self.number).steps
+        return self.run.manifest.steps
 
     @property
     def attempts(self) -> list[int]:

@@ -108,6 +108,11 @@ class Manifest:
         return len(self.plan)
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps after which a block is done."""
+        return int(self.config["training"]["steps"])
+
+    @property
     def name(self) -> str:
         """Of the run; one without a name is told from others by its configuration."""
         name = self.run or self.config.get("name")

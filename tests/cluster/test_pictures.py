@@ -43,4 +43,4 @@ def test_a_parquet_file_is_trained_on_killed_resumed_and_evaluated_by_class(
     assert killed.wait() == 0 and "attempt 2" in killed.output(), killed.output()
     assert shards(tmp_path / "plain" / "run", STEPS) == shards(tmp_path / "killed" / "run", STEPS) != {}
     manifest = read_manifest(Store(tmp_path / "plain" / "run"))
-    assert manifest["class_names"] == ["cat", "eel"] and len(manifest["data_notes"]) == 3
+    assert manifest.class_names == ("cat", "eel") and len(manifest.data_notes) == 3

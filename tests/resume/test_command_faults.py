@@ -12,7 +12,7 @@ import pytest
 
 from dbtrain.experiments.victims import controllers, send
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 from tests.conftest import STEPS, TRAIN, Command, events, shards, wait_for
 
@@ -108,7 +108,7 @@ def commits(run: Path) -> list[int]:
     manifest = read_manifest(Store(run))
     found = []
     for block in range(3):
-        checkpoints = Checkpoints(Store(run / "blocks" / f"{block:02d}"), plan_identity(manifest, block))
+        checkpoints = Checkpoints(Store(run / "blocks" / f"{block:02d}"), manifest.identity(block))
         assert all(checkpoints.verify(step) == [] for step in checkpoints.steps())
         found.append(max(checkpoints.steps(), default=0))
     return found

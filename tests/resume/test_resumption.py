@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from dbtrain.config import load_config
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import read_events
 from tests.conftest import CONFIG, ROOT, TINY
@@ -43,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(CONFIG, [*TINY, *OWN, "name=whole", f"out={folder}", "blocks=2", "cluster.workers=2"])
     run = Store(config.run_url)
     run.makedirs()
-    settle(config, run, never)  # type: ignore[arg-type]
+    prepare(config, Run(run), never)  # type: ignore[arg-type]
     done = attempt(run.path, 1)
     assert done.returncode == 0, done.stderr[-3000:]
     return run.path

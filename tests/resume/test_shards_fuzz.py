@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from dbtrain.errors import ShardError
+from dbtrain.run.merge import merge
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import decode, decode_codebook, encode, encode_codebook
-from dbtrain.shards.manifest import read_manifest, write_manifest
-from dbtrain.shards.merge import load_block, merge, read_config
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.fence import check, claim
 from dbtrain.shards.storage.lock import LOCK, RunLock
 from dbtrain.shards.storage.store import Store
@@ -132,14 +134,17 @@ def test_commits_and_their_files(tmp_path, make):
 def test_manifests_and_merged_models(tmp_path, make, name):
     store = Store(tmp_path)
     written = make.make_run(store)
-    merge(store)
-    merged, manifest, config = store.child("merged"), read_manifest(store), read_config(store.child("merged"))
+    merge(Run(store))
+    merged, manifest = store.child("merged"), read_manifest(store)
+    whole_model = MergedDirectory(merged)
+    config = whole_model.manifest, whole_model.blocks, whole_model.files
     data = store.read(name)
     (tmp_path / name).unlink()  # a link to a checkpoint otherwise
 
     def read(bad):
         (tmp_path / name).write_bytes(bad)
-        return read_manifest(store), read_config(merged), load_block(merged, 1)
+        found = MergedDirectory(merged)
+        return read_manifest(store), (found.manifest, found.blocks, found.files), found.block(1)
 
     def whole(found):
         return found[0] == manifest and found[1] == config and make.same(found[2], written[1]["ema"])
@@ -208,10 +213,10 @@ def test_manifests_written_from_nonsense(tmp_path, make):
         for target, key in dice.sample(spots, dice.randint(1, 2)):
             target[key] = dice.choice(values)
         try:
-            write_manifest(Store(tmp_path), manifest)
+            written = make.put_manifest(Store(tmp_path), manifest)
         except ShardError as err:
             refused += 1
             assert "\n" not in str(err)
         else:
-            assert read_manifest(Store(tmp_path)) == manifest
+            assert read_manifest(Store(tmp_path)) == written
     assert TRIALS * 0.6 < refused < TRIALS

@@ -214,28 +214,30 @@ def merge_child(where):
     make = samples()
     import torch
 
-    from dbtrain.shards.merge import load_block, load_codebook, merge
+    from dbtrain.run.merge import merge
+    from dbtrain.run.run import Run
+    from dbtrain.shards.merged_directory import MergedDirectory
     from dbtrain.shards.storage.store import Store
 
     base, trial = Path(where) / "base", Path(where) / "try"
     codes = torch.ones(2, 2)
     old = make.make_run(Store(base), codes)
-    merge(Store(base))
+    merge(Run(Store(base)))
     new = make.make_run(Store(base), codes, seed=50, steps=(6, 6, 6))
     told = {"kills": 0, "finished": 0, "old": 0, "new": 0, "wrong": []}
     for nth in range(1000):
         shutil.rmtree(trial, ignore_errors=True)
         shutil.copytree(base, trial)
-        killed = killed_at(nth, lambda: merge(Store(trial)))
+        killed = killed_at(nth, lambda: merge(Run(Store(trial))))
         told["kills" if killed else "finished"] += 1
         merged = Store(trial).child("merged")
-        found = [load_block(merged, block) for block in range(3)]
-        load_codebook(merged)
+        found = [MergedDirectory(merged).block(block) for block in range(3)]
+        MergedDirectory(merged).codebook()
         is_old = all(make.same(f, w["ema"]) for f, w in zip(found, old, strict=True))
         is_new = all(make.same(f, w["ema"]) for f, w in zip(found, new, strict=True))
         told["old"] += is_old
         told["new"] += is_new
-        merge(Store(trial))
+        merge(Run(Store(trial)))
         if not (is_old or is_new) or (not killed and not is_new):
             told["wrong"].append(f"operation {nth}")
         if Store(trial).list() != ["blocks", "codebook.safetensors", "merged", "run.json"]:

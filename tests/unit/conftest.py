@@ -6,7 +6,8 @@ from hypothesis import settings
 
 from dbtrain.config import load_config
 from dbtrain.run.plan import load_data
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
@@ -50,7 +51,7 @@ def make_run(make_config):
         config = make_config(*overrides)
         run = Store(config.run_url)
         run.makedirs()
-        settle(config, run, never)
+        prepare(config, Run(run), never)
         return config, run
 
     return make

@@ -4,10 +4,10 @@ import torch
 
 from dbtrain.config import load_config
 from dbtrain.method.split import global_name
-from dbtrain.run.plan import read_codebook, read_plan
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 
 BASE = {
@@ -28,12 +28,12 @@ def never(*_):
 def commit(run, seed=0, blocks=(0, 1)):
     """Blocks with weights of their own, committed at the last step."""
     manifest = read_manifest(run)
-    run_plan = read_plan(manifest, read_codebook(run, manifest))
+    run_plan = Run(run).plan
     for block in blocks:
         generator = torch.Generator().manual_seed(10 * seed + block)
         state = run_plan.model(block).state_dict()
         named = {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
-        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
+        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), manifest.identity(block))
         checkpoints.commit(2, {"model": named}, loss=1.0, attempt=1, fence=lambda: None)
 
 
@@ -41,5 +41,5 @@ def settled(out, **changes):
     config = load_config(None, [f"out={out}"], base={**BASE, **changes})
     run = Store(config.run_url)
     run.makedirs()
-    settle(config, run, never)
+    prepare(config, Run(run), never)
     return run

@@ -11,7 +11,8 @@ from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, PlacementError
 from dbtrain.evaluation.metrics import METRICS, metric_of
 from dbtrain.models.registry import ARCHITECTURES, architecture
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.trackers import check_installed
 from tests.unit.conftest import SMALL
@@ -213,7 +214,7 @@ def test_a_run_that_exists_is_continued_where_only_what_is_left_of_it_fits(make_
     config = make_config("cluster.cpus_per_worker=999")
     run = Store(config.run_url)
     run.makedirs()
-    settle(config, run, pilot)
+    prepare(config, Run(run), pilot)
 
     class Reached(Exception):
         pass

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ from dbtrain.config import Config, load_config
 from dbtrain.coordinator import train as command
 from dbtrain.errors import DataError
 from dbtrain.evaluation.report import evaluate_run
-from dbtrain.run.plan import RunPlan, read_codebook, read_plan
-from dbtrain.run.prepare import settle
+from dbtrain.run.plan import RunPlan
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import never
@@ -109,8 +111,7 @@ def test_a_run_whose_paths_are_absolute_is_evaluated_where_they_lead_though_its_
 
 
 def run_plan(run: Path) -> RunPlan:
-    manifest = read_manifest(Store(run))
-    return read_plan(manifest, read_codebook(Store(run), manifest))
+    return Run(Store(run)).plan
 
 
 def test_a_run_keeps_to_its_data_where_another_lies_at_the_same_path(home: Path, tmp_path: Path) -> None:
@@ -138,20 +139,20 @@ def test_a_run_of_before_continues_and_is_evaluated_where_its_data_lies(
     """Its run.json says nothing of where that was."""
     run = Store(home / "runs" / "run")
     manifest = read_manifest(run)
-    assert manifest.pop("data_paths") == {"path": f"{home}/corpus.txt", "cache": f"{home}/packed"}
-    write_manifest(run, manifest)
+    assert manifest.data_paths == {"path": f"{home}/corpus.txt", "cache": f"{home}/packed"}
+    write_manifest(run, replace(manifest, data_paths={}))
     with pytest.raises(DataError, match=rf"data.path=corpus.txt was looked for below {tmp_path}/elsewhere: put it"):
         run_plan(run.path).data()
     monkeypatch.chdir(home)
-    assert settle(load_config(None, base=TEXT), run, never).data().train
-    assert read_manifest(run)["config_hash"] == load_config(None, base=TEXT).content_hash()
+    assert prepare(load_config(None, base=TEXT), Run(run), never).data().train
+    assert read_manifest(run).config_hash == load_config(None, base=TEXT).content_hash()
 
 
 def test_a_run_without_relative_paths_says_nothing_of_this_machine(home: Path, tmp_path: Path) -> None:
     for data in ({"source": "digits"}, {**TEXT["data"], "path": f"{home}/corpus.txt", "cache": f"{home}/packed"}):
         arch = {} if "path" in data else {"model": {"arch": "vit"}}
         config = load_config(None, base={**TEXT, **arch, "name": data["source"], "data": data, "out": str(tmp_path)})
-        settle(config, Store(config.run_url), never)
+        prepare(config, Run(Store(config.run_url)), never)
         assert "data_paths" not in json.loads((tmp_path / data["source"] / "run.json").read_text())
 
 

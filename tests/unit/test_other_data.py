@@ -1,6 +1,7 @@
 """A run whose data holds something else than when it was started is not continued, trained or evaluated."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from dbtrain.cli import app
 from dbtrain.config import Config, load_config
 from dbtrain.errors import DataError
 from dbtrain.run.plan import load_data
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest, write_manifest
 from dbtrain.shards.storage.fence import claim
 from dbtrain.shards.storage.store import Store
@@ -48,11 +50,11 @@ def test_a_text_that_changed_is_refused_in_one_line_and_welcome_again_once_resto
     assert said.exit_code == 1, said.output
     line = said.stderr.strip().splitlines()[-1]
     assert line.startswith(f"error: the data is not what run run was started with: data.path={home}/corpus.txt holds ")
-    known = read_manifest(store(home))["data_hash"][:16]
+    known = read_manifest(store(home)).data_hash[:16]
     assert f"run.json says {known}: restore it, or start another run (name=...)" in line
     assert "Traceback" not in said.output + said.stderr
     (home / "corpus.txt").write_text(before)
-    assert settle(load_config(None, base=TEXT), store(home), never).data().content.startswith(known)
+    assert prepare(load_config(None, base=TEXT), Run(store(home)), never).data().content.startswith(known)
 
 
 def test_the_same_text_at_another_place_and_packed_by_gzip_is_the_same_data(
@@ -73,15 +75,15 @@ def test_another_text_of_the_same_name_is_not_taken_where_the_first_is_gone(
     words(tmp_path / "there", seed=1)
     monkeypatch.chdir(tmp_path / "there")
     with pytest.raises(DataError, match=f"data.path={tmp_path}/there/corpus.txt holds"):
-        settle(load_config(None, base={**TEXT, "out": str(home / "runs")}), store(home), never)
+        prepare(load_config(None, base={**TEXT, "out": str(home / "runs")}), Run(store(home)), never)
 
 
 def test_a_run_of_before_says_nothing_of_its_data_and_goes_on(home: Path) -> None:
     manifest = read_manifest(store(home))
-    assert manifest.pop("data_hash")
-    write_manifest(store(home), manifest)
+    assert manifest.data_hash
+    write_manifest(store(home), replace(manifest, data_hash=""))
     words(home, seed=1)
-    assert settle(load_config(None, base=TEXT), store(home), never).data().train
+    assert prepare(load_config(None, base=TEXT), Run(store(home)), never).data().train
 
 
 def test_a_worker_on_a_node_with_other_data_fails_for_good(home: Path) -> None:
@@ -104,10 +106,10 @@ def latents(folder: Path, count: int = 60, **changes: Any) -> Config:
 def test_latents_with_one_more_sample_are_refused(tmp_path: Path) -> None:
     run = Store(tmp_path / "toy")
     run.makedirs()
-    settle(latents(tmp_path, 59), run, never)
-    settle(latents(tmp_path, 59), run, never)
+    prepare(latents(tmp_path, 59), Run(run), never)
+    prepare(latents(tmp_path, 59), Run(run), never)
     with pytest.raises(DataError, match=f"data.path={tmp_path}/x.npy, data.labels={tmp_path}/y.npy holds"):
-        settle(latents(tmp_path, 60), run, never)
+        prepare(latents(tmp_path, 60), Run(run), never)
 
 
 def test_data_of_one_shape_differ_by_a_value_a_label_or_the_order(tmp_path: Path) -> None:

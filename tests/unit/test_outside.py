@@ -25,8 +25,9 @@ from dbtrain.method.sampler import schedule
 from dbtrain.method.split import global_name
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.make_plan import design
-from dbtrain.run.plan import level_name, read_codebook, read_plan
-from dbtrain.run.prepare import settle
+from dbtrain.run.plan import level_name
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 
@@ -213,9 +214,9 @@ def test_both_are_trained_merged_and_evaluated_like_those_of_the_package(config,
 def test_a_run_of_both_is_settled_and_read_back(config):
     run = Store(config.run_url)
     run.makedirs()
-    settle(config, run, never)
+    prepare(config, Run(run), never)
     manifest = read_manifest(run)
-    again = read_plan(manifest, read_codebook(run, manifest))
+    again = Run(run).plan
     assert again.config == config and again.config.content_hash() == config.content_hash()
     assert type(again.noise()) is type(design(config, again.data(), never).noise())
     assert (

@@ -12,7 +12,8 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.metrics import METRICS
 from dbtrain.evaluation.report import MOST_CLASSES, comparison, scores_table
 from dbtrain.run.plan import read_plan
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import SMALL, never
@@ -48,8 +49,8 @@ def test_a_plan_says_what_the_data_is_and_where_it_does_not_fit(base, tmp_path):
 def test_run_json_keeps_the_classes_and_splits_and_the_tables_name_them(base):
     run = merged_run(base)
     manifest = read_manifest(run)
-    assert manifest["class_names"] == list(CLASSES) and manifest["shape"] == {"image": [3, 20, 28], "classes": 3}
-    assert any("the validation split is the 30% of the others" in note for note in manifest["data_notes"])
+    assert manifest.class_names == tuple(CLASSES) and manifest.shape == {"image": [3, 20, 28], "classes": 3}
+    assert any("the validation split is the 30% of the others" in note for note in manifest.data_notes)
     assert read_plan(manifest, None).class_names == tuple(CLASSES)
     said = CliRunner().invoke(app, ["eval", str(run.url)])
     assert said.exit_code == 0, said.output
@@ -67,13 +68,13 @@ def test_run_json_keeps_the_classes_and_splits_and_the_tables_name_them(base):
 def test_other_pictures_under_the_same_path_are_refused(base, tmp_path):
     config, run = load_config(None, base=base), Store(load_config(None, base=base).run_url)
     run.makedirs()
-    settle(config, run, never)
-    assert settle(config, run, never).class_names == tuple(CLASSES)
+    prepare(config, Run(run), never)
+    assert prepare(config, Run(run), never).class_names == tuple(CLASSES)
     (tmp_path / "pets" / "dog" / "000.png").write_bytes((tmp_path / "pets" / "eel" / "001.png").read_bytes())
     with pytest.raises(Exception, match="the data is not what run toy was started with"):
-        settle(config, run, never)
+        prepare(config, Run(run), never)
     with pytest.raises(ConfigError, match="data.size"):
-        settle(load_config(None, ["data.size=[24,28]"], base=base), run, never)
+        prepare(load_config(None, ["data.size=[24,28]"], base=base), Run(run), never)
 
 
 def rows(table):

@@ -9,7 +9,8 @@ from dbtrain.config import load_config
 from dbtrain.data.images import read_idx
 from dbtrain.errors import ConfigError, DataError
 from dbtrain.method.levels import LogUniform
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 from dbtrain.training.fault_injection import FaultPlan
 
@@ -27,17 +28,17 @@ def test_a_file_that_is_no_configuration(content: bytes | None, tmp_path: Path) 
 def test_edges_that_end_in_zero_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = load_config(DIGITS, [f"out={tmp_path}", "noise.ranges=explicit", "noise.edges=[7,2,1,0]"])
     with pytest.raises(ConfigError, match="sigma_min=0"):
-        settle(config, Store(config.run_url), lambda *_: {})
+        prepare(config, Run(Store(config.run_url)), lambda *_: {})
     assert not (tmp_path / "vit-digits" / "run.json").exists()
 
 
 def test_what_differs_is_named_among_what_matters(tmp_path: Path) -> None:
     overrides = [f"out={tmp_path}", "noise.ranges=uniform"]
     config = load_config(DIGITS, overrides)
-    settle(config, Store(config.run_url), lambda *_: {})
+    prepare(config, Run(Store(config.run_url)), lambda *_: {})
     other = load_config(DIGITS, [*overrides, "training.micro_batch=8", "training.zero_stage=1", "training.ema=0.5"])
     with pytest.raises(ConfigError, match=r"training.ema: 0.99 in run.json, 0.5 now;"):
-        settle(other, Store(config.run_url), lambda *_: {})
+        prepare(other, Run(Store(config.run_url)), lambda *_: {})
 
 
 def test_an_idx_header_that_overflows(tmp_path: Path) -> None:

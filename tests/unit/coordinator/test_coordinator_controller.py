@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,10 +12,10 @@ from dbtrain.coordinator.placement import Node
 from dbtrain.coordinator.status import status
 from dbtrain.coordinator.train import row
 from dbtrain.errors import FencedError, PlacementError, RunLockedError, ShardError
-from dbtrain.run.plan import read_codebook, read_plan
 from dbtrain.run.requests import requests
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.fence import check
 from dbtrain.shards.storage.lock import RunLock
 from dbtrain.shards.storage.store import Store
@@ -49,7 +51,7 @@ class Attempt:
 
     def commit(self, step):
         block, manifest = self.assignment.block, read_manifest(self.run)
-        checkpoints = Checkpoints(self.store, plan_identity(manifest, block))
+        checkpoints = Checkpoints(self.store, manifest.identity(block))
         parts = {"model": {f"blocks.{block}.stem.w": torch.full((2,), float(step))}}
         fence = lambda: check(self.store, self.assignment.token)  # noqa: E731
         checkpoints.commit(step, parts, loss=0.5, attempt=self.assignment.attempt, fence=fence)
@@ -151,9 +153,11 @@ def bring(make_run, monkeypatch):
         config, run = runs.get(overrides) or make_run(*overrides)
         runs[overrides] = config, run
         told, cluster = [], Cluster(parts, cpus)
-        shown = lambda states, progress: act(controller)  # noqa: E731
-        controller = Controller(run, config, cluster, requests(config, "cpu"), shown, told.append, guard=guard)
-        controller.conduct()
+        watching = SimpleNamespace(
+            show=lambda states, progress: act(controller), tell=told.append, event=lambda block, event: None
+        )
+        controller = Controller(Run(run), config, cluster, requests(config, "cpu"), watching, guard)
+        controller.run()
         return controller, cluster, told
 
     return go
@@ -205,7 +209,7 @@ def test_all_that_the_cluster_says_of_a_death_is_kept_and_little_is_shown(bring)
     controller, _, told = bring({1: [killed]}, "cluster.max_crashes=0")
     assert controller.states[1].error == status(controller.run_store)[1].error == KILLED
     assert "10.0.0.7" not in "".join(told) and any(f"FAILED ({KILLED})" in line for line in told)
-    attempt = controller.records.stores[1].child("attempts", "1")
+    attempt = controller.records.blocks[1].attempt(1)
     (kept,) = EventTail(attempt, COORDINATOR).read()
     assert (kept["event"], kept["error"]) == ("died", prose)
     assert prose not in attempt.read_text("events.jsonl")  # which is the worker's own
@@ -278,7 +282,7 @@ def test_a_stop_lets_workers_commit_and_starts_nothing_more(bring):
 
 
 def test_a_stop_that_the_storage_does_not_take_is_asked_for_again(bring, monkeypatch):
-    left, write = [3], conduct.Store.write_json
+    left, write = [3], Store.write_json
 
     def away(self, name, value):
         if name == conduct.STOP and left[0]:
@@ -290,7 +294,7 @@ def test_a_stop_that_the_storage_does_not_take_is_asked_for_again(bring, monkeyp
         if controller.states[0].phase is Phase.RUNNING and not controller.stopping:
             controller.stop("SIGTERM")
 
-    monkeypatch.setattr(conduct.Store, "write_json", away)
+    monkeypatch.setattr(Store, "write_json", away)
     controller, _, told = bring({0: [wait], 1: [wait]}, cpus=2, act=stop_when_running)
     assert phases(controller) == [Phase.STOPPED] * 3 and controller.states[0].committed == 2
     assert sum("cannot be asked to stop" in line for line in told) == 1
@@ -368,7 +372,7 @@ def test_a_block_that_is_done_needs_no_place(bring):
 
 def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
     controller, _, _ = bring({})
-    shard = controller.records.stores[2].path / "step_00000004" / "model.safetensors"
+    shard = controller.records.blocks[2].store.path / "step_00000004" / "model.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
@@ -386,7 +390,7 @@ def test_a_block_whose_last_commit_is_damaged_is_trained_again(bring):
 )
 def test_a_block_whose_damaged_last_commit_is_not_repaired_is_not_done(bring, repair, phase, error):
     controller, _, _ = bring({2: [crash_after(2), finish]})
-    shard = controller.records.stores[2].path / "step_00000004" / "model.safetensors"
+    shard = controller.records.blocks[2].store.path / "step_00000004" / "model.safetensors"
     shard.write_bytes(bytes([*shard.read_bytes()[:-1], shard.read_bytes()[-1] ^ 1]))
 
     def stop_when_running(controller):
@@ -523,14 +527,14 @@ def test_an_attempt_counts_from_its_placement_though_its_worker_never_spoke(brin
     seen = set()
 
     def look(controller):
-        run, manifest = controller.run_store, read_manifest(controller.run_store)
-        live = row(read_plan(manifest, read_codebook(run, manifest)), controller.states[1], controller.progress[1])
+        run = controller.run_store
+        live = row(Run(run).plan, controller.states[1], controller.progress[1])
         if live.phase == "placed":
             seen.add((live.restarts, status(run)[1].row.restarts, status(run)[1].attempts))
 
     controller, cluster, _ = bring({1: [die_in_the_start]}, "cluster.max_crashes=2", act=look)
     assert cluster.attempts(1) == [1, 2, 3]
-    assert not any(EventTail(controller.records.stores[1].child("attempts", str(a))).read() for a in (1, 2, 3))
+    assert not any(EventTail(controller.records.blocks[1].attempt(a)).read() for a in (1, 2, 3))
     assert seen == {(0, 0, 1), (1, 1, 2), (2, 2, 3)}
     assert (status(controller.run_store)[1].attempts, status(controller.run_store)[1].row.phase) == (3, "failed")
 

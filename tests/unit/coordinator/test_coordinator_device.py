@@ -28,11 +28,11 @@ def test_a_worker_without_gpus_sees_none(
     backend: str, accelerator: str, visible: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray hides them from nobody who asked for none, and DeepSpeed takes what it finds when it is imported."""
-    from dbtrain.coordinator.ray.attempt import _Group, _GroupConfig
+    from dbtrain.coordinator.ray.train_internals import ProcessGroup, ProcessGroupConfig
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     monkeypatch.setenv("DS_ACCELERATOR", "other")
     workers = Workers()
-    _Group().on_start(workers, _GroupConfig(backend=backend))
+    ProcessGroup().on_start(workers, ProcessGroupConfig(backend=backend))
     assert len(workers.told) == 3  # the group is joined after it
     assert (os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"]) == (accelerator, visible)

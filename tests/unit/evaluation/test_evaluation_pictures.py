@@ -11,11 +11,12 @@ from dbtrain.evaluation.images import classifier, frechet
 from dbtrain.evaluation.images.pictures import grid, sample_run
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.method.split import global_name
+from dbtrain.run.merge import merge
 from dbtrain.run.plan import RunPlan
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merge import merge
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 
 DIT = {
@@ -33,14 +34,14 @@ def merged_run(base):
     config = load_config(None, base=base)
     run = Store(config.run_url)
     run.makedirs()
-    run_plan = settle(config, run, lambda *_: {})
+    run_plan = prepare(config, Run(run), lambda *_: {})
     manifest = read_manifest(run)
     for block in range(config.blocks):
         state = run_plan.model(block).state_dict()
         parts = {"model": {global_name(block, n): t for n, t in state.items()}}
-        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), plan_identity(manifest, block))
+        checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), manifest.identity(block))
         checkpoints.commit(1, parts, loss=1.0, attempt=1, fence=lambda: None)
-    merge(run)
+    merge(Run(run))
     return run
 
 

@@ -14,13 +14,13 @@ from dbtrain.evaluation.losses import measure_losses
 from dbtrain.evaluation.merged_model import MergedModel, check_shard
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
-from dbtrain.run.plan import read_codebook, read_plan
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.checksummed_json import seal
+from dbtrain.shards.checksummed_json import seal, unseal
 from dbtrain.shards.commit import dump_commit
 from dbtrain.shards.format import decode, encode, sha256
-from dbtrain.shards.manifest import plan_identity, read_manifest
-from dbtrain.shards.merged_directory import INDEX, read_config
+from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merged_directory import INDEX, VERSION
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import make_console
 from dbtrain.training.upstream import load_upstream
@@ -46,7 +46,7 @@ def put(store, name, data):
 def change_checkpoint(run, block, change):
     """Change tensors of a checkpoint; all hashes are made again."""
     folder = run.child("blocks", f"{block:02d}", "step_00000002")
-    identity = plan_identity(read_manifest(run), block)
+    identity = read_manifest(run).identity(block)
     loaded = Checkpoints(run.child("blocks", f"{block:02d}"), identity).load(2)
     tensors = dict(loaded.parts["model"])
     change(tensors)
@@ -58,7 +58,8 @@ def change_checkpoint(run, block, change):
 def change_merged(run, block, change):
     """Change tensors of a merged model; all hashes and the index are made again."""
     merged, name = run.child("merged"), f"model-0000{block + 1}-of-00002.safetensors"
-    config, shard = read_config(merged), decode(merged.read(name), where="w")
+    config = unseal(merged.read("config.json"), VERSION, "w")
+    shard = decode(merged.read(name), where="w")
     tensors = dict(shard.tensors)
     change(tensors)
     config["files"][name] = put(merged, name, encode(tensors, shard.identity, shard.step, shard.role))
@@ -67,7 +68,7 @@ def change_merged(run, block, change):
     merged.write_json(INDEX, {**index, "weight_map": {**others, **dict.fromkeys(tensors, name)}})
     data = merged.read(INDEX)
     config["files"][INDEX] = {"size": len(data), "sha256": sha256(data)}
-    merged.write("config.json", seal(config, 1, "w"))
+    merged.write("config.json", seal(config, VERSION, "w"))
 
 
 def nan(tensors):
@@ -216,20 +217,19 @@ def mutate(tensors, dice):
 
 def test_a_frozen_layer_of_one_element_does_not_fill_another_shape(tmp_path):
     run = settled(tmp_path / "runs", method="greedy")
-    manifest = read_manifest(run)
-    run_plan = read_plan(manifest, read_codebook(run, manifest))
+    run_plan = Run(run).plan
     commit(run, blocks=(0,))
     model = run_plan.objective(1).get_submodule("model")
-    load_upstream(model, run, manifest, range(1))
+    load_upstream(model, Run(run), range(1))
     change_checkpoint(run, 0, single)
     with pytest.raises(ShardError, match="layers.1.mlp.0.weight is 1x1 of float32, expected 48x12"):
-        load_upstream(model, run, manifest, range(1))
+        load_upstream(model, Run(run), range(1))
 
 
 def test_a_shard_of_the_right_tensors_fits(run):
     manifest = read_manifest(run)
-    run_plan = read_plan(manifest, read_codebook(run, manifest))
-    checkpoints = Checkpoints(run.child("blocks", "00"), plan_identity(manifest, 0))
+    run_plan = Run(run).plan
+    checkpoints = Checkpoints(run.child("blocks", "00"), manifest.identity(0))
     wanted = run_plan.model(0, "meta").state_dict()
     assert check_shard(run_plan, 0, checkpoints.load(2).parts["model"], wanted, "w").keys() == wanted.keys()
 

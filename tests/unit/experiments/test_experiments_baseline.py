@@ -12,10 +12,10 @@ from dbtrain.experiments.baseline import KINDS, baseline, reshaped, training_flo
 from dbtrain.method.split import global_name
 from dbtrain.run.cost import estimate, recomputed
 from dbtrain.run.make_plan import design
-from dbtrain.run.plan import read_codebook, read_plan
-from dbtrain.run.prepare import settle
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 from dbtrain.training.upstream import load_upstream
 from tests.conftest import ROOT
@@ -82,7 +82,7 @@ def trained(config):
     """A settled run whose shards are committed at their last step with weights of their own."""
     run = Store(config.run_url)
     run.makedirs()
-    run_plan = settle(config, run, never)
+    run_plan = prepare(config, Run(run), never)
     manifest = read_manifest(run)
     for shard in range(run_plan.shards.blocks):
         torch.manual_seed(shard)
@@ -92,7 +92,7 @@ def trained(config):
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
-        checkpoints = Checkpoints(run.child("blocks", f"{shard:02d}"), plan_identity(manifest, shard))
+        checkpoints = Checkpoints(run.child("blocks", f"{shard:02d}"), manifest.identity(shard))
         checkpoints.commit(config.training.steps, {"model": weights}, loss=1.0, attempt=1, fence=lambda: None)
     return run, run_plan
 
@@ -101,8 +101,8 @@ def trained(config):
 def test_a_baseline_is_stored_merged_verified_and_evaluated_like_any_run(make_config, kind):
     run, run_plan = trained(reshaped(make_config("training.steps=2"), kind))
     manifest = read_manifest(run)
-    assert len(manifest["plan"]) == SHARDS[kind] and ("slices" in manifest) == (kind in ("joint", "forward_forward"))
-    again = read_plan(manifest, read_codebook(run, manifest))
+    assert manifest.blocks == SHARDS[kind] and bool(manifest.slices) == (kind in ("joint", "forward_forward"))
+    again = Run(run).plan
     assert (again.split, again.ranges) == (run_plan.split, run_plan.ranges)
     assert again.split.blocks == (1 if KINDS[kind] == "end_to_end" else 3)
     result, _ = merge_and_verify(run)
@@ -133,22 +133,22 @@ def test_a_greedy_block_takes_the_weights_of_those_before_it_and_waits_until_the
     run, run_plan = trained(config)
     manifest = read_manifest(run)
     model = run_plan.objective(2).get_submodule("model")
-    load_upstream(model, run, manifest, range(2))
+    load_upstream(model, Run(run), range(2))
     for shard in range(2):
-        identity = plan_identity(manifest, shard)
+        identity = manifest.identity(shard)
         saved = Checkpoints(run.child("blocks", f"{shard:02d}"), identity).newest().parts["model"]
         for layer in (2 * shard, 2 * shard + 1):
             name = f"layers.{layer}.mlp.0.weight"
             assert torch.equal(model.get_parameter(name), saved[name])
     assert torch.equal(
         model.stem.patches.weight,
-        Checkpoints(run.child("blocks", "00"), plan_identity(manifest, 0))
+        Checkpoints(run.child("blocks", "00"), manifest.identity(0))
         .newest()
         .parts["model"]["blocks.0.stem.patches.weight"],
     )
     run.remove("blocks/01")
     with pytest.raises(ShardError, match="block 1 .* is at step 0 of"):
-        load_upstream(model, run, manifest, range(2))
+        load_upstream(model, Run(run), range(2))
 
 
 @pytest.fixture

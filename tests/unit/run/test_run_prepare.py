@@ -11,9 +11,9 @@ from dbtrain.method.levels import LogNormal, read_distribution
 from dbtrain.method.ranges import equal_shares
 from dbtrain.method.split import split_evenly
 from dbtrain.run.make_plan import design
-from dbtrain.run.plan import read_codebook, read_plan
-from dbtrain.run.prepare import settle
-from dbtrain.shards.manifest import plan_identity, read_manifest
+from dbtrain.run.prepare import prepare
+from dbtrain.run.run import Run
+from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import never
 
@@ -55,7 +55,7 @@ def test_explicit_ranges_are_taken_as_given_and_set_the_full_range(make_config, 
 def test_what_does_not_fit_is_refused_before_anything_is_written(make_config, tmp_path, overrides, message):
     run = Store(tmp_path / "toy")
     with pytest.raises(ConfigError, match=message):
-        settle(make_config(*overrides), run, never)
+        prepare(make_config(*overrides), Run(run), never)
     assert not run.exists("run.json") and not run.exists("codebook.safetensors")
 
 
@@ -79,23 +79,22 @@ def test_end_to_end_is_one_block_without_noise(make_config, digits):
 def test_the_manifest_says_what_every_worker_needs_exactly(make_run, digits):
     config, run = make_run()
     manifest = read_manifest(run)
-    settled, designed = read_plan(manifest, read_codebook(run, manifest)), design(config, digits, never)
+    settled, designed = Run(run).plan, design(config, digits, never)
     assert settled.ranges == designed.ranges and settled.split == designed.split
     assert settled.config == config and settled.shape == designed.shape
     assert torch.equal(settled.codebook, designed.codebook)
     for block in range(3):
-        identity = plan_identity(manifest, block)
+        identity = manifest.identity(block)
         assert identity.layers == (2 * block, 2 * block + 2)
-        assert tuple(map(float.fromhex, identity.sigma_range)) == designed.ranges.of(block)
-    assert manifest["versions"]["torch"] == torch.__version__
+        assert tuple(map(float.fromhex, identity.levels)) == designed.ranges.of(block)
+    assert manifest.versions["torch"] == torch.__version__
 
 
 def test_every_worker_builds_the_same_block_and_leaves_the_generator_alone(make_run):
     _, run = make_run()
-    manifest = read_manifest(run)
 
     def weights(block):
-        model = read_plan(manifest, read_codebook(run, manifest)).model(block)
+        model = Run(run).plan.model(block)
         return torch.cat([p.flatten() for _, p in sorted(model.named_parameters())])
 
     torch.manual_seed(1)
@@ -110,15 +109,15 @@ def test_every_worker_builds_the_same_block_and_leaves_the_generator_alone(make_
 def test_settling_again_changes_nothing_and_calibrates_nothing(make_run):
     config, run = make_run()
     before = {name: run.read(name) for name in run.list()}
-    run_plan = settle(config, run, never)
+    run_plan = prepare(config, Run(run), never)
     assert {name: run.read(name) for name in run.list()} == before
-    assert run_plan.ranges.edges[1].hex() == read_manifest(run)["plan"][0]["sigma_range"][0]
+    assert run_plan.ranges.edges[1].hex() == read_manifest(run).plan[0].levels[0]
 
 
 def test_where_a_run_continues_may_change(make_run, make_config):
     _, run = make_run()
     moved = make_config("cluster.cpus_per_worker=0.5", "training.micro_batch=4", "training.zero_stage=1")
-    assert settle(moved, run, never).config == moved
+    assert prepare(moved, Run(run), never).config == moved
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_what_no_worker_could_train_leaves_the_name_to_what_is_mended(
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match=words):
         if words == "augmentation":
             patch.setattr("dbtrain.run.prepare.load_data", lambda _: replace(digits, train=range(9)))
-        settle(config, Store(config.run_url), never)
+        prepare(config, Run(Store(config.run_url)), never)
     assert not Store(config.run_url).exists("run.json")
     make_run()
 
@@ -145,7 +144,7 @@ def test_what_no_worker_could_train_leaves_the_name_to_what_is_mended(
 def test_a_run_is_not_continued_with_a_batch_that_cannot_be_cut(make_run, make_config):
     _, run = make_run()
     with pytest.raises(ConfigError, match="micro_batch=3"):
-        settle(make_config("training.micro_batch=3"), run, never)
+        prepare(make_config("training.micro_batch=3"), Run(run), never)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_a_run_of_another_configuration_is_refused_with_what_differs(make_run, m
     _, run = make_run()
     before = run.read("run.json")
     with pytest.raises(ConfigError) as caught:
-        settle(make_config(override), run, never)
+        prepare(make_config(override), Run(run), never)
     assert words in str(caught.value) and run.url in str(caught.value)
     assert run.read("run.json") == before
 
@@ -182,7 +181,7 @@ def test_what_is_wrong_with_a_configuration_is_told_before_what_differs(make_run
     make_run()
     config = make_config(*overrides)
     with pytest.raises(ConfigError, match=words) as caught:
-        settle(config, Store(config.run_url), never)
+        prepare(config, Run(Store(config.run_url)), never)
     assert "another configuration" not in str(caught.value)
 
 
@@ -190,9 +189,9 @@ def test_of_very_many_keys_that_differ_some_are_told(make_run, make_config):
     _, run = make_run()
     changes = [f"training.optimizer.{change}" for change in ("lr=1", "eps=1", "clip=3", "warmup=4", "final_lr=0.5")]
     with pytest.raises(ConfigError, match=r"clip: 1.0 in run.json, 3.0 now; choose"):
-        settle(make_config(*changes), run, never)
+        prepare(make_config(*changes), Run(run), never)
     with pytest.raises(ConfigError, match="final_lr: 0.0 in run.json, 0.5 now; and 1 more; choose"):
-        settle(make_config(*changes, "training.steps=9"), run, never)
+        prepare(make_config(*changes, "training.steps=9"), Run(run), never)
 
 
 def test_a_codebook_that_was_tampered_with_is_refused(make_run):
@@ -201,7 +200,7 @@ def test_a_codebook_that_was_tampered_with_is_refused(make_run):
     data[-1] ^= 1
     run.write("codebook.safetensors", bytes(data))
     with pytest.raises(ShardError, match="codebook"):
-        settle(config, run, never)
+        prepare(config, Run(run), never)
 
 
 def test_the_codebook_of_another_run_and_a_missing_one_are_refused(make_run):
@@ -209,10 +208,10 @@ def test_the_codebook_of_another_run_and_a_missing_one_are_refused(make_run):
     _, other = make_run("name=other", "seed=1")
     run.write("codebook.safetensors", other.read("codebook.safetensors"))
     with pytest.raises(ShardError, match="codebook"):
-        settle(config, run, never)
+        prepare(config, Run(run), never)
     run.remove("codebook.safetensors")
     with pytest.raises(ShardError, match="codebook"):
-        settle(config, run, never)
+        prepare(config, Run(run), never)
 
 
 DIT = ["model.arch=dit", "model.patch=2", "noise.sigma_min=0.002", "noise.sigma_max=80"]

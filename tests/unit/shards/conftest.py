@@ -13,7 +13,7 @@ import torch
 from dbtrain.method.content import tensor_hash
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import Identity, encode_codebook
-from dbtrain.shards.manifest import plan_identity, write_manifest
+from dbtrain.shards.manifest import Manifest, write_manifest
 from dbtrain.shards.storage import remote
 from dbtrain.shards.storage.store import Store
 
@@ -26,8 +26,8 @@ def identity(**changes):
         "block": 1,
         "blocks": 3,
         "layers": (2, 4),
-        "sigma_range": ((0.3).hex(), (2.0).hex()),
-        "config_hash": "c" * 64,
+        "levels": ((0.3).hex(), (2.0).hex()),
+        "architecture_hash": "c" * 64,
         "codebook_hash": "",
     }
     return Identity(**{**fields, **changes})
@@ -65,7 +65,7 @@ def commit(checkpoints, step, what, **changes):
 
 def make_manifest(codes=None, blocks=3):
     plan = [
-        {"block": b, "layers": [2 * b, 2 * b + 2], "sigma_range": [EDGES[b + 1].hex(), EDGES[b].hex()]}
+        {"block": b, "layers": [2 * b, 2 * b + 2], "levels": [EDGES[b + 1].hex(), EDGES[b].hex()]}
         for b in range(blocks)
     ]
     return {
@@ -77,10 +77,16 @@ def make_manifest(codes=None, blocks=3):
     }
 
 
+def put_manifest(store, fields):
+    """Write the manifest of these fields of run.json; returns it."""
+    manifest = Manifest.parse(fields, "run.json")
+    write_manifest(store, manifest)
+    return manifest
+
+
 def make_run(store, codes=None, seed=0, steps=(5, 5, 5), ema=True):
     """A run of three blocks, committed; a step of None leaves a block out."""
-    manifest = make_manifest(codes)
-    write_manifest(store, manifest)
+    manifest = put_manifest(store, make_manifest(codes))
     if codes is not None:
         store.write("codebook.safetensors", encode_codebook(codes))
     written = []
@@ -88,14 +94,21 @@ def make_run(store, codes=None, seed=0, steps=(5, 5, 5), ema=True):
         what = parts(seed + block, block, (2 * block, 2 * block + 2), ema)
         written.append(what)
         if step is not None:
-            commit(Checkpoints(store.child("blocks", f"{block:02d}"), plan_identity(manifest, block)), step, what)
+            commit(Checkpoints(store.child("blocks", f"{block:02d}"), manifest.identity(block)), step, what)
     return written
 
 
 @pytest.fixture
 def make():
     return SimpleNamespace(
-        identity=identity, parts=parts, same=same, commit=commit, manifest=make_manifest, run=make_run, fence=no_fence
+        identity=identity,
+        parts=parts,
+        same=same,
+        commit=commit,
+        manifest=make_manifest,
+        put=put_manifest,
+        run=make_run,
+        fence=no_fence,
     )
 
 

@@ -164,7 +164,7 @@ def test_fence_is_asked_before_writing_and_before_the_commit(store, make):
     assert checkpoints.steps() == [10]
 
 
-@pytest.mark.parametrize("field", ["run", "config_hash", "codebook_hash"])
+@pytest.mark.parametrize("field", ["run", "architecture_hash", "codebook_hash"])
 def test_another_runs_checkpoint_is_an_error_not_a_skip(store, make, field):
     make.commit(Checkpoints(store, make.identity(**{field: "e" * 64})), 10, make.parts())
     with pytest.raises(ShardError, match=field) as caught:

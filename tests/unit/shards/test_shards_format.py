@@ -95,11 +95,11 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
         {"layers": (4, 4)},
         {"layers": (-1, 4)},
         {"run": ""},
-        {"sigma_range": ("0x1p1", "0x1p0")},
-        {"sigma_range": ("-0x1p0", "0x1p0")},
-        {"sigma_range": ("nan", "0x1p0")},
-        {"sigma_range": ("0x1p0", "inf")},
-        {"sigma_range": ("zero", "one")},
+        {"levels": ("0x1p1", "0x1p0")},
+        {"levels": ("-0x1p0", "0x1p0")},
+        {"levels": ("nan", "0x1p0")},
+        {"levels": ("0x1p0", "inf")},
+        {"levels": ("zero", "one")},
     ],
 )
 def test_an_identity_is_valid(make, changes):
@@ -108,7 +108,7 @@ def test_an_identity_is_valid(make, changes):
 
 
 def test_the_difference_is_named_with_both_values(make):
-    for field, value in {"run": "other", "config_hash": "d" * 64, "block": 2, "layers": (0, 9)}.items():
+    for field, value in {"run": "other", "architecture_hash": "d" * 64, "block": 2, "layers": (0, 9)}.items():
         with pytest.raises(ShardError) as caught:
             check_identity(make.identity(**{field: value}), make.identity(), "f.safetensors")
         text = str(caught.value)
@@ -163,7 +163,7 @@ def record(make, **changes):
         ({"identity": {"layers": [1]}}, "layers"),
         ({"identity": {"layers": [4, 2]}}, "layers"),
         ({"identity": {"block": 1.0}}, "block"),
-        ({"identity": {"sigma_range": [1, 2]}}, "sigma_range"),
+        ({"identity": {"levels": [1, 2]}}, "levels"),
         ({"identity": {"run": None}}, "run"),
         ({"identity": {"layers": [0, 1]}}, "not of block"),
     ],

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from dbtrain.errors import FencedError, RunLockedError, ShardError
+from dbtrain.run.merge import merge
+from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
-from dbtrain.shards.merge import load_block, load_codebook, merge
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.fence import check, claim
 from dbtrain.shards.storage.lock import LOCK, RunLock
 from dbtrain.shards.storage.store import Store
@@ -65,12 +67,12 @@ def test_commit_newest_prune(s3, make):
 def test_merge_twice(s3, make):
     store, _ = s3
     make.run(store, torch.ones(2, 2))
-    merge(store)
+    merge(Run(store))
     written = make.run(store, torch.ones(2, 2), seed=40, steps=(6, 6, 6))
-    merge(store)
+    merge(Run(store))
     merged = store.child("merged")
-    assert all(make.same(load_block(merged, b), written[b]["ema"]) for b in range(3))
-    assert torch.equal(load_codebook(merged), torch.ones(2, 2)) and len(merged.list()) == 6
+    assert all(make.same(MergedDirectory(merged).block(b), written[b]["ema"]) for b in range(3))
+    assert torch.equal(MergedDirectory(merged).codebook(), torch.ones(2, 2)) and len(merged.list()) == 6
 
 
 def test_lock_and_fence(s3):
