@@ -51,7 +51,7 @@ class DiT(BlockModel):
         dim: width of the hidden states.
         heads: attention heads of a layer.
         patch: side of a patch, in pixels.
-        mlp_ratio: hidden width of the batches-forward layers as a multiple of dim.
+        mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.

@@ -47,8 +47,8 @@ class ViT(BlockModel):
         dim: width of the hidden states.
         heads: attention heads of a layer.
         patch: side of a patch, in pixels.
-        mlp_ratio: hidden width of the batches-forward layers as a multiple of dim.
-        dropout: in attention and batches-forward layers.
+        mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
+        dropout: in attention and feed-forward layers.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.

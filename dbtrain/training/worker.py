@@ -54,8 +54,8 @@ class BlockWorker:
         self.config = self.run_plan.config
         self.training = self.config.training.of_block(assignment.block)
         block = run.block(assignment.block)
-        self.store = block.store
-        self.checkpoints = Checkpoints(self.store, block.identity, self.training.keep)
+        self.store, self.identity = block.store, block.identity
+        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
         self.log = log
         self.step: int | None = None
         """Steps done when the one under way began, None before the first."""

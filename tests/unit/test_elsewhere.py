@@ -167,13 +167,13 @@ def test_workers_of_a_run_that_is_resumed_elsewhere_get_its_data(home: Path, mon
 
         states: list[Any] = []
 
-        def conduct(self) -> list[Any]:
+        def run(self) -> list[Any]:
             return []
 
     cluster = SimpleNamespace(nodes=list, close=lambda: None)
     monkeypatch.setattr(command, "connect", lambda _: cluster)
     monkeypatch.setattr(command, "choose_device", lambda *_: "cpu")
-    monkeypatch.setattr(command, "Conductor", Controller)
+    monkeypatch.setattr(command, "Controller", Controller)
     said = CliRunner().invoke(app, ["resume", str(home / "runs" / "run")])
     assert said.exit_code == 0, said.output
     assert told[0].data.model_dump()["path"] == str(home / "corpus.txt")

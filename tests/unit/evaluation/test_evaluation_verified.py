@@ -148,7 +148,7 @@ def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
 
 
 def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypatch):
-    real = MergedModel.read
+    real = MergedModel.of
 
     def read(merged, device):
         model = real(merged, device)
@@ -156,7 +156,7 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
             next(model.blocks[0].parameters()).add_(1)
         return model
 
-    monkeypatch.setattr(MergedModel, "read", staticmethod(read))
+    monkeypatch.setattr(MergedModel, "of", staticmethod(read))
     with pytest.raises(ShardError, match="block 0 at sigma 20 differs from its checkpoint") as caught:
         merge_and_verify(run)
     assert "block 1" not in str(caught.value) and not run.exists("merged")
