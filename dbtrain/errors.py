@@ -7,7 +7,7 @@ def first_line(error: BaseException) -> str:
 
 
 class DbtrainError(Exception):
-    """Base of all expected errors: the message says what, the offending value and how to mend it."""
+    """Base of all expected errors: the message says what, the offending value and how to fix it."""
 
     exit_code = 1
 
@@ -43,7 +43,7 @@ class VersionError(DbtrainError):
 
 
 class PreflightError(DbtrainError):
-    """The machine or the cluster would not carry a run; the table above says what and how to mend it."""
+    """The machine or the cluster would not carry a run; the table above says what and how to fix it."""
 
 
 class RunLockedError(DbtrainError):
@@ -55,7 +55,7 @@ class IncompleteRunError(DbtrainError):
 
 
 class WorkerError(DbtrainError):
-    """A worker reported an error that another attempt cannot mend."""
+    """A worker reported an error that another attempt cannot fix."""
 
 
 class FirstWorkerError(DbtrainError):

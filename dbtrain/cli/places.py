@@ -19,7 +19,7 @@ def doctor(
     nodes: Annotated[int | None, typer.Option(help="Nodes to wait for and to have at least.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that each node must give.")] = None,
 ) -> None:
-    """Look whether this machine or a cluster would carry a run; say what would not work, and how to mend it."""
+    """Look whether this machine or a cluster would carry a run; say what would not work, and how to fix it."""
     from dbtrain.doctor.report import doctor as examine
 
     examine(address, storage, nodes, gpus, make_console())

@@ -75,7 +75,7 @@ class Config(Section):
             unknown = [b for b in exceptions if not 0 <= b < self.blocks]
             if unknown:
                 raise ValueError(
-                    f"{section}.blocks names block {unknown[0]}; the last is {self.blocks - 1}: mend it, or set "
+                    f"{section}.blocks names block {unknown[0]}; the last is {self.blocks - 1}: fix it, or set "
                     f"{section}.blocks=null"
                 )
         if self.training.blocks and self.method in ("joint", "forward_forward"):

@@ -50,7 +50,7 @@ def check_labels(count: int, labels: Tensor, classes: int) -> None:
         at = int(wrong.nonzero()[0])
         raise DataError(
             f"label {int(labels[at])} of sample {at} is out of range: {classes} classes are numbered from 0 to "
-            f"{classes - 1}; mend the data or set data.classes"
+            f"{classes - 1}; fix the data or set data.classes"
         )
 
 

@@ -1,4 +1,4 @@
-"""Everything about a cluster or a machine that might not work, as a list of findings with their mends."""
+"""Everything about a cluster or a machine that might not work, as a list of findings with their fixes."""
 
 import secrets
 import time
@@ -29,7 +29,7 @@ class Finding:
     what: str
     level: Level
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int | None) -> list[Finding]:
@@ -74,9 +74,9 @@ def _count(facts: Mapping[str, Any], planned: int | None) -> Finding:
 def _versions(facts: Mapping[str, Any]) -> list[Finding]:
     here = probe.versions()
     wrong = version_differences(here, facts)
-    mend = "install the same versions everywhere; dbtrain itself is sent along"
+    fix = "install the same versions everywhere; dbtrain itself is sent along"
     if wrong:
-        return [Finding("versions", "bad", line, mend) for line in wrong]
+        return [Finding("versions", "bad", line, fix) for line in wrong]
     return [Finding("versions", "ok", "equal everywhere: " + ", ".join(f"{k} {v}" for k, v in here.items()))]
 
 
@@ -102,8 +102,8 @@ def _gpus(cluster: Nodes, facts: Mapping[str, Any], planned: int | None) -> list
         kinds = ", ".join(f"{gpu['name']} ({gpu['memory'] / 2**30:.0f} GiB)" for gpu in fact["gpus"]) or "none"
         detail = f"{node}: {kinds}; Ray gives out {by_ray:g}"
         if planned is not None and by_ray != planned:
-            mend = "start Ray where the GPUs are visible, or change the plan"
-            found.append(Finding("GPUs", "bad", f"{detail}; planned {planned}", mend))
+            fix = "start Ray where the GPUs are visible, or change the plan"
+            found.append(Finding("GPUs", "bad", f"{detail}; planned {planned}", fix))
         elif by_ray > seen:
             found.append(
                 Finding("GPUs", "bad", detail, "nvidia-smi does not see them: driver, or too large --num-gpus")
@@ -139,10 +139,10 @@ def _shared_storage(cluster: Nodes, storage: str) -> list[Finding]:
     """Written here, read everywhere; and written by every node, read here."""
     storage = Store(storage).url  # absolute: a node has another working directory
     mark, content = f".preflight-{secrets.token_hex(6)}", secrets.token_hex(16)
-    mend = "give a shared file system's path or a URL with --storage (and out=) that every node may write"
+    fix = "give a shared file system's path or a URL with --storage (and out=) that every node may write"
     problem = probe.write_mark(storage, mark, content)
     if problem:
-        return [Finding("storage", "bad", problem, mend)]
+        return [Finding("storage", "bad", problem, fix)]
     read = cluster.on_every_node(probe.read_mark, storage, mark)
     written = cluster.on_every_node(probe.echo_mark, storage, mark)
     both = read.keys() & written.keys()  # a node may go between the two questions
@@ -151,7 +151,7 @@ def _shared_storage(cluster: Nodes, storage: str) -> list[Finding]:
     ]
     probe.remove_marks(storage, mark)
     if found:
-        return [Finding("storage", "bad", line, mend) for line in found]
+        return [Finding("storage", "bad", line, fix) for line in found]
     return [Finding("storage", "ok", f"{storage}: what one node writes the others read; {len(both)} node(s)")]
 
 
@@ -188,8 +188,8 @@ def _reach(cluster: Nodes) -> list[Finding]:
     tried = cluster.on_every_node(probe.reach_all, addresses, 3.0)
     cut = [f"{node} to {other}: {why}" for node, result in tried.items() for other, why in _failed(result).items()]
     if cut:
-        mend = "isolated blocks do without; open the ports between nodes for blocks with workers on several"
-        return [Finding("ports", "warn", line, mend) for line in cut[:8]]
+        fix = "isolated blocks do without; open the ports between nodes for blocks with workers on several"
+        return [Finding("ports", "warn", line, fix) for line in cut[:8]]
     return [Finding("ports", "ok", "every node reaches every other")]
 
 

@@ -1,4 +1,4 @@
-"""One screen about this machine or a cluster: what is there, what would not work, and the mend."""
+"""One screen about this machine or a cluster: what is there, what would not work, and the fix."""
 
 import os
 import secrets
@@ -47,7 +47,7 @@ def doctor(address: str | None, storage: str, nodes: int | None, gpus: int | Non
     show_table(console, table(findings, f"dbtrain {__version__} on {where}"))
     bad = [finding for finding in findings if finding.level == "bad"]
     if bad:
-        told = "; ".join(f"{finding.what}: {finding.detail} ({finding.mend})" for finding in bad)
+        told = "; ".join(f"{finding.what}: {finding.detail} ({finding.fix})" for finding in bad)
         raise PreflightError(f"{len(bad)} thing(s) would not work: {told}")
     say(console, "a run would work here", "green")
 
@@ -61,12 +61,12 @@ def _at(address: str, storage: str, nodes: int | None, gpus: int | None) -> list
 
 
 def table(findings: Sequence[Finding], title: str) -> Table:
-    """All findings, with what mends those that need it."""
-    shown = Table("", "", "found", "mend", title=title, title_justify="left")
+    """All findings, with what fixes those that need it."""
+    shown = Table("", "", "found", "fix", title=title, title_justify="left")
     for finding in findings:
         mark = f"[{STYLES[finding.level]}]{finding.level}[/]"
-        mend = "" if finding.level == "ok" else finding.mend
-        shown.add_row(finding.what, mark, _plain(finding.detail), _plain(mend))
+        fix = "" if finding.level == "ok" else finding.fix
+        shown.add_row(finding.what, mark, _plain(finding.detail), _plain(fix))
     return shown
 
 
@@ -134,15 +134,15 @@ def _answers(port: int) -> bool:
 
 def _storage(url: str) -> list[Finding]:
     """Do to the storage what a run does to it."""
-    mend = "choose another place with --storage (and out=), or mend its permissions"
+    fix = "choose another place with --storage (and out=), or fix its permissions"
     name, content = f".preflight-{secrets.token_hex(6)}", secrets.token_hex(16).encode()
     try:
         store = Store(url)
         unmounted = _unmounted(store)
         store.makedirs()
-        found = [*unmounted, _commits(store, name, content, mend), _its_clock(store, name)]
+        found = [*unmounted, _commits(store, name, content, fix), _its_clock(store, name)]
     except DbtrainError as error:
-        return [Finding("storage", "bad", str(error), mend)]
+        return [Finding("storage", "bad", str(error), fix)]
     finally:
         _tidy(url, name)
     return found
@@ -156,16 +156,16 @@ def _unmounted(store: Store) -> list[Finding]:
     return [Finding("storage", "warn", told, "is the path right, and its file system mounted on every node?")]
 
 
-def _commits(store: Store, name: str, content: bytes, mend: str) -> Finding:
+def _commits(store: Store, name: str, content: bytes, fix: str) -> Finding:
     store.write(name, b"old" + content)
     store.write(name, content)
     if store.read(name) != content or store.create(name, b"") or not store.swap(name, content, content[::-1]):
-        return Finding("storage", "bad", f"{store.url} does not replace files in one step", mend)
+        return Finding("storage", "bad", f"{store.url} does not replace files in one step", fix)
     if store.is_local:
         store.child(f"{name}-folder").write("part", content)
         store.move(f"{name}-folder", f"{name}-moved")
         if store.read(f"{name}-moved/part") != content:
-            return Finding("storage", "bad", f"{store.url} does not rename directories in one step", mend)
+            return Finding("storage", "bad", f"{store.url} does not rename directories in one step", fix)
     return Finding("storage", "ok", f"{store.url}: writable; replaces and renames in one step")
 
 

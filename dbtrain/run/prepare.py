@@ -87,7 +87,7 @@ def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> N
 
 
 def _check_models(run_plan: RunPlan) -> None:
-    # once run.json is there, a configuration that no worker can build would keep the mended one from the run's name
+    # once run.json is there, a configuration that no worker can build would keep the fixed one from the run's name
     for shard in range(run_plan.shards.blocks):
         run_plan.objective(shard, "meta")
 

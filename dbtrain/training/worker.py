@@ -71,7 +71,7 @@ class BlockWorker:
         """Train to the end or until asked to stop; returns the outcome.
 
         Raises:
-            DbtrainError: nothing that another attempt would mend.
+            DbtrainError: nothing that another attempt would fix.
         """
         self._emit("start", rank=self.rank, pid=os.getpid(), host=os.uname().nodename, device=str(self.device))
         # before anything that may compile or wait for others: a start that hangs ends as well

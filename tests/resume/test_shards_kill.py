@@ -187,13 +187,13 @@ def commit_child(scenario, where):
         told["old"] += is_old
         if not (is_new or is_old) or (not killed and not is_new):
             told["wrong"].append(f"operation {nth}: {found and found.step}")
-        told["wrong"] += mend(trial, make, keep, step, new) if scenario != "sabotaged" else []
+        told["wrong"] += fix(trial, make, keep, step, new) if scenario != "sabotaged" else []
         if not killed or told["wrong"]:
             break
     print(json.dumps(told))
 
 
-def mend(trial, make, keep, step, new):
+def fix(trial, make, keep, step, new):
     """What is wrong after the next attempt has committed the same step and a later one on top of what the kill left."""
     from dbtrain.shards.checkpoint import Checkpoints
     from dbtrain.shards.storage.store import Store

@@ -32,7 +32,7 @@ def check_address(address: str | None) -> bool:
     if address is None:
         _check_temporary()
         return True
-    found, told, mend = _auto() if address == "auto" else (address, f"cluster.address={address}", ELSE)
+    found, told, fix = _auto() if address == "auto" else (address, f"cluster.address={address}", ELSE)
     client = found.startswith("ray://")
     host, colon, port = found.removeprefix("ray://").rpartition(":")
     if not (host and colon and port.isdigit()):
@@ -45,7 +45,7 @@ def check_address(address: str | None) -> bool:
     if refusal:
         raise PlacementError(
             f"nothing answers at {told} ({refusal}): is Ray started there, on this port (6379; 10001 for ray://), and "
-            f"may this machine reach it? {mend[0].upper()}{mend[1:]}"
+            f"may this machine reach it? {fix[0].upper()}{fix[1:]}"
         )
     return host in THIS_MACHINE and not client
 

@@ -1,4 +1,4 @@
-"""What goes wrong underneath a store, told as one line: what, where and how to mend it."""
+"""What goes wrong underneath a store, told as one line: what, where and how to fix it."""
 
 import asyncio
 import errno
@@ -71,7 +71,7 @@ def translate(err: Exception, doing: str, where: str) -> ShardError:
 
 
 def _reason(err: Exception) -> str:
-    """What happened and the mend, for anything but a missing file."""
+    """What happened and the fix, for anything but a missing file."""
     code = getattr(err, "errno", None)
     if code in FULL:
         return "the disk is full; free space or move the run to another disk, then run the same command again"
@@ -94,7 +94,7 @@ def _reason(err: Exception) -> str:
 
 
 def damaged(where: str, what: str) -> NoReturn:
-    """Raise the DamagedError of a file: what is wrong and the one mend that there is."""
+    """Raise the DamagedError of a file: what is wrong and the one fix that there is."""
     raise DamagedError(f"{where} is damaged: {what}; restore it from a copy or delete it")
 
 

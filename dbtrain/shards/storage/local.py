@@ -18,7 +18,7 @@ NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS,
 
 @contextlib.contextmanager
 def _told(doing: str, where: Path) -> Iterator[None]:
-    """Turn any OSError into the ShardError that names the path and the mend."""
+    """Turn any OSError into the ShardError that names the path and the fix."""
     try:
         yield
     except OSError as err:

@@ -72,7 +72,7 @@ class RunLock:
         half its ttl: clocks of different machines differ, and a machine that slept goes on with an old heartbeat.
 
         Raises:
-            RunLockedError: another coordinator holds it: who, since when, and how to mend it.
+            RunLockedError: another coordinator holds it: who, since when, and how to fix it.
             ShardError: the storage cannot be reached, LOCK.json is damaged, or locks cannot be renewed there.
         """
         if self._thread is not None:

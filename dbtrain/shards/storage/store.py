@@ -69,7 +69,7 @@ class Store:
     """A directory by local path or URL.
 
     Every method raises ShardError (``faults.MissingError`` when the named file does not exist) with the path and a
-    mend; transient errors of an object store are tried three times first. Names may contain ``/`` but never leave the
+    fix; transient errors of an object store are tried three times first. Names may contain ``/`` but never leave the
     directory. Names that begin with a dot are the store's own temporaries.
     """
 

@@ -75,7 +75,7 @@ def test_a_node_without_a_package_that_workers_import_is_refused_by_name(port: i
     """Of any version, so it is not among those that are compared."""
     bare = Nodes(port, facts=lambda fact: {**fact, "absent": ["omegaconf"]})
     finding = found(bare, tmp_path)["packages"]
-    assert (finding.level, finding.detail, finding.mend) == (
+    assert (finding.level, finding.detail, finding.fix) == (
         "bad", "two lacks omegaconf", "there: pip install omegaconf",
     )  # fmt: skip
     with pytest.raises(VersionError, match="two lacks omegaconf: install it there"):
@@ -91,7 +91,7 @@ def test_a_package_that_a_source_needs_is_asked_for_by_that_source(
 ) -> None:
     plain = Nodes(port, facts=lambda fact: {**fact, "absent": [package]})
     told = found(plain, tmp_path)["packages"]
-    assert told.level == "warn" and all(f"data.source={source}" in told.mend for source in sources)
+    assert told.level == "warn" and all(f"data.source={source}" in told.fix for source in sources)
     check_packages(plain, "text")
     for source in sources:
         with pytest.raises(VersionError, match=f"two lacks {package}"):
@@ -126,7 +126,7 @@ def test_plans_that_do_not_hold(port: int, tmp_path: Path, monkeypatch: pytest.M
     findings = found(Nodes(port), tmp_path, nodes=3, gpus=1)
     assert "planned 3" in findings["nodes"].detail
     assert "planned 1" in findings["GPUs"].detail
-    assert "nvidia-smi does not see them" in found(Nodes(port, gpus=8), tmp_path)["GPUs"].mend
+    assert "nvidia-smi does not see them" in found(Nodes(port, gpus=8), tmp_path)["GPUs"].fix
 
 
 def test_storage_that_is_not_shared(port: int, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_doctor_refuses_a_storage_that_cannot_be_written(tmp_path: Path) -> None
 def test_doctor_names_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "DECISIVE", ("torch", "no-such-package"))
     wrong = [f for f in examine_machine(str(tmp_path)) if f.level == "bad"]
-    assert [(f.what, f.mend) for f in wrong] == [("versions", "pip install no-such-package")]
+    assert [(f.what, f.fix) for f in wrong] == [("versions", "pip install no-such-package")]
 
 
 def test_an_address_where_nothing_listens(port: int) -> None:
