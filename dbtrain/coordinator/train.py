@@ -13,8 +13,7 @@ from dbtrain.coordinator.lifecycle import FINAL, BlockState, Phase
 from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
-from dbtrain.coordinator.ray.address import check_address
-from dbtrain.coordinator.ray.connect import connect, this_machine
+from dbtrain.coordinator.ray.address import check_address, connect, this_machine
 from dbtrain.coordinator.ray.shipping import refuse_lost_output
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError

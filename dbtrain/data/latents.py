@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dbtrain.data.batching import send
 from dbtrain.data.content import samples_hash
 from dbtrain.data.splits import DataSet, check_labels, mixed
-from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
 
 ReadTensors = Callable[[Path], dict[str, Tensor]]

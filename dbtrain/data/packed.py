@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dbtrain.data.batching import send
 from dbtrain.data.splits import DataSet
 from dbtrain.data.tokenizers import Tokenizer
-from dbtrain.data.transfer import send
 from dbtrain.errors import DataError
 
 FORMAT = "2"

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dbtrain.data.transfer import send
+from dbtrain.data.batching import send
 from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dbtrain import __version__
 from dbtrain.coordinator import probe
-from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.ray.address import connect
 from dbtrain.doctor.checks import CLOCK_BAD_S, Finding, examine_cluster, machine_findings
 from dbtrain.errors import ConfigError, DbtrainError, PreflightError, ShardError
 from dbtrain.shards.storage.store import Store

@@ -14,7 +14,7 @@ import torch
 
 from dbtrain.config import Config, load_config
 from dbtrain.config.overrides import write_override
-from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.ray.address import connect
 from dbtrain.coordinator.status import status
 from dbtrain.errors import ConfigError, IncompleteRunError
 from dbtrain.experiments.baseline import KINDS, reshaped, training_flops

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dbtrain.config import Config
 from dbtrain.coordinator.placement import Node, choose_device, place
-from dbtrain.coordinator.ray.connect import connect, this_machine
+from dbtrain.coordinator.ray.address import connect, this_machine
 from dbtrain.experiments.baseline import end_to_end
 from dbtrain.run.batch_shape import cut_batch
 from dbtrain.run.calibrate import announced, described

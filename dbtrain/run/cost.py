@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from dbtrain.data.blank import blank
+from dbtrain.data.batching import blank
 from dbtrain.run.plan import RunPlan
 
 FLOAT_BYTES = 4

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dbtrain.config import Config
-from dbtrain.data.order import EpochOrder
+from dbtrain.data.batching import EpochOrder
 from dbtrain.data.splits import DataSet, Split, mixed
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import NoNoise

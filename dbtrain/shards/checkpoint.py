@@ -10,9 +10,21 @@ from typing import Any
 from torch import Tensor
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.commit import COMMIT, Commit, FileRecord, check_values, dump_commit, step_name, step_number
+from dbtrain.shards.commit import (
+    COMMIT,
+    Commit,
+    FileRecord,
+    check_parts,
+    check_values,
+    dump_commit,
+    find_problems,
+    place,
+    read_commit,
+    read_part,
+    step_name,
+    step_number,
+)
 from dbtrain.shards.format import ROLES, Identity, Role, encode
-from dbtrain.shards.parts import check_parts, find_problems, place, read_commit, read_part
 from dbtrain.shards.storage.errors import DamagedError, MissingError, one_line
 from dbtrain.shards.storage.store import Store
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.config import AugmentationConfig
-from dbtrain.data.augment import flip, shift
-from dbtrain.data.order import EpochOrder
+from dbtrain.data.batching import EpochOrder, flip, shift
 from dbtrain.data.splits import Split
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.run.batch_shape import BatchShape, check_augmentation

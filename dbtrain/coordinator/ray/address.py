@@ -4,11 +4,18 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+import torch
 
-from dbtrain.coordinator.ray.settings import LOOPBACK
+from dbtrain.coordinator.placement import Node
+from dbtrain.coordinator.ray.settings import LOOPBACK, prepare
 from dbtrain.errors import ConfigError, PlacementError
+
+if TYPE_CHECKING:
+    from dbtrain.coordinator.ray.cluster import RayCluster
+
 
 CONNECT_S = 5.0
 """Bounded: a host that drops packets would hold a connection attempt for minutes."""
@@ -147,3 +154,23 @@ def _own_address() -> str:
     with suppress(OSError):
         return socket.gethostbyname(socket.gethostname())
     return "127.0.0.1"
+
+
+def connect(address: str | None) -> "RayCluster":
+    """Connect to the cluster at `address`, or start one of this machine's own.
+
+    Raises:
+        PlacementError: there is none.
+        ConfigError: the address is none.
+        VersionError: the cluster has another version of Ray or Python.
+    """
+    prepare(address, check_address(address))
+    from dbtrain.coordinator.ray.cluster import RayCluster
+
+    return RayCluster(address)
+
+
+def this_machine() -> Node:
+    """What a cluster of this machine's own would have, without starting one."""
+    gpus = float(torch.cuda.device_count())
+    return Node("this machine", {"CPU": float(os.cpu_count() or 1), **({"GPU": gpus} if gpus else {})})

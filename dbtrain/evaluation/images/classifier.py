@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbtrain.data.order import EpochOrder
+from dbtrain.data.batching import EpochOrder
 from dbtrain.data.splits import DataSet, Split
 from dbtrain.errors import ShardError
 from dbtrain.method.content import content_hash

@@ -1,6 +1,7 @@
 """Files of a local or mounted directory, written so that a kill or a power cut leaves the old or the new file."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dbtrain.shards.storage.errors import translate
-from dbtrain.shards.storage.exchange import exchange
 
 NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """Answers of a file system that cannot make this hard link; the reader falls back to copying."""
@@ -244,3 +244,28 @@ def _flocked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+UNABLE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
+"""Answers of a kernel or file system that does not know the call."""
+
+
+def exchange(one: Path, two: Path) -> bool:
+    """Swap two existing names atomically (Linux renameat2); False where system, C library or file system cannot.
+
+    Raises:
+        OSError: the file system can, and refused.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in UNABLE:
+        return False
+    raise OSError(code, os.strerror(code), str(two))

@@ -12,8 +12,7 @@ import pytest
 
 from dbtrain.config import Config
 from dbtrain.coordinator.ray import address
-from dbtrain.coordinator.ray.address import check_address
-from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.ray.address import check_address, connect
 from dbtrain.coordinator.ray.settings import LOOPBACK, prepare
 from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, PlacementError

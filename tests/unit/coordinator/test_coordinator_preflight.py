@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dbtrain.coordinator import probe
 from dbtrain.coordinator.preflight import check_packages
-from dbtrain.coordinator.ray.connect import connect
+from dbtrain.coordinator.ray.address import connect
 from dbtrain.coordinator.ray.settings import SETTINGS
 from dbtrain.coordinator.ray.shipping import JOB, refuse_lost_output, runtime_env
 from dbtrain.doctor import checks as examine

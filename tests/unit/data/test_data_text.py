@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbtrain.config import load_config
-from dbtrain.data.blank import blank
+from dbtrain.data.batching import blank
 from dbtrain.data.packed import TokenWindows, content_key, pack
 from dbtrain.data.registry import load
 from dbtrain.data.tokenizers import Bytes, Letters, load_tokenizer

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.storage import exchange as exchange_module
 from dbtrain.shards.storage import local
+from dbtrain.shards.storage import local as exchange_module
 from dbtrain.shards.storage.errors import MissingError
 from dbtrain.shards.storage.store import Store
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtrain.data.order import EpochOrder
+from dbtrain.data.batching import EpochOrder
 
 
 def stream(order, steps, batch):
