@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dbtrain.coordinator.ray.settings import SETTINGS
 from tests.cluster.hosts import GCS_PORT, Network, Program
 
 HEAD, FIRST, SECONDS = "head", "ada", ("bob", "cyd", "dan")
@@ -46,6 +47,7 @@ def main(folder: Path, device: str = "cuda", *stages: str) -> None:
     stages = stages or STAGES
     references = [reference(folder, device, stage) for stage in stages]
     environment = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    environment |= SETTINGS  # as on every node that a launcher starts: a lost host is found in 20 s and not in 64
     environment |= {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "eth0"}
     environment |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": f"{folder}/nccl-%h-%p.log"}
     with Network([HEAD, FIRST, *SECONDS], environment) as network:
@@ -120,7 +122,8 @@ def committed(run: Path) -> int:
 def events(run: Path) -> list[dict[str, Any]]:
     """Events of all attempts of the block."""
     paths = sorted(run.glob("blocks/00/attempts/*/events.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    whole = [path.read_text().rpartition("\n")[0] for path in paths]  # the last line may be being written
+    return [json.loads(line) for text in whole for line in text.splitlines()]
 
 
 def report(folder: Path, stages: Sequence[str], nccl: bool) -> None:
