@@ -68,7 +68,7 @@ def test_bad_input_is_one_line_and_a_code(dbtrain: Callable[..., Command], tmp_p
         "blocks=7": "blocks=7 cannot share 6 layers",
         "cluster.device=cuda": "none of the 1 nodes has a GPU",
         "cluster.cpus_per_worker=999": "fits on no empty cluster",
-        "data.source=nope": "'digits', 'fashion_mnist', 'idx', 'hf'",
+        "data.source=nope": "data.source=nope is none of digits, fashion_mnist, idx",
         "model.patch=3": "does not divide",
         "training.micro_batch=7": "does not divide a worker's share",
     }

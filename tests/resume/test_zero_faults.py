@@ -81,7 +81,8 @@ def test_a_gradient_that_is_infinite_on_one_worker_fails_its_block_alone(
     assert "the gradient norm of step 7 is inf" in told and "1 of 2 blocks are done" in told
     assert "Traceback" not in told
     run = tmp_path / "runs/run"
-    assert len(shards(run, 5)) == 6
+    # the other block has gone on, and let that step go
+    assert sorted(shards(run, 5)) == ["01/ema.safetensors", "01/model.safetensors", "01/optim.safetensors"]
     assert sorted(shards(run, STEPS)) == [
         "00/ema.safetensors",
         "00/model.safetensors",
