@@ -16,7 +16,7 @@ from tests.conftest import RUN, STEPS, events, shards, wait_for
 SLOW = [{"block": block, "step": step, "kind": "slow"} for block in range(3) for step in range(21, 25)]
 """Three seconds each: time to kill a container between the commits of steps 20 and 30."""
 
-pytestmark = [pytest.mark.cluster, pytest.mark.docker]
+pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
