@@ -75,15 +75,15 @@ def _block(block: RunBlock) -> BlockStatus:
             progress.take(event)
     state, attempts, committed = _state(block.store), _attempts(block), block.committed
     phase = Phase.DONE.value if committed >= block.steps else str(state.get("phase", Phase.PENDING.value))
-    if phase == Phase.DONE.value and committed < block.steps:
-        # it was done, and its last checkpoint was damaged since: it will train on from the one before
-        phase = Phase.LOST.value
+    # it was done, and its last checkpoint was damaged since: it will train on from the one before
+    damaged = phase == Phase.DONE.value and committed < block.steps
+    phase = Phase.LOST.value if damaged else phase
     row = Row(
         block=block.number,
         layers=block.identity.layers,
         levels=block.identity.edges,
         phase=phase,
-        step=max(progress.step, committed) if phase != Phase.LOST.value else committed,
+        step=committed if damaged else max(progress.step, committed),
         steps=block.steps,
         loss=progress.loss,
         rate=progress.rate,
