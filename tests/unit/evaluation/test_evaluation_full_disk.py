@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_what_is_sent_to_a_full_disk_is_no_bug():
     for command in (["version"], ["plan", "configs/vit_digits.yaml", "noise.ranges=paper"]):
         with open("/dev/full", "w") as full:
             root = Path(__file__).parents[3]
-            words = ["python", "-m", "dbtrain", *command]
+            words = [sys.executable, "-m", "dbtrain", *command]
             done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=root)
         assert done.returncode == 1 and "cannot be written (No space left on device)" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
