@@ -104,6 +104,8 @@ def test_what_is_sent_to_a_full_disk_is_no_bug():
         with open("/dev/full", "w") as full:
             root = Path(__file__).parents[3]
             words = [sys.executable, "-m", "dbtrain", *command]
-            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=root)
+            # with a buffer, as users have it: what is left in it is written when Python ends
+            buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=root, env=buffered)
         assert done.returncode == 1 and "cannot be written (No space left on device)" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
