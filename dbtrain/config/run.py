@@ -12,7 +12,7 @@ from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
 from dbtrain.config.model import AnyModel
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
-from dbtrain.config.training import TrainingConfig
+from dbtrain.config.training import BlockTraining, TrainingConfig
 from dbtrain.errors import ConfigError
 from dbtrain.method.noise_processes import noise_process
 from dbtrain.models.registry import architecture
@@ -118,6 +118,10 @@ class Config(Section):
         if not training["blocks"]:
             # so that runs from before there were exceptions go on
             training.pop("blocks")
+        for own in training.get("blocks", {}).values():
+            for key in BlockTraining.added_later:
+                if own[key] is None:
+                    own.pop(key)
         return content
 
     def content_hash(self) -> str:

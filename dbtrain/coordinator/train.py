@@ -132,7 +132,7 @@ def row(run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
         levels=run_plan.levels(state.block),
         phase=state.phase.value,
         step=max(progress.step, state.committed) if state.phase is Phase.DONE else progress.step,
-        steps=run_plan.config.training.steps,
+        steps=run_plan.config.training.of_block(state.block).steps,
         loss=progress.loss,
         rate=progress.rate,
         seconds=progress.seconds,

@@ -65,7 +65,7 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward and backward, without
     what activation checkpointing computes again.
     """
-    training = run_plan.config.training
+    training = run_plan.config.training.of_block(block)
     module = run_plan.objective(block, "meta")
     count = count_parameters(module)
     size, frozen = count * FLOAT_BYTES, sum(p.numel() for p in module.parameters() if not p.requires_grad)

@@ -14,7 +14,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
 from dbtrain.models.registry import architecture
-from dbtrain.run.batch_shape import check_augmentation, cut_batch
+from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.config_diff import difference
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
@@ -67,7 +67,7 @@ def check_alone(config: Config) -> None:
     if target_of(config) != "hidden" and config.noise.edges:
         explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
-        cut_batch(config.training.batch_size, request.workers, request.micro_batch)
+        block_batch(config.training, request.block, request.workers, request.micro_batch)
 
 
 def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> None:
