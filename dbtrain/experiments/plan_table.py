@@ -8,8 +8,8 @@ from rich.table import Table
 from dbtrain.config import Config
 from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.ray.address import connect, this_machine
-from dbtrain.experiments.baseline import end_to_end
-from dbtrain.run.batch_shape import cut_batch
+from dbtrain.experiments.baseline import baseline
+from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
 from dbtrain.run.make_plan import design
@@ -48,8 +48,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         calibrate = announced(view.tell, NOTHING_KEPT, view.count)
         check_before_pilot(config, data, calibrate)
         run_plan = design(config, data, calibrate)
-        whole_config = end_to_end(config)
-        whole = design(whole_config, data, calibrate)
+        together = baseline(config)
+        whole = design(together.config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
     columns = (
         "block",
@@ -62,6 +62,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         "EMA",
         "activ.",
         "total",
+        "steps",
+        "batch",
         "FLOPs/step",
     )
     for name in (*columns, "goes to"):
@@ -70,18 +72,17 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         at = where[request.block]
         _row(table, str(request.block), run_plan, request, "waits" if at is None else ", ".join(at))
     table.add_section()
-    _row(
-        table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
-    )
+    _row(table, "end-to-end", whole, requests(together.config, wanted[0].device)[0], "")
     show_table(console, table)
     for line in described(run_plan.distribution):
         say(console, line)
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
+    say(console, f"FLOPs of all steps: blocks {together.budget:.4g}, end-to-end {together.flops:.4g}")
 
 
 def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: str) -> None:
-    shape = cut_batch(run_plan.config.training.batch_size, request.workers, request.micro_batch)
-    block = request.block
+    block, training = request.block, run_plan.config.training
+    shape = block_batch(training, block, request.workers, request.micro_batch)
     memory: Memory = estimate(run_plan, block, shape.micro_batch, request.workers)
     layers, (low, high) = run_plan.shards.layers(block), run_plan.levels(block)
     parts: Sequence[int] = (
@@ -98,6 +99,8 @@ def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: s
         "-" if run_plan.distribution["kind"] == "none" else f"{low:.4g}-{high:.4g}",
         _count(memory.count),
         *(size(part) for part in parts),
+        str(training.of_block(block).steps),
+        str(shape.batch_size),
         f"{memory.flops * shape.accumulation * shape.workers:.3g}",
         place_,
     )
