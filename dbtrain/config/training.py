@@ -32,7 +32,7 @@ class OptimizerConfig(Section):
 
 
 class BlockTraining(Section):
-    """What the training of one block does otherwise; unset values are those of `training` and its `optimizer`."""
+    """What one block does otherwise; unset values are those of `training` and `training.optimizer`."""
 
     added_later: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "ema")
     """Keys that count only where they are set, so that runs from before there were any go on."""
@@ -41,7 +41,7 @@ class BlockTraining(Section):
     muon_lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     steps: Count | None = None
-    """Of this block; its warm-up is stretched with them, so that it takes the same share as that of the others."""
+    """Of this block; its warm-up is stretched with them, and so takes the same share as that of the others."""
     batch_size: Count | None = None
     """Effective batch of this block; the learning rate stays as it is."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -67,8 +67,8 @@ class TrainingConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: ByBlock[BlockTraining] = {}
-    """Exceptions for single blocks. Nothing couples them: a slice with noisier gradients wants a lower `lr` or a larger
-    batch, and one that still learns when the others no longer do wants more steps."""
+    """Exceptions for single blocks. Nothing couples them: a slice with noisier gradients wants a lower `lr` or a
+    larger batch, and one that still learns when the others no longer do wants more steps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"

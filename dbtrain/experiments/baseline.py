@@ -51,8 +51,9 @@ class Baseline:
 def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     """A baseline of a run of isolated blocks.
 
-    Its steps are those of the run times the ratio of the FLOPs that all blocks take in their own steps and batches,
-    private stems and heads included, to those that it would take; both are counted by PyTorch on the same batch.
+    Its steps are those of the run times the ratio of the FLOPs that all blocks take in their own steps and
+    batches, private stems and heads included, to those that it would take in the steps of the run. Both are
+    counted by PyTorch on the same batch.
 
     Raises:
         ConfigError: there is no such kind, or the architecture has none.
@@ -94,7 +95,7 @@ def training_flops(run_plan: RunPlan) -> float:
 
 
 def _per_sample(run_plan: RunPlan) -> list[Fraction]:
-    """FLOPs of each worker."""
+    """FLOPs of a sample of each worker."""
     return [Fraction(estimate(run_plan, shard, COUNTED, 1).flops, COUNTED) for shard in range(run_plan.shards.blocks)]
 
 

@@ -192,7 +192,7 @@ class Punisher:
         return kind
 
     def _shards(self, label: str) -> dict[str, bytes]:
-        """Content of every shard of the last step of each block, which may be its own, if it has come so far."""
+        """Content of every shard of each block's own last step, if it has come so far."""
         run, training = self._folder(label) / self.config.name, self.config.training
         last = [f"{block:02d}/{step_name(training.of_block(block).steps)}" for block in range(self.config.blocks)]
         paths = [path for step in last for path in (run / BLOCKS / step).glob("*.safetensors")]

@@ -176,6 +176,13 @@ def test_blocks_with_room_run_side_by_side_to_their_end(bring):
     assert "block 1: done at step 4" in told
 
 
+def test_a_block_that_is_shorter_than_the_others_is_done_at_its_own_last_step(bring):
+    controller, cluster, told = bring({1: [crash_after(2)]}, "training.blocks.1.steps=2")
+    assert phases(controller) == [Phase.DONE] * 3 and cluster.attempts(1) == [1]
+    assert [state.committed for state in controller.states] == [STEPS, 2, STEPS]
+    assert "block 1: done at step 2" in told
+
+
 @pytest.mark.parametrize(("cpus", "most"), [(1, 1), (2, 2)])
 def test_blocks_queue_when_there_is_room_for_fewer(bring, cpus, most):
     controller, cluster, _ = bring({}, cpus=cpus)
