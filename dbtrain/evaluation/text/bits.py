@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.packed import TokenWindows
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import Split, evenly
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.telemetry.counting import counted
@@ -54,13 +54,3 @@ def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) 
     size = min(section.batch_size, max(1, MOST_LOGITS // (int(shape["length"]) * int(shape["vocabulary"]))))
     indices = evenly(len(split), section.texts)
     return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-def evenly(size: int, most: int | None) -> Tensor:
-    """Numbers of at most `most` samples (all if None), evenly spread over `size`."""
-    return spread(size, size if most is None else min(most, size))
-
-
-def spread(size: int, count: int) -> Tensor:
-    """Numbers (count,) evenly spread over `size` samples, some more than once if there are fewer."""
-    return torch.arange(count) * size // count
