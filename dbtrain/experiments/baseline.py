@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbtrain.config import Config, TrainingConfig
-from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.cost import estimate, recomputed
-from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
+from dbtrain.run.prepare import sketch
 
 KINDS: Mapping[str, str] = {
     "end_to_end": "end_to_end",
@@ -57,8 +56,8 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     """
     other = reshaped(config, kind)
     data = load_data(config)
-    budget = config.training.steps * _per_step(_counted(config, data))
-    counted = _counted(other, data)
+    budget = config.training.steps * _per_step(sketch(config, data))
+    counted = sketch(other, data)
     per_step = _per_step(counted)
     training = _stretched(other.training, max(1, round(budget / per_step)))
     again = 0.0
@@ -91,13 +90,6 @@ def _per_step(run_plan: RunPlan) -> float:
     return flops / COUNTED * run_plan.config.training.batch_size
 
 
-def _counted(config: Config, data: DataSet) -> RunPlan:
-    if config.noise.ranges in ("calibrated", "equal_information"):
-        # what a pilot would measure changes no FLOPs
-        config = config.model_copy(update={"noise": config.noise.model_copy(update={"ranges": "uniform"})})
-    return design(config, data, _never)
-
-
 def reshaped(config: Config, kind: str) -> Config:
     """A baseline's configuration but for its steps; raises ConfigError if there is no such kind."""
     if kind not in KINDS:
@@ -117,7 +109,3 @@ def reshaped(config: Config, kind: str) -> Config:
     if kind == "checkpointing":
         training = training.model_copy(update={"activation_checkpointing": True})
     return config.model_copy(update={**changes, "training": training})
-
-
-def _never(*_: object) -> dict[str, object]:
-    raise AssertionError("counting FLOPs needs no calibration")
