@@ -123,8 +123,8 @@ def samplings(model: MergedModel, section: EvaluationConfig) -> dict[str, Sampli
     named = {f"{section.solver}_{section.steps}{suffix}": score}
     if section.controls and ranges.blocks > 1:
         owners = ranges.block_of(torch.tensor(levels, dtype=torch.float64)).tolist()
-        own = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
-        named["first"] = replace(score, levels=own)
+        first = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
+        named["first"] = replace(score, levels=first)
         named["shuffled_blocks"] = replace(score, order=(*range(1, ranges.blocks), 0))
     if section.controls:
         named["scrambled_class"] = replace(score, scrambled=True)

@@ -43,9 +43,9 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
 
 def negative_log_likelihood(probabilities: Tensor, tokens: Tensor) -> float:
     """Sum over all positions, in nats; probabilities (N, L, V), tokens (N, L)."""
-    own = probabilities.gather(-1, tokens[..., None])
+    of_tokens = probabilities.gather(-1, tokens[..., None])
     # float32's least normal number: a token that was held impossible costs 126 bits, not infinitely many
-    return float(-own.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
+    return float(-of_tokens.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
 
 
 def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) -> list[Tensor]:
