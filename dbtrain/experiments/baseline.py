@@ -6,12 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 from dbtrain.config import Config, TrainingConfig
-from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.cost import estimate, recomputed
-from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
+from dbtrain.run.prepare import sketch
 
 KINDS: Mapping[str, str] = {
     "end_to_end": "end_to_end",
@@ -60,8 +59,8 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     """
     other = reshaped(config, kind)
     data = load_data(config)
-    budget = _spent(config.training, _per_sample(_counted(config, data)))
-    counted = _counted(other, data)
+    budget = _spent(config.training, _per_sample(sketch(config, data)))
+    counted = sketch(other, data)
     per_sample = _per_sample(counted)
     training = _stretched(other.training, budget / _spent(other.training, per_sample))
     again = 0.0
@@ -105,13 +104,6 @@ def _spent(training: TrainingConfig, per_sample: Sequence[Fraction]) -> Fraction
     return sum((block.steps * block.batch_size * flops for block, flops in own), Fraction())
 
 
-def _counted(config: Config, data: DataSet) -> RunPlan:
-    if config.noise.ranges in ("calibrated", "equal_information"):
-        # what a pilot would measure changes no FLOPs
-        config = config.model_copy(update={"noise": config.noise.model_copy(update={"ranges": "uniform"})})
-    return design(config, data, _never)
-
-
 def reshaped(config: Config, kind: str) -> Config:
     """A baseline's configuration but for its steps; raises ConfigError if there is no such kind."""
     if kind not in KINDS:
@@ -131,7 +123,3 @@ def reshaped(config: Config, kind: str) -> Config:
     if kind == "checkpointing":
         training = training.model_copy(update={"activation_checkpointing": True})
     return config.model_copy(update={**changes, "training": training})
-
-
-def _never(*_: object) -> dict[str, object]:
-    raise AssertionError("counting FLOPs needs no calibration")

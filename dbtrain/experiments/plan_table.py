@@ -12,9 +12,8 @@ from dbtrain.experiments.baseline import baseline
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
-from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
-from dbtrain.run.prepare import check_alone, check_before_pilot
+from dbtrain.run.prepare import check_alone, plan_run
 from dbtrain.run.requests import Request, requests
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
@@ -46,10 +45,9 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, f"data: {note}")
     with LiveView(notices) as view:
         calibrate = announced(view.tell, NOTHING_KEPT, view.count)
-        check_before_pilot(config, data, calibrate)
-        run_plan = design(config, data, calibrate)
+        run_plan = plan_run(config, data, calibrate)
         together = baseline(config)
-        whole = design(together.config, data, calibrate)
+        whole = plan_run(together.config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
     columns = (
         "block",

@@ -1,6 +1,11 @@
-"""Settle a run before anything trains: write its codebook and manifest. A run that exists is checked instead."""
+"""Prepare a run before anything trains: plan it, write its codebook and manifest; one that exists is checked instead.
+
+Every plan of a configuration comes from here: `prepare` makes that of a run, `plan_run` the same without a directory,
+and `sketch` one without a pilot.
+"""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 
@@ -37,18 +42,14 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
         DataError: the data cannot be read, or is not what the run was started with.
     """
     check_alone(config)
+    return prepare_checked(config, run, calibrate)
+
+
+def prepare_checked(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
+    """As `prepare`, of a configuration that `check_alone` has passed: a command does that before it asks a cluster."""
     if run.exists:
         return _continue(config, run)
-    data = load_data(config)
-    check_augmentation(config.training.augmentation, data.train)
-    check_before_pilot(config, data, calibrate)
-    run_plan = replace(
-        design(config, data, calibrate),
-        data_hash=data.content,
-        class_names=data.class_names,
-        data_notes=data.notes,
-    )
-    _check_models(run_plan)
+    run_plan = plan_run(config, load_data(config), calibrate)
     code_hash = ""
     if run_plan.codebook is not None:
         run.store.write(CODEBOOK, encode_codebook(run_plan.codebook))
@@ -70,20 +71,46 @@ def check_alone(config: Config) -> None:
         block_batch(config.training, request.block, request.workers, request.micro_batch)
 
 
-def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> None:
-    """Build on no device what would be trained, but for the range: a pilot takes minutes before one could see it.
+def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
+    """What a run of this configuration on this data is; no run directory is read or written.
+
+    Raises:
+        ConfigError: no worker could train it.
+    """
+    check_augmentation(config.training.augmentation, data.train)
+    # without a codebook there is nothing to measure, which the design says
+    if config.noise.ranges in MEASURED and architecture(config.model.arch).codes:
+        # a pilot takes minutes before one could see that the models cannot be built
+        _check_models(sketch(config, data))
+    run_plan = replace(
+        design(config, data, calibrate),
+        data_hash=data.content,
+        class_names=data.class_names,
+        data_notes=data.notes,
+    )
+    _check_models(run_plan)
+    return run_plan
+
+
+def sketch(config: Config, data: DataSet) -> RunPlan:
+    """The plan of a run without its pilot, for what the range does not change: shapes, parameters and FLOPs.
+
+    Ranges that would be measured are uniform, and codes of a corpus, which take a while to make, are random.
 
     Raises:
         ConfigError: data, codebook and model do not fit each other.
     """
-    # without a codebook there is nothing to measure, which the design says
-    if config.noise.ranges not in MEASURED or not architecture(config.model.arch).codes:
-        return
-    noise = config.noise.model_copy(update={"ranges": "uniform"})
-    # codes of a corpus take a while to make, and have the same shape
-    drawn = {"source": "random"} if config.codebook.source == "corpus" else {}
-    codebook = config.codebook.model_copy(update=drawn)
-    _check_models(design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate))
+    uniform = {"ranges": "uniform"} if config.noise.ranges in MEASURED else {}
+    random = {"source": "random"} if config.codebook.source == "corpus" else {}
+    changes = {
+        "noise": config.noise.model_copy(update=uniform),
+        "codebook": config.codebook.model_copy(update=random),
+    }
+    return design(config.model_copy(update=changes), data, _no_pilot)
+
+
+def _no_pilot(*_: object) -> Mapping[str, object]:
+    raise AssertionError("a sketch measures nothing")
 
 
 def _check_models(run_plan: RunPlan) -> None:

@@ -8,11 +8,12 @@ import torch
 
 from dbtrain.config import load_config
 from dbtrain.data.packed import TokenWindows
+from dbtrain.data.splits import evenly
 from dbtrain.data.tokenizers import Bytes, Letters
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text import bits as room
-from dbtrain.evaluation.text.bits import bits, evenly, negative_log_likelihood
+from dbtrain.evaluation.text.bits import bits, negative_log_likelihood
 from dbtrain.evaluation.text.generate import Generator, continue_text
 from dbtrain.experiments.baseline import end_to_end
 from dbtrain.method.split import global_name

@@ -133,9 +133,9 @@ def test_a_baseline_is_stored_merged_verified_and_evaluated_like_any_run(make_co
     again = Run(run).plan
     assert (again.split, again.ranges) == (run_plan.split, run_plan.ranges)
     assert again.split.blocks == (1 if KINDS[kind] == "end_to_end" else 3)
-    result, _ = merge_and_verify(run)
+    result, _ = merge_and_verify(Run(run))
     assert len(result.blocks) == SHARDS[kind]
-    _, scores = evaluate_run(run)
+    _, scores = evaluate_run(Run(run))
     assert {f"after_{b}" for b in range(again.split.blocks)} <= set(scores["test"])
     assert ("shuffled" in scores["test"]) == ("scrambled" in scores["test"]) == (kind == "joint")
 
@@ -149,10 +149,10 @@ def test_the_levels_of_joint_training_are_those_of_the_isolated_blocks(make_conf
 
 def test_isolated_blocks_are_evaluated_with_controls(make_config):
     run, _ = trained(make_config())
-    merge_and_verify(run)
-    _, scores = evaluate_run(run)
+    merge_and_verify(Run(run))
+    _, scores = evaluate_run(Run(run))
     assert {"chain", "mean", "first", "shuffled", "scrambled"} <= set(scores["test"])
-    _, without = evaluate_run(run, section=EvaluationConfig(controls=False))
+    _, without = evaluate_run(Run(run), section=EvaluationConfig(controls=False))
     assert not {"shuffled", "scrambled"} & set(without["test"])
 
 
