@@ -25,10 +25,10 @@ class ForwardForward(BlockModel):
 
     Args:
         model: with all layers, with codes that its stem is shown as the label, and with hidden states to look at.
-        blocks: layers of every block.
+        blocks: layers of every block, in the order in which they are applied.
     """
 
-    def __init__(self, model: BlockModel, blocks: Sequence[range]) -> None:
+    def __init__(self, model: BlockModel, blocks: Sequence[Sequence[int]]) -> None:
         super().__init__()
         # in a tuple it is no submodule, so that parameters have their usual names
         self._model = (model,)
@@ -48,13 +48,13 @@ class ForwardForward(BlockModel):
         """The model's own."""
         return self._model[0].example(batch)
 
-    def activities(self, layers: range, code: Tensor, context: Tensor) -> list[Tensor]:
+    def activities(self, layers: Sequence[int], code: Tensor, context: Tensor) -> list[Tensor]:
         """What each block within `layers` makes, (N, ..., D) each; no gradient passes to the block before."""
         level = torch.ones(len(code), device=code.device)
         hidden, condition = self._model[0].open(code, level, context)
         made: list[Tensor] = []
         for block in self.blocks:
-            if block.stop > layers.stop:
+            if block[-1] > layers[-1]:
                 break
             if made:
                 # the condition comes from the stem, which later blocks must not train
@@ -64,7 +64,7 @@ class ForwardForward(BlockModel):
             made.append(hidden)
         return made
 
-    def goodness(self, layers: range, code: Tensor, context: Tensor) -> Tensor:
+    def goodness(self, layers: Sequence[int], code: Tensor, context: Tensor) -> Tensor:
         """(blocks within `layers`, N) float32: an activity's sum of squares, less its D elements; mean over positions.
 
         # Hinton 2022, eq. (1), with the number of units as the threshold
@@ -72,7 +72,7 @@ class ForwardForward(BlockModel):
         activity = [hidden.float() for hidden in self.activities(layers, code, context)]
         return torch.stack([(h.square().sum(-1) - h.shape[-1]).flatten(1).mean(1) for h in activity])
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """(N, classes) logits: with every class's code in turn, the goodness of all blocks but the first, summed.
 
         As in Hinton 2022, section 3.3; of the first if there is no other. What is noisy is not looked at.
