@@ -14,6 +14,7 @@ from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
 from dbtrain.config.training import BlockTraining, TrainingConfig
 from dbtrain.errors import ConfigError
+from dbtrain.method.loops import check_loops
 from dbtrain.method.noise_processes import noise_process
 from dbtrain.models.registry import architecture
 
@@ -62,7 +63,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _keys_of_the_model_fit(self) -> "Config":
         try:
-            architecture(self.model.arch).check(self.model.model_dump(exclude={"arch"}))
+            check_loops(self.model.loops, self.model.depth)
+            architecture(self.model.arch).check(self.model.arguments() | {"loops": self.model.loops})
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
@@ -104,6 +106,7 @@ class Config(Section):
     def content(self) -> dict[str, Any]:
         """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
+        content["model"] = self.model.content()
         content["data"].pop("cache", None)
         if self.noise_process == self.natural_process:
             # so that runs from before there was a choice go on

@@ -1,6 +1,6 @@
 """The plan command: what would run, where, and what it would take."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -72,10 +72,22 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     table.add_section()
     _row(table, "end-to-end", whole, requests(together.config, wanted[0].device)[0], "")
     show_table(console, table)
+    for line in _looped(run_plan, whole):
+        say(console, line)
     for line in described(run_plan.distribution):
         say(console, line)
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
     say(console, f"FLOPs of all steps: blocks {together.budget:.4g}, end-to-end {together.flops:.4g}")
+
+
+def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
+    """How deep blocks with looped layers are, and in which order they apply them; nothing without loops."""
+    if run_plan.config.model.loops is None:
+        return
+    applied = {f"block {shard}": run_plan.applied(shard) for shard in range(run_plan.shards.blocks)}
+    for name, layers in {**applied, "end-to-end": whole.applied(0)}.items():
+        numbers = " ".join(map(str, layers))
+        yield f"loops: {name} has {len(set(layers))} layers and is {len(layers)} deep, applied as {numbers}"
 
 
 def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: str) -> None:

@@ -34,10 +34,10 @@ class ForwardForward(BlockModel):
 
     Args:
         model: with all layers, with codes that its stem is shown as the label, and with hidden states to look at.
-        blocks: layers of every block.
+        blocks: layers of every block, in the order in which they are applied.
     """
 
-    def __init__(self, model: BlockModel, blocks: Sequence[range]) -> None:
+    def __init__(self, model: BlockModel, blocks: Sequence[Sequence[int]]) -> None:
         super().__init__()
         # in a tuple it is no submodule, so that parameters have their usual names
         self._model = (model,)
@@ -57,12 +57,12 @@ class ForwardForward(BlockModel):
         """The model's own."""
         return self._model[0].example(batch)
 
-    def activities(self, layers: range, code: Tensor, context: Tensor) -> list[Tensor]:
+    def activities(self, layers: Sequence[int], code: Tensor, context: Tensor) -> list[Tensor]:
         """Hidden states (N, ..., D) after each block within `layers`; no gradient passes to the block before."""
         level = torch.ones(len(code), device=code.device)
         hidden, condition = self._model[0].open(code, level, context)
         activities: list[Tensor] = []
-        for block in (block for block in self.blocks if block.stop <= layers.stop):
+        for block in (block for block in self.blocks if block[-1] <= layers[-1]):
             if activities:
                 # the condition comes from the stem, which later blocks must not train
                 hidden, condition = normalise(activities[-1].detach()), condition.detach()
@@ -71,11 +71,11 @@ class ForwardForward(BlockModel):
             activities.append(hidden)
         return activities
 
-    def goodness(self, layers: range, code: Tensor, context: Tensor) -> Tensor:
+    def goodness(self, layers: Sequence[int], code: Tensor, context: Tensor) -> Tensor:
         """Goodness (blocks within `layers`, N) of each block's hidden states, float32."""
         return torch.stack([goodness(hidden) for hidden in self.activities(layers, code, context)])
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """(N, classes) logits: with each class shown as the label, the goodness of all blocks but the first, summed.
 
         As in Hinton 2022, section 3.3; of the first if there is no other. What is noisy is not looked at.
