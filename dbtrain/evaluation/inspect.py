@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dbtrain.errors import ShardError
-from dbtrain.evaluation.merged_model import check_shard
-from dbtrain.run.plan import read_plan
+from dbtrain.evaluation.merged_model import check_shard, merged_plan
 from dbtrain.run.run import Run, RunBlock
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import Shard, decode
@@ -99,7 +98,7 @@ def _misfit(block: RunBlock, step: int) -> str:
 
 def _merged(store: Store, console: Console) -> None:
     merged = MergedDirectory(store)
-    run_plan = read_plan(merged.manifest, merged.codebook())
+    run_plan = merged_plan(merged)
     table = Table("block", "step", "weights", "tensors", "file")
     for row in merged.blocks:
         tensors, wanted = merged.block(row.block), run_plan.model(row.block, "meta").state_dict()

@@ -14,7 +14,7 @@ from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
 from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
-from dbtrain.run.prepare import check_alone, check_before_pilot
+from dbtrain.run.prepare import check_alone, check_before_pilot, weight_source, with_weights
 from dbtrain.run.requests import Request, requests
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
@@ -46,8 +46,9 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, f"data: {note}")
     with LiveView(notices) as view:
         calibrate = announced(view.tell, NOTHING_KEPT, view.count)
-        check_before_pilot(config, data, calibrate)
-        run_plan = design(config, data, calibrate)
+        source = weight_source(config)
+        check_before_pilot(config, data, calibrate, source)
+        run_plan = with_weights(design(config, data, calibrate), source)
         whole_config = end_to_end(config)
         whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
@@ -76,6 +77,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     show_table(console, table)
     for line in described(run_plan.distribution):
         say(console, line)
+    for line in run_plan.init.lines() if run_plan.init else ():
+        say(console, f"init: {line}")
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
 
 

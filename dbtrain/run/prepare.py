@@ -13,14 +13,19 @@ from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
+from dbtrain.method.schemes import SCHEMES
 from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import check_augmentation, cut_batch
 from dbtrain.run.config_diff import difference
+from dbtrain.run.initial_weights import InitialWeights, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
 from dbtrain.run.run import Run
+from dbtrain.run.weight_meaning import check_codebook
+from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.format import encode_codebook
+from dbtrain.shards.frozen import FROZEN, encode_frozen, frozen_hash_of
 from dbtrain.shards.manifest import Manifest, PlanRow, write_manifest
 from dbtrain.shards.merged_directory import CODEBOOK
 
@@ -39,9 +44,10 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
     check_alone(config)
     if run.exists:
         return _continue(config, run)
+    source = weight_source(config)
     data = load_data(config)
     check_augmentation(config.training.augmentation, data.train)
-    check_before_pilot(config, data, calibrate)
+    check_before_pilot(config, data, calibrate, source)
     run_plan = replace(
         design(config, data, calibrate),
         data_hash=data.content,
@@ -49,6 +55,9 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
         data_notes=data.notes,
     )
     _check_models(run_plan)
+    run_plan = with_weights(run_plan, source)
+    if run_plan.frozen:
+        run.store.write(FROZEN, encode_frozen(run_plan.frozen))
     code_hash = ""
     if run_plan.codebook is not None:
         run.store.write(CODEBOOK, encode_codebook(run_plan.codebook))
@@ -63,18 +72,45 @@ def check_alone(config: Config) -> None:
     Raises:
         ConfigError: blocks, layers, edges, batch or resources do not fit each other.
     """
-    split_of(config)
+    check_layers(
+        SCHEMES[config.method].shards(split_of(config)), "repeat" if config.init.branch else config.init.layers
+    )
     if target_of(config) != "hidden" and config.noise.edges:
         explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
         cut_batch(config.training.batch_size, request.workers, request.micro_batch)
 
 
-def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> None:
+def weight_source(config: Config) -> WeightSource | None:
+    """What the configuration says that the first weights are taken from; None where they are random.
+
+    Raises:
+        ConfigError: there is nothing to start from.
+        ShardError: its files are damaged or out of reach.
+    """
+    return None if config.init.source is None else WeightSource.open(config.init.source)
+
+
+def with_weights(run_plan: RunPlan, source: WeightSource | None) -> RunPlan:
+    """The plan with where its first weights come from, and with the parts that no block trains.
+
+    Raises:
+        ConfigError: they do not fit the run, by name, shape or codebook.
+        ShardError: their files are damaged or out of reach.
+    """
+    if source is None:
+        return run_plan
+    check_codebook(run_plan, source)
+    initial = InitialWeights.of(run_plan, source, run_plan.config.init.layers)
+    return replace(run_plan, init=initial.origin, frozen=initial.frozen())
+
+
+def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate, source: WeightSource | None) -> None:
     """Build on no device what would be trained, but for the range: a pilot takes minutes before one could see it.
 
     Raises:
-        ConfigError: data, codebook and model do not fit each other.
+        ConfigError: data, codebook, model and first weights do not fit each other.
+        ShardError: the files of the first weights are damaged or out of reach.
     """
     # without a codebook there is nothing to measure, which the design says
     if config.noise.ranges not in MEASURED or not architecture(config.model.arch).codes:
@@ -83,7 +119,10 @@ def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate) -> N
     # codes of a corpus take a while to make, and have the same shape
     drawn = {"source": "random"} if config.codebook.source == "corpus" else {}
     codebook = config.codebook.model_copy(update=drawn)
-    _check_models(design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate))
+    sketch = design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate)
+    _check_models(sketch)
+    if source is not None:
+        InitialWeights.of(sketch, source, config.init.layers)
 
 
 def _check_models(run_plan: RunPlan) -> None:
@@ -124,6 +163,8 @@ def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
         data_notes=run_plan.data_notes,
         slices=slices if slices != plan else (),
         data_paths=resolved_paths(run_plan.config.data),
+        init=run_plan.init,
+        frozen_hash=frozen_hash_of(run_plan.frozen),
     )
 
 
