@@ -16,6 +16,7 @@ from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, check_before_pilot, weight_source, with_weights
 from dbtrain.run.requests import Request, requests
+from dbtrain.run.weight_meaning import codes_of
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
@@ -48,7 +49,7 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         calibrate = announced(view.tell, NOTHING_KEPT, view.count)
         source = weight_source(config)
         check_before_pilot(config, data, calibrate, source)
-        run_plan = with_weights(design(config, data, calibrate), source)
+        run_plan = with_weights(design(config, data, calibrate, codes_of(source, config)), source)
         whole_config = end_to_end(config)
         whole = design(whole_config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")

@@ -22,7 +22,7 @@ from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
 from dbtrain.run.run import Run
-from dbtrain.run.weight_meaning import check_codebook
+from dbtrain.run.weight_meaning import check_codebook, codes_of
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.format import encode_codebook
 from dbtrain.shards.frozen import FROZEN, encode_frozen, frozen_hash_of
@@ -49,7 +49,7 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
     check_augmentation(config.training.augmentation, data.train)
     check_before_pilot(config, data, calibrate, source)
     run_plan = replace(
-        design(config, data, calibrate),
+        design(config, data, calibrate, codes_of(source, config)),
         data_hash=data.content,
         class_names=data.class_names,
         data_notes=data.notes,
@@ -122,6 +122,7 @@ def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate, sour
     sketch = design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate)
     _check_models(sketch)
     if source is not None:
+        codes_of(source, config)
         InitialWeights.of(sketch, source, config.init.layers)
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from dbtrain.config import Config, parse_config
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
@@ -13,24 +15,37 @@ SCALES = ("process", "sigma_data", "input_scaling")
 """Keys of the section noise that say what a network is given."""
 
 
-def check_codebook(run_plan: RunPlan, source: WeightSource) -> None:
-    """Refuse a source that was trained with other codes than the run has made.
+def codes_of(source: WeightSource | None, config: Config) -> Tensor | None:
+    """The codebook (V, D) that a run has from its source, None where it makes its own.
+
+    What a stem makes of a code was learned with the codes that it saw: a run goes on with those, whatever its seed.
 
     Raises:
-        ConfigError: with what to set.
+        ConfigError: the run asks for codes that are made in another way; with what to set.
+    """
+    there = source and _config(source)
+    if not source or not there or source.codebook is None:
+        return None
+    differing = _differing(_codebook(there), _codebook(config))
+    if differing:
+        raise ConfigError(
+            f"the weights of init.from={source.asked} were trained with another codebook than this run asks for: set "
+            f"{', '.join(f'{key}={value}' for key, value in differing)}, or start from other weights"
+        )
+    return source.codebook
+
+
+def check_codebook(run_plan: RunPlan, source: WeightSource) -> None:
+    """Refuse a source that names another codebook than the run's.
+
+    Raises:
+        ConfigError: it does, as a shard may that lies alone.
     """
     if run_plan.codebook is None or source.codebook_hash in ("", tensor_hash(run_plan.codebook)):
         return
-    there = _config(source)
-    told = (
-        "what the codebook was made from there (seed, the section codebook, and with codebook.source=corpus the data)"
-    )
-    if there is not None:
-        told = ", ".join(f"{key}={value}" for key, value in _differing(_made_from(there), _made_from(run_plan.config)))
-        told = told or "the data that it was made from there"
     raise ConfigError(
-        f"the weights of init.from={source.asked} were trained with another codebook than this run makes, and would "
-        f"mistake each code for another: set {told}, or start from other weights"
+        f"the weights of init.from={source.asked} were trained with another codebook than this run makes: start from "
+        "their run or its merged model, which have it, or set seed and the section codebook as they were there"
     )
 
 
@@ -55,9 +70,8 @@ def _config(source: WeightSource) -> Config | None:
     return parse_config(dict(source.manifest.config), f"{MANIFEST} of {source.asked}")
 
 
-def _made_from(config: Config) -> dict[str, Any]:
-    codebook = config.codebook
-    return {"seed": config.seed, "codebook.source": codebook.source, "codebook.dim": codebook.dim}
+def _codebook(config: Config) -> dict[str, Any]:
+    return {f"codebook.{key}": value for key, value in config.codebook.model_dump().items()}
 
 
 def _scales(config: Config) -> dict[str, Any]:

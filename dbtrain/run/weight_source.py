@@ -5,6 +5,8 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.run.run import WEIGHTS, Run, RunBlock
 from dbtrain.shards.commit import read_commit, step_name
@@ -34,6 +36,8 @@ class WeightSource:
     """Layers of each of its blocks, half-open; empty where nothing tells them."""
     codebook_hash: str = ""
     """Of the codebook that it was trained with, '' where nothing tells it."""
+    codebook: Tensor | None = None
+    """The codebook itself (V, D), where it lies beside the weights."""
     manifest: Manifest | None = None
     """Of the run that it is from, if it tells."""
     asked: str = ""
@@ -126,7 +130,7 @@ def _of_run(run: Run, url: str) -> WeightSource:
             f"merge it first (dbtrain merge {url})"
         )
     files = dict(_last_shard(block) for block in run.blocks)
-    return _of_blocks(run.store, run.manifest, files, url)
+    return _of_blocks(run.store, run.manifest, files, run.codebook, url)
 
 
 def _last_shard(block: RunBlock) -> tuple[str, str]:
@@ -148,10 +152,13 @@ def _is_merged(store: Store) -> bool:
 
 def _of_merged(store: Store, url: str) -> WeightSource:
     merged = MergedDirectory(store)
-    return _of_blocks(store, merged.manifest, {row.file: row.sha256 for row in merged.blocks}, url)
+    files = {row.file: row.sha256 for row in merged.blocks}
+    return _of_blocks(store, merged.manifest, files, merged.codebook(), url)
 
 
-def _of_blocks(store: Store, manifest: Manifest, files: dict[str, str], url: str) -> WeightSource:
+def _of_blocks(
+    store: Store, manifest: Manifest, files: dict[str, str], codebook: Tensor | None, url: str
+) -> WeightSource:
     """A model of ours from the files of its blocks, in their order, and its frozen parts."""
     tensors: dict[str, Described] = {}
     for name in files:
@@ -162,7 +169,7 @@ def _of_blocks(store: Store, manifest: Manifest, files: dict[str, str], url: str
         tensors |= header.tensors
         hashes[FROZEN] = header.sha256
     blocks = {row.block: row.layers for row in manifest.plan}
-    return WeightSource(store, tensors, hashes, blocks, manifest.codebook_hash, manifest, url)
+    return WeightSource(store, tensors, hashes, blocks, manifest.codebook_hash, codebook, manifest, url)
 
 
 def _indexed(store: Store) -> list[str]:

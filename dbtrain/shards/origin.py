@@ -41,8 +41,9 @@ class BlockOrigin:
     def told(self, place: str) -> str:
         """What it takes, in words."""
         first, end = self.layers
+        layers = f"layers {first}-{end - 1}" if end - first > 1 else f"layer {first}"
         ends = [_end(group, prefix) for group, prefix in (("stem", self.stem), ("head", self.head))]
-        return f"layers {first}-{end - 1} of {place}, with {' and '.join(ends)}"
+        return f"{layers} of {place}, with {' and '.join(ends)}"
 
 
 def _end(group: str, prefix: str) -> str:
@@ -65,9 +66,14 @@ class Origin:
     notes: tuple[str, ...] = ()
     """What people should be told of the source."""
 
+    @property
+    def where(self) -> str:
+        """What messages call the source: its file if there is one, else its directory."""
+        return f"{self.place}/{next(iter(self.files))}" if len(self.files) == 1 else self.place
+
     def lines(self) -> list[str]:
         """A line for each group of neighbours that start alike, then the notes."""
-        told = [(block, row.told(self.place)) for block, row in enumerate(self.blocks)]
+        told = [(block, row.told(self.where)) for block, row in enumerate(self.blocks)]
         lines = []
         for what, group in groupby(told, key=lambda pair: pair[1]):
             blocks = [block for block, _ in group]

@@ -130,10 +130,10 @@ class BlockWorker:
         weights = read_block(origin, block, first_layer, own)
         try:
             with self.watchdog.patient():
-                engine.begin(((MODEL_PREFIX + name, tensor) for name, tensor in weights), origin.place)
+                engine.begin(((MODEL_PREFIX + name, tensor) for name, tensor in weights), origin.where)
         except DamagedError as error:
             raise WorkerError(f"block {block} cannot start from init.from: {error}, or start another run") from error
-        self._emit("initialised", source=origin.blocks[block].told(origin.place))
+        self._emit("initialised", source=origin.blocks[block].told(origin.where))
 
     def _local(self, name: str) -> str:
         return MODEL_PREFIX + local_name(self.assignment.block, name)
