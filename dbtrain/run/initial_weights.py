@@ -1,4 +1,4 @@
-"""Which of a source's tensors each block starts from: settled and checked from headers, before anything is written."""
+"""Which of a source's tensors each block starts from, settled from headers before anything is written."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,11 +32,11 @@ class InitialWeights:
 
     @staticmethod
     def of(run_plan: RunPlan, source: WeightSource, layers: Layers) -> "InitialWeights":
-        """Settle who takes what. Headers are read; of values only those of stems and heads that are to be frozen.
+        """Settle who takes what. Headers are read, and values only of what is to be frozen.
 
         Raises:
-            ConfigError: the source does not fit the run: its depth, its names and shapes (all that misfit are told),
-                or several stems where one is to be frozen.
+            ConfigError: the source does not fit the run: its depth, its names and shapes (all that misfit), or
+                several stems where one is to be frozen.
             ShardError: its files are damaged or out of reach.
         """
         check_layers(run_plan.shards, layers)
@@ -65,7 +65,7 @@ class InitialWeights:
 
 
 def read_block(origin: Origin, shard: int, first_layer: int, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """First weights of one block, float32, one tensor after the other; no file is opened that holds none of them.
+    """First weights of one block, float32, one tensor after the other, from the files that hold them.
 
     Args:
         origin: of the run.
@@ -142,7 +142,7 @@ def _files(source: WeightSource, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _others(source: WeightSource, rows: list[BlockOrigin], frozen: Mapping[str, str]) -> set[str]:
-    """Names of stems and heads of the source's blocks that no block of this run takes, as there are others."""
+    """Names of stems and heads of the source's blocks that no block of this run takes."""
     private = {prefix for group in PRIVATE_GROUPS for prefix in source.prefixes(group).values()}
     used = {prefix for row in rows for prefix in (row.stem, row.head)}
     used |= {".".join(name.split(".")[:3]) for name in frozen.values()}

@@ -84,8 +84,8 @@ def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that belongs
-            elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or storage out of reach;
-            and what `check` raises.
+            elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or storage out of
+            reach; and what `check` raises.
     """
     common = _read_common(run)
     pieces = _collect(run)

@@ -124,7 +124,7 @@ class RunPlan:
 
     @torch.no_grad()
     def _freeze(self, model: BlockModel) -> None:
-        """Take the parts that no block trains out of training, with their own weights as far as they are known."""
+        """Take the frozen parts out of training, with their weights where these are known already."""
         for name, parameter in model.named_parameters():
             if name.split(".", 1)[0] not in self.config.init.frozen:
                 continue

@@ -1,4 +1,4 @@
-"""Whether weights that fit a model by name and shape also mean there what they meant where they were trained."""
+"""Whether weights that fit a model by name and shape also mean there what they meant at home."""
 
 from typing import Any
 
@@ -18,7 +18,8 @@ SCALES = ("process", "sigma_data", "input_scaling")
 def codes_of(source: WeightSource | None, config: Config) -> Tensor | None:
     """The codebook (V, D) that a run has from its source, None where it makes its own.
 
-    What a stem makes of a code was learned with the codes that it saw: a run goes on with those, whatever its seed.
+    What a stem makes of a code was learned with the codes that it saw: a run goes on with those, whatever its
+    seed.
 
     Raises:
         ConfigError: the run asks for codes that are made in another way; with what to set.
@@ -50,7 +51,7 @@ def check_codebook(run_plan: RunPlan, source: WeightSource) -> None:
 
 
 def notes(run_plan: RunPlan, source: WeightSource) -> tuple[str, ...]:
-    """What differs without being wrong, one line for each kind; nothing where the source tells nothing to compare."""
+    """What differs without being wrong, as lines; none where the source tells nothing to compare."""
     there, here = _config(source), run_plan.config
     if there is None:
         if run_plan.codebook is None or source.codebook_hash:

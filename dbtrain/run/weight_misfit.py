@@ -35,7 +35,7 @@ def misfit(wanted: Mapping[str, Shape], found: Mapping[str, Described], unasked:
 
 
 def _clause(what: str, names: list[str], remarks: Iterable[str]) -> str:
-    """One kind of misfit. The remarks are made one by one, as they may take a while for thousands of names."""
+    """One kind of misfit. Remarks are made for the names that are shown: each takes a while."""
     if not names:
         return ""
     told = [f"{name}{remark}" for name, remark in zip(names[:SHOWN], remarks, strict=False)]

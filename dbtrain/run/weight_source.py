@@ -1,4 +1,4 @@
-"""What weights can be taken from: a run, a merged model, one shard, or a plain file. Headers are read, no tensor."""
+"""What weights can be taken from: a run, a merged model, one shard, or a plain file. Only headers are read."""
 
 import json
 import posixpath

@@ -16,7 +16,7 @@ KIND = "frozen"
 
 
 def encode_frozen(tensors: Mapping[str, Tensor]) -> bytes:
-    """File of the parts, by their names in a block's model (``stem.*``, ``head.*``); ShardError for other names."""
+    """File of the parts, named as in a block's model (``stem.*``, ``head.*``); ShardError for other names."""
     if odd := _odd(tensors):
         raise ShardError(f"{FROZEN} cannot hold {short(odd)}: only stem and head can be frozen")
     return pack(tensors, {"kind": KIND}, FROZEN)

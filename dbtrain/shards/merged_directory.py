@@ -131,7 +131,7 @@ class MergedDirectory:
         return checked_codebook(self._verified(CODEBOOK), expected, self.store.where(CODEBOOK))
 
     def frozen(self) -> dict[str, Tensor]:
-        """Stem and head that all blocks have in common, by their names in a block's model; empty if there are none.
+        """Stem and head that all blocks have in common, named as in a block's model; empty if there are none.
 
         Raises:
             ShardError: they are damaged, or not those of the run.

@@ -1,6 +1,6 @@
-"""Where a run's first weights came from, as run.json keeps it: enough for a worker to read its own block and no other.
+"""Where a run's first weights came from, as run.json keeps it: enough for a worker to read its own block alone.
 
-It is written once, before training. A worker reads the files that are named here until its block has a commit.
+It is written once, before training. The files that it names are needed until every block has a commit.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class BlockOrigin:
     layers: tuple[int, int]
     """Half-open run of layer numbers in the source, as many as the block has."""
     stem: str
-    """What the names of its stem begin with in the source, `stem` or `blocks.2.stem`; '' where the stem is frozen."""
+    """What the names of its stem begin with in the source, `stem` or `blocks.2.stem`; '' where it is frozen."""
     head: str
     """The same for the head."""
     files: tuple[str, ...]
@@ -29,7 +29,7 @@ class BlockOrigin:
         """What a parameter of the block is called in the source.
 
         Args:
-            name: by its name in the block's model, such as ``stem.patches.weight`` or ``layers.4.mlp.0.weight``.
+            name: in the block's model, such as ``stem.patches.weight`` or ``layers.4.mlp.0.weight``.
             first_layer: of the block, in its own whole model.
         """
         group, _, rest = name.partition(".")

@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file by name, one at a time: a header tells what is there, and no other tensor is read."""
+"""Tensors of a safetensors file by name, one at a time; its header tells what is there."""
 
 import contextlib
 import hashlib

@@ -244,7 +244,7 @@ class Engine:
         """Start from these weights, with the same average and a fresh optimizer, before the first step.
 
         Args:
-            weights: full float32 tensors by parameter name, one after the other, so that one at a time is in memory.
+            weights: full float32 tensors by parameter name; one at a time is in memory.
             where: what they are from, for messages.
 
         Raises:
