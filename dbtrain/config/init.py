@@ -31,11 +31,11 @@ class InitConfig(_From):
     """Where weights come from before the first step: `init: random`, or the weights of another model."""
 
     layers: Literal["slice", "repeat"] = "slice"
-    """`slice`: each block takes its own layers, by number, of a network of the same depth. `repeat`: every block
-    starts from all layers of a network of a block's depth."""
+    """`slice`: each block takes its own layers, by number, of a network of the same depth. `repeat`: every
+    block starts from all layers of a network of a block's depth."""
     stem: Literal["private", "frozen"] = "private"
-    """`private`: each block has a copy that it trains. `frozen`: one stem for all blocks, which is stored once with
-    the run and never trained."""
+    """`private`: each block has a copy that it trains. `frozen`: one stem for all blocks, which is stored once
+    with the run and never trained."""
     head: Literal["private", "frozen"] = "private"
     branch: BranchConfig | None = None
 

@@ -35,8 +35,8 @@ class InitialWeights:
         """Settle who takes what. Headers are read, and values only of what is to be frozen.
 
         Raises:
-            ConfigError: the source does not fit the run: its depth, its names and shapes (all that misfit), or
-                several stems where one is to be frozen.
+            ConfigError: the source does not fit the run: its depth, its names and shapes (all that misfit),
+                or several stems where one is to be frozen.
             ShardError: its files are damaged or out of reach.
         """
         check_layers(run_plan.shards, layers)

@@ -1,4 +1,4 @@
-"""What weights can be taken from: a run, a merged model, one shard, or a plain file. Only headers are read."""
+"""What weights can be taken from: a run, a merged model, a shard, a plain file. Only headers are read."""
 
 import json
 import posixpath

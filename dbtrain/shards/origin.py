@@ -1,4 +1,4 @@
-"""Where a run's first weights came from, as run.json keeps it: enough for a worker to read its own block alone.
+"""Where a run's first weights came from, as run.json keeps it: enough to read one block alone.
 
 It is written once, before training. The files that it names are needed until every block has a commit.
 """
@@ -19,7 +19,7 @@ class BlockOrigin:
     layers: tuple[int, int]
     """Half-open run of layer numbers in the source, as many as the block has."""
     stem: str
-    """What the names of its stem begin with in the source, `stem` or `blocks.2.stem`; '' where it is frozen."""
+    """What its stem's names begin with in the source: `stem` or `blocks.2.stem`; '' where it is frozen."""
     head: str
     """The same for the head."""
     files: tuple[str, ...]
