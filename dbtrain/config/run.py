@@ -16,7 +16,6 @@ from dbtrain.config.section import Count, Section
 from dbtrain.config.training import TrainingConfig
 from dbtrain.errors import ConfigError
 from dbtrain.method.noise_processes import noise_process
-from dbtrain.method.schemes import SCHEMES
 from dbtrain.models.registry import architecture
 
 
@@ -87,6 +86,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _init_fits_the_method(self) -> "Config":
+        from dbtrain.method.schemes import SCHEMES  # not above: it imports torch, which --help can do without
+
         init, scheme = self.init, SCHEMES[self.method]
         if (init.source is not None or init.branch) and scheme.starts_random:
             raise ValueError(f"method={self.method} starts from random weights only: leave init out")
