@@ -1,6 +1,8 @@
 """What all commands share: the application, their arguments, and how errors reach the user."""
 
+import contextlib
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -66,11 +68,18 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             where = error.filename or "what this command prints to"
             told = f"error: {where} cannot be written ({error.strerror}): free space, or write to another place"
             Console(stderr=True).print(told, style="red", highlight=False, markup=False, soft_wrap=True)
+            _drop_output()
             raise typer.Exit(1) from None
         except Exception:
             _tell_bug()
 
     return wrapped
+
+
+def _drop_output() -> None:
+    """Let go of output that cannot be written: Python would try again when it ends, and exit with code 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell_bug() -> NoReturn:

@@ -45,7 +45,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     from dbtrain.evaluation.metrics import Metric
     from dbtrain.evaluation.report import Scores, comparison, evaluate_run
     from dbtrain.experiments.baseline import end_to_end
-    from dbtrain.shards.storage.store import Store
+    from dbtrain.run.run import Run
     from dbtrain.telemetry.console import LiveView, blocks_table
 
     console = make_console()
@@ -54,7 +54,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     together = end_to_end(isolated)
     train_and_merge(isolated, console)
     train_and_merge(together, console)
-    runs = [Store(c.run_url) for c in (isolated, together)]
+    runs = [Run.at(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
         show_table(console, blocks_table([b.row for b in read_status(run)], title, console.width))
     found: list[tuple[Metric, Scores]] = []

@@ -22,11 +22,11 @@ def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
 def evaluate_and_say(run: str, overrides: list[str], console: Console, section: EvaluationConfig | None = None) -> None:
     """Evaluate a run and print its scores."""
     from dbtrain.evaluation.report import evaluate_run, scores_table
-    from dbtrain.shards.storage.store import Store
+    from dbtrain.run.run import Run
 
     with LiveView(console) as view:
         evaluate_run(
-            Store(run),
+            Run.at(run),
             overrides,
             section,
             show=lambda metric, scores: show_table(console, scores_table(metric, scores)),
@@ -55,12 +55,11 @@ def sample(
     from dbtrain.evaluation.images.pictures import sample_run
     from dbtrain.run.run import Run
     from dbtrain.shards.merged_directory import MergedDirectory
-    from dbtrain.shards.storage.store import Store
 
-    console = make_console()
+    console, of = make_console(), Run.at(run)
     with LiveView(console) as view:
-        where = sample_run(Store(run), out, count, steps, solver, spacing, guidance, seed, view.count)
-    names = MergedDirectory(Run.at(run).merged).manifest.class_names
+        where = sample_run(of, out, count, steps, solver, spacing, guidance, seed, view.count)
+    names = MergedDirectory(of.merged).manifest.class_names
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}")
 
@@ -79,9 +78,9 @@ def generate(
 ) -> None:
     """Continue a text with the merged model of a run."""
     from dbtrain.evaluation.text.generate import generate_text
-    from dbtrain.shards.storage.store import Store
+    from dbtrain.run.run import Run
 
-    print(prompt + generate_text(Store(run), prompt, length, temperature, seed))
+    print(prompt + generate_text(Run.at(run), prompt, length, temperature, seed))
 
 
 @app.command()
@@ -93,12 +92,12 @@ def losses(
 ) -> None:
     """Show the loss of every block by noise level; at a boundary, of both neighbours."""
     from dbtrain.evaluation.losses import losses_table, measure_losses
-    from dbtrain.shards.storage.store import Store
+    from dbtrain.run.run import Run
 
     console = make_console()
     with LiveView(console) as view:
         measure_losses(
-            Store(run), levels, samples, lambda points: show_table(console, losses_table(points)), view.count
+            Run.at(run), levels, samples, lambda points: show_table(console, losses_table(points)), view.count
         )
 
 

@@ -96,18 +96,18 @@ def status(run: RunDirectory) -> None:
     """Show what each block is doing, from the files of the run alone."""
     from dbtrain.coordinator.status import preparation
     from dbtrain.coordinator.status import status as read_status
+    from dbtrain.run.run import Run
     from dbtrain.shards.storage.directory import check_run_path
-    from dbtrain.shards.storage.store import Store
     from dbtrain.telemetry.console import blocks_table, duration
 
     console = make_console()
-    store = Store(run)
-    check_run_path(store)
-    under_way = preparation(store)
+    of = Run.at(run)
+    check_run_path(of.store)
+    under_way = preparation(of)
     if under_way:
         say(console, under_way)
         return
-    blocks = read_status(store)
+    blocks = read_status(of)
     show_table(console, blocks_table([b.row for b in blocks], width=console.width))
     for b in blocks:
         since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"
@@ -130,9 +130,9 @@ def merge(run: RunDirectory) -> None:
 def merge_and_say(run: str, console: Console) -> None:
     """Merge and verify a run, and say what was made."""
     from dbtrain.evaluation.verify import merge_and_verify
-    from dbtrain.shards.storage.store import Store
+    from dbtrain.run.run import Run
 
-    result, samples = merge_and_verify(Store(run))
+    result, samples = merge_and_verify(Run.at(run))
     say(
         console,
         f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "

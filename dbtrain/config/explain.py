@@ -14,66 +14,75 @@ NUMBERS = ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_
 
 def explain(error: Any) -> str:
     """One of pydantic's errors as one clause."""
-    place = ".".join(str(part) for part in _without_tag(error["loc"]))
+    key = ".".join(str(part) for part in _without_tag(error["loc"]))
     if error["loc"] and error["loc"][-1] == "[key]":
-        section = place.removesuffix(f".{error['loc'][-2]}.[key]")
-        return f"{section}.{error['loc'][-2]}: a block is named by its number, as in {section}.0.KEY=VALUE"
-    clause = CLAUSES.get(error["type"])
-    if clause is not None:
-        return clause(error, place)
-    given = error.get("input")
-    if error["type"] in NUMBERS and given is None:
-        return f"{place} is empty: give {_wanted(error['msg'])}, or leave the key out"
-    message = (
-        error["msg"]
-        .removeprefix("Value error, ")
-        .replace("Input should be", "it must be")
-        .replace("a valid int", "an int")
-        .replace("a valid ", "a ")
-    )
-    if not place or error["type"] == "value_error" and isinstance(given, dict):
-        return message  # of a whole section, whose check names its keys itself
-    return f"{place}={given}: {message}"
+        return _no_block_number(error, key)
+    return CLAUSES.get(error["type"], _plain)(error, key)
 
 
-def _wanted(message: str) -> str:
-    kind = message.split(",")[0].removeprefix("Input should be a valid ")
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+def _no_block_number(error: Any, key: str) -> str:
+    """A section whose keys are numbers of blocks has another key."""
+    name = error["loc"][-2]
+    section = key.removesuffix(f".{name}.[key]")
+    return f"{section}.{name}: a block is named by its number, as in {section}.0.KEY=VALUE"
 
 
-def _unknown(error: Any, place: str) -> str:
-    return f"unknown key {place}; {hint(error['loc'])}"
+def _plain(error: Any, key: str) -> str:
+    """Pydantic's own message in our words, or that of a check of ours."""
+    value = error.get("input")
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    message = message.replace("a valid int", "an int").replace("a valid ", "a ")
+    of_section = error["type"] == "value_error" and isinstance(value, dict)
+    # the check of a whole section names its keys itself
+    return message if of_section or not key else f"{key}={value}: {message}"
 
 
-def _missing(error: Any, place: str) -> str:
-    return f"{place} is missing"
+def _number(error: Any, key: str) -> str:
+    """No number stands where one belongs."""
+    if error.get("input") is not None:
+        return _plain(error, key)
+    kind = error["msg"].split(",")[0].removeprefix("Input should be a valid ")
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"{key} is empty: give {article} {kind}, or leave the key out"
 
 
-def _member(error: Any, place: str) -> str:
+def _unknown(error: Any, key: str) -> str:
+    return f"unknown key {key}; {hint(error['loc'])}"
+
+
+def _missing(error: Any, key: str) -> str:
+    return f"{key} is missing"
+
+
+def _unknown_kind(error: Any, key: str) -> str:
     """The key that chooses a section's kind, `model.arch` or `data.source`, has a value that is none of them."""
     context = error["ctx"]
-    key, kinds = context["discriminator"].strip("'"), _quoted(context["expected_tags"])
-    return _none_of(f"{place}.{key}", None if context["tag"] == "None" else context["tag"], kinds)
+    kinds = _quoted(context["expected_tags"])
+    return _none_of(f"{key}.{_chooser(error)}", None if context["tag"] == "None" else context["tag"], kinds)
 
 
-def _no_member(error: Any, place: str) -> str:
-    kinds = [str(_default(section, error)) for section in section_at(error["loc"])]
-    return f"{place}.{error['ctx']['discriminator'].strip(chr(39))} is missing: give one of {', '.join(kinds)}"
+def _no_kind(error: Any, key: str) -> str:
+    """The key that chooses a section's kind is not there."""
+    chooser = _chooser(error)
+    kinds = [str(section.model_fields[chooser].default) for section in section_at(error["loc"])]
+    return f"{key}.{chooser} is missing: give one of {', '.join(kinds)}"
 
 
-def _default(section: Any, error: Any) -> Any:
-    return section.model_fields[error["ctx"]["discriminator"].strip("'")].default
+def _chooser(error: Any) -> str:
+    """The key that chooses a section's kind, in pydantic's words its discriminator."""
+    return str(error["ctx"]["discriminator"]).strip("'")
 
 
-def _literal(error: Any, place: str) -> str:
-    return _none_of(place, error["input"], _quoted(error["ctx"]["expected"]), error["ctx"]["expected"])
+def _literal(error: Any, key: str) -> str:
+    return _none_of(key, error["input"], _quoted(error["ctx"]["expected"]), error["ctx"]["expected"])
 
 
-def _none_of(place: str, given: Any, known: list[str], told: str = "") -> str:
-    if given is None:
-        return f"{place} is empty: give one of {', '.join(known)}"
-    near = difflib.get_close_matches(str(given), known, n=1)
-    return f"{place}={given} is none of {told or ', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
+def _none_of(key: str, value: Any, known: list[str], listed: str = "") -> str:
+    """The value is none of those that are known; `listed` is how they are written, by default with commas."""
+    if value is None:
+        return f"{key} is empty: give one of {', '.join(known)}"
+    near = difflib.get_close_matches(str(value), known, n=1)
+    return f"{key}={value} is none of {listed or ', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _quoted(text: str) -> list[str]:
@@ -81,61 +90,61 @@ def _quoted(text: str) -> list[str]:
     return [word.strip("'") for word in re.split(r", | or ", text)]
 
 
-def _list(error: Any, place: str) -> str:
-    given = error["input"]
-    if given is None:
-        return f"{place} is empty: write a list, as in '{place}=[VALUE]', or leave the key out"
-    if isinstance(given, str) and given.startswith("["):
-        return f"{place}={given} is no list that YAML can read: write '{place}=[VALUE, VALUE]'"
-    return f"{place}={given} is no list: write '{place}=[{given}]'"
+def _list(error: Any, key: str) -> str:
+    value = error["input"]
+    if value is None:
+        return f"{key} is empty: write a list, as in '{key}=[VALUE]', or leave the key out"
+    if isinstance(value, str) and value.startswith("["):
+        return f"{key}={value} is no list that YAML can read: write '{key}=[VALUE, VALUE]'"
+    return f"{key}={value} is no list: write '{key}=[{value}]'"
 
 
-def _text(error: Any, place: str) -> str:
-    given = error["input"]
-    if given is None:
-        return f"{place} is empty: give it a value, or leave the key out"
-    # YAML 1.1
-    words = "; YAML reads on, off, yes and no as true and false: put them in quotes" if isinstance(given, bool) else ""
-    numbers = f": put the number in quotes, as in '{place}=\"{given}\"'" if not words else ""
-    return f"{place}={given} must be a text{numbers}{words}"
+def _text(error: Any, key: str) -> str:
+    value = error["input"]
+    if value is None:
+        return f"{key} is empty: give it a value, or leave the key out"
+    if isinstance(value, bool):  # of YAML 1.1
+        return f"{key}={value} must be a text; YAML reads on, off, yes and no as true and false: put them in quotes"
+    return f"{key}={value} must be a text: put the number in quotes, as in '{key}=\"{value}\"'"
 
 
-def _name(error: Any, place: str) -> str:
+def _name(error: Any, key: str) -> str:
     return (
-        f"{place}={error['input']} must be made of letters, digits, dots, underscores and hyphens, and begin with a "
+        f"{key}={error['input']} must be made of letters, digits, dots, underscores and hyphens, and begin with a "
         "letter or digit, as it becomes the name of a directory"
     )
 
 
-def _section(error: Any, place: str) -> str:
+def _section(error: Any, key: str) -> str:
     """A plain value stands where keys belong."""
-    given, field = error["input"], error["loc"][-1] if error["loc"] else ""
-    sections = section_at(error["loc"])
-    if given is None:
-        return f"{place} is empty: leave it out, or write keys below it"
+    value, sections = error["input"], section_at(error["loc"])
+    if value is None:
+        return f"{key} is empty: leave it out, or write keys below it"
     if not sections:
-        return f"{place}={given} must be a mapping: write {place}.NAME=NUMBER"
-    kinds = [kind for section in sections for kind in ("arch", "source") if kind in section.model_fields]
-    if kinds:
-        return f"{place}={given} is no section of keys: write {place}.{kinds[0]}={given}"
-    inner = f"{place}.{BLOCK}" if is_by_block(_annotation(error["loc"])) else place
-    keys = ", ".join(list(sections[0].model_fields))
-    return f"{inner if field else place}={given} is no section of keys: write {inner}.KEY=VALUE with one of {keys}"
+        return f"{key}={value} must be a mapping: write {key}.NAME=NUMBER"
+    choosers = [name for section in sections for name in ("arch", "source") if name in section.model_fields]
+    if choosers:
+        return f"{key}={value} is no section of keys: write {key}.{choosers[0]}={value}"
+    inner = f"{key}.{BLOCK}" if is_by_block(_annotation(error["loc"])) else key
+    keys = ", ".join(sections[0].model_fields)
+    return f"{inner}={value} is no section of keys: write {inner}.KEY=VALUE with one of {keys}"
 
 
-def _annotation(place: tuple[Any, ...]) -> Any:
+def _annotation(loc: tuple[Any, ...]) -> Any:
+    """The type that the configuration's classes give the key at a place."""
     annotation: Any = Config
-    for part in place:
-        known = [s for s in sections_of(annotation) if part in s.model_fields]
-        annotation = known[0].model_fields[part].annotation if known else None
+    for part in loc:
+        sections = [section for section in sections_of(annotation) if part in section.model_fields]
+        annotation = sections[0].model_fields[part].annotation if sections else None
     return annotation
 
 
 CLAUSES: Mapping[str, Callable[[Any, str], str]] = {
+    **dict.fromkeys(NUMBERS, _number),
     "extra_forbidden": _unknown,
     "missing": _missing,
-    "union_tag_invalid": _member,
-    "union_tag_not_found": _no_member,
+    "union_tag_invalid": _unknown_kind,
+    "union_tag_not_found": _no_kind,
     "literal_error": _literal,
     "tuple_type": _list,
     "list_type": _list,

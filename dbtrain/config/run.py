@@ -13,8 +13,9 @@ from dbtrain.config.init import AnyInit, InitConfig
 from dbtrain.config.model import AnyModel
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
-from dbtrain.config.training import TrainingConfig
+from dbtrain.config.training import BlockTraining, TrainingConfig
 from dbtrain.errors import ConfigError
+from dbtrain.method.loops import check_loops
 from dbtrain.method.noise_processes import noise_process
 from dbtrain.models.registry import architecture
 
@@ -64,7 +65,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _keys_of_the_model_fit(self) -> "Config":
         try:
-            architecture(self.model.arch).check(self.model.model_dump(exclude={"arch"}))
+            check_loops(self.model.loops, self.model.depth)
+            architecture(self.model.arch).check(self.model.arguments() | {"loops": self.model.loops})
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
@@ -120,6 +122,7 @@ class Config(Section):
     def content(self) -> dict[str, Any]:
         """Everything that determines the weights; where a run is and how it is observed does not."""
         content = self.model_dump(mode="json", exclude={"out", "cluster", "evaluation", "telemetry"})
+        content["model"] = self.model.content()
         content["data"].pop("cache", None)
         if self.noise_process == self.natural_process:
             # so that runs from before there was a choice go on
@@ -137,6 +140,10 @@ class Config(Section):
         if not training["blocks"]:
             # so that runs from before there were exceptions go on
             training.pop("blocks")
+        for own in training.get("blocks", {}).values():
+            for key in BlockTraining.added_later:
+                if own[key] is None:
+                    own.pop(key)
         return content
 
     def content_hash(self) -> str:

@@ -1,6 +1,6 @@
 """Section `training`, with the optimizer."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,12 +31,20 @@ class OptimizerConfig(Section):
         return self
 
 
-class BlockOptimizer(Section):
-    """What the optimizer of one block does otherwise; unset values are those of `training.optimizer`."""
+class BlockTraining(Section):
+    """What one block does otherwise; unset values are those of `training` and `training.optimizer`."""
+
+    added_later: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "ema")
+    """Keys that count only where they are set, so that runs from before there were any go on."""
 
     lr: Positive | None = None
     muon_lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
+    steps: Count | None = None
+    """Of this block; its warm-up is stretched with them, and so takes the same share as that of the others."""
+    batch_size: Count | None = None
+    """Effective batch of this block; the learning rate stays as it is."""
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 class AugmentationConfig(Section):
@@ -58,8 +66,9 @@ class TrainingConfig(Section):
     """Samples a worker takes at once; by default its whole share of the batch."""
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    blocks: ByBlock[BlockOptimizer] = {}
-    """Exceptions for single blocks: nothing couples them, and a slice with noisier gradients wants a lower `lr`."""
+    blocks: ByBlock[BlockTraining] = {}
+    """Exceptions for single blocks. Nothing couples them: a slice with noisier gradients wants a lower `lr` or a
+    larger batch, and one that still learns when the others no longer do wants more steps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"
@@ -83,5 +92,14 @@ class TrainingConfig(Section):
 
     def of_block(self, block: int) -> "TrainingConfig":
         """What holds for one block, with its exceptions."""
-        own = self.blocks.get(block, BlockOptimizer()).model_dump(exclude_none=True)
-        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update=own)})
+        own = self.blocks.get(block, BlockTraining()).model_dump(exclude_none=True)
+        stretched = self.over(own.pop("steps", self.steps))
+        beside: dict[str, Any] = {key: own.pop(key) for key in ("batch_size", "ema") if key in own}
+        return stretched.model_copy(update=beside | {"optimizer": stretched.optimizer.model_copy(update=own)})
+
+    def over(self, steps: int) -> "TrainingConfig":
+        """The same schedule over other steps: a warm-up that stayed as long would eat a short training."""
+        warmup = round(self.optimizer.warmup * steps / self.steps)
+        return self.model_copy(
+            update={"steps": steps, "optimizer": self.optimizer.model_copy(update={"warmup": warmup})}
+        )

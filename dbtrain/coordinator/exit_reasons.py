@@ -12,14 +12,15 @@ SHORT_OF_MEMORY = (
     "cluster.cpus_per_worker so that fewer workers share a machine"
 )
 LOST_NODE = "its node was lost"
+SILENT = "the workers ended without a word"
 NODE_DIED = "The actor died because its node has died"
-"""As Ray says it."""
-WORDS = {
+"""Ray's sentence for a lost node."""
+SENTENCES = {
     "Worker unexpectedly exits with a connection error": KILLED,
     "due to the node running low on memory": SHORT_OF_MEMORY,
     NODE_DIED: LOST_NODE,
 }
-"""By what Ray says among half a page of other things."""
+"""Our sentence for each of Ray's, which stands somewhere in half a page of its other text."""
 OUTSIDE = re.compile(
     r"^(MemoryError|OSError|IOError|TimeoutError|\w*Connection\w*Error|BrokenPipeError|EOFError|Dist\w*Error|OutOfMemory)"
     r"|\b(nccl|gloo|connections?|sockets?|broken pipe|timed out|peer|out of memory|no space left)\b"
@@ -31,47 +32,58 @@ ADDRESS = re.compile(r"0x[0-9a-f]+")
 SILENT_S = 60.0
 """For a node to answer, or for the cluster to find that it is dead, which takes Ray some 20 s."""
 LONGEST = 500
-"""Characters of what the cluster says otherwise."""
+"""Characters that are kept of an error of the cluster for which there is no sentence of ours."""
 
 
 def in_words(error: str) -> str:
-    """What the cluster says of a death, as short as people want it."""
-    return next((words for said, words in WORDS.items() if said in error), error[:LONGEST])
+    """The cluster's error about a death in one short sentence, or its first characters if it is not a known one."""
+    return next((ours for rays, ours in SENTENCES.items() if rays in error), error[:LONGEST])
 
 
 def classify(progress: Progress, error: str | None, committed: int, steps: int, stopping: bool) -> Exit:
-    """The exit of an attempt.
+    """Decide how an attempt of a block ended.
+
+    The block's own commits come first, then what its workers wrote before they went, then what the cluster knows.
 
     Args:
-        progress: of its block, with the events of this attempt taken.
-        error: what the cluster says of its workers' death, if it says anything.
-        committed: newest committed step.
-        steps: of a whole training.
-        stopping: the command was asked to stop.
+        progress: of the block, with all events of this attempt taken.
+        error: the cluster's error about the death of the attempt's workers, if it has one.
+        committed: newest committed step of the block.
+        steps: steps after which the block is done.
+        stopping: whether this command was asked to stop; if it was not, whoever ended the workers took them away.
     """
-    told = None if error is None else in_words(error)
+    reason = None if error is None else in_words(error)
     leaving: ExitKind = "stopped" if stopping else "preempted"
-    end = progress.end
     if committed >= steps:
         return Exit("done", "", committed)
-    if end is None and progress.warned:
+    if progress.end is not None:
+        return _reported(progress.end, reason, leaving, committed)
+    if progress.warned:
         return Exit(leaving, str(progress.warned), committed)
-    if end is None:
-        gone = told == LOST_NODE or (told is not None and "node" in told and "died" in told)
-        kind: ExitKind = "preempted" if gone else "crashed"
-        return Exit(kind, told or "the workers ended without a word", committed)
-    if end["outcome"] == "crashed" and told == LOST_NODE:
-        # of several workers those on other nodes have met broken connections, and said so first
-        return Exit("preempted", told, committed)
+    return _vanished(reason, committed)
+
+
+def _vanished(reason: str | None, committed: int) -> Exit:
+    """The workers wrote no end: only the cluster can know whether they or their node died."""
+    lost = reason is not None and (reason == LOST_NODE or ("node" in reason and "died" in reason))
+    return Exit("preempted" if lost else "crashed", reason or SILENT, committed)
+
+
+def _reported(end: dict[str, Any], reason: str | None, leaving: ExitKind, committed: int) -> Exit:
+    """The workers wrote how they ended, which is believed unless a lost node explains it."""
     if end["outcome"] == "stopped":
         return Exit(leaving, str(end.get("reason")), committed)
     if end["outcome"] == "failed" and not end.get("retry"):
         return Exit("failed", str(end.get("error")), committed)
-    return Exit("crashed", str(end.get("error") or told), committed, None if told == KILLED else _cause(end))
+    if end["outcome"] == "crashed" and reason == LOST_NODE:
+        # the workers on the other nodes met broken connections, and wrote that before the cluster missed the node
+        return Exit("preempted", reason, committed)
+    cause = None if reason == KILLED else _cause(end)
+    return Exit("crashed", str(end.get("error") or reason), committed, cause)
 
 
 def _cause(end: dict[str, Any]) -> str | None:
-    """What tells an error of the program from others, None if the worker's surroundings may be to blame."""
+    """The error and its step, by which the same error is known again; None if the worker's surroundings may be it."""
     error = str(end.get("error", ""))
     if "at" not in end or OUTSIDE.search(error):
         return None

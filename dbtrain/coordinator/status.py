@@ -10,7 +10,6 @@ from dbtrain.errors import ShardError
 from dbtrain.run.plan import level_name
 from dbtrain.run.run import Run, RunBlock
 from dbtrain.shards.storage.lock import holder_of, is_held
-from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import Row
 from dbtrain.telemetry.events import read_events
 
@@ -30,30 +29,30 @@ class BlockStatus:
     """Process and host of the first rank, while the block trains."""
 
 
-def preparation(run: Store) -> str | None:
+def preparation(run: Run) -> str | None:
     """What a command does that works on a run and has not written its run.json yet, in words; None otherwise.
 
     Raises:
         ShardError: the storage cannot be reached.
     """
-    holder = None if Run(run).exists else holder_of(run)
+    holder = None if run.exists else holder_of(run.store)
     if holder is None:
         return None
     return (
-        f"{run.url} is being prepared by pid {holder.pid} on {holder.host}: its data are read, and a pilot may "
+        f"{run.store.url} is being prepared by pid {holder.pid} on {holder.host}: its data are read, and a pilot may "
         "calibrate its range; there is no block yet"
     )
 
 
-def status(run: Store) -> list[BlockStatus]:
+def status(run: Run) -> list[BlockStatus]:
     """Every block of a run, running or not.
 
     Raises:
         ShardError: it is no run, or its manifest is damaged.
     """
-    found = [_block(block) for block in Run(run).blocks]
+    statuses = [_block(block) for block in run.blocks]
     # after the blocks: a command that ends meanwhile has written their last states before it gives the lock back
-    return found if is_held(run) else [_without_command(status) for status in found]
+    return statuses if is_held(run.store) else [_without_command(status) for status in statuses]
 
 
 def _without_command(status: BlockStatus) -> BlockStatus:
@@ -73,7 +72,7 @@ def _block(block: RunBlock) -> BlockStatus:
     for attempt in block.attempts:
         for event in read_events(block.attempt(attempt)):
             progress.take(event)
-    state, attempts, committed = _state(block.store), _attempts(block), block.committed
+    state, attempts, committed = _state(block), _attempts(block), block.committed
     phase = Phase.DONE.value if committed >= block.steps else str(state.get("phase", Phase.PENDING.value))
     # it was done, and its last checkpoint was damaged since: it will train on from the one before
     damaged = phase == Phase.DONE.value and committed < block.steps
@@ -107,11 +106,11 @@ def _attempts(block: RunBlock) -> int:
     return max([placed, *block.attempts])
 
 
-def _state(store: Store) -> dict[str, Any]:
-    if not store.exists("state.json"):
+def _state(block: RunBlock) -> dict[str, Any]:
+    if not block.store.exists("state.json"):
         return {}
     try:
-        state = store.read_json("state.json")
+        state = block.store.read_json("state.json")
     except ShardError:
         return {}
     return state if isinstance(state, dict) else {}

@@ -20,7 +20,7 @@ from dbtrain.errors import IncompleteRunError
 from dbtrain.run.calibrate import described
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.plan import RunPlan
-from dbtrain.run.prepare import check_alone, prepare
+from dbtrain.run.prepare import check_alone, prepare_checked
 from dbtrain.run.requests import requests
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.directory import run_directory
@@ -54,14 +54,14 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
         if own:
             # Ray need not run for it; it starts after the pilot, which takes the whole machine
             _check_room(config, run, [this_machine()])
-            run_plan = prepare(config, run, calibrate)
+            run_plan = prepare_checked(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:
             if not own:
                 # before the data are read and a pilot is trained: a cluster that would not do is told at once
                 check_packages(cluster, config.data.source)
                 _check_room(config, run, cluster.nodes())
-                run_plan = prepare(config, run, calibrate)
+                run_plan = prepare_checked(config, run, calibrate)
             for note in run_plan.data_notes:
                 view.tell(f"data: {note}")
             for line in run_plan.init.lines() if run_plan.init else ():
@@ -134,7 +134,7 @@ def row(run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
         levels=run_plan.levels(state.block),
         phase=state.phase.value,
         step=max(progress.step, state.committed) if state.phase is Phase.DONE else progress.step,
-        steps=run_plan.config.training.steps,
+        steps=run_plan.config.training.of_block(state.block).steps,
         loss=progress.loss,
         rate=progress.rate,
         seconds=progress.seconds,

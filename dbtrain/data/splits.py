@@ -101,6 +101,16 @@ def mixed(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed("dbtrain", "held out")))
 
 
+def evenly(size: int, most: int | None) -> Tensor:
+    """Numbers of at most `most` samples (all if None), evenly spread over `size`."""
+    return spread(size, size if most is None else min(most, size))
+
+
+def spread(size: int, count: int) -> Tensor:
+    """Numbers (count,) evenly spread over `size` samples, some more than once if there are fewer."""
+    return torch.arange(count) * size // count
+
+
 def partners(order: Tensor) -> Tensor:
     """The sample that each of n is put beside, (n,): the one before it in an order (n,); never itself if n > 1."""
     return torch.empty_like(order).index_copy(0, order, order.roll(1))

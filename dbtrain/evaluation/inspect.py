@@ -37,7 +37,7 @@ def inspect_path(path: str, console: Console) -> None:
     if not store.exists(CONFIG):
         check_run_path(store)
     if store.exists(MANIFEST):
-        _run(store, console)
+        _run(Run(store), console)
     elif store.exists(CONFIG):
         _merged(store, console)
     else:
@@ -81,8 +81,7 @@ def _identity(shard: Shard) -> list[str]:
     ]
 
 
-def _run(store: Store, console: Console) -> None:
-    run = Run(store)
+def _run(run: Run, console: Console) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in run.manifest.versions.items())
     say(console, f"run {run.manifest.name}, configuration {run.manifest.config_hash}, {versions}")
     for line in run.manifest.init.lines() if run.manifest.init else ():
@@ -98,8 +97,8 @@ def _run(store: Store, console: Console) -> None:
     show_table(console, table)
     if damaged:
         raise ShardError(
-            f"{damaged} checkpoint(s) of {store.url} are damaged: restore copies of them, or let dbtrain resume train "
-            "their blocks on from the ones before"
+            f"{damaged} checkpoint(s) of {run.store.url} are damaged: restore copies of them, or let dbtrain resume "
+            "train their blocks on from the ones before"
         )
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 
 
-def keep(run: Store, name: str, value: Any, what: str) -> None:
+def keep(run: Run, name: str, value: Any, what: str) -> None:
     """Write a JSON file into a run, after its content was shown.
 
     Args:
@@ -16,6 +16,6 @@ def keep(run: Store, name: str, value: Any, what: str) -> None:
         ShardError: it cannot be written; the message says that nothing else is missing.
     """
     try:
-        run.write_json(name, value)
+        run.store.write_json(name, value)
     except ShardError as error:
         raise ShardError(f"{what} are complete and shown above, but {name} is not written: {error}") from error

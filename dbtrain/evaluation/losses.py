@@ -13,7 +13,7 @@ from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.run.plan import RunPlan
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 from dbtrain.telemetry.counting import Count, counted, silent
 
 
@@ -34,11 +34,11 @@ class Point:
 
 
 def measure_losses(
-    run: Store,
+    run: Run,
     count: int,
     samples: int,
     show: Callable[[list[Point]], None] = lambda points: None,
-    told: Count = silent,
+    progress: Count = silent,
 ) -> list[Point]:
     """Losses of a run's merged model on its validation split; also written to ``losses.json``, once they were shown.
 
@@ -48,7 +48,7 @@ def measure_losses(
         count: levels, at equal shares of the training distribution, besides the boundaries.
         samples: of the split, at most.
         show: called with the result before it is written.
-        told: how far it has come.
+        progress: told how far it has come.
 
     Raises:
         ConfigError: the run was trained without noise.
@@ -59,7 +59,7 @@ def measure_losses(
     split = model.run_plan.data().validation
     points = [
         _point(model, split, min(samples, len(split)), level, block, boundary)
-        for level, block, boundary in counted(told, "levels measured", grid(model.run_plan, count))
+        for level, block, boundary in counted(progress, "levels measured", grid(model.run_plan, count))
     ]
     show(points)
     keep(run, "losses.json", [asdict(point) for point in points], "the losses")

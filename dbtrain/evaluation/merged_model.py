@@ -65,17 +65,17 @@ class MergedModel:
         return MergedModel(merged_plan(merged), merged.block, device, merged.where)
 
     @staticmethod
-    def of_run(run: Store, device: torch.device) -> "MergedModel":
+    def of_run(run: Run, device: torch.device) -> "MergedModel":
         """The merged model of a run, with the places that only run.json keeps, if it is there, such as its data's.
 
         Raises:
             ShardError: the run is not merged, or its files are damaged.
         """
-        merged, whole = merged_of(run), Run(run)
+        merged = merged_of(run)
         model = MergedModel.of(merged, device)
-        if whole.exists and whole.manifest.config_hash == merged.manifest.config_hash:
-            own = read_plan(whole.manifest, None)
-            model.run_plan = replace(model.run_plan, config=own.config, paths=own.paths)
+        if run.exists and run.manifest.config_hash == merged.manifest.config_hash:
+            located = read_plan(run.manifest, None)
+            model.run_plan = replace(model.run_plan, config=located.config, paths=located.paths)
         return model
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
@@ -99,13 +99,13 @@ class MergedModel:
         """
         noise, example = self.run_plan.noise(), self._example(batch)
         denoise = self._denoiser(self._example(others).context)
-        found = []
+        evaluations = []
         for value in chain_levels(self.run_plan, steps_per_block):
             level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
             noisy = noise.corrupt(example.clean, level, draws)
             block = self.run_plan.ranges.owner(value)
-            found.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
-        return found
+            evaluations.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
+        return evaluations
 
     def draws(self, positions: Tensor, seed: int = 0) -> Draws:
         """The randomness of a walk over the samples of these numbers (N,) in their split, however it is cut."""
@@ -119,9 +119,9 @@ class MergedModel:
         """Each block, or the one so many after it, on this context."""
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-            held = (block + rotate) % len(self.blocks)
-            model = self.blocks[held]
-            output = model.predict(self.run_plan.runs(held), noisy, level, context)
+            number = (block + rotate) % len(self.blocks)
+            model = self.blocks[number]
+            output = model.predict(self.run_plan.runs(number), noisy, level, context)
             return output, model.denoised(output)
 
         return denoise
@@ -141,24 +141,24 @@ def merged_plan(merged: MergedDirectory) -> RunPlan:
     return read_plan(merged.manifest, merged.codebook(), merged.frozen())
 
 
-def merged_of(run: Store) -> MergedDirectory:
+def merged_of(run: Run) -> MergedDirectory:
     """The merged model of a run.
 
     Raises:
         ShardError: it is no run, and the message says what it is instead, or the run is not merged.
     """
-    merged = Run(run).merged
-    if not merged.exists(CONFIG):  # with it a merged model is enough: it may have been carried here alone
-        check_run_path(run)
-        read_manifest(run)
-    return MergedDirectory(merged)
+    # a merged model is enough: it may have been carried here alone
+    if not run.merged.exists(CONFIG):
+        check_run_path(run.store)
+        read_manifest(run.store)
+    return MergedDirectory(run.merged)
 
 
 def _load_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:
     """Each block's model; blocks that are held by the same shards are one model."""
     sources = [run_plan.scheme.sources(block) for block in range(run_plan.split.blocks)]
-    models = {own: load_model(run_plan, block, load, where).to(device) for block, own in enumerate(sources)}
-    return [models[own] for own in sources]
+    models = {shards: load_model(run_plan, block, load, where).to(device) for block, shards in enumerate(sources)}
+    return [models[shards] for shards in sources]
 
 
 def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _somewhere) -> BlockModel:
@@ -182,7 +182,7 @@ def check_shard(
 ) -> dict[str, Tensor]:
     """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
     wanted = {name: tensor for name, tensor in wanted.items() if name not in run_plan.frozen}
-    found = {local_name(shard, name): tensor for name, tensor in tensors.items()}
+    named = {local_name(shard, name): tensor for name, tensor in tensors.items()}
     layers = run_plan.shards.layers(shard)
     # of greedy training the stem is the first block's, and the layers before are those of the blocks before
     borrows = run_plan.scheme.in_turn and shard > 0
@@ -192,8 +192,8 @@ def check_shard(
         return int(number) in layers if group == "layers" else not (borrows and group == "stem")
 
     required = frozenset(filter(holds, wanted))
-    check_fit(found, wanted, required, shard, where)
-    return found
+    check_fit(named, wanted, required, shard, where)
+    return named
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
@@ -217,15 +217,15 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     wrong: list[str] = []
     with torch.no_grad():
         for theirs in apart.evaluations(batch, draws):
-            told = f"block {theirs.block} at {name} {theirs.level:g}"
+            place = f"block {theirs.block} at {name} {theirs.level:g}"
             # not the output: a masked language model gives minus infinity to the tokens that it rules out
             if not theirs.denoised.isfinite().all():
                 # what follows in the chain is spoiled by this block, not by its own weights
-                return [*wrong, f"{told} computes values that are NaN or infinite, from its own checkpoint already"]
+                return [*wrong, f"{place} computes values that are NaN or infinite, from its own checkpoint already"]
             level = torch.full(shape, theirs.level, dtype=torch.float32, device=merged.device)
             ours, _ = denoise(theirs.block, theirs.noisy, level)
             if not torch.equal(ours, theirs.output):
-                wrong.append(f"{told} differs from its checkpoint")
+                wrong.append(f"{place} differs from its checkpoint")
     return wrong
 
 

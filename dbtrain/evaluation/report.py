@@ -15,7 +15,7 @@ from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 from dbtrain.telemetry.counting import Count, silent
 
 Scores = dict[str, dict[str, float]]
@@ -38,7 +38,7 @@ READOUTS: Mapping[str, str] = {
 
 
 def evaluate_run(
-    run: Store,
+    run: Run,
     overrides: Sequence[str] = (),
     section: EvaluationConfig | None = None,
     show: Callable[[Metric, Scores], None] = lambda metric, scores: None,

@@ -9,13 +9,12 @@ from dbtrain.run.merge import MergeResult, merge
 from dbtrain.run.run import WEIGHTS, Run
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
-from dbtrain.shards.storage.store import Store
 
 SAMPLES = 32
 CPU = torch.device("cpu")
 
 
-def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
+def merge_and_verify(run: Run) -> tuple[MergeResult, int]:
     """Merge, and compare every block's output with that of its own checkpoint on a few test samples.
 
     A merged model exists only when this has succeeded; one of before stays until then.
@@ -28,20 +27,19 @@ def merge_and_verify(run: Store) -> tuple[MergeResult, int]:
         ShardError: a shard is damaged, foreign or not of this model, or an output differs or is not finite.
         DataError: the test samples cannot be read.
     """
-    check_run_path(run)
-    whole = Run(run)
-    _check_finished(whole)
-    test = whole.plan.data().test
+    check_run_path(run.store)
+    _check_finished(run)
+    test = run.plan.data().test
     samples = min(SAMPLES, len(test))
     batch = test.batch(torch.arange(samples), CPU)
-    result = merge(whole, lambda merged: _check(whole, MergedDirectory(merged), batch))
+    result = merge(run, lambda merged: _check(run, MergedDirectory(merged), batch))
     return result, samples
 
 
 def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
     rows = merged.blocks
 
-    def own(block: int) -> dict[str, torch.Tensor]:
+    def committed(block: int) -> dict[str, torch.Tensor]:
         row = rows[block]
         role = next(role for role in WEIGHTS if role == row.role)
         return run.block(block).checkpoints.load(row.step, (role,)).parts[role]
@@ -50,7 +48,7 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
         return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
     # first the checkpoints, which the user can do something about
-    apart = MergedModel(run.plan, own, CPU, where)
+    apart = MergedModel(run.plan, committed, CPU, where)
     wrong = verify(MergedModel.of(merged, CPU), apart, batch)
     if wrong:
         raise ShardError(

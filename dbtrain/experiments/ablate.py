@@ -1,6 +1,5 @@
 """The ablate command: block counts x ranges x partitions x seeds on one cluster, beside baselines at equal FLOPs."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.split import partition
 from dbtrain.models.registry import architecture
 from dbtrain.run.run import Run
-from dbtrain.shards.storage.store import Store
 
 EVENLY = "layers_per_block=null"
 """Said of every run: the file may name the layers of one block count."""
@@ -80,13 +78,46 @@ class Grid:
     seeds: Sequence[int]
     baselines: Sequence[str]
 
+    def counts_of(self, baseline: str) -> Sequence[int]:
+        """Block counts for which a kind of baseline is run: end to end there is one network, whatever their number."""
+        return self.blocks[:1] if KINDS.get(baseline) == "end_to_end" else self.blocks
+
+    def partitions_of(self, depth: int, blocks: int) -> dict[str, tuple[int, ...]]:
+        """Layers of each block by partition; of those that are the same, such as all of one block, only the first."""
+        names = {partition(name, depth, blocks): name for name in reversed(self.partitions)}
+        return {name: layers for layers, name in reversed(names.items())}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The runs of one grid: what they have in common, and how each is made from it."""
+
+    path: str
+    """Of the configuration."""
+    overrides: tuple[str, ...]
+    name: str
+    """With which the runs' names begin."""
+
+    def baseline(self, kind: str, blocks: int, seed: int) -> Variant:
+        """A baseline at the FLOPs of so many blocks, after which it is named."""
+        overrides = self._overrides(blocks, seed, f"{self.name}-b{blocks}-s{seed}", EVENLY)
+        config = reshaped(load_config(self.path, overrides), kind)
+        return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, overrides, config.run_url)
+
+    def isolated(self, blocks: int, ranges: str, shares: str, layers: Sequence[int], seed: int) -> Variant:
+        """A run of isolated blocks, whose layers the partition `shares` gives; named after what it has of each."""
+        even = shares == "even"
+        name = "-".join([self.name, f"b{blocks}", ranges, *([] if even else [shares]), f"s{seed}"])
+        sizes = EVENLY if even else f"layers_per_block=[{','.join(map(str, layers))}]"
+        overrides = self._overrides(blocks, seed, name, f"noise.ranges={ranges}", sizes)
+        return Variant(("train",), blocks, ranges, shares, seed, overrides, load_config(self.path, overrides).run_url)
+
+    def _overrides(self, blocks: int, seed: int, name: str, *others: str) -> tuple[str, ...]:
+        return (*self.overrides, f"blocks={blocks}", *others, f"seed={seed}", f"name={name}")
+
 
 def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
-    """Every run of the grid, the baselines first.
-
-    A baseline gets the FLOPs of a block count, and its name says of which: end to end of the first, those that have
-    blocks themselves of each. Of partitions that are the same for a block count, such as all of one block, the first is
-    taken.
+    """Every run of the grid, the baselines first; a baseline's name says whose FLOPs it gets.
 
     Raises:
         ConfigError: one of them is no valid configuration, or an override says what the partitions vary.
@@ -95,39 +126,21 @@ def grid(path: str, overrides: Sequence[str], axes: Grid) -> list[Variant]:
         raise ConfigError("layers_per_block is what a grid varies: leave it out, and choose with --partitions")
     overrides = (*ALIKE, *overrides)
     base = load_config(path, (*overrides, f"blocks={axes.blocks[0]}"))
-    variants = [
-        _baseline(path, base.name, overrides, count, kind, seed)
+    family = Family(path, overrides, base.name)
+    baselines = [
+        family.baseline(kind, blocks, seed)
         for kind in axes.baselines
-        for count in (axes.blocks[:1] if KINDS.get(kind) == "end_to_end" else axes.blocks)
+        for blocks in axes.counts_of(kind)
         for seed in axes.seeds
     ]
-    for count in axes.blocks:
-        sizes = {partition(name, base.model.depth, count): name for name in reversed(axes.partitions)}
-        for policy, (layers, name), seed in itertools.product(axes.ranges, reversed(sizes.items()), axes.seeds):
-            variants.append(_variant(path, base.name, overrides, count, policy, name, layers, seed))
-    return variants
-
-
-def _baseline(path: str, base: str, overrides: Sequence[str], count: int, kind: str, seed: int) -> Variant:
-    settings = (*overrides, f"blocks={count}", EVENLY, f"seed={seed}", f"name={base}-b{count}-s{seed}")
-    config = reshaped(load_config(path, settings), kind)
-    return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, settings, config.run_url)
-
-
-def _variant(
-    path: str,
-    base: str,
-    overrides: Sequence[str],
-    count: int,
-    policy: str,
-    name: str,
-    layers: tuple[int, ...],
-    seed: int,
-) -> Variant:
-    run = "-".join([base, f"b{count}", policy, *([] if name == "even" else [name]), f"s{seed}"])
-    settings = (*overrides, f"blocks={count}", f"noise.ranges={policy}", f"seed={seed}", f"name={run}")
-    settings += (EVENLY if name == "even" else f"layers_per_block=[{','.join(map(str, layers))}]",)
-    return Variant(("train",), count, policy, name, seed, settings, load_config(path, settings).run_url)
+    isolated = [
+        family.isolated(blocks, ranges, shares, layers, seed)
+        for blocks in axes.blocks
+        for ranges in axes.ranges
+        for shares, layers in axes.partitions_of(base.model.depth, blocks).items()
+        for seed in axes.seeds
+    ]
+    return baselines + isolated
 
 
 def run_grid(path: str, variants: Sequence[Variant], parallel: int, tell: Callable[[str], None]) -> list[Measured]:
@@ -190,45 +203,39 @@ def measure(variant: Variant) -> Measured:
     Raises:
         ShardError: they are missing or damaged.
     """
-    run = Store(variant.run)
+    run = Run.at(variant.run)
     rows = [block.row for block in status(run)]
     return Measured(
         variant=variant,
-        scores=run.read_json("evaluation.json")["scores"],
+        scores=run.store.read_json("evaluation.json")["scores"],
         memory=max(row.memory or 0 for row in rows),
         seconds=sum(row.seconds for row in rows),
-        flops=_flops(run),
+        flops=training_flops(run.plan),
     )
-
-
-def _flops(run: Store) -> float:
-    return training_flops(Run(run).plan)
 
 
 def summary(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One row for each setting: each readout's mean and deviation over the seeds by split, and the costs."""
-    rows = []
-    for setting in dict.fromkeys(_setting(m.variant) for m in measured):
-        group = [m for m in measured if _setting(m.variant) == setting]
-        scores = {
-            split: {readout: _spread([m.scores[split][readout] for m in group]) for readout in readouts}
-            for split, readouts in group[0].scores.items()
-        }
-        rows.append(
-            {
-                **dict(zip(("blocks", "ranges", "partition"), setting, strict=True)),
-                "seeds": [m.variant.seed for m in group],
-                "scores": scores,
-                "memory": max(m.memory for m in group),
-                "seconds": sum(m.seconds for m in group) / len(group),
-                "flops": sum(m.flops for m in group) / len(group),
-            }
-        )
-    return rows
+    by_setting: dict[tuple[int, str, str], list[Measured]] = {}
+    for m in measured:
+        by_setting.setdefault((m.variant.blocks, m.variant.ranges, m.variant.partition), []).append(m)
+    return [_row(setting, group) for setting, group in by_setting.items()]
 
 
-def _setting(variant: Variant) -> tuple[int, str, str]:
-    return variant.blocks, variant.ranges, variant.partition
+def _row(setting: tuple[int, str, str], group: Sequence[Measured]) -> dict[str, Any]:
+    """A setting's row, from its runs, one for each seed."""
+    scores = {
+        split: {readout: _spread([m.scores[split][readout] for m in group]) for readout in readouts}
+        for split, readouts in group[0].scores.items()
+    }
+    return {
+        **dict(zip(("blocks", "ranges", "partition"), setting, strict=True)),
+        "seeds": [m.variant.seed for m in group],
+        "scores": scores,
+        "memory": max(m.memory for m in group),
+        "seconds": sum(m.seconds for m in group) / len(group),
+        "flops": sum(m.flops for m in group) / len(group),
+    }
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:

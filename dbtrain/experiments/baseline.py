@@ -1,7 +1,8 @@
 """Baselines: the same layers trained in other ways, for the FLOPs that the isolated blocks take together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from dbtrain.config import Config, TrainingConfig
@@ -11,8 +12,8 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.cost import estimate, recomputed
 from dbtrain.run.initial_weights import InitialWeights
-from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
+from dbtrain.run.prepare import sketch
 from dbtrain.run.run import Run
 from dbtrain.run.weight_source import WeightSource
 
@@ -46,9 +47,10 @@ class Baseline:
 
     def describe(self) -> str:
         """One line."""
-        line = (
-            f"{self.config.name}: {self.config.training.steps} steps, {self.flops:.4g} FLOPs; blocks {self.budget:.4g}"
-        )
+        training = self.config.training
+        lengths = [training.of_block(block).steps for block in range(self.config.blocks)]
+        steps = ", ".join(map(str, lengths if len(set(lengths)) > 1 else lengths[:1]))
+        line = f"{self.config.name}: {steps} steps, {self.flops:.4g} FLOPs; blocks {self.budget:.4g}"
         line += f"; activation checkpointing computes {self.again:.4g} again, not counted" if self.again else ""
         return line + (f"; it starts from random weights, unlike the blocks: {self.unlike}" if self.unlike else "")
 
@@ -56,8 +58,9 @@ class Baseline:
 def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     """A baseline of a run of isolated blocks.
 
-    Its steps are the blocks' steps times the ratio of their FLOPs a sample, private stems and heads included, to its
-    own; both are counted by PyTorch on the same batch.
+    Its steps are those of the run times the ratio of the FLOPs that all blocks take in their own steps and
+    batches, private stems and heads included, to those that it would take in the steps of the run. Both are
+    counted by PyTorch on the same batch.
 
     Raises:
         ConfigError: there is no such kind, or the architecture has none.
@@ -66,14 +69,15 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     data = load_data(config)
     if misfit := _misfit(other, data):
         other, unlike = other.model_copy(update={"init": InitConfig()}), misfit
-    budget = config.training.steps * _per_step(_counted(config, data))
-    counted = _counted(other, data)
-    per_step = _per_step(counted)
-    training = _stretched(other.training, max(1, round(budget / per_step)))
+    budget = _spent(config.training, _per_sample(sketch(config, data)))
+    counted = sketch(other, data)
+    per_sample = _per_sample(counted)
+    training = _stretched(other.training, budget / _spent(other.training, per_sample))
     again = 0.0
     if training.activation_checkpointing:
         again = recomputed(counted, 0, COUNTED) / COUNTED * training.batch_size * training.steps
-    return Baseline(other.model_copy(update={"training": training}), training.steps * per_step, budget, again, unlike)
+    flops = _spent(training, per_sample)
+    return Baseline(other.model_copy(update={"training": training}), float(flops), float(budget), again, unlike)
 
 
 def _cannot_start(config: Config, kind: str) -> str:
@@ -102,18 +106,23 @@ def _misfit(config: Config, data: DataSet) -> str:
         # the source is needed no more: what was decided when the run was started stands in it
         return "" if existing.config.init == config.init else "its run was started so"
     try:
-        InitialWeights.of(_counted(config, data), source, config.init.layers)
+        InitialWeights.of(sketch(config, data), source, config.init.layers)
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def _stretched(training: TrainingConfig, steps: int) -> TrainingConfig:
-    """The same schedule over other steps: a warm-up that stayed would eat a short run."""
-    warmup = round(training.optimizer.warmup * steps / training.steps)
-    return training.model_copy(
-        update={"steps": steps, "optimizer": training.optimizer.model_copy(update={"warmup": warmup})}
-    )
+def _stretched(training: TrainingConfig, ratio: Fraction) -> TrainingConfig:
+    """The same schedules over other steps, of blocks with a length of their own too."""
+
+    def steps(before: int) -> int:
+        return max(1, round(before * ratio))
+
+    own = {
+        block: exception.model_copy(update={"steps": steps(exception.steps)}) if exception.steps else exception
+        for block, exception in training.blocks.items()
+    }
+    return training.over(steps(training.steps)).model_copy(update={"blocks": own})
 
 
 def end_to_end(config: Config) -> Config:
@@ -122,21 +131,19 @@ def end_to_end(config: Config) -> Config:
 
 
 def training_flops(run_plan: RunPlan) -> float:
-    """FLOPs of training all of a run's blocks to their last step."""
-    return run_plan.config.training.steps * _per_step(run_plan)
+    """FLOPs of training all of a run's blocks to their last steps."""
+    return float(_spent(run_plan.config.training, _per_sample(run_plan)))
 
 
-def _per_step(run_plan: RunPlan) -> float:
-    shards = range(run_plan.shards.blocks)
-    flops = sum(estimate(run_plan, shard, COUNTED, 1).flops for shard in shards)
-    return flops / COUNTED * run_plan.config.training.batch_size
+def _per_sample(run_plan: RunPlan) -> list[Fraction]:
+    """FLOPs of a sample of each worker."""
+    return [Fraction(estimate(run_plan, shard, COUNTED, 1).flops, COUNTED) for shard in range(run_plan.shards.blocks)]
 
 
-def _counted(config: Config, data: DataSet) -> RunPlan:
-    if config.noise.ranges in ("calibrated", "equal_information"):
-        # what a pilot would measure changes no FLOPs
-        config = config.model_copy(update={"noise": config.noise.model_copy(update={"ranges": "uniform"})})
-    return design(config, data, _never)
+def _spent(training: TrainingConfig, per_sample: Sequence[Fraction]) -> Fraction:
+    """FLOPs of all steps of all workers; exact, so that what is rounded to whole steps is rounded once."""
+    own = [(training.of_block(block), flops) for block, flops in enumerate(per_sample)]
+    return sum((block.steps * block.batch_size * flops for block, flops in own), Fraction())
 
 
 def reshaped(config: Config, kind: str) -> Config:
@@ -160,7 +167,3 @@ def reshaped(config: Config, kind: str) -> Config:
     if kind == "checkpointing":
         training = training.model_copy(update={"activation_checkpointing": True})
     return config.model_copy(update={**changes, "training": training})
-
-
-def _never(*_: object) -> dict[str, object]:
-    raise AssertionError("counting FLOPs needs no calibration")

@@ -14,7 +14,8 @@ from dbtrain.config import Config
 from dbtrain.errors import ConfigError, IncompleteRunError
 from dbtrain.experiments.tally import WEIGHTS, Fault, Tally, difference
 from dbtrain.experiments.victims import Worker, await_commit, controllers, send, workers
-from dbtrain.run.run import Run
+from dbtrain.run.run import BLOCKS, Run
+from dbtrain.shards.commit import step_name
 from dbtrain.shards.storage.lock import LOCK
 
 PATIENT = ("cluster.max_crashes=100000", "cluster.max_preemptions=100000", "cluster.backoff_s=0.01")
@@ -191,5 +192,8 @@ class Punisher:
         return kind
 
     def _shards(self, label: str) -> dict[str, bytes]:
-        run, last = self._folder(label) / self.config.name, f"step_{self.config.training.steps:08d}"
-        return {str(path.relative_to(run)): path.read_bytes() for path in run.glob(f"blocks/*/{last}/*.safetensors")}
+        """Content of every shard of each block's own last step, if it has come so far."""
+        run, training = self._folder(label) / self.config.name, self.config.training
+        last = [f"{block:02d}/{step_name(training.of_block(block).steps)}" for block in range(self.config.blocks)]
+        paths = [path for step in last for path in (run / BLOCKS / step).glob("*.safetensors")]
+        return {str(path.relative_to(run)): path.read_bytes() for path in paths}

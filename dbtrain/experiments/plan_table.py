@@ -1,6 +1,6 @@
 """The plan command: what would run, where, and what it would take."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -8,15 +8,13 @@ from rich.table import Table
 from dbtrain.config import Config
 from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.ray.address import connect, this_machine
-from dbtrain.experiments.baseline import end_to_end
-from dbtrain.run.batch_shape import cut_batch
+from dbtrain.experiments.baseline import baseline
+from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
-from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan, load_data
-from dbtrain.run.prepare import check_alone, check_before_pilot, weight_source, with_weights
+from dbtrain.run.prepare import check_alone, plan_run
 from dbtrain.run.requests import Request, requests
-from dbtrain.run.weight_meaning import codes_of
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
@@ -47,11 +45,9 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, f"data: {note}")
     with LiveView(notices) as view:
         calibrate = announced(view.tell, NOTHING_KEPT, view.count)
-        source = weight_source(config)
-        check_before_pilot(config, data, calibrate, source)
-        run_plan = with_weights(design(config, data, calibrate, codes_of(source, config)), source)
-        whole_config = end_to_end(config)
-        whole = design(whole_config, data, calibrate)
+        run_plan = plan_run(config, data, calibrate)
+        together = baseline(config)
+        whole = plan_run(together.config, data, calibrate)
     table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
     columns = (
         "block",
@@ -64,6 +60,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         "EMA",
         "activ.",
         "total",
+        "steps",
+        "batch",
         "FLOPs/step",
     )
     for name in (*columns, "goes to"):
@@ -72,20 +70,31 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         at = where[request.block]
         _row(table, str(request.block), run_plan, request, "waits" if at is None else ", ".join(at))
     table.add_section()
-    _row(
-        table, "end-to-end", whole, requests(whole_config, wanted[0].device)[0], f"{whole_config.training.steps} steps"
-    )
+    _row(table, "end-to-end", whole, requests(together.config, wanted[0].device)[0], "")
     show_table(console, table)
+    for line in _looped(run_plan, whole):
+        say(console, line)
     for line in described(run_plan.distribution):
         say(console, line)
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
+    say(console, f"FLOPs of all steps: blocks {together.budget:.4g}, end-to-end {together.flops:.4g}")
+
+
+def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
+    """How deep blocks with looped layers are, and in which order they apply them; nothing without loops."""
+    if run_plan.config.model.loops is None:
+        return
+    applied = {f"block {shard}": run_plan.applied(shard) for shard in range(run_plan.shards.blocks)}
+    for name, layers in {**applied, "end-to-end": whole.applied(0)}.items():
+        numbers = " ".join(map(str, layers))
+        yield f"loops: {name} has {len(set(layers))} layers and is {len(layers)} deep, applied as {numbers}"
 
 
 def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: str) -> None:
-    shape = cut_batch(run_plan.config.training.batch_size, request.workers, request.micro_batch)
-    block = request.block
+    block, training = request.block, run_plan.config.training
+    shape = block_batch(training, block, request.workers, request.micro_batch)
     memory: Memory = estimate(run_plan, block, shape.micro_batch, request.workers)
     layers, (low, high) = run_plan.shards.layers(block), run_plan.levels(block)
     parts: Sequence[int] = (
@@ -102,6 +111,8 @@ def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: s
         "-" if run_plan.distribution["kind"] == "none" else f"{low:.4g}-{high:.4g}",
         _count(memory.count),
         *(size(part) for part in parts),
+        str(training.of_block(block).steps),
+        str(shape.batch_size),
         f"{memory.flops * shape.accumulation * shape.workers:.3g}",
         place_,
     )

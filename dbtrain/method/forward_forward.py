@@ -20,15 +20,24 @@ def normalise(hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden, hidden.shape[-1:])
 
 
+def goodness(hidden: Tensor) -> Tensor:
+    """Sum of squares of a position's D activities less D, mean over the positions: (N, ..., D) to (N,) float32.
+
+    # Hinton 2022, eq. (1), with the number of units as the threshold
+    """
+    hidden = hidden.float()
+    return (hidden.square().sum(-1) - hidden.shape[-1]).flatten(1).mean(1)
+
+
 class ForwardForward(BlockModel):
     """A classifier whose blocks are trained by goodness; it has no head, and its stem belongs to block 0.
 
     Args:
         model: with all layers, with codes that its stem is shown as the label, and with hidden states to look at.
-        blocks: layers of every block.
+        blocks: layers of every block, in the order in which they are applied.
     """
 
-    def __init__(self, model: BlockModel, blocks: Sequence[range]) -> None:
+    def __init__(self, model: BlockModel, blocks: Sequence[Sequence[int]]) -> None:
         super().__init__()
         # in a tuple it is no submodule, so that parameters have their usual names
         self._model = (model,)
@@ -48,40 +57,34 @@ class ForwardForward(BlockModel):
         """The model's own."""
         return self._model[0].example(batch)
 
-    def activities(self, layers: range, code: Tensor, context: Tensor) -> list[Tensor]:
-        """What each block within `layers` makes, (N, ..., D) each; no gradient passes to the block before."""
+    def activities(self, layers: Sequence[int], code: Tensor, context: Tensor) -> list[Tensor]:
+        """Hidden states (N, ..., D) after each block within `layers`; no gradient passes to the block before."""
         level = torch.ones(len(code), device=code.device)
         hidden, condition = self._model[0].open(code, level, context)
-        made: list[Tensor] = []
-        for block in self.blocks:
-            if block.stop > layers.stop:
-                break
-            if made:
+        activities: list[Tensor] = []
+        for block in (block for block in self.blocks if block[-1] <= layers[-1]):
+            if activities:
                 # the condition comes from the stem, which later blocks must not train
-                hidden, condition = normalise(hidden.detach()), condition.detach()
+                hidden, condition = normalise(activities[-1].detach()), condition.detach()
             for layer in block:
                 hidden = self.layers[str(layer)](hidden, condition)
-            made.append(hidden)
-        return made
+            activities.append(hidden)
+        return activities
 
-    def goodness(self, layers: range, code: Tensor, context: Tensor) -> Tensor:
-        """(blocks within `layers`, N) float32: an activity's sum of squares, less its D elements; mean over positions.
+    def goodness(self, layers: Sequence[int], code: Tensor, context: Tensor) -> Tensor:
+        """Goodness (blocks within `layers`, N) of each block's hidden states, float32."""
+        return torch.stack([goodness(hidden) for hidden in self.activities(layers, code, context)])
 
-        # Hinton 2022, eq. (1), with the number of units as the threshold
-        """
-        activity = [hidden.float() for hidden in self.activities(layers, code, context)]
-        return torch.stack([(h.square().sum(-1) - h.shape[-1]).flatten(1).mean(1) for h in activity])
-
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, classes) logits: with every class's code in turn, the goodness of all blocks but the first, summed.
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """(N, classes) logits: with each class shown as the label, the goodness of all blocks but the first, summed.
 
         As in Hinton 2022, section 3.3; of the first if there is no other. What is noisy is not looked at.
         """
-        scores = []
+        logits = []
         for code in self.get_buffer("codebook"):
-            goodness = self.goodness(layers, code.expand(len(context), -1), context)
-            scores.append(goodness[min(1, len(goodness) - 1) :].sum(0))
-        return torch.stack(scores, dim=1)
+            by_block = self.goodness(layers, code.expand(len(context), -1), context)
+            logits.append(by_block[1:].sum(0) if len(by_block) > 1 else by_block[0])
+        return torch.stack(logits, dim=1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N,) of these logits, in nats; it is not what trains."""
@@ -110,8 +113,8 @@ class ForwardForwardObjective(nn.Module):
         model = self.model
         codes, context = self._right_and_wrong(batch, Draws(key, positions))
         with torch.autocast(positions.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            goodness = model.goodness(range(model.num_layers), codes, context)
-        right, wrong = goodness.chunk(2, dim=1)
+            by_block = model.goodness(range(model.num_layers), codes, context)
+        right, wrong = by_block.chunk(2, dim=1)
         return (functional.softplus(-right) + functional.softplus(wrong)).mean()
 
     def compile(self, *arguments: Any, **options: Any) -> None:
@@ -123,6 +126,7 @@ class ForwardForwardObjective(nn.Module):
         """(2N, D) codes of the right labels, then of wrong ones, and the context of both."""
         model = self.model
         example, codes = model.example(batch), model.get_buffer("codebook")
-        step = 1 + (draws.uniform((), WRONG_STREAM) * (len(codes) - 1)).long()
-        wrong = (example.target + step) % len(codes)
+        # a label moved on by 1 to the number of classes less 1 is never the right one
+        moved = 1 + (draws.uniform((), WRONG_STREAM) * (len(codes) - 1)).long()
+        wrong = (example.target + moved) % len(codes)
         return torch.cat([example.clean, codes[wrong]]), torch.cat([example.context] * 2)

@@ -5,7 +5,7 @@ A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, comm
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -183,7 +183,7 @@ class BlockModel(nn.Module, ABC):
 
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:
-        """Refuse keys of the section `model` that do not go together, before any data is read.
+        """Refuse keys of the section `model`, `loops` among them, that do not go together, before any data is read.
 
         Raises:
             ConfigError: they do not.
@@ -211,11 +211,11 @@ class BlockModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Stem, then only these layers, then head: logits, or the denoised image.
 
         Args:
-            layers: numbers of the layers to apply.
+            layers: numbers of the layers to apply, in this order; a looped one is there more than once.
             noisy: the noisy target, in the shape of ``Example.clean``.
             level: (N, *level_shape).
             context: as in `Example`.
@@ -262,7 +262,9 @@ class CachedModel(Protocol):
     def new_cache(self) -> Any:
         """An empty cache, of one evaluation along the chain."""
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: Any = None) -> Tensor:
+    def predict(
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, cache: Any = None
+    ) -> Tensor:
         """As of `BlockModel`, for the positions after those in the cache, to which they are added."""
 
     def denoised(self, output: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ Precision = Literal["fp32", "bf16"]
 class Slice:
     """What one block trains: its layers, and levels from `low` to `high`, overlap included."""
 
-    layers: range
+    layers: Sequence[int]
+    """Numbers of those to apply, in order."""
     low: float
     high: float
     share: float = 1.0
@@ -29,12 +30,13 @@ class BlockObjective(nn.Module):
 
     Args:
         model: holds the layers of this block only (or all of them, for the end-to-end baseline).
-        layers: numbers of those layers in the whole model.
+        layers: numbers of those layers in the whole model, in the order in which they are applied; a looped one is
+            there more than once.
         low, high: the levels trained, overlap included.
         precision: `bf16` runs the network under autocast; levels, noise and loss stay in float32.
     """
 
-    def __init__(self, model: BlockModel, layers: range, low: float, high: float, precision: Precision) -> None:
+    def __init__(self, model: BlockModel, layers: Sequence[int], low: float, high: float, precision: Precision) -> None:
         super().__init__()
         self.model = model
         self.layers = layers

@@ -7,12 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import NoiseProcess
 from dbtrain.method.levels import LevelDistribution
 from dbtrain.method.ranges import Ranges
 
 Solver = Literal["euler", "heun"]
+
+Spacing = Literal["karras", "slices"]
+"""`karras`: EDM's levels over the whole range; `slices`: the noise process's own, as many in every slice."""
 
 Denoise = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(block, noisy (N, ...), level (N, *level_shape)) -> (raw output such as logits, denoised estimate like `noisy`)."""
@@ -54,6 +58,22 @@ def karras_schedule(low: float, high: float, steps: int, rho: float = 7.0) -> li
     """Falling levels evenly spaced in sigma^(1/rho)  # EDM, eq. (5)."""
     share = torch.linspace(0, 1, steps, dtype=torch.float64)
     return ((high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho).tolist()
+
+
+def spaced_levels(noise: NoiseProcess, ranges: Ranges, steps: int, spacing: Spacing) -> tuple[float, ...]:
+    """Falling levels of `steps` evaluations from the top of the whole range.
+
+    Raises:
+        ConfigError: the steps cannot be shared by the slices.
+    """
+    if spacing == "karras":
+        return tuple(karras_schedule(ranges.edges[-1], ranges.edges[0], steps))
+    if steps % ranges.blocks:
+        raise ConfigError(
+            f"{steps} steps cannot be shared evenly by {ranges.blocks} slices: take a multiple of {ranges.blocks}, "
+            "or the spacing karras"
+        )
+    return tuple(noise.schedule(ranges, steps // ranges.blocks))
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

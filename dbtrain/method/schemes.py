@@ -30,15 +30,15 @@ class Scheme:
     """A block starts when those before it are done, and takes their weights, frozen."""
     starts_random: bool = False
     """Its blocks cannot start from the weights of another model."""
-    wrap: Callable[[BlockModel, Sequence[range]], BlockModel] | None = None
-    """(model, every block's layers) -> model behind the same plug, where the plain one will not do."""
+    wrap: Callable[[BlockModel, Sequence[Sequence[int]]], BlockModel] | None = None
+    """(model, every block's layers in order) -> model behind the same plug, where the plain one will not do."""
 
     def shards(self, split: LayerSplit) -> LayerSplit:
         """Layers of each worker, and so of each shard."""
         return LayerSplit((split.bounds[0], split.bounds[-1])) if self.shared else split
 
     def runs(self, split: LayerSplit, block: int) -> range:
-        """Layers that one evaluation of a block takes."""
+        """Layers that one evaluation of a block takes, each of them once."""
         own = split.layers(block)
         return range(own.stop) if self.cumulative else own
 
@@ -60,7 +60,7 @@ def _all_blocks(model: BlockModel, slices: Sequence[Slice], shard: int, precisio
 
 def _on_frozen_features(model: BlockModel, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
     """Only the layers that earlier blocks have not are trained, and the head; the stem is block 0's."""
-    learned = slices[shard - 1].layers.stop if shard else 0
+    learned = max(slices[shard - 1].layers) + 1 if shard else 0
     for name, parameter in model.named_parameters():
         group, _, rest = name.partition(".")
         frozen = group == "stem" or (group == "layers" and int(rest.split(".", 1)[0]) < learned)

@@ -1,6 +1,6 @@
 """Autoregressive language model as a denoiser of the next token's code, seeing the clean tokens before it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -165,12 +165,12 @@ class ARLM(BlockModel):
         return KVCache()
 
     def predict(
-        self, layers: range, noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None
     ) -> Tensor:
         """Logits (N, T, V).
 
         Args:
-            layers: to apply.
+            layers: to apply, in this order.
             noisy: (N, T, D) codes.
             level: (N, T).
             context: (N, T) the token before each.
@@ -182,8 +182,8 @@ class ARLM(BlockModel):
         )
         hidden, condition = self.stream.join(token, code), self.stream.conditions(own)
         view = self.stream.view(past, new, context.device)
-        for i in layers:
-            hidden = self.layers[str(i)](hidden, condition, view, cache, i)
+        for depth, i in enumerate(layers):
+            hidden = self.layers[str(i)](hidden, condition, view, cache, depth)
         if cache is not None:
             cache.length += new
         # the last slots are those of the noisy codes

@@ -1,6 +1,6 @@
 """Diffusion transformer (Peebles & Xie 2023): denoises an image or latent, conditioned on level and class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -116,7 +116,7 @@ class DiT(BlockModel):
             raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
         return torch.full_like(context, self.no_class)
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Denoised images (N, C, H, W), float32, from the network's output as its parametrisation has it."""
         c_noise = self.parametrisation.time(level)
         hidden, condition = self.stem(self.parametrisation.scale_input(noisy, level), c_noise, context)

@@ -24,24 +24,27 @@ class View:
 
 @dataclass
 class KVCache:
-    """Keys and values of the slots seen so far, by layer: one cache for each evaluation along the chain."""
+    """Keys and values of the slots seen so far, by depth: one cache for each evaluation along the chain.
+
+    The depth counts the layers that are applied, from 0: a looped layer has keys and values of each time.
+    """
 
     length: int = 0
     """Slots held."""
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Buffers (N, heads, at least `length`, head dim), which double when they are full."""
 
-    def extend(self, layer: int, key: Tensor, value: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    def extend(self, depth: int, key: Tensor, value: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         """Keys and values (N, heads, length + S, head dim) that the S new slots may see; keeps the first `kept`.
 
-        The owner adds `kept` to `length` when all layers have been extended.
+        The owner adds `kept` to `length` when all depths have been extended.
         """
         end = self.length + kept
-        held = self.layers.get(layer, (key[:, :, :0], value[:, :, :0]))
+        held = self.layers.get(depth, (key[:, :, :0], value[:, :, :0]))
         if held[0].shape[2] < end:
             room = max(end, 2 * held[0].shape[2]) - self.length
             held = tuple(torch.cat([h[:, :, : self.length], _blank(h, room)], dim=2) for h in held)  # type: ignore[assignment]
-            self.layers[layer] = held
+            self.layers[depth] = held
         for buffer, new in zip(held, (key, value), strict=True):
             buffer[:, :, self.length : end] = new[:, :, :kept]
         if kept == key.shape[2]:
@@ -79,13 +82,13 @@ class RotaryAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, view: View, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, view: View, cache: KVCache | None, depth: int) -> Tensor:
         """(N, S, dim) -> (N, S, dim)."""
         n, slots, dim = x.shape
         q, k, v = self.qkv(x).reshape(n, slots, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, view.positions), rotate(k, view.positions)
         if cache is not None:
-            k, v = cache.extend(layer, k, v, view.kept)
+            k, v = cache.extend(depth, k, v, view.kept)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.causal)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, slots, dim))
         return out
@@ -123,10 +126,10 @@ class LlamaBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor, view: View, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, view: View, cache: KVCache | None = None, depth: int = 0) -> Tensor:
         """(N, S, dim) and conditions (N, S, level_dim) -> (N, S, dim)."""
         scale1, gate1, scale2, gate2 = self.modulation(functional.silu(condition)).chunk(4, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1), view, cache, layer)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1), view, cache, depth)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2))
 
 

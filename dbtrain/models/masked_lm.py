@@ -1,6 +1,6 @@
 """Masked diffusion language model: a bidirectional transformer that fills in masked tokens (MD4, MDLM)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -95,7 +95,7 @@ class MaskedLM(BlockModel):
         tokens = batch["tokens"]
         return Example(clean=tokens, context=tokens[:, :0], target=tokens)
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
         hidden, condition = self.stem(noisy, self.parametrisation.time(level))
         length = noisy.shape[1]

@@ -1,6 +1,6 @@
 """Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -155,7 +155,16 @@ class Recurrent(BlockModel):
 
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:
-        """Heads share the width, and no more iterations have gradients than there are."""
+        """Heads share the width, no more iterations have gradients than there are, and the core loops as a whole.
+
+        Raises:
+            ConfigError: one of these is not so.
+        """
+        if keys["loops"]:
+            raise ConfigError(
+                "model.loops loops layers of a block, and model.arch=recurrent iterates its whole core: leave it out, "
+                "and set evaluation.steps_per_block, or model.iterations of the baseline"
+            )
         check_heads(keys["dim"], keys["heads"], rotary=True)
         _check_backprop(keys["iterations"], keys["backprop"])
 
@@ -165,14 +174,14 @@ class Recurrent(BlockModel):
         before = functional.pad(tokens[:, :-1], (1, 0), value=self.start_token)
         return Example(clean=self.get_buffer("codebook")[tokens], context=before, target=tokens)
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, L, V) of the token in each place."""
         state, condition = self.iterate(layers, noisy, level, context)
         condition = condition.expand(-1, context.shape[1], -1).to(state.dtype)
         logits: Tensor = self.head(state, condition, _causal(context))
         return logits
 
-    def iterate(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def iterate(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The core's state (N, L, dim) after its iterations, and the condition (N, 1, level_dim)."""
         view = _causal(context)
         condition = self.stem.level(self.parametrisation.time(level)[:, None])
@@ -187,7 +196,7 @@ class Recurrent(BlockModel):
             state = self._core(layers, state, read, condition, view)
         return state, condition
 
-    def _core(self, layers: range, state: Tensor, read: Tensor, condition: Tensor, view: View) -> Tensor:
+    def _core(self, layers: Sequence[int], state: Tensor, read: Tensor, condition: Tensor, view: View) -> Tensor:
         hidden = self.stem.enter(state, read)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition, view)

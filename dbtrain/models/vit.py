@@ -1,6 +1,6 @@
 """Vision transformer as a denoiser of the label's code, seeing the image's patches at every level."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class ViT(BlockModel):
         hidden, condition = self.stem(context, self.parametrisation.scale_input(noisy, level), c_noise)
         return hidden, condition
 
-    def predict(self, layers: range, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+    def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, classes), read from the code's token."""
         hidden, condition = self.open(noisy, level, context)
         for i in layers:

@@ -65,7 +65,7 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward and backward, without
     what activation checkpointing computes again.
     """
-    training = run_plan.config.training
+    training = run_plan.config.training.of_block(block)
     module = run_plan.objective(block, "meta")
     count = count_parameters(module)
     size, frozen = count * FLOAT_BYTES, sum(p.numel() for p in module.parameters() if not p.requires_grad)
@@ -75,8 +75,8 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     activations, flops = _activations(_with_checkpointing(run_plan, False), block, micro_batch)
     if training.activation_checkpointing:
         inputs, _ = _activations(run_plan, block, micro_batch)
-        layers = len(list(module.get_submodule("model.layers").children()))
-        activations = inputs + (activations - inputs) // layers
+        # a looped layer keeps an input for each time that it is applied
+        activations = inputs + (activations - inputs) // len(run_plan.applied(block))
     return Memory(
         parameters=(size + frozen * FLOAT_BYTES) // shared[0],
         gradients=size // shared[1],

@@ -123,7 +123,7 @@ def _train_pilot(
     count: Count,
 ) -> BlockModel:
     kind = architecture(config.model.arch)
-    arguments = {**config.model.model_dump(exclude={"arch"}), "depth": 1}
+    arguments = {**config.model.arguments(), "depth": 1}
     arguments |= {name: shape[name] for name in kind.takes}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "pilot", number))

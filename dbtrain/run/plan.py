@@ -18,6 +18,7 @@ from dbtrain.errors import DataError
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import NoNoise
 from dbtrain.method.interface import BlockModel, NoiseProcess, Target
+from dbtrain.method.loops import order
 from dbtrain.method.noise_processes import noise_process
 from dbtrain.method.objective import Slice
 from dbtrain.method.parametrisation import PARAMETRISATIONS, Parametrisation, Unseen, default_sigma_data
@@ -83,7 +84,7 @@ class RunPlan:
         """16 hexadecimal digits of what a weight means: the network, how its blocks hang together, and its scales."""
         config = self.config
         scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
-        content = {"model": config.model.model_dump(mode="json"), "method": config.method, "noise": scales}
+        content = {"model": config.model.content(), "method": config.method, "noise": scales}
         content["shape"] = dict(self.shape)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -101,14 +102,23 @@ class RunPlan:
         """(low, high) of a worker."""
         return (self.ranges.edges[-1], self.ranges.edges[0]) if self.scheme.shared else self.ranges.of(shard)
 
-    def runs(self, block: int) -> range:
-        """Layers that one evaluation of a block takes."""
-        return self.scheme.runs(self.split, block)
+    def runs(self, block: int) -> tuple[int, ...]:
+        """Layers that one evaluation of a block applies, in order; a looped one is there more than once."""
+        return self._order(self.scheme.runs(self.split, block))
+
+    def applied(self, shard: int) -> tuple[int, ...]:
+        """Layers that a worker applies in one training step, in order."""
+        return self._order(self.scheme.runs(self.shards, shard))
+
+    def _order(self, layers: range) -> tuple[int, ...]:
+        # block by block: no group of looped layers crosses a boundary
+        blocks = [own for own in map(self.split.layers, range(self.split.blocks)) if own[-1] in layers]
+        return tuple(layer for own in blocks for layer in order(own, self.config.model.loops))
 
     def model(self, shard: int, device: str = "cpu") -> BlockModel:
         """The model with the layers that a worker runs, initialised as a function of (seed, shard)."""
         kind, scheme = architecture(self.config.model.arch), self.scheme
-        arguments = self.config.model.model_dump(exclude={"arch"})
+        arguments = self.config.model.arguments()
         arguments |= {name: self.shape[name] for name in kind.takes}
         if kind.codes:
             arguments["codebook"] = self.codebook
@@ -119,7 +129,7 @@ class RunPlan:
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
             model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
         self._freeze(model)
-        blocks = [self.split.layers(block) for block in range(self.split.blocks)]
+        blocks = [self._order(self.split.layers(block)) for block in range(self.split.blocks)]
         return scheme.wrap(model, blocks) if scheme.wrap else model
 
     @torch.no_grad()

@@ -1,6 +1,11 @@
-"""Settle a run before anything trains: write its codebook and manifest. A run that exists is checked instead."""
+"""Prepare a run before anything trains: plan it, write its codebook and manifest; one that exists is checked instead.
+
+Every plan of a configuration comes from here: `prepare` makes that of a run, `plan_run` the same without a directory,
+and `sketch` one without a pilot.
+"""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 
@@ -15,7 +20,7 @@ from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.models.registry import architecture
-from dbtrain.run.batch_shape import check_augmentation, cut_batch
+from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.config_diff import difference
 from dbtrain.run.initial_weights import InitialWeights, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
@@ -34,7 +39,7 @@ MEASURED = ("calibrated", "equal_information")
 
 
 def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
-    """Write codebook.safetensors and run.json, or check those that are there.
+    """Write what all blocks have in common and run.json, or check those that are there.
 
     Raises:
         ConfigError: the directory belongs to a run of another configuration, or no worker could train this one.
@@ -42,23 +47,17 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
         DataError: the data cannot be read, or is not what the run was started with.
     """
     check_alone(config)
+    return prepare_checked(config, run, calibrate)
+
+
+def prepare_checked(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
+    """As `prepare`, of a configuration that `check_alone` has passed: a command does that before it asks a cluster."""
     if run.exists:
         return _continue(config, run)
-    source = weight_source(config)
-    data = load_data(config)
-    check_augmentation(config.training.augmentation, data.train)
-    check_before_pilot(config, data, calibrate, source)
-    run_plan = replace(
-        design(config, data, calibrate, codes_of(source, config)),
-        data_hash=data.content,
-        class_names=data.class_names,
-        data_notes=data.notes,
-    )
-    _check_models(run_plan)
-    run_plan = with_weights(run_plan, source)
+    run_plan = plan_run(config, load_data(config), calibrate)
+    code_hash = ""
     if run_plan.frozen:
         run.store.write(FROZEN, encode_frozen(run_plan.frozen))
-    code_hash = ""
     if run_plan.codebook is not None:
         run.store.write(CODEBOOK, encode_codebook(run_plan.codebook))
         code_hash = tensor_hash(run_plan.codebook)
@@ -72,58 +71,67 @@ def check_alone(config: Config) -> None:
     Raises:
         ConfigError: blocks, layers, edges, batch or resources do not fit each other.
     """
-    check_layers(
-        SCHEMES[config.method].shards(split_of(config)), "repeat" if config.init.branch else config.init.layers
-    )
+    layers = "repeat" if config.init.branch else config.init.layers
+    check_layers(SCHEMES[config.method].shards(split_of(config)), layers)
     if target_of(config) != "hidden" and config.noise.edges:
         explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
-        cut_batch(config.training.batch_size, request.workers, request.micro_batch)
+        block_batch(config.training, request.block, request.workers, request.micro_batch)
 
 
-def weight_source(config: Config) -> WeightSource | None:
-    """What the configuration says that the first weights are taken from; None where they are random.
-
-    Raises:
-        ConfigError: there is nothing to start from.
-        ShardError: its files are damaged or out of reach.
-    """
-    return None if config.init.source is None else WeightSource.open(config.init.source)
-
-
-def with_weights(run_plan: RunPlan, source: WeightSource | None) -> RunPlan:
-    """The plan with where its first weights come from, and with the parts that no block trains.
+def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
+    """What a run of this configuration on this data is; no run directory is read or written.
 
     Raises:
-        ConfigError: they do not fit the run, by name, shape or codebook.
-        ShardError: their files are damaged or out of reach.
+        ConfigError: no worker could train it, or the weights that it starts from are not for it.
+        ShardError: the files of those weights are damaged or out of reach.
     """
-    if source is None:
-        return run_plan
+    check_augmentation(config.training.augmentation, data.train)
+    source = None if config.init.source is None else WeightSource.open(config.init.source)
+    codes = codes_of(source, config)
+    # without a codebook there is nothing to measure, which the design says
+    if config.noise.ranges in MEASURED and architecture(config.model.arch).codes:
+        # a pilot takes minutes before one could see that the models cannot be built
+        early = sketch(config, data)
+        _check_models(early)
+        if source is not None:
+            InitialWeights.of(early, source, config.init.layers)
+    run_plan = replace(
+        design(config, data, calibrate, codes),
+        data_hash=data.content,
+        class_names=data.class_names,
+        data_notes=data.notes,
+    )
+    _check_models(run_plan)
+    return run_plan if source is None else _with_weights(run_plan, source)
+
+
+def _with_weights(run_plan: RunPlan, source: WeightSource) -> RunPlan:
+    """The plan with where its first weights come from, and with the parts that no block trains."""
     check_codebook(run_plan, source)
     initial = InitialWeights.of(run_plan, source, run_plan.config.init.layers)
     return replace(run_plan, init=initial.origin, frozen=initial.frozen())
 
 
-def check_before_pilot(config: Config, data: DataSet, calibrate: Calibrate, source: WeightSource | None) -> None:
-    """Build on no device what would be trained, but for the range: a pilot takes minutes before one could see it.
+def sketch(config: Config, data: DataSet) -> RunPlan:
+    """The plan of a run without its pilot, for what the range does not change: shapes, parameters and FLOPs.
+
+    Ranges that would be measured are uniform, and codes of a corpus, which take a while to make, are random.
 
     Raises:
-        ConfigError: data, codebook, model and first weights do not fit each other.
-        ShardError: the files of the first weights are damaged or out of reach.
+        ConfigError: data, codebook and model do not fit each other.
     """
-    # without a codebook there is nothing to measure, which the design says
-    if config.noise.ranges not in MEASURED or not architecture(config.model.arch).codes:
-        return
-    noise = config.noise.model_copy(update={"ranges": "uniform"})
-    # codes of a corpus take a while to make, and have the same shape
-    drawn = {"source": "random"} if config.codebook.source == "corpus" else {}
-    codebook = config.codebook.model_copy(update=drawn)
-    sketch = design(config.model_copy(update={"noise": noise, "codebook": codebook}), data, calibrate)
-    _check_models(sketch)
-    if source is not None:
-        codes_of(source, config)
-        InitialWeights.of(sketch, source, config.init.layers)
+    uniform = {"ranges": "uniform"} if config.noise.ranges in MEASURED else {}
+    random = {"source": "random"} if config.codebook.source == "corpus" else {}
+    changes = {
+        "noise": config.noise.model_copy(update=uniform),
+        "codebook": config.codebook.model_copy(update=random),
+    }
+    return design(config.model_copy(update=changes), data, _no_pilot)
+
+
+def _no_pilot(*_: object) -> Mapping[str, object]:
+    raise AssertionError("a sketch measures nothing")
 
 
 def _check_models(run_plan: RunPlan) -> None:

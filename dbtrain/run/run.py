@@ -142,7 +142,7 @@ class RunBlock:
     @property
     def steps(self) -> int:
         """Optimizer steps after which the block is done."""
-        return self.run.manifest.steps
+        return self.run.manifest.steps(self.number)
 
     @property
     def attempts(self) -> list[int]:

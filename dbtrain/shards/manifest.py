@@ -115,10 +115,11 @@ class Manifest:
         """Workers that write shards: the blocks, or one that trains them all."""
         return len(self.plan)
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps after which a block is done."""
-        return int(self.config["training"]["steps"])
+    def steps(self, block: int) -> int:
+        """Optimizer steps after which a block is done: its own if the configuration gives it some."""
+        training = self.config["training"]
+        own = training.get("blocks", {}).get(str(block), {})
+        return int(own.get("steps") or training["steps"])
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dbtrain.config import parse_config
 from dbtrain.errors import WorkerError
 from dbtrain.method.split import global_name, local_name
-from dbtrain.run.batch_shape import cut_batch
+from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.initial_weights import read_block
 from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
@@ -89,9 +89,10 @@ class BlockWorker:
                 self.watchdog.close()
 
     def _train(self) -> str:
-        shape = cut_batch(self.training.batch_size, self.assignment.workers, self.assignment.micro_batch)
-        self._objective = objective = self.run_plan.objective(self.assignment.block).to(self.device)
-        upstream = self.run_plan.scheme.sources(self.assignment.block)[:-1]
+        told = self.assignment
+        shape = block_batch(self.config.training, told.block, told.workers, told.micro_batch)
+        self._objective = objective = self.run_plan.objective(told.block).to(self.device)
+        upstream = self.run_plan.scheme.sources(told.block)[:-1]
         if upstream:
             with self.watchdog.patient():
                 load_upstream(objective.get_submodule("model"), self.of_run, upstream)
@@ -99,7 +100,6 @@ class BlockWorker:
         self.watchdog.touch()
         engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
-        told = self.assignment
         batches = Batches(
             data.train, shape, self.config.seed, told.block, self.rank, self.device, self.training.augmentation
         )

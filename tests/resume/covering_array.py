@@ -17,7 +17,7 @@ from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan
 from dbtrain.training.engine import Engine
 
-Row = tuple[str, int, int, str, str, str, int]
+Row = tuple[str, int, int, str, str, str, int, str]
 Parts = dict[str, dict[str, Tensor]]
 FACTORS: dict[str, tuple[Any, ...]] = {
     "arch": ("vit", "dit", "ar_lm", "masked_lm", "recurrent"),
@@ -27,31 +27,32 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "optimizer": ("adamw", "muon"),
     "precision": ("fp32", "bf16"),
     "accumulation": (1, 2),
+    "layers": ("once", "looped"),
 }
 # found once by a greedy search over random candidates; test_covering_array.py proves that every pair is there
 ROWS: tuple[Row, ...] = (
-    ("ar_lm", 0, 1, "none", "adamw", "bf16", 2),
-    ("masked_lm", 0, 1, "none", "muon", "fp32", 1),
-    ("ar_lm", 1, 1, "optimizer", "muon", "fp32", 1),
-    ("vit", 2, 1, "optimizer", "muon", "bf16", 2),
-    ("dit", 3, 1, "optimizer", "adamw", "bf16", 1),
-    ("recurrent", 3, 1, "none", "muon", "bf16", 2),
-    ("dit", 3, 1, "all", "adamw", "fp32", 2),
-    ("dit", 0, 2, "none", "muon", "fp32", 2),
-    ("vit", 0, 2, "none", "adamw", "fp32", 2),
-    ("masked_lm", 1, 2, "none", "adamw", "bf16", 1),
-    ("recurrent", 1, 2, "none", "adamw", "bf16", 2),
-    ("recurrent", 2, 2, "optimizer", "adamw", "fp32", 1),
-    ("dit", 2, 2, "none", "muon", "fp32", 2),
-    ("vit", 3, 2, "all", "adamw", "fp32", 2),
-    ("ar_lm", 3, 2, "all", "muon", "bf16", 2),
-    ("recurrent", 0, 3, "none", "muon", "fp32", 1),
-    ("dit", 1, 3, "none", "muon", "fp32", 2),
-    ("vit", 1, 3, "none", "muon", "fp32", 1),
-    ("masked_lm", 2, 3, "optimizer", "adamw", "bf16", 2),
-    ("ar_lm", 2, 3, "optimizer", "muon", "fp32", 1),
-    ("masked_lm", 3, 3, "all", "muon", "bf16", 1),
-    ("recurrent", 3, 3, "all", "muon", "fp32", 1),
+    ("ar_lm", 0, 1, "none", "adamw", "bf16", 2, "once"),
+    ("masked_lm", 0, 1, "none", "muon", "fp32", 1, "once"),
+    ("ar_lm", 1, 1, "optimizer", "muon", "fp32", 1, "once"),
+    ("vit", 2, 1, "optimizer", "muon", "bf16", 2, "once"),
+    ("dit", 3, 1, "optimizer", "adamw", "bf16", 1, "looped"),
+    ("recurrent", 3, 1, "none", "muon", "bf16", 2, "once"),
+    ("dit", 3, 1, "all", "adamw", "fp32", 2, "once"),
+    ("dit", 0, 2, "none", "muon", "fp32", 2, "once"),
+    ("vit", 0, 2, "none", "adamw", "fp32", 2, "looped"),
+    ("masked_lm", 1, 2, "none", "adamw", "bf16", 1, "looped"),
+    ("recurrent", 1, 2, "none", "adamw", "bf16", 2, "once"),
+    ("recurrent", 2, 2, "optimizer", "adamw", "fp32", 1, "once"),
+    ("dit", 2, 2, "none", "muon", "fp32", 2, "once"),
+    ("vit", 3, 2, "all", "adamw", "fp32", 2, "once"),
+    ("ar_lm", 3, 2, "all", "muon", "bf16", 2, "looped"),
+    ("recurrent", 0, 3, "none", "muon", "fp32", 1, "once"),
+    ("dit", 1, 3, "none", "muon", "fp32", 2, "once"),
+    ("vit", 1, 3, "none", "muon", "fp32", 1, "once"),
+    ("masked_lm", 2, 3, "optimizer", "adamw", "bf16", 2, "looped"),
+    ("ar_lm", 2, 3, "optimizer", "muon", "fp32", 1, "once"),
+    ("masked_lm", 3, 3, "all", "muon", "bf16", 1, "once"),
+    ("recurrent", 3, 3, "all", "muon", "fp32", 1, "once"),
 )
 MICRO, CUT, STEPS = 2, 2, 4
 MODELS: dict[str, dict[str, Any]] = {
@@ -61,18 +62,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "masked_lm": {"depth": 2, "dim": 22, "heads": 1, "level_dim": 6},
     "recurrent": {"depth": 1, "prelude": 1, "coda": 1, "dim": 22, "heads": 1, "level_dim": 6},
 }
+LOOPS: dict[str, list[int] | None] = {"once": None, "looped": [2, 2]}
 IMAGES = {"image": (1, 6, 10), "classes": 7}
 TEXT = {"vocabulary": 29, "length": 11}
 
 
 def config_of(row: Row) -> Config:
-    arch, stage, workers, offload, optimizer, precision, accumulation = row
+    arch, stage, workers, offload, optimizer, precision, accumulation, layers = row
     images = arch in ("vit", "dit")
     return parse_config(
         {
             "name": "array",
             "blocks": 1,
-            "model": {"arch": arch, **MODELS[arch]},
+            "model": {"arch": arch, **MODELS[arch], "loops": LOOPS[layers]},
             "data": {"source": "digits"} if images else {"source": "python_topics", "tokenizer": "letters"},
             "codebook": {"source": "random", "dim": MODELS[arch]["dim"]},
             "noise": {"ranges": {"dit": "paper", "masked_lm": "alpha"}.get(arch, "uniform")},

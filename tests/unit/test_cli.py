@@ -64,6 +64,20 @@ def test_a_plan_says_at_once_that_it_trains_a_pilot_and_keeps_nothing(ranges, no
     assert "goes to" in rest.out and "pilot" not in rest.out + rest.err
 
 
+def test_a_plan_shows_the_steps_and_batch_of_each_block(tmp_path, capfd):
+    size = ["model.depth=3", "model.dim=16", "model.heads=2", "noise.ranges=paper", f"out={tmp_path}"]
+    own = "training.blocks={0: {steps: 90, batch_size: 50}, 2: {steps: 41}}"
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["plan", str(CONFIGS / "vit_digits.yaml"), *size, "training.steps=60", own])
+    assert ended.value.code == 0
+    shown = capfd.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "this machine" in line]
+    assert [row[11:13] for row in cells] == [["90", "50"], ["60", "128"], ["41", "128"]]
+    of_a_step = [float(row[13]) for row in cells]
+    assert of_a_step[1] == of_a_step[2] == pytest.approx(of_a_step[0] * 128 / 50, rel=0.01)
+    assert "FLOPs of all steps: blocks" in shown
+
+
 @pytest.mark.parametrize("option", [["--nodes", "2"], ["--gpus", "1"]])
 def test_a_plan_for_a_cluster_is_refused_without_one(option):
     result = CliRunner().invoke(cli.app, ["doctor", *option])

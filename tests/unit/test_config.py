@@ -75,6 +75,11 @@ def test_a_file_and_the_overrides_after_it(tmp_path):
         ("cluster.blocks.1.workers=2", lambda c: c.cluster.blocks[1].workers, 2),
         ("training.blocks.1.lr=3e-4", lambda c: c.training.of_block(1).optimizer.lr, 3e-4),
         ("training.blocks.1.lr=3e-4", lambda c: c.training.of_block(0).optimizer.lr, 1e-3),
+        ("training.blocks.1.batch_size=5", lambda c: c.training.of_block(1).batch_size, 5),
+        ("training.blocks.1.batch_size=5", lambda c: c.training.of_block(2).batch_size, 128),
+        ("training.blocks.1.ema=0", lambda c: c.training.of_block(1).ema, 0.0),
+        ("training.blocks.1.steps=150", lambda c: c.training.of_block(1).steps, 150),
+        ("training.blocks.1.steps=150", lambda c: c.training.of_block(0).steps, 600),
         ("cluster.resources={a b: 1}", lambda c: c.cluster.resources, {"a b": 1.0}),
         ("cluster.resources.fast_disk=1", lambda c: c.cluster.resources, {"fast_disk": 1.0}),
         ("telemetry.trackers=[tensorboard]", lambda c: c.telemetry.trackers, ("tensorboard",)),
@@ -135,6 +140,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ),
         ("noise.ranges=papr", ["noise.ranges=papr", "is none of calibrated, ", "paper"]),
         ("training.blocks.1.lr=-1", ["training.blocks.1.lr=-1", "greater than 0"]),
+        ("training.blocks.1.steps=0", ["training.blocks.1.steps=0", "greater than or equal to 1"]),
+        ("training.blocks.1.batch_size=2.5", ["training.blocks.1.batch_size=2.5", "integer"]),
+        ("training.blocks.1.ema=1", ["training.blocks.1.ema=1", "less than 1"]),
+        ("training.blocks.1.checkpoint_every=5", ["unknown key training.blocks.1.checkpoint_every"]),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(override, words):
@@ -367,12 +376,27 @@ def test_where_a_run_runs_does_not_change_its_hash(override):
         "training.batch_size=64",
         "training.optimizer.lr=0.1",
         "training.blocks.1.lr=0.1",
+        "training.blocks.1.steps=600",
+        "training.blocks.1.batch_size=5",
+        "training.blocks.1.ema=0",
         "training.precision=bf16",
         "training.ema=0.9",
     ],
 )
 def test_what_determines_the_weights_changes_the_hash(override):
     assert config(override).content_hash() != config().content_hash()
+
+
+def test_a_run_with_exceptions_from_before_blocks_had_steps_of_their_own_has_the_same_hash():
+    assert load_config(None, ["training.blocks.1.lr=0.1"], base=SMALL).content_hash() == "ca70deca9ea2706b"
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1200, 200), (600, 100), (150, 25), (1, 0)])
+def test_a_warm_up_takes_the_same_share_of_a_blocks_own_steps(steps, warmup):
+    training = config(f"training.blocks.2.steps={steps}", "training.blocks.2.lr=0.5").training
+    own = training.of_block(2)
+    assert (own.steps, own.optimizer.warmup, own.optimizer.lr) == (steps, warmup, 0.5)
+    assert training.of_block(1).optimizer == training.optimizer
 
 
 def test_workers_get_absolute_paths_of_what_is_here_and_the_run_keeps_its_own(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_is_evaluated_and_continues_text_from_any_folder(home: Path, tmp_path: Path) -> None:
-    _, scores = evaluate_run(Store(home / "runs" / "run"))
+    _, scores = evaluate_run(Run(Store(home / "runs" / "run")))
     assert scores["test"]
     said = CliRunner().invoke(app, ["generate", str(home / "runs" / "run"), "--prompt", "ab", "--length", "3"])
     assert said.exit_code == 0, said.output
@@ -90,11 +90,11 @@ def test_a_merged_model_names_no_folder_and_is_evaluated_where_the_data_is_said_
     assert len(written) >= 4 and not any(str(tmp_path).encode() in path.read_bytes() for path in written)
     given = Store(tmp_path / "given" / "model")
     with pytest.raises(DataError, match="data.path=corpus.txt was looked for below"):
-        evaluate_run(given)
+        evaluate_run(Run(given))
     words(tmp_path / "other", seed=1)
     with pytest.raises(DataError, match="the data is not what run run was started with"):
-        evaluate_run(given, [f"data.path={tmp_path}/other/corpus.txt"])
-    assert evaluate_run(given, [f"data.path={home}/corpus.txt"])[1]["test"]
+        evaluate_run(Run(given), [f"data.path={tmp_path}/other/corpus.txt"])
+    assert evaluate_run(Run(given), [f"data.path={home}/corpus.txt"])[1]["test"]
 
 
 def test_a_run_whose_paths_are_absolute_is_evaluated_where_they_lead_though_its_merged_model_names_none(
@@ -103,15 +103,15 @@ def test_a_run_whose_paths_are_absolute_is_evaluated_where_they_lead_though_its_
     data = {**TEXT["data"], "path": f"{home}/corpus.txt", "cache": f"{home}/packed"}
     run = merged_run({**TEXT, "name": "absolute", "data": data, "out": str(tmp_path / "runs")})
     assert str(tmp_path) not in run.child("merged").read_text("config.json")
-    assert evaluate_run(run)[1]["test"]
+    assert evaluate_run(Run(run))[1]["test"]
     moved = home.rename(tmp_path / "moved")
     with pytest.raises(DataError, match=f"data.path='{home}/corpus.txt' is no file"):
-        evaluate_run(run)
-    assert evaluate_run(run, [f"data.path={moved}/corpus.txt", f"data.cache={tmp_path}/again"])[1]["test"]
+        evaluate_run(Run(run))
+    assert evaluate_run(Run(run), [f"data.path={moved}/corpus.txt", f"data.cache={tmp_path}/again"])[1]["test"]
 
 
 def run_plan(run: Path) -> RunPlan:
-    return Run(Store(run)).plan
+    return Run.at(run).plan
 
 
 def test_a_run_keeps_to_its_data_where_another_lies_at_the_same_path(home: Path, tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_a_run_that_was_moved_with_its_data_is_used_from_there(
     home.rename(tmp_path / "other-machine")
     run = tmp_path / "other-machine" / "runs" / "run"
     with pytest.raises(DataError) as caught:
-        evaluate_run(Store(run))
+        evaluate_run(Run.at(run))
     told = f"data.path=corpus.txt was looked for at {home}/corpus.txt, where the run found it when it was started, and "
     assert told + f"below {tmp_path}/elsewhere: put it there, or run this command where it lies" in str(caught.value)
     monkeypatch.chdir(tmp_path / "other-machine")
-    assert evaluate_run(Store(run))[1]["test"]
+    assert evaluate_run(Run.at(run))[1]["test"]
 
 
 def test_a_run_of_before_continues_and_is_evaluated_where_its_data_lies(

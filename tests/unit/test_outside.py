@@ -227,10 +227,10 @@ def test_a_run_of_both_is_settled_and_read_back(config):
 
 def test_the_keys_of_the_section_are_the_arguments_of_the_class():
     section = model_section("tower")
-    assert set(section.model_fields) == {"arch", "depth", "width"}
+    assert set(section.model_fields) == {"arch", "depth", "loops", "width"}
     assert section.model_fields["width"].description == "Of the hidden state, in all layers."
     given = load_config(None, base=BASE)
-    assert given.model.model_dump() == {"arch": "tower", "depth": 3, "width": 24}
+    assert given.model.model_dump() == {"arch": "tower", "depth": 3, "loops": None, "width": 24}
     assert (given.noise.ranges, given.noise.sigma_max, given.noise.process) == ("uniform", 5.0, "gaussian")
 
 

@@ -4,7 +4,7 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import torch
@@ -22,11 +22,23 @@ CONNECT_S = 5.0
 SOCKET_BYTES = 107
 """Linux's limit of a socket's path."""
 LONGEST_SOCKET = "/sockets/plasma_store"
+CLIENT = "ray://"
+"""Begins the address of a Ray Client server, which is not a node's own."""
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 ELSE = (
     "name a cluster with --address host:port, start one (ray start --head), or leave --address and cluster.address out "
     "for one of this command's own"
 )
+
+
+class Source(NamedTuple):
+    """An address, and where it comes from."""
+
+    address: str
+    name: str
+    """What messages call it: the variable, key or file that names it, with its value."""
+    fix: str
+    """What to do where nothing answers, as the end of a sentence."""
 
 
 def check_address(address: str | None) -> bool:
@@ -39,76 +51,98 @@ def check_address(address: str | None) -> bool:
     if address is None:
         _check_temporary()
         return True
-    found, told, fix = _auto() if address == "auto" else (address, f"cluster.address={address}", ELSE)
-    client = found.startswith("ray://")
-    host, colon, port = found.removeprefix("ray://").rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise ConfigError(f"{told} is no address: write auto, host:port or ray://host:port")
-    host = host.strip("[]")
-    # Ray takes another address for 127.0.0.1, unless it is told that the cluster is for this machine only
-    if host in THIS_MACHINE and not client and not _refusal(_own_address(), int(port)):
+    source = _auto() if address == "auto" else Source(address, f"cluster.address={address}", ELSE)
+    host, port = _host_and_port(source)
+    on_loopback = host in THIS_MACHINE and not source.address.startswith(CLIENT)
+    # Ray takes this machine's other address for 127.0.0.1, unless it is told that the cluster is for this machine only
+    if on_loopback and _refusal(_own_address(), port) is None:
         return False
-    refusal = _refusal(host, int(port))
-    if refusal:
+    _check_answers(source, host, port)
+    return on_loopback
+
+
+def _host_and_port(source: Source) -> tuple[str, int]:
+    """Host, without the brackets of IPv6, and port; ConfigError if the address has not both."""
+    host, colon, port = source.address.removeprefix(CLIENT).rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise ConfigError(f"{source.name} is no address: write auto, host:port or ray://host:port")
+    return host.strip("[]"), int(port)
+
+
+def _check_answers(source: Source, host: str, port: int) -> None:
+    """Raise PlacementError if nothing listens there."""
+    refusal = _refusal(host, port)
+    if refusal is not None:
         raise PlacementError(
-            f"nothing answers at {told} ({refusal}): is Ray started there, on this port (6379; 10001 for ray://), and "
-            f"may this machine reach it? {fix[0].upper()}{fix[1:]}"
+            f"nothing answers at {source.name} ({refusal}): is Ray started there, on this port (6379; 10001 for "
+            f"ray://), and may this machine reach it? {source.fix[0].upper()}{source.fix[1:]}"
         )
-    return host in THIS_MACHINE and not client
 
 
 def _check_temporary() -> None:
-    """Whether a Ray of this command's own can have its sockets, which lie where `ray start` puts them too.
+    """Make sure that a Ray of this command's own can have its sockets, which lie where `ray start` puts them too.
 
     Raises:
         ConfigError: the folder's name is too long, or there is no such folder and none can be made.
     """
-    name, folder = _temporary()
-    told = f"{name}={folder}" if name else folder
-    # as Ray 2.60 names it: the time to a microsecond, and the process
-    session = f"session_{'0' * len('2026-01-01_00-00-00_000000')}_{os.getpid()}"
-    longest = os.fsencode(f"{folder}/ray/{session}{LONGEST_SOCKET}")
-    if len(longest) > SOCKET_BYTES:
-        room = SOCKET_BYTES - (len(longest) - len(os.fsencode(folder)))
-        raise ConfigError(
-            f"{told} is too long a path for Ray ({len(os.fsencode(folder))} bytes, at most {room}): the sockets that "
-            "it makes below may have 107 bytes in all: set RAY_TMPDIR to a shorter one, such as RAY_TMPDIR=/tmp"
-        )
-    try:
-        os.makedirs(folder, exist_ok=True)
-        problem = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written"
-    except OSError as error:
-        problem = error.strerror
+    variable, folder = _temporary()
+    name = f"{variable}={folder}" if variable else folder
+    _check_socket_length(name, folder)
+    problem = _unwritable(folder)
     if problem:
         raise ConfigError(
-            f"{told} cannot hold the files that Ray makes there ({problem}): set RAY_TMPDIR to a folder that can, such "
+            f"{name} cannot hold the files that Ray makes there ({problem}): set RAY_TMPDIR to a folder that can, such "
             "as RAY_TMPDIR=/tmp"
         )
 
 
+def _check_socket_length(name: str, folder: str) -> None:
+    # as Ray 2.60 names it: the time to a microsecond, and the process
+    session = f"session_{'0' * len('2026-01-01_00-00-00_000000')}_{os.getpid()}"
+    taken = len(os.fsencode(f"/ray/{session}{LONGEST_SOCKET}"))
+    length = len(os.fsencode(folder))
+    if length + taken > SOCKET_BYTES:
+        raise ConfigError(
+            f"{name} is too long a path for Ray ({length} bytes, at most {SOCKET_BYTES - taken}): the sockets that it "
+            f"makes below may have {SOCKET_BYTES} bytes in all: set RAY_TMPDIR to a shorter one, such as "
+            "RAY_TMPDIR=/tmp"
+        )
+
+
+def _unwritable(folder: str) -> str | None:
+    """Why nothing can be put into a folder, which is made if it is missing; None if something can."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written"
+
+
 def _temporary() -> tuple[str | None, str]:
-    """Where Ray puts its files, and the variable that says so, if one does."""
-    name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
-    return name, os.environ[name] if name else "/tmp"
+    """The variable that says where Ray puts its files, if one does, and that folder."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    return variable, os.environ[variable] if variable else "/tmp"
 
 
-def _auto() -> tuple[str, str, str]:
-    """What Ray takes for `auto`, in its order; how messages call it, and what to do where it does not answer.
+def _auto() -> Source:
+    """What Ray takes for `auto`: RAY_ADDRESS, else the one Ray node of this machine, else what `ray start` noted.
 
     Raises:
-        PlacementError: there is nothing to take.
+        PlacementError: there is nothing to take, or several nodes and no word which.
     """
     given = os.environ.get("RAY_ADDRESS")
     if given and given != "auto":
-        return given, f"RAY_ADDRESS={given} (cluster.address=auto)", f"unset it, {ELSE}"
+        return Source(given, f"RAY_ADDRESS={given} (cluster.address=auto)", f"unset it, {ELSE}")
     file, nodes = address_file(), nodes_here()
-    named = _content(file)
-    if nodes and (len(nodes) == 1 or not named):
-        if len(nodes) > 1:
-            raise PlacementError(f"cluster.address=auto is one of {', '.join(nodes)}: name it with --address host:port")
-        return nodes[0], f"{nodes[0]}, the head of the Ray node of this machine (cluster.address=auto)", ELSE
-    if named:
-        return named, f"{named}, which {file} names (cluster.address=auto)", f"if that cluster has ended, {ELSE}"
+    noted = _content(file)
+    if len(nodes) > 1 and not noted:
+        raise PlacementError(f"cluster.address=auto is one of {', '.join(nodes)}: name it with --address host:port")
+    if len(nodes) == 1:
+        name = f"{nodes[0]}, the head of the Ray node of this machine (cluster.address=auto)"
+        return Source(nodes[0], name, ELSE)
+    if noted:
+        name = f"{noted}, which {file} names (cluster.address=auto)"
+        return Source(noted, name, f"if that cluster has ended, {ELSE}")
     raise PlacementError(f"cluster.address=auto, and no Ray runs on this machine, nor is there a {file}: {ELSE}")
 
 
@@ -127,13 +161,13 @@ def _content(file: Path) -> str:
 
 def nodes_here() -> list[str]:
     """Addresses of the clusters that have a node on this machine, own clusters of other commands too."""
-    found = set()
+    addresses = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # it has ended, or is somebody else's
             if process.name() == "raylet":
                 words = [word for part in process.cmdline() for word in part.split()]
-                found |= {word.split("=", 1)[1] for word in words if word.startswith("--gcs-address=")}
-    return sorted(found)
+                addresses |= {word.split("=", 1)[1] for word in words if word.startswith("--gcs-address=")}
+    return sorted(addresses)
 
 
 def _refusal(host: str, port: int) -> Exception | None:

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dbtrain.config import EvaluationConfig
-from dbtrain.data.splits import DataSet, Split
+from dbtrain.data.splits import DataSet, Split, evenly, spread
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.images.classifier import judge_of
 from dbtrain.evaluation.images.inception import Inception
 from dbtrain.evaluation.images.pictures import sample_shape
-from dbtrain.evaluation.images.sampling import Plan, draw, levels_of
+from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.evaluation.text.bits import evenly, spread
+from dbtrain.method.interface import Batch
+from dbtrain.method.sampler import spaced_levels
 
 Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
 """Split -> score by readout, and what the scores depend on besides model and data."""
@@ -71,13 +72,29 @@ def distances(
     ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other samples' at every evaluation),
     and ``training_images`` (real images instead of samples: the floor at these counts).
     """
-    run_plan, size = model.run_plan, section.batch_size
-    real = _images(split, torch.arange(len(split)), size, model.device)
+    distance, labels = _distance_to(split, features, section.batch_size, model.device)
     # over the whole split: it may be sorted by class
-    labels = split.batch(spread(len(split), section.samples), model.device)["label"]
+    classes = labels[spread(len(split), section.samples)]
+    scores = {}
+    for name, sampling in samplings(model, section).items():
+        samples = _drawn(model, classes, name, sampling, section.batch_size)
+        scores[name] = distance(torch.split(samples, section.batch_size))
+    if section.controls:
+        numbers = evenly(len(train), section.samples)
+        batches = _batches(train, numbers, section.batch_size, model.device)
+        scores["training_images"] = distance(batch["image"] for batch in batches)
+    return scores
+
+
+def _distance_to(
+    split: Split, features: nn.Module, size: int, device: torch.device
+) -> tuple[Callable[[Iterable[Tensor]], float], Tensor]:
+    """The distance of batches of images to all images of a split, and the labels of that split (len(split),)."""
     metric = FrechetInceptionDistance(Features(int(str(features.num_features))), reset_real_features=False)
-    for images in real:
-        metric.update(features(images).cpu(), real=True)
+    labels = []
+    for batch in _batches(split, torch.arange(len(split)), size, device):
+        metric.update(features(batch["image"]).cpu(), real=True)
+        labels.append(batch["label"])
 
     def distance(images: Iterable[Tensor]) -> float:
         metric.reset()
@@ -85,35 +102,35 @@ def distances(
             metric.update(features(part).cpu(), real=False)
         return float(metric.compute())
 
-    scores = {}
-    for name, plan in plans(model, section).items():
-        count = partial(model.count, f"levels of {len(labels):,} samples, {name}")
-        samples = draw(run_plan, model.blocks.__getitem__, labels, sample_shape(run_plan), plan, size, count)
-        # pixels end at black and white; latents have no bounds
-        bounded = samples if "latent_scale" in run_plan.shape else samples.clamp(-1, 1)
-        scores[name] = distance(torch.split(bounded, size))
-    if section.controls:
-        scores["training_images"] = distance(_images(train, evenly(len(train), section.samples), size, model.device))
-    return scores
+    return distance, torch.cat(labels)
 
 
-def plans(model: MergedModel, section: EvaluationConfig) -> dict[str, Plan]:
+def _drawn(model: MergedModel, classes: Tensor, name: str, sampling: Sampling, size: int) -> Tensor:
+    """Samples of these classes (N,), within the bounds that images of the data have."""
+    run_plan = model.run_plan
+    count = partial(model.count, f"levels of {len(classes):,} samples, {name}")
+    samples = draw(run_plan, model.blocks.__getitem__, classes, sample_shape(run_plan), sampling, size, count)
+    # pixels end at black and white; latents have no bounds
+    return samples if "latent_scale" in run_plan.shape else samples.clamp(-1, 1)
+
+
+def samplings(model: MergedModel, section: EvaluationConfig) -> dict[str, Sampling]:
     """How samples are drawn for each readout, the score first."""
     ranges = model.run_plan.ranges
-    levels = levels_of(model.run_plan, section.steps, section.spacing)
-    score = Plan(levels, section.solver, section.guidance, NOISE_SEED, blend=section.blend)
+    levels = spaced_levels(model.run_plan.noise(), ranges, section.steps, section.spacing)
+    score = Sampling(levels, section.solver, section.guidance, NOISE_SEED, blend=section.blend)
     suffix = ("" if section.guidance == 1 else f"_guided_{section.guidance:g}") + ("_blended" if section.blend else "")
     named = {f"{section.solver}_{section.steps}{suffix}": score}
     if section.controls and ranges.blocks > 1:
         owners = ranges.block_of(torch.tensor(levels, dtype=torch.float64)).tolist()
-        own = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
-        named["first"] = replace(score, levels=own)
+        first = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
+        named["first"] = replace(score, levels=first)
         named["shuffled_blocks"] = replace(score, order=(*range(1, ranges.blocks), 0))
     if section.controls:
         named["scrambled_class"] = replace(score, scrambled=True)
     return named
 
 
-def _images(split: Split, numbers: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
+def _batches(split: Split, numbers: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
     for indices in torch.split(numbers, size):
-        yield split.batch(indices, device)["image"]
+        yield split.batch(indices, device)

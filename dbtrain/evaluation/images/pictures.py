@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
-from dbtrain.evaluation.images.sampling import OneBlock, Plan, Spacing, draw, levels_of
+from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
 from dbtrain.evaluation.merged_model import merged_of, merged_plan
-from dbtrain.method.sampler import Solver
+from dbtrain.method.sampler import Solver, Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 from dbtrain.telemetry.counting import Count, silent
 
 PICTURE = "samples.png"
@@ -28,7 +28,7 @@ GAP = 2
 
 
 def sample_run(
-    run: Store,
+    run: Run,
     out: Path | None,
     count: int,
     steps: int,
@@ -36,7 +36,7 @@ def sample_run(
     spacing: Spacing,
     guidance: float,
     seed: int,
-    told: Count = silent,
+    count_levels: Count = silent,
 ) -> str:
     """Draw `count` samples, the classes in turn, and write them to `out`, or into the run; returns where they are.
 
@@ -53,14 +53,15 @@ def sample_run(
     _check(out or Path(PICTURE), shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
-    plan = Plan(levels_of(run_plan, steps, spacing), solver, guidance, seed)
+    levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
+    sampling = Sampling(levels, solver, guidance, seed)
     blocks = OneBlock(run_plan, merged.block, device, merged.where)
-    size, levels_done = run_plan.config.evaluation.batch_size, partial(told, f"levels of {count:,} samples")
-    samples = draw(run_plan, blocks, labels, shape, plan, size, levels_done).cpu()
+    size, levels_done = run_plan.config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
+    samples = draw(run_plan, blocks, labels, shape, sampling, size, levels_done).cpu()
     return _keep(samples, run, out, float(str(run_plan.shape.get("latent_scale", 1.0))))
 
 
-def _keep(samples: Tensor, run: Store, out: Path | None, scale: float) -> str:
+def _keep(samples: Tensor, run: Run, out: Path | None, scale: float) -> str:
     suffix = ".png" if out is None else out.suffix
     content = BytesIO()
     _write(samples, suffix, scale, content)
@@ -68,8 +69,8 @@ def _keep(samples: Tensor, run: Store, out: Path | None, scale: float) -> str:
         if out is not None:
             out.write_bytes(content.getvalue())
             return str(out)
-        run.write(PICTURE, content.getvalue())
-        return run.where(PICTURE)
+        run.store.write(PICTURE, content.getvalue())
+        return run.store.where(PICTURE)
     except OSError as error:
         problem: DbtrainError = ConfigError(
             f"--out {out} cannot be written ({error.strerror}): choose another place{_saved(content, suffix)}"

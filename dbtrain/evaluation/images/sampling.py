@@ -1,29 +1,24 @@
 """Draw samples from a merged model, class by class: each step runs the block that owns its level."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dbtrain.data.splits import partners
-from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import LoadBlock, Where, load_model
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
-from dbtrain.method.sampler import Denoise, Solver, chain, guide, karras_schedule
+from dbtrain.method.sampler import Evaluation, Solver, chain, guide
 from dbtrain.run.plan import RunPlan
-
-Spacing = Literal["karras", "slices"]
-"""`karras`: EDM's schedule over the whole range; `slices`: as many steps in every slice, equal shares of its mass."""
 
 BlockAt = Callable[[int], BlockModel]
 """Model of a block, on the device."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sampling:
     """How samples are drawn."""
 
     levels: tuple[float, ...]
@@ -73,76 +68,83 @@ class OneBlock:
         return self._model
 
 
-def levels_of(run_plan: RunPlan, steps: int, spacing: Spacing) -> tuple[float, ...]:
-    """Falling levels of `steps` evaluations over the whole range of a run.
-
-    Raises:
-        ConfigError: the steps cannot be shared by the slices.
-    """
-    ranges = run_plan.ranges
-    if spacing == "karras":
-        return tuple(karras_schedule(ranges.edges[-1], ranges.edges[0], steps))
-    if steps % ranges.blocks:
-        raise ConfigError(
-            f"{steps} steps cannot be shared evenly by {ranges.blocks} slices: take a multiple of {ranges.blocks}, "
-            "or the spacing karras"
-        )
-    return tuple(run_plan.noise().schedule(ranges, steps // ranges.blocks))
-
-
 @torch.no_grad()
 def draw(
     run_plan: RunPlan,
     block_at: BlockAt,
     labels: Tensor,
     shape: Sequence[int],
-    plan: Plan,
+    sampling: Sampling,
     batch_size: int,
     count: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
     """Samples (N, *shape), float32, one for each label (N,), on the labels' device.
 
-    Sample i is a function of (plan, i, label). All batches walk down the levels together, so that each block is asked
-    for once, however many batches there are. `count` is told how many levels are done, and of how many.
+    Sample i is a function of (sampling, i, label). All batches walk down the levels together, so that each block is
+    asked for once, however many batches there are. `count` is told how many levels are done, and of how many.
     """
-    noise = run_plan.noise()
-    key = torch.tensor(derive_seed(plan.seed, "sample"), device=labels.device)
-    positions = torch.arange(len(labels), device=labels.device)
-    chains = []
-    for part in torch.split(positions, batch_size):
-        start = noise.prior(tuple(shape), Draws(key, part))
-        denoise = _denoiser(run_plan, block_at, labels, part, plan)
-        chains.append(chain(denoise, noise, run_plan.ranges, plan.levels, start, plan.solver))
-    last: tuple[Tensor, ...] = ()
+    batches = torch.split(torch.arange(len(labels), device=labels.device), batch_size)
+    chains = [_chain(SampleDenoiser(run_plan, block_at, sampling, labels, batch), shape) for batch in batches]
+    denoised: tuple[Tensor, ...] = ()
     for done, evaluations in enumerate(zip(*chains, strict=True), 1):
-        last = tuple(evaluation.denoised for evaluation in evaluations)
-        count(done, len(plan.levels))
-    return torch.cat(last)
+        denoised = tuple(evaluation.denoised for evaluation in evaluations)
+        count(done, len(sampling.levels))
+    return torch.cat(denoised)
 
 
-def _denoiser(run_plan: RunPlan, block_at: BlockAt, labels: Tensor, part: Tensor, plan: Plan) -> Denoise:
-    """Of the samples with these numbers, `part` of all that `labels` has."""
-    ranges, overlap = run_plan.ranges, run_plan.config.noise.overlap
+class SampleDenoiser:
+    """What a solver asks for its denoised estimate, for one batch: the right blocks, on classes, with guidance.
 
-    def estimate(number: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        model, layers = block_at(number), run_plan.runs(number)
-        output = model.predict(layers, noisy, level, context)
-        if plan.guidance != 1:
-            free = model.predict(layers, noisy, level, model.unconditional(context))
-            output = guide(output, free, plan.guidance)
-        return model.denoised(output)
+    Args:
+        run_plan: of the run.
+        block_at: its blocks.
+        sampling: how samples are drawn.
+        labels: (N,) of all samples.
+        batch: (n,) numbers of this batch's samples among them.
+    """
 
-    def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        context = (_scrambled(labels, float(level[0]), plan.seed) if plan.scrambled else labels)[part]
-        asked = ranges.trained_at(float(level[0]), overlap) if plan.blend else (block,)
-        numbers = [plan.order[b] if plan.order else b for b in asked]
-        denoised = torch.stack([estimate(number, noisy, level, context) for number in numbers]).mean(dim=0)
+    def __init__(self, run_plan: RunPlan, block_at: BlockAt, sampling: Sampling, labels: Tensor, batch: Tensor) -> None:
+        self.run_plan, self.block_at, self.sampling = run_plan, block_at, sampling
+        self.labels, self.batch = labels, batch
+
+    def __call__(self, owner: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate (n, ...) of the samples at a level (n,), whose slice is the owner's; twice, as it is the output."""
+        value = float(level[0])
+        classes = self._classes(value)
+        estimates = [self._estimate(block, noisy, level, classes) for block in self._blocks(owner, value)]
+        denoised = torch.stack(estimates).mean(dim=0)
         return denoised, denoised
 
-    return denoise
+    def _blocks(self, owner: int, level: float) -> list[int]:
+        """The blocks whose estimates are averaged: the owner, or under `blend` all that were trained at the level."""
+        overlap, order = self.run_plan.config.noise.overlap, self.sampling.order
+        trained = self.run_plan.ranges.trained_at(level, overlap) if self.sampling.blend else (owner,)
+        return [order[block] if order else block for block in trained]
+
+    def _classes(self, level: float) -> Tensor:
+        """Classes (n,) that the blocks are told."""
+        labels = scrambled(self.labels, level, self.sampling.seed) if self.sampling.scrambled else self.labels
+        return labels[self.batch]
+
+    def _estimate(self, block: int, noisy: Tensor, level: Tensor, classes: Tensor) -> Tensor:
+        """A block's estimate; with guidance it is asked a second time, without the classes."""
+        model, layers, scale = self.block_at(block), self.run_plan.runs(block), self.sampling.guidance
+        output = model.predict(layers, noisy, level, classes)
+        if scale != 1:
+            output = guide(output, model.predict(layers, noisy, level, model.unconditional(classes)), scale)
+        return model.denoised(output)
 
 
-def _scrambled(labels: Tensor, level: float, seed: int) -> Tensor:
+def _chain(denoiser: SampleDenoiser, shape: Sequence[int]) -> Iterator[Evaluation]:
+    """A batch's evaluations down the levels, from noise that is a function of the seed and the samples' numbers."""
+    run_plan, sampling = denoiser.run_plan, denoiser.sampling
+    key = torch.tensor(derive_seed(sampling.seed, "sample"), device=denoiser.batch.device)
+    noise = run_plan.noise()
+    start = noise.prior(tuple(shape), Draws(key, denoiser.batch))
+    return chain(denoiser, noise, run_plan.ranges, sampling.levels, start, sampling.solver)
+
+
+def scrambled(labels: Tensor, level: float, seed: int) -> Tensor:
     """Labels (N,) of other samples, others at every level; of all samples, as those of a batch may be of one class."""
     key = torch.tensor(derive_seed(seed, "scrambled", level.hex()), device=labels.device)
     order = Draws(key, torch.arange(len(labels), device=labels.device)).uniform((), 0).argsort(stable=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.packed import TokenWindows
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import Split, evenly
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.telemetry.counting import counted
@@ -43,9 +43,9 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
 
 def negative_log_likelihood(probabilities: Tensor, tokens: Tensor) -> float:
     """Sum over all positions, in nats; probabilities (N, L, V), tokens (N, L)."""
-    own = probabilities.gather(-1, tokens[..., None])
+    of_tokens = probabilities.gather(-1, tokens[..., None])
     # float32's least normal number: a token that was held impossible costs 126 bits, not infinitely many
-    return float(-own.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
+    return float(-of_tokens.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
 
 
 def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) -> list[Tensor]:
@@ -54,13 +54,3 @@ def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) 
     size = min(section.batch_size, max(1, MOST_LOGITS // (int(shape["length"]) * int(shape["vocabulary"]))))
     indices = evenly(len(split), section.texts)
     return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-def evenly(size: int, most: int | None) -> Tensor:
-    """Numbers of at most `most` samples (all if None), evenly spread over `size`."""
-    return spread(size, size if most is None else min(most, size))
-
-
-def spread(size: int, count: int) -> Tensor:
-    """Numbers (count,) evenly spread over `size` samples, some more than once if there are fewer."""
-    return torch.arange(count) * size // count

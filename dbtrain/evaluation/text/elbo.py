@@ -50,8 +50,8 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
         positions: (N,) their places among all that are measured, from which their levels and masks follow.
         levels: levels for each sample.
     """
-    own, noise = model.blocks[block], model.run_plan.noise()
-    example, layers = own.example(batch), model.run_plan.runs(block)
+    network, noise = model.blocks[block], model.run_plan.noise()
+    example, layers = network.example(batch), model.run_plan.runs(block)
     low, high = noise.cdf(torch.tensor(model.run_plan.ranges.of(block), dtype=torch.float64)).tolist()
     total = torch.zeros(len(positions), dtype=torch.float64, device=model.device)
     for number in range(levels):
@@ -60,7 +60,7 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
         share = (number + noise.draw_uniforms(example, draws)) / levels
         level = noise.quantile(low + share * (high - low))
         noisy = noise.corrupt(example.clean, level, draws)
-        output = own.predict(layers, noisy, level, example.context)
-        total += (noise.weight(level) * own.loss(output.float(), example.target)).double()
+        output = network.predict(layers, noisy, level, example.context)
+        total += (noise.weight(level) * network.loss(output.float(), example.target)).double()
     # the loss is a token's; the mean over the slice times its width is the integral over it
     return (high - low) * total / levels * example.target.shape[1]

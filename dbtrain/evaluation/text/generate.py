@@ -15,7 +15,7 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel, CachedModel, Continuation, NoiseProcess
 from dbtrain.method.sampler import Evaluation, chain
 from dbtrain.models.registry import architecture
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.run import Run
 
 TOKEN_STREAM = 0
 MOST = 128
@@ -45,33 +45,35 @@ class Generator:
 
     def probabilities(self, context: Tensor) -> Tensor:
         """p(next token) (N, V) after these T more tokens of context (N, T), by the readout of the section."""
-        found: Tensor = readouts(list(self._walk(context)))[self.section.readout][:, -1]
-        return found
+        by_readout = readouts(list(self._evaluations(context)))
+        probabilities: Tensor = by_readout[self.section.readout][:, -1]
+        return probabilities
 
-    def _walk(self, context: Tensor) -> Iterator[Evaluation]:
+    def _evaluations(self, context: Tensor) -> Iterator[Evaluation]:
+        """The blocks in a chain, each on these tokens alone: those before are in the caches, one a level, in turn."""
         caches = iter(self.caches)
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-            own = self.blocks[block]
-            output = own.predict(self.model.run_plan.runs(block), noisy, level, context, next(caches))
-            return output, own.denoised(output)
+            model, layers = self.blocks[block], self.model.run_plan.runs(block)
+            output = model.predict(layers, noisy, level, context, next(caches))
+            return output, model.denoised(output)
 
-        start = self._start(context)
-        shape = (context.shape[1],)
-        return chain(denoise, self.noise, self.model.run_plan.ranges, self.levels, start, level_shape=shape)
+        start, length = self._prior(context), context.shape[1]
+        return chain(denoise, self.noise, self.model.run_plan.ranges, self.levels, start, level_shape=(length,))
 
-    def _start(self, context: Tensor) -> Tensor:
-        count, new = context.shape
+    def _prior(self, context: Tensor) -> Tensor:
+        """Codes (N, T, D) that the chain starts from; a position's noise follows from its number in the text."""
+        count, length = context.shape
         dim = self.model.blocks[0].get_buffer("codebook").shape[1]
         if self.section.start == "zero":
-            return torch.zeros(count, new, dim, device=context.device)
-        first = self.caches[0].length
-        noise = [self.noise.prior((dim,), self._draws("noise", first + i, count)) for i in range(new)]
-        return torch.stack(noise, dim=1)
+            return torch.zeros(count, length, dim, device=context.device)
+        positions = range(self.caches[0].length, self.caches[0].length + length)
+        return torch.stack([self.noise.prior((dim,), self._draws("noise", p, count)) for p in positions], dim=1)
 
-    def _draws(self, what: str, position: int, count: int) -> Draws:
+    def _draws(self, purpose: str, position: int, count: int) -> Draws:
+        """The randomness of `count` texts at one position."""
         device = self.model.device
-        key = torch.tensor(derive_seed(self.seed, "generate", what, position), device=device)
+        key = torch.tensor(derive_seed(self.seed, "generate", purpose, position), device=device)
         return Draws(key, self.first + torch.arange(count, device=device))
 
     @torch.no_grad()
@@ -82,12 +84,13 @@ class Generator:
         drawn: list[Tensor] = []
         for _ in range(length):
             probabilities = self.probabilities(context)
-            position = self.caches[0].length
-            context = self._draw(probabilities, temperature, position)[:, None]
+            # the caches hold the context now, so their length is the number of the token that comes next
+            context = self._draw(probabilities, temperature, position=self.caches[0].length)[:, None]
             drawn.append(context)
         return torch.cat(drawn, dim=1) if drawn else prompt[:, :0]
 
     def _draw(self, probabilities: Tensor, temperature: float, position: int) -> Tensor:
+        """One token (N,) of each distribution (N, V), by the inverse of its distribution function."""
         if temperature == 0:
             return probabilities.argmax(dim=-1)
         sharp = (probabilities.double().log() / temperature).softmax(dim=-1)
@@ -122,24 +125,29 @@ def continue_text(model: MergedModel, prompt: str, length: int | None, temperatu
             continues no text.
     """
     config = model.run_plan.located()
-    name = architecture(config.model.arch).continues
-    if name is None:
+    kind = architecture(config.model.arch).continues
+    if kind is None:
         raise ConfigError(f"model.arch={config.model.arch} continues no text")
     tokenizer = load_tokenizer(config.data.model_dump()["tokenizer"])
     start = tokenizer.encode(prompt).tolist()
-    window = int(model.run_plan.shape["length"])
-    room = window - len(start)
+    length = _fitting(length, len(start), window=int(model.run_plan.shape["length"]))
+    tokens = torch.tensor([start], dtype=torch.int64, device=model.device)
+    return tokenizer.decode(GENERATORS[kind](model, tokens, length, temperature, seed, 0)[0].tolist())
+
+
+def _fitting(length: int | None, prompt: int, window: int) -> int:
+    """The number of tokens to add to a prompt of so many; ConfigError if both do not fit the window."""
+    room = window - prompt
     length = min(MOST, room) if length is None else length
     if not 0 < length <= room:
         raise ConfigError(
-            f"a prompt of {len(start)} tokens and --length {max(1, length)} exceed the {window} tokens "
-            "(data.length) that the model was trained on: shorten one of them"
+            f"a prompt of {prompt} tokens and --length {max(1, length)} exceed the {window} tokens (data.length) that "
+            "the model was trained on: shorten one of them"
         )
-    tokens = torch.tensor([start], dtype=torch.int64, device=model.device)
-    return tokenizer.decode(GENERATORS[name](model, tokens, length, temperature, seed, 0)[0].tolist())
+    return length
 
 
-def generate_text(run: Store, prompt: str, length: int | None, temperature: float, seed: int) -> str:
+def generate_text(run: Run, prompt: str, length: int | None, temperature: float, seed: int) -> str:
     """The text after a prompt, by the merged model of a run.
 
     Raises:

@@ -12,10 +12,9 @@ import torch
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.packed import TokenWindows
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import Split, evenly
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.evaluation.text.bits import evenly
 from dbtrain.evaluation.text.generate import GENERATORS, Generate
 from dbtrain.evaluation.text.judge import Judge, hash_of
 from dbtrain.evaluation.text.mauve import mauve, ngram_features

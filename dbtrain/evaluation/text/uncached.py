@@ -20,8 +20,8 @@ def uncached(model: MergedModel, prompt: Tensor, length: int, temperature: float
         # in the last place stands the token to be drawn; as the model is causal, what is put there is not seen
         batch = {"tokens": torch.cat([text, text.new_zeros(len(text), 1)], dim=1)}
         evaluations = model.evaluations(batch, model.draws(rows, seed), section.steps_per_block)
-        found = readouts(evaluations)[section.readout][:, -1]
-        sharp = sharpened(found.log(), temperature).double().softmax(dim=-1)
+        probabilities = readouts(evaluations)[section.readout][:, -1]
+        sharp = sharpened(probabilities.log(), temperature).double().softmax(dim=-1)
         key = torch.tensor(derive_seed(seed, "generate", "token", position), device=model.device)
         point = Draws(key, rows).uniform((), 0).double()
         token = (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)

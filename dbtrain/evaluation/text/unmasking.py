@@ -30,9 +30,9 @@ def unmask(
     run_plan, noise = model.run_plan, model.run_plan.noise()
 
     def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        own = model.blocks[block]
-        output = own.predict(run_plan.runs(block), noisy, level, noisy[:, :0])
-        return output, own.denoised(sharpened(output, temperature))
+        network = model.blocks[block]
+        output = network.predict(run_plan.runs(block), noisy, level, noisy[:, :0])
+        return output, network.denoised(sharpened(output, temperature))
 
     share = float((start == int(run_plan.shape["vocabulary"])).double().mean(dim=1).max())
     if not share:

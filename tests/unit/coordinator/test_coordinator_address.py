@@ -158,3 +158,12 @@ def test_a_run_is_refused_before_anything_is_made(
     with pytest.raises(PlacementError, match=f"nothing answers at cluster.address={closed}"):
         train(config, view, never)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_no_worker_could_train_is_refused_before_a_cluster_is_asked(
+    make_config: Callable[..., Config], open_: str
+) -> None:
+    config = make_config(f"cluster.address={open_}", "training.micro_batch=3")
+    view: Any = SimpleNamespace(tell=lambda line: None)
+    with pytest.raises(ConfigError, match="micro_batch=3"):
+        train(config, view, never)

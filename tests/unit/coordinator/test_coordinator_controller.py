@@ -176,6 +176,13 @@ def test_blocks_with_room_run_side_by_side_to_their_end(bring):
     assert "block 1: done at step 4" in told
 
 
+def test_a_block_that_is_shorter_than_the_others_is_done_at_its_own_last_step(bring):
+    controller, cluster, told = bring({1: [crash_after(2)]}, "training.blocks.1.steps=2")
+    assert phases(controller) == [Phase.DONE] * 3 and cluster.attempts(1) == [1]
+    assert [state.committed for state in controller.states] == [STEPS, 2, STEPS]
+    assert "block 1: done at step 2" in told
+
+
 @pytest.mark.parametrize(("cpus", "most"), [(1, 1), (2, 2)])
 def test_blocks_queue_when_there_is_room_for_fewer(bring, cpus, most):
     controller, cluster, _ = bring({}, cpus=cpus)
@@ -207,7 +214,7 @@ def test_all_that_the_cluster_says_of_a_death_is_kept_and_little_is_shown(bring)
         attempt.error = prose
 
     controller, _, told = bring({1: [killed]}, "cluster.max_crashes=0")
-    assert controller.states[1].error == status(controller.run_store)[1].error == KILLED
+    assert controller.states[1].error == status(Run(controller.run_store))[1].error == KILLED
     assert "10.0.0.7" not in "".join(told) and any(f"FAILED ({KILLED})" in line for line in told)
     attempt = controller.records.blocks[1].attempt(1)
     (kept,) = EventTail(attempt, COORDINATOR).read()
@@ -515,7 +522,7 @@ def test_progress_follows_the_events(bring):
 
 def test_status_reads_the_same_from_the_files_alone(bring):
     controller, _, _ = bring({0: [crash_after(2), finish], 1: [fail]})
-    zero, one, two = status(controller.run_store)
+    zero, one, two = status(Run(controller.run_store))
     assert [block.row.phase for block in (zero, one, two)] == ["done", "failed", "done"]
     assert [block.committed for block in (zero, one, two)] == [4, 0, 4]
     assert (zero.attempts, zero.row.restarts, zero.error) == (2, 1, None)
@@ -530,13 +537,14 @@ def test_an_attempt_counts_from_its_placement_though_its_worker_never_spoke(brin
         run = controller.run_store
         live = row(Run(run).plan, controller.states[1], controller.progress[1])
         if live.phase == "placed":
-            seen.add((live.restarts, status(run)[1].row.restarts, status(run)[1].attempts))
+            seen.add((live.restarts, status(Run(run))[1].row.restarts, status(Run(run))[1].attempts))
 
     controller, cluster, _ = bring({1: [die_in_the_start]}, "cluster.max_crashes=2", act=look)
     assert cluster.attempts(1) == [1, 2, 3]
     assert not any(EventTail(controller.records.blocks[1].attempt(a)).read() for a in (1, 2, 3))
     assert seen == {(0, 0, 1), (1, 1, 2), (2, 2, 3)}
-    assert (status(controller.run_store)[1].attempts, status(controller.run_store)[1].row.phase) == (3, "failed")
+    block = status(Run(controller.run_store))[1]
+    assert (block.attempts, block.row.phase) == (3, "failed")
 
 
 def test_status_tells_that_a_killed_command_left_its_blocks_behind(bring):
@@ -549,14 +557,14 @@ def test_status_tells_that_a_killed_command_left_its_blocks_behind(bring):
         bring({0: [crash, wait], 1: [wait], 2: [wait]}, act=lambda c: conductors.append(c) or kill_when_running(c))
     run = conductors[0].run_store
     with RunLock(run, "dbtrain train toy"):
-        assert status(run)[1].row.phase == "running" and status(run)[1].error is None
-    for block in status(run):
+        assert status(Run(run))[1].row.phase == "running" and status(Run(run))[1].error is None
+    for block in status(Run(run)):
         assert (block.row.phase, block.since) == ("lost", None) and "no command runs, it was" in block.error
 
 
 def test_status_of_a_run_that_was_never_started_is_pending(make_run):
     _, run = make_run()
-    assert [(block.row.phase, block.error) for block in status(run)] == [("pending", None)] * 3
+    assert [(block.row.phase, block.error) for block in status(Run(run))] == [("pending", None)] * 3
 
 
 def test_greedy_blocks_start_one_after_another(bring):

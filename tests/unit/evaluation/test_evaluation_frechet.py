@@ -5,16 +5,15 @@ import pytest
 import torch
 
 from dbtrain.config import EvaluationConfig, load_config
-from dbtrain.data.splits import LabelledImages
+from dbtrain.data.splits import LabelledImages, evenly
 from dbtrain.errors import ConfigError, DataError, ShardError
 from dbtrain.evaluation.images import classifier as room
 from dbtrain.evaluation.images import frechet, inception
 from dbtrain.evaluation.images.classifier import Classifier, accuracy_of, fit, judge_of
-from dbtrain.evaluation.images.frechet import distances, plans
+from dbtrain.evaluation.images.frechet import distances, samplings
 from dbtrain.evaluation.images.inception import Inception
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import METRICS, metric_of
-from dbtrain.evaluation.text.bits import evenly
 from dbtrain.method.split import global_name
 from dbtrain.run.make_plan import design
 from dbtrain.run.plan import load_data
@@ -115,12 +114,12 @@ def test_the_training_images_are_of_all_classes_of_a_split_that_is_sorted(model,
 
 def test_readouts_say_how_samples_were_drawn(model):
     def names(**section):
-        return list(plans(model, EvaluationConfig(steps=8, **section)))
+        return list(samplings(model, EvaluationConfig(steps=8, **section)))
 
     assert names(controls=False) == ["euler_8"]
     assert names(solver="heun", guidance=1.5, controls=False) == ["heun_8_guided_1.5"]
     assert names(blend=True, controls=False) == ["euler_8_blended"]
-    every = plans(model, EvaluationConfig(steps=8, spacing="slices"))
+    every = samplings(model, EvaluationConfig(steps=8, spacing="slices"))
     assert every["first"].levels == every["euler_8"].levels[:4]
     assert every["shuffled_blocks"].order == (1, 0)
 
@@ -129,7 +128,7 @@ def test_one_block_has_no_order_to_shuffle(model, data):
     config = load_config(None, base={**SMALL, "blocks": 1})
     whole = MergedModel.__new__(MergedModel)
     whole.run_plan = design(config, data, lambda *_: {})
-    assert list(plans(whole, EvaluationConfig(steps=8))) == ["euler_8", "scrambled_class"]
+    assert list(samplings(whole, EvaluationConfig(steps=8))) == ["euler_8", "scrambled_class"]
 
 
 def test_the_recipe_learns_digits_and_repeats_bit_by_bit(data, monkeypatch):

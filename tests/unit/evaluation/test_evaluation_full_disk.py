@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.evaluation.verify import merge_and_verify
+from dbtrain.run.run import Run
 from tests.unit.small_runs import commit, settled
 
 DIT = {"model": {"arch": "dit", "depth": 2, "dim": 12, "heads": 2, "patch": 4}, "noise": {"ranges": "paper"}}
@@ -54,7 +55,7 @@ def test_scores_and_losses_are_shown_though_they_cannot_be_kept(closed, monkeypa
     disk, close, why = closed
     run = settled(disk)
     commit(run)
-    merge_and_verify(run)
+    merge_and_verify(Run(run))
     close()
     monkeypatch.setenv("COLUMNS", "200")
     code, said = told("eval", run.url)
@@ -75,7 +76,7 @@ def test_samples_that_were_drawn_are_kept_elsewhere(closed, tmp_path, monkeypatc
     disk, close, why = closed
     run = settled(disk, **DIT)
     commit(run)
-    merge_and_verify(run)
+    merge_and_verify(Run(run))
     close()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
@@ -104,6 +105,8 @@ def test_what_is_sent_to_a_full_disk_is_no_bug():
         with open("/dev/full", "w") as full:
             root = Path(__file__).parents[3]
             words = [sys.executable, "-m", "dbtrain", *command]
-            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=root)
+            # with a buffer, as users have it: what is left in it is written when Python ends
+            buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=root, env=buffered)
         assert done.returncode == 1 and "cannot be written (No space left on device)" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr

@@ -59,7 +59,7 @@ def test_a_grid_puts_every_picture_in_its_place():
 def test_a_run_is_sampled_to_a_picture_and_to_an_array(tmp_path):
     run = merged_run({**DIT, "out": str(tmp_path)})
     for name in ("a.png", "a.npy"):
-        sample_run(run, tmp_path / name, **SETTINGS)
+        sample_run(Run(run), tmp_path / name, **SETTINGS)
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (3 * 8 + 4, 2 * 8 + 2) and picture.mode == "L"
         assert np.array_equal(np.asarray(picture), grid(torch.from_numpy(np.load(tmp_path / "a.npy"))))
@@ -86,7 +86,7 @@ def test_samples_that_are_sent_nowhere_else_lie_in_the_run(tmp_path, monkeypatch
 def test_where_samples_cannot_go_is_refused_before_any_is_drawn(tmp_path, name, message):
     run = merged_run({**DIT, "out": str(tmp_path)})
     with pytest.raises(ConfigError, match=message):
-        sample_run(run, tmp_path / name, **SETTINGS)
+        sample_run(Run(run), tmp_path / name, **SETTINGS)
 
 
 def test_a_place_that_refuses_samples_is_no_bug(tmp_path):
@@ -103,9 +103,9 @@ def test_latents_are_no_pictures_and_come_back_in_their_own_scale(tmp_path):
     data = {"source": "latents", "path": str(tmp_path / "z.npy"), "labels": str(tmp_path / "y.npy"), "classes": 2}
     run = merged_run({**DIT, "out": str(tmp_path), "data": data})
     with pytest.raises(ConfigError, match="samples of 4 channels are no pictures.*--out samples.npy"):
-        sample_run(run, tmp_path / "a.png", **SETTINGS)
+        sample_run(Run(run), tmp_path / "a.png", **SETTINGS)
     # at its start the network denoises as if all latents were N(0, 0.5^2) after scaling: so of deviation 3 before it
-    sample_run(run, tmp_path / "a.npy", **{**SETTINGS, "count": 100, "steps": 40})
+    sample_run(Run(run), tmp_path / "a.npy", **{**SETTINGS, "count": 100, "steps": 40})
     samples = np.load(tmp_path / "a.npy")
     assert samples.shape == (100, 4, 4, 4) and samples.dtype == np.float32
     assert samples.std() == pytest.approx(3.0, rel=0.06)
@@ -116,7 +116,7 @@ def test_a_classifier_draws_nothing(tmp_path):
     noise = {"ranges": "uniform", "sigma_min": 0.5, "sigma_max": 20}
     run = merged_run({**DIT, "out": str(tmp_path), "model": model, "noise": noise})
     with pytest.raises(ConfigError, match="model.arch=vit draws no samples from noise; these do: dit"):
-        sample_run(run, tmp_path / "a.png", **SETTINGS)
+        sample_run(Run(run), tmp_path / "a.png", **SETTINGS)
 
 
 def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monk
     read, judge = RunPlan.data, frechet.judge_of
     monkeypatch.setattr(RunPlan, "data", lambda self: made.append("data") or read(self))
     monkeypatch.setattr(frechet, "judge_of", lambda *told: made.append("judge") or judge(*told))
-    metric, scores = evaluate_run(run, ["evaluation.samples=120", "evaluation.steps=4"])
+    metric, scores = evaluate_run(Run(run), ["evaluation.samples=120", "evaluation.steps=4"])
     assert made == ["data", "judge"]
     assert metric.better == "lower" and set(scores) == {"validation", "test"}
     readouts = ["euler_4", "first", "shuffled_blocks", "scrambled_class", "training_images"]
@@ -140,6 +140,6 @@ def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monk
     assert len(list((tmp_path / "cache/dbtrain").iterdir())) == 1
     for override in ("training.steps=2", "seed=1"):
         with pytest.raises(ConfigError, match=f"{override}' would change the run"):
-            evaluate_run(run, [override])
+            evaluate_run(Run(run), [override])
     with pytest.raises(ConfigError, match="did you mean steps"):
-        evaluate_run(run, ["evaluation.stpes=4"])
+        evaluate_run(Run(run), ["evaluation.stpes=4"])

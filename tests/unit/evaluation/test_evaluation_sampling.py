@@ -6,8 +6,8 @@ import torch
 
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.images.sampling import OneBlock, Plan, draw, levels_of
-from dbtrain.method.sampler import guide
+from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
+from dbtrain.method.sampler import guide, spaced_levels
 from dbtrain.method.split import global_name
 from dbtrain.run.make_plan import design
 from dbtrain.run.plan import load_data
@@ -60,6 +60,10 @@ def weights(run_plan):
     return made
 
 
+def levels_of(run_plan, steps, spacing):
+    return spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
+
+
 def gaussian_error(run_plan, steps, solver):
     """Greatest distance of a sample to the end of its exact trajectory."""
     labels = torch.arange(20) % 10
@@ -71,7 +75,7 @@ def gaussian_error(run_plan, steps, solver):
             seen.append(noisy)
             return super().predict(layers, noisy, level, context)
 
-    samples = draw(run_plan, lambda _: Watch(), labels, SHAPE, Plan(levels, solver), 20)
+    samples = draw(run_plan, lambda _: Watch(), labels, SHAPE, Sampling(levels, solver), 20)
     mean = (MEAN * (labels - 4.5))[:, None, None, None]
     exact = mean + (seen[0] - mean) * STD / math.sqrt(STD**2 + 80.0**2)
     return float((samples - exact).abs().max())
@@ -83,7 +87,9 @@ def test_samples_of_an_exact_denoiser_converge_to_its_distribution(run_plan):
     assert heun[0] > 3 * heun[1] > 9 * heun[2]  # second order
     assert heun[2] < 0.01 and all(h < e for h, e in zip(heun, euler, strict=True))
     labels = torch.full((200,), 7)
-    samples = draw(run_plan, lambda _: Gaussian(), labels, SHAPE, Plan(levels_of(run_plan, 72, "karras"), "heun"), 64)
+    samples = draw(
+        run_plan, lambda _: Gaussian(), labels, SHAPE, Sampling(levels_of(run_plan, 72, "karras"), "heun"), 64
+    )
     # 12,800 pixels
     assert float(samples.mean()) == pytest.approx(MEAN * 2.5, abs=0.015)
     assert float(samples.std()) == pytest.approx(STD, abs=0.01)
@@ -92,7 +98,7 @@ def test_samples_of_an_exact_denoiser_converge_to_its_distribution(run_plan):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_guidance_moves_the_mean_by_its_scale(run_plan, scale):
     """Of two Gaussians of one width the guided denoiser is that of a Gaussian at scale times the mean."""
-    plan = Plan(levels_of(run_plan, 72, "karras"), "heun", scale)
+    plan = Sampling(levels_of(run_plan, 72, "karras"), "heun", scale)
     samples = draw(run_plan, lambda _: Gaussian(), torch.full((200,), 7), SHAPE, plan, 200)
     # the start, of mean zero, is not quite that of the data's noise at sigma_max
     assert float(samples.mean()) == pytest.approx(scale * MEAN * 2.5 * (1 - STD / 80), abs=0.008)
@@ -120,7 +126,7 @@ def test_at_most_one_blocks_parameters_are_in_memory(run_plan, weights):
 
     for solver in ("euler", "heun"):
         loads.clear()
-        plan = Plan(levels_of(run_plan, 9, "slices"), solver, 2.0)
+        plan = Sampling(levels_of(run_plan, 9, "slices"), solver, 2.0)
         drawn = draw(run_plan, block_at, torch.arange(10), SHAPE, plan, 4)
         # three batches, and yet each block is read once
         assert loads == [0, 1, 2]
@@ -133,7 +139,7 @@ def test_a_sample_is_a_function_of_seed_and_number_however_the_batches_are_cut(r
     labels, levels = torch.arange(10), levels_of(run_plan, 6, "slices")
 
     def drawn(seed=0, batch_size=10, **changes):
-        return draw(run_plan, blocks, labels, SHAPE, Plan(levels, seed=seed, **changes), batch_size)
+        return draw(run_plan, blocks, labels, SHAPE, Sampling(levels, seed=seed, **changes), batch_size)
 
     whole = drawn()
     assert torch.equal(whole, drawn())
@@ -152,10 +158,10 @@ def test_each_level_is_asked_of_its_owner_and_a_control_of_another(run_plan):
         return Gaussian()
 
     levels = levels_of(run_plan, 6, "slices")
-    draw(run_plan, block_at, torch.arange(2), SHAPE, Plan(levels), 2)
+    draw(run_plan, block_at, torch.arange(2), SHAPE, Sampling(levels), 2)
     assert asked == [0, 0, 1, 1, 2, 2]
     asked.clear()
-    draw(run_plan, block_at, torch.arange(2), SHAPE, Plan(levels, order=(1, 2, 0)), 2)
+    draw(run_plan, block_at, torch.arange(2), SHAPE, Sampling(levels, order=(1, 2, 0)), 2)
     assert asked == [1, 1, 2, 2, 0, 0]
 
 
@@ -173,7 +179,7 @@ def test_blending_averages_the_blocks_that_were_trained_at_a_level(run_plan):
     def last(level, blend):
         made = [Constant(10.0**block) for block in range(3)]
         return float(
-            draw(run_plan, made.__getitem__, torch.arange(1), SHAPE, Plan((level,), blend=blend), 1)[0, 0, 0, 0]
+            draw(run_plan, made.__getitem__, torch.arange(1), SHAPE, Sampling((level,), blend=blend), 1)[0, 0, 0, 0]
         )
 
     # a slice is widened by a share of its own width: block 2, the widest, reaches further up than block 1 down
@@ -191,7 +197,7 @@ def test_scrambled_classes_are_those_of_others_and_new_at_every_level(run_plan):
             told.append(context)
             return super().predict(layers, noisy, level, context)
 
-    labels, plan = torch.arange(10), Plan(levels_of(run_plan, 3, "slices"), scrambled=True)
+    labels, plan = torch.arange(10), Sampling(levels_of(run_plan, 3, "slices"), scrambled=True)
     draw(run_plan, lambda _: Watch(), labels, SHAPE, plan, 10)
     assert all(torch.equal(context.sort().values, labels) for context in told)
     assert not any((context == labels).any() for context in told) and not torch.equal(told[0], told[1])

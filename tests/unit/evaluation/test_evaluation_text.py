@@ -8,11 +8,12 @@ import torch
 
 from dbtrain.config import load_config
 from dbtrain.data.packed import TokenWindows
+from dbtrain.data.splits import evenly
 from dbtrain.data.tokenizers import Bytes, Letters
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text import bits as room
-from dbtrain.evaluation.text.bits import bits, evenly, negative_log_likelihood
+from dbtrain.evaluation.text.bits import bits, negative_log_likelihood
 from dbtrain.evaluation.text.generate import Generator, continue_text
 from dbtrain.experiments.baseline import end_to_end
 from dbtrain.method.split import global_name
@@ -121,9 +122,13 @@ def test_samples_are_spread_evenly(size, most):
 
 @STREAMS
 @pytest.mark.parametrize("readout", ["mean", "chain", "first"])
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_cached_distribution_of_every_token_is_the_uncached_one(configure, data, stream, readout, steps):
-    config = configure(f"model.stream={stream}", f"evaluation.readout={readout}", f"evaluation.steps_per_block={steps}")
+@pytest.mark.parametrize(
+    ("steps", "loops"), [(1, []), (2, []), (1, ["model.depth=4", "model.loops=[2,2,3,1]"])], ids=["1", "2", "looped"]
+)
+def test_the_cached_distribution_of_every_token_is_the_uncached_one(configure, data, stream, readout, steps, loops):
+    config = configure(
+        f"model.stream={stream}", f"evaluation.readout={readout}", f"evaluation.steps_per_block={steps}", *loops
+    )
     model, tokens = merged(config, data), data.test.batch(torch.arange(2), CPU)["tokens"]
     generator = Generator(model, config.evaluation, seed=3)
     assert len(generator.caches) == 3 * steps
@@ -140,8 +145,9 @@ def test_the_cached_distribution_of_every_token_is_the_uncached_one(configure, d
 @STREAMS
 @pytest.mark.parametrize("start", ["zero", "noise"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_generation_with_a_cache_equals_generation_without(configure, data, stream, start, temperature):
-    config = configure(f"model.stream={stream}", f"evaluation.start={start}")
+@pytest.mark.parametrize("loops", [[], ["model.depth=4", "model.loops=[2,2,3,1]"]], ids=["once", "looped"])
+def test_generation_with_a_cache_equals_generation_without(configure, data, stream, start, temperature, loops):
+    config = configure(f"model.stream={stream}", f"evaluation.start={start}", *loops)
     model, prompt = merged(config, data), data.test.batch(torch.arange(2), CPU)["tokens"][:, :5]
     cached = Generator(model, config.evaluation, seed=3).continue_from(prompt, 12, temperature)
     tokens = prompt

@@ -21,7 +21,6 @@ from dbtrain.shards.commit import dump_commit
 from dbtrain.shards.format import decode, encode, sha256
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.merged_directory import INDEX, VERSION
-from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import make_console
 from dbtrain.training.upstream import load_upstream
 from tests.unit.small_runs import commit, settled
@@ -114,27 +113,27 @@ CHANGES = pytest.mark.parametrize(
 def test_a_merge_that_fails_names_the_tensor_and_leaves_no_model(run, change, words, capsys):
     change_checkpoint(run, 0, change)
     with pytest.raises(ShardError) as caught:
-        merge_and_verify(run)
+        merge_and_verify(Run(run))
     told = str(caught.value)
     assert words in told and "blocks/00/step_00000002/model.safetensors" in told and "train command" in told
     assert "block 1" not in told and "1 (step" not in told and "\n" not in told
     assert not [name for name in run.list() if name.startswith("merged")]
     with pytest.raises(ShardError, match="run the merge first"):
-        evaluate_run(run)
+        evaluate_run(Run(run))
     with pytest.raises(ShardError):
         inspect_path(run.url, make_console())
 
 
 @CHANGES
 def test_an_older_merged_model_stays_until_a_new_one_verified(run, change, words):
-    merge_and_verify(run)
+    merge_and_verify(Run(run))
     before = {name: run.child("merged").read(name) for name in run.child("merged").list()}
     change_checkpoint(run, 0, change)
     with pytest.raises(ShardError):
-        merge_and_verify(run)
+        merge_and_verify(Run(run))
     assert {name: run.child("merged").read(name) for name in run.child("merged").list()} == before
     assert [name for name in run.list() if name.startswith("merged")] == ["merged"]
-    assert evaluate_run(run)[1]["test"]
+    assert evaluate_run(Run(run))[1]["test"]
 
 
 def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
@@ -143,7 +142,7 @@ def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
 
     change_checkpoint(run, 0, overflow)
     with pytest.raises(ShardError, match="block 0 at sigma 20 computes values that are NaN or infinite") as caught:
-        merge_and_verify(run)
+        merge_and_verify(Run(run))
     assert "block 1" not in str(caught.value) and not run.exists("merged")
 
 
@@ -158,7 +157,7 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
 
     monkeypatch.setattr(MergedModel, "of", staticmethod(read))
     with pytest.raises(ShardError, match="block 0 at sigma 20 differs from its checkpoint") as caught:
-        merge_and_verify(run)
+        merge_and_verify(Run(run))
     assert "block 1" not in str(caught.value) and not run.exists("merged")
 
 
@@ -166,7 +165,7 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
 def test_no_command_uses_a_merged_model_that_does_not_fit(tmp_path, change, words):
     run = settled(tmp_path / "runs")
     commit(run)
-    merge_and_verify(run)
+    merge_and_verify(Run(run))
     change_merged(run, 0, change)
     for command in (["eval", run.url], ["losses", run.url], ["inspect", f"{run.url}/merged"]):
         result = CliRunner().invoke(cli.app, command)
@@ -178,7 +177,7 @@ def test_no_command_uses_a_merged_model_that_does_not_fit(tmp_path, change, word
 def test_random_changes_under_right_hashes_are_refused_or_change_nothing(tmp_path):
     run = settled(tmp_path / "runs")
     commit(run)
-    merge_and_verify(run)
+    merge_and_verify(Run(run))
     merged = run.child("merged")
     good = {name: merged.read(name) for name in merged.list()}
     dice = random.Random(0)
@@ -235,6 +234,6 @@ def test_a_shard_of_the_right_tensors_fits(run):
 
 
 def test_a_folder_that_is_no_run_is_said_so_by_every_reader(tmp_path):
-    for read in (evaluate_run, lambda store: measure_losses(store, 3, 8), merge_and_verify):
+    for read in (evaluate_run, lambda run: measure_losses(run, 3, 8), merge_and_verify):
         with pytest.raises(DbtrainError, match="not a run directory"):
-            read(Store(tmp_path / "nowhere"))
+            read(Run.at(str(tmp_path / "nowhere")))

@@ -51,6 +51,34 @@ def test_the_warm_up_of_a_baseline_is_the_same_share_of_its_steps():
     assert training.optimizer.warmup / training.steps == pytest.approx(share, rel=0.05)
 
 
+OWN = "training.blocks={0: {steps: 151, batch_size: 5}, 2: {steps: 41, lr: 0.5, ema: 0.9}}"
+"""Beside 100 steps of 8 samples."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "checkpointing"])
+def test_a_baseline_takes_the_flops_of_blocks_of_different_lengths_and_batches(make_config, digits, kind):
+    config = make_config(*THREE, OWN)
+    made, isolated = baseline(config, kind), design(config, digits, never)
+    samples = (151 * 5, 100 * 8, 41 * 8)
+    budget = sum(n * estimate(isolated, block, 2, 1).flops / 2 for block, n in enumerate(samples))
+    assert made.budget == pytest.approx(budget, rel=1e-12) == training_flops(isolated)
+    assert made.flops == training_flops(design(made.config, digits, never))
+    # equal but for the rounding to whole steps
+    shards = design(made.config, digits, never)
+    own = [made.config.training.of_block(shard) for shard in range(shards.shards.blocks)]
+    a_step = sum(t.batch_size * estimate(shards, shard, 2, 1).flops / 2 for shard, t in enumerate(own))
+    assert abs(made.flops - budget) <= a_step / 2 * (1 + 1e-9)
+
+
+def test_the_blocks_of_a_baseline_keep_the_ratio_of_their_lengths_and_say_so(make_config):
+    made = baseline(make_config(*THREE, OWN), "greedy")
+    lengths = [made.config.training.of_block(block).steps for block in range(3)]
+    ratio = made.config.training.steps / 100
+    assert ratio != 1 and lengths == pytest.approx([151 * ratio, 100 * ratio, 41 * ratio], abs=1)
+    assert [made.config.training.of_block(block).batch_size for block in range(3)] == [5, 8, 8]
+    assert f"{lengths[0]}, {lengths[1]}, {lengths[2]} steps" in made.describe()
+
+
 def test_the_concatenated_stream_has_the_single_streams_baseline():
     single, concat = (
         baseline(load_config(CONFIGS / "ar_tiny.yaml", [f"model.stream={stream}"])) for stream in ("single", "concat")
@@ -108,9 +136,9 @@ def test_a_baseline_is_stored_merged_verified_and_evaluated_like_any_run(make_co
     again = Run(run).plan
     assert (again.split, again.ranges) == (run_plan.split, run_plan.ranges)
     assert again.split.blocks == (1 if KINDS[kind] == "end_to_end" else 3)
-    result, _ = merge_and_verify(run)
+    result, _ = merge_and_verify(Run(run))
     assert len(result.blocks) == SHARDS[kind]
-    _, scores = evaluate_run(run)
+    _, scores = evaluate_run(Run(run))
     assert {f"after_{b}" for b in range(again.split.blocks)} <= set(scores["test"])
     assert ("shuffled" in scores["test"]) == ("scrambled" in scores["test"]) == (kind == "joint")
 
@@ -124,10 +152,10 @@ def test_the_levels_of_joint_training_are_those_of_the_isolated_blocks(make_conf
 
 def test_isolated_blocks_are_evaluated_with_controls(make_config):
     run, _ = trained(make_config())
-    merge_and_verify(run)
-    _, scores = evaluate_run(run)
+    merge_and_verify(Run(run))
+    _, scores = evaluate_run(Run(run))
     assert {"chain", "mean", "first", "shuffled", "scrambled"} <= set(scores["test"])
-    _, without = evaluate_run(run, section=EvaluationConfig(controls=False))
+    _, without = evaluate_run(Run(run), section=EvaluationConfig(controls=False))
     assert not {"shuffled", "scrambled"} & set(without["test"])
 
 

@@ -86,6 +86,11 @@ def test_what_is_offloaded_or_switched_off_takes_nothing(plan):
     assert estimate(plan("training.ema=0"), 0, 4, 1).average == 0
 
 
+def test_the_average_of_one_block_is_counted_for_it_alone(plan):
+    run_plan = plan("training.blocks.1.ema=0")
+    assert [estimate(run_plan, block, 4, 1).average > 0 for block in range(3)] == [True, False, True]
+
+
 def test_the_baseline_gets_the_flops_of_the_blocks_and_all_layers(make_config, digits):
     config = make_config(*SIZE, "training.steps=100", "cluster.blocks.2.workers=2", "noise.ranges=calibrated")
     baseline = end_to_end(config)

@@ -94,6 +94,13 @@ def test_a_worker_trains_with_the_exceptions_of_its_own_block(make_worker, block
     assert worker.training.optimizer.warmup == worker.config.training.optimizer.warmup
 
 
+def test_a_worker_trains_for_its_blocks_own_steps(make_worker):
+    own = "training.blocks.1={steps: 9, batch_size: 3, ema: 0.5}"
+    worker = make_worker(overrides=[own, "training.optimizer.warmup=2"])
+    assert (worker.training.steps, worker.training.batch_size, worker.training.ema) == (9, 3, 0.5)
+    assert worker.training.optimizer.warmup == 4  # of 9 steps, as 2 of 4
+
+
 def test_a_commit_that_waits_for_the_one_before_is_no_hang(make_worker, monkeypatch):
     worker, waits = make_worker(), []
     monkeypatch.setattr(worker.writer, "submit", lambda write: waits.append(worker.watchdog._touched) or 0.0)
