@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from dbtrain.config.cluster import ClusterConfig
 from dbtrain.config.data import DataConfig, absolute_paths
 from dbtrain.config.evaluation import EvaluationConfig, TelemetryConfig
+from dbtrain.config.init import AnyInit, InitConfig
 from dbtrain.config.model import AnyModel
 from dbtrain.config.noise import CodebookConfig, NoiseConfig
 from dbtrain.config.section import Count, Section
@@ -37,6 +38,7 @@ class Config(Section):
     codebook: CodebookConfig = CodebookConfig()
     noise: NoiseConfig = NoiseConfig()
     training: TrainingConfig = TrainingConfig()
+    init: AnyInit = InitConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -84,6 +86,20 @@ class Config(Section):
             raise ValueError(f"method={self.method} has one optimizer for all blocks: leave training.blocks out")
         return self
 
+    @model_validator(mode="after")
+    def _init_fits_the_method(self) -> "Config":
+        from dbtrain.method.schemes import SCHEMES  # not above: it imports torch, which --help can do without
+
+        init, scheme = self.init, SCHEMES[self.method]
+        if (init.source is not None or init.branch) and scheme.starts_random:
+            raise ValueError(f"method={self.method} starts from random weights only: leave init out")
+        if scheme.shared and (init.layers == "repeat" or init.branch):
+            raise ValueError(
+                f"method={self.method} trains all blocks as one network, which starts from one of the same depth: "
+                "init.layers=repeat and init.branch are for blocks of their own; set init.layers=slice"
+            )
+        return self
+
     @property
     def natural_process(self) -> str:
         """The noise process that the architecture is made for."""
@@ -114,6 +130,9 @@ class Config(Section):
         for key in getattr(self.data, "added_later", ()):
             if getattr(self.data, key) == type(self.data).model_fields[key].default:
                 content["data"].pop(key)
+        content["init"] = self.init.content()
+        if not content["init"]:
+            content.pop("init")
         training = content["training"]
         for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
             training.pop(key)

@@ -64,6 +64,8 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
                 run_plan = prepare_checked(config, run, calibrate)
             for note in run_plan.data_notes:
                 view.tell(f"data: {note}")
+            for line in run_plan.init.lines() if run_plan.init else ():
+                view.tell(f"init: {line}")
             for line in described(run_plan.distribution):
                 view.tell(line)
             if verbose:

@@ -1,16 +1,18 @@
 """The inspect command: what a file or directory holds, verified."""
 
 import posixpath
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from dbtrain.errors import ShardError
-from dbtrain.evaluation.merged_model import check_shard
-from dbtrain.run.plan import read_plan
+from dbtrain.evaluation.merged_model import check_shard, merged_plan
 from dbtrain.run.run import Run, RunBlock
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import Shard, decode
+from dbtrain.shards.frozen import FROZEN, frozen_hash_of
 from dbtrain.shards.manifest import MANIFEST
 from dbtrain.shards.merged_directory import CONFIG, MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
@@ -26,7 +28,10 @@ def inspect_path(path: str, console: Console) -> None:
     """
     if path.endswith(".safetensors"):
         folder, name = posixpath.split(path)
-        _shard(Store(folder or "."), name, console)
+        if name == FROZEN:
+            _frozen(Store(folder or "."), console)
+        else:
+            _shard(Store(folder or "."), name, console)
         return
     store = Store(path)
     if not store.exists(CONFIG):
@@ -45,13 +50,22 @@ def _shard(store: Store, name: str, console: Console) -> None:
     shard = decode(store.read(name), where=store.where(name))
     for line in _identity(shard):
         say(console, line)
-    table = Table("tensor", "shape", "type")
-    for tensor_name, tensor in shard.tensors.items():
-        table.add_row(
-            tensor_name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch.")
-        )
-    show_table(console, table)
+    _tensors(shard.tensors, console)
     refuse_non_finite(shard.tensors, store.where(name))
+
+
+def _frozen(store: Store, console: Console) -> None:
+    """The parts of a run, or of a merged model, that no block trains."""
+    tensors = MergedDirectory(store).frozen() if store.exists(CONFIG) else Run(store).frozen
+    say(console, f"frozen parts of all blocks, {frozen_hash_of(tensors)}")
+    _tensors(tensors, console)
+
+
+def _tensors(tensors: Mapping[str, Tensor], console: Console) -> None:
+    table = Table("tensor", "shape", "type")
+    for name, tensor in tensors.items():
+        table.add_row(name, "x".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype).removeprefix("torch."))
+    show_table(console, table)
 
 
 def _identity(shard: Shard) -> list[str]:
@@ -63,12 +77,17 @@ def _identity(shard: Shard) -> list[str]:
         f"{of.levels[0]} to {of.levels[1]})",
         f"architecture {of.architecture_hash}, data {of.data_hash or 'unknown'}",
         f"codebook {of.codebook_hash or 'none'}",
+        *([f"frozen parts {of.frozen_hash}"] if of.frozen_hash else []),
     ]
 
 
 def _run(run: Run, console: Console) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in run.manifest.versions.items())
     say(console, f"run {run.manifest.name}, configuration {run.manifest.config_hash}, {versions}")
+    for line in run.manifest.init.lines() if run.manifest.init else ():
+        say(console, f"init: {line}")
+    if run.frozen:
+        say(console, f"frozen parts of all blocks, {run.manifest.frozen_hash}: whole")
     table, damaged = Table("block", "step", "verified"), 0
     for block in run.blocks:
         for step in block.checkpoints.steps():
@@ -98,7 +117,7 @@ def _misfit(block: RunBlock, step: int) -> str:
 
 def _merged(store: Store, console: Console) -> None:
     merged = MergedDirectory(store)
-    run_plan = read_plan(merged.manifest, merged.codebook())
+    run_plan = merged_plan(merged)
     table = Table("block", "step", "weights", "tensors", "file")
     for row in merged.blocks:
         tensors, wanted = merged.block(row.block), run_plan.model(row.block, "meta").state_dict()

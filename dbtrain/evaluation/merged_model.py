@@ -62,7 +62,7 @@ class MergedModel:
     @staticmethod
     def of(merged: MergedDirectory, device: torch.device) -> "MergedModel":
         """As :meth:`read`, of a directory that somebody reads already."""
-        return MergedModel(read_plan(merged.manifest, merged.codebook()), merged.block, device, merged.where)
+        return MergedModel(merged_plan(merged), merged.block, device, merged.where)
 
     @staticmethod
     def of_run(run: Run, device: torch.device) -> "MergedModel":
@@ -132,6 +132,15 @@ def chain_levels(run_plan: RunPlan, steps_per_block: int) -> list[float]:
     return run_plan.noise().schedule(run_plan.ranges, steps_per_block)
 
 
+def merged_plan(merged: MergedDirectory) -> RunPlan:
+    """The plan of a merged model, with what its blocks have in common.
+
+    Raises:
+        ShardError: its files are damaged.
+    """
+    return read_plan(merged.manifest, merged.codebook(), merged.frozen())
+
+
 def merged_of(run: Run) -> MergedDirectory:
     """The merged model of a run.
 
@@ -160,7 +169,7 @@ def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _s
     """
     sources = run_plan.scheme.sources(block)
     model = run_plan.model(sources[-1])
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {name: t for name, t in model.state_dict().items() if name in run_plan.frozen}
     for shard in sources:
         # of a name that several hold, a head's, the last is the block's own
         state |= check_shard(run_plan, shard, load(shard), model.state_dict(), where(shard))
@@ -172,6 +181,7 @@ def check_shard(
     run_plan: RunPlan, shard: int, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
     """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
+    wanted = {name: tensor for name, tensor in wanted.items() if name not in run_plan.frozen}
     named = {local_name(shard, name): tensor for name, tensor in tensors.items()}
     layers = run_plan.shards.layers(shard)
     # of greedy training the stem is the first block's, and the layers before are those of the blocks before

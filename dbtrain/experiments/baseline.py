@@ -6,11 +6,16 @@ from fractions import Fraction
 from typing import Any
 
 from dbtrain.config import Config, TrainingConfig
+from dbtrain.config.init import InitConfig
+from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.cost import estimate, recomputed
+from dbtrain.run.initial_weights import InitialWeights
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import sketch
+from dbtrain.run.run import Run
+from dbtrain.run.weight_source import WeightSource
 
 KINDS: Mapping[str, str] = {
     "end_to_end": "end_to_end",
@@ -37,6 +42,8 @@ class Baseline:
     """Of training the isolated blocks."""
     again: float
     """Of activation checkpointing on top, which are not part of the budget."""
+    unlike: str = ""
+    """Why it starts from random weights where the blocks do not; '' if it starts as they do."""
 
     def describe(self) -> str:
         """One line."""
@@ -44,7 +51,8 @@ class Baseline:
         lengths = [training.of_block(block).steps for block in range(self.config.blocks)]
         steps = ", ".join(map(str, lengths if len(set(lengths)) > 1 else lengths[:1]))
         line = f"{self.config.name}: {steps} steps, {self.flops:.4g} FLOPs; blocks {self.budget:.4g}"
-        return line + (f"; activation checkpointing computes {self.again:.4g} again, not counted" if self.again else "")
+        line += f"; activation checkpointing computes {self.again:.4g} again, not counted" if self.again else ""
+        return line + (f"; it starts from random weights, unlike the blocks: {self.unlike}" if self.unlike else "")
 
 
 def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
@@ -57,8 +65,10 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     Raises:
         ConfigError: there is no such kind, or the architecture has none.
     """
-    other = reshaped(config, kind)
+    other, unlike = reshaped(config, kind), _cannot_start(config, kind)
     data = load_data(config)
+    if misfit := _misfit(other, data):
+        other, unlike = other.model_copy(update={"init": InitConfig()}), misfit
     budget = _spent(config.training, _per_sample(sketch(config, data)))
     counted = sketch(other, data)
     per_sample = _per_sample(counted)
@@ -67,7 +77,39 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     if training.activation_checkpointing:
         again = recomputed(counted, 0, COUNTED) / COUNTED * training.batch_size * training.steps
     flops = _spent(training, per_sample)
-    return Baseline(other.model_copy(update={"training": training}), float(flops), float(budget), again)
+    return Baseline(other.model_copy(update={"training": training}), float(flops), float(budget), again, unlike)
+
+
+def _cannot_start(config: Config, kind: str) -> str:
+    """Why a baseline cannot start from what the blocks start from, whatever that holds; '' if it can."""
+    init, scheme = config.init, SCHEMES[KINDS[kind]]
+    if init.source is None and init.branch is None:
+        return ""
+    if scheme.starts_random:
+        return f"method={KINDS[kind]} can start from nothing else"
+    whole = scheme.shared or (KINDS[kind] == "end_to_end" and config.blocks > 1)
+    if whole and (init.branch or init.layers == "repeat"):
+        return "they start from a network of one block's layers, and it has all layers at once"
+    return ""
+
+
+def _misfit(config: Config, data: DataSet) -> str:
+    """Why the weights that a baseline would start from are not those of its model; '' if they are."""
+    if config.init.source is None:
+        return ""
+    try:
+        source = WeightSource.open(config.init.source)
+    except ConfigError:
+        existing = Run.at(config.run_url)
+        if not existing.exists:
+            raise
+        # the source is needed no more: what was decided when the run was started stands in it
+        return "" if existing.config.init == config.init else "its run was started so"
+    try:
+        InitialWeights.of(sketch(config, data), source, config.init.layers)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _stretched(training: TrainingConfig, ratio: Fraction) -> TrainingConfig:
@@ -120,6 +162,8 @@ def reshaped(config: Config, kind: str) -> Config:
             # the same range in one slice; an architecture that is shown no noise ignores it
             edges = (config.noise.edges[0], config.noise.edges[-1])
             changes["noise"] = config.noise.model_copy(update={"edges": edges})
+    if _cannot_start(config, kind):
+        changes["init"] = InitConfig()
     if kind == "checkpointing":
         training = training.model_copy(update={"activation_checkpointing": True})
     return config.model_copy(update={**changes, "training": training})

@@ -76,6 +76,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, line)
     for line in described(run_plan.distribution):
         say(console, line)
+    for line in run_plan.init.lines() if run_plan.init else ():
+        say(console, f"init: {line}")
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
     say(console, f"FLOPs of all steps: blocks {together.budget:.4g}, end-to-end {together.flops:.4g}")
 

@@ -28,6 +28,8 @@ class Scheme:
     """A block runs all layers up to its own last one, not only its own."""
     in_turn: bool = False
     """A block starts when those before it are done, and takes their weights, frozen."""
+    starts_random: bool = False
+    """Its blocks cannot start from the weights of another model."""
     wrap: Callable[[BlockModel, Sequence[Sequence[int]]], BlockModel] | None = None
     """(model, every block's layers in order) -> model behind the same plug, where the plain one will not do."""
 
@@ -79,7 +81,9 @@ SCHEMES: Mapping[str, Scheme] = {
     # one stem and one head for all blocks, in one process
     "joint": Scheme(_all_blocks, shared=True),
     # Bengio et al. 2006; Belilovsky et al. 2019: each block on frozen features, with its own classifier
-    "greedy": Scheme(_on_frozen_features, target="hidden", cumulative=True, in_turn=True),
-    "forward_forward": Scheme(_forward_forward, target="hidden", shared=True, cumulative=True, wrap=ForwardForward),
+    "greedy": Scheme(_on_frozen_features, target="hidden", cumulative=True, in_turn=True, starts_random=True),
+    "forward_forward": Scheme(
+        _forward_forward, target="hidden", shared=True, cumulative=True, starts_random=True, wrap=ForwardForward
+    ),
 }
 """By `method` of the configuration."""

@@ -22,8 +22,14 @@ Calibrate = Callable[[Config, DataSet, Tensor], Mapping[str, Any]]
 """(config, data, codebook) -> a level distribution as stored in run.json, from a pilot on the data."""
 
 
-def design(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
+def design(config: Config, data: DataSet, calibrate: Calibrate, codes: Tensor | None = None) -> RunPlan:
     """Decide everything that training needs; touches no store.
+
+    Args:
+        config: of the run.
+        data: that it is trained on.
+        calibrate: measures the range of the noise.
+        codes: the codebook (V, D) of what the run starts from, which then is its own; None to make one.
 
     Raises:
         ConfigError: blocks and layers, or ranges, do not fit.
@@ -38,7 +44,7 @@ def design(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
     split = split_of(config)
     codebook = None
     if kind.codes:
-        codebook = _codebook(config, data, int(str(data.shape[kind.codes])))
+        codebook = _codebook(config, data, int(str(data.shape[kind.codes])), codes)
     if target_of(config) == "hidden":
         return RunPlan(config, split, NoNoise().split(split.blocks), {"kind": "none"}, codebook, data.shape)
     target = noise_target(config, data.shape, codebook)
@@ -77,8 +83,16 @@ def split_of(config: Config) -> LayerSplit:
     return split
 
 
-def _codebook(config: Config, data: DataSet, classes: int) -> Tensor:
+def _codebook(config: Config, data: DataSet, classes: int, given: Tensor | None) -> Tensor:
     source, dim = config.codebook.source, config.codebook.dim
+    if given is not None:
+        if tuple(given.shape) != (classes, dim):
+            raise ConfigError(
+                f"init.from={config.init.source} has {len(given)} codes of {given.shape[1]} numbers, and this run "
+                f"{classes} of {dim} (data.source={config.data.source}, codebook.dim={dim}): start from a run on such "
+                "data, or set codebook.dim"
+            )
+        return given
     if source == "corpus":
         return corpus_codebook(data.train, classes, dim, config.seed)
     return make_codebook(source, classes, dim, config.seed)

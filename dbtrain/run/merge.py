@@ -4,14 +4,17 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from dbtrain.errors import ShardError
 from dbtrain.run.run import MERGED, Run, RunBlock
 from dbtrain.shards.checkpoint import Loaded
 from dbtrain.shards.commit import FileRecord, step_name
 from dbtrain.shards.format import Role
+from dbtrain.shards.frozen import FROZEN, decode_frozen
 from dbtrain.shards.manifest import MANIFEST, Manifest
 from dbtrain.shards.merged_directory import (
     CODEBOOK,
@@ -58,11 +61,12 @@ class _Piece:
 
 
 def read_back(merged: Store) -> None:
-    """Raise ShardError unless every block and the codebook of a merged model can be read, with their hashes."""
+    """Raise ShardError unless all blocks and all that they have in common can be read, with their hashes."""
     model = MergedDirectory(merged)
     for row in model.blocks:
         model.block(row.block)
     model.codebook()
+    model.frozen()
 
 
 def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
@@ -80,19 +84,19 @@ def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that belongs
-            elsewhere, a codebook that is not the run's, a damaged run.json, or storage out of reach; and what `check`
-            raises.
+            elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or storage out of
+            reach; and what `check` raises.
     """
-    codebook = _read_codebook(run)
+    common = _read_common(run)
     pieces = _collect(run)
-    index = _index(pieces)
-    config = _config(run.manifest, pieces, index, codebook)
+    common[INDEX] = _index(pieces, run.frozen)
+    config = _config(run.manifest, pieces, common)
     store = run.store
     # Not hidden, so that list() finds what a killed merge left behind.
     building = f"{MERGED}.building-{secrets.token_hex(8)}"
     _remove_leftovers(store)
     try:
-        _fill(store, building, pieces, index, codebook, config)
+        _fill(store, building, pieces, {**common, CONFIG: config})
         check(store.child(building))
         if store.is_local:
             store.move(building, MERGED)
@@ -104,22 +108,28 @@ def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
     return MergeResult(
         path=run.merged.url,
         blocks=[(piece.block, piece.step, piece.loss, piece.record["sha256"]) for piece in pieces],
-        tensors=sum(len(piece.sizes) for piece in pieces),
-        parameters=sum(elements for piece in pieces for elements, _ in piece.sizes.values()),
+        tensors=sum(len(piece.sizes) for piece in pieces) + len(run.frozen),
+        parameters=sum(elements for sizes in _all_sizes(pieces, run.frozen) for elements, _ in sizes.values()),
     )
 
 
-def _read_codebook(run: Run) -> bytes | None:
-    """The codebook file, whose real hash must be the one in run.json."""
-    store, expected = run.store, run.manifest.codebook_hash
-    where = store.where(CODEBOOK)
-    if not expected:
-        if store.exists(CODEBOOK):
-            raise ShardError(f"{where} exists, but {MANIFEST} names no codebook: remove it, or use the run it is from")
-        return None
-    data = store.read(CODEBOOK)
-    checked_codebook(data, expected, where)
-    return data
+def _read_common(run: Run) -> dict[str, bytes]:
+    """What all blocks have in common, by file, whose real hashes must be those in run.json."""
+    store, manifest = run.store, run.manifest
+    common: dict[str, bytes] = {}
+    kinds = ((CODEBOOK, manifest.codebook_hash, "codebook"), (FROZEN, manifest.frozen_hash, "frozen parts"))
+    for name, expected, kind in kinds:
+        if expected:
+            common[name] = store.read(name)
+        elif store.exists(name):
+            raise ShardError(
+                f"{store.where(name)} exists, but {MANIFEST} names no {kind}: remove it, or use the run it is from"
+            )
+    if CODEBOOK in common:
+        checked_codebook(common[CODEBOOK], manifest.codebook_hash, store.where(CODEBOOK))
+    if FROZEN in common:
+        decode_frozen(common[FROZEN], manifest.frozen_hash, store.where(FROZEN))
+    return common
 
 
 def _collect(run: Run) -> list[_Piece]:
@@ -171,29 +181,36 @@ def _describe(loaded: Loaded, role: Role, block: RunBlock) -> _Piece:
         source=f"{block.path}/{step_name(commit.step)}/{name}",
         file=shard_name(block.number, block.run.manifest.blocks),
         record=commit.files[name],
-        sizes={key: (t.numel(), t.numel() * t.element_size()) for key, t in sorted(loaded.parts[role].items())},
+        sizes=_sizes(loaded.parts[role]),
     )
 
 
-def _index(pieces: list[_Piece]) -> bytes:
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    return {name: (t.numel(), t.numel() * t.element_size()) for name, t in sorted(tensors.items())}
+
+
+def _all_sizes(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> list[dict[str, tuple[int, int]]]:
+    return [*(piece.sizes for piece in pieces), _sizes(frozen)]
+
+
+def _index(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> bytes:
     """The Hugging Face index; no name comes twice, because ``decode`` lets a block have only its own names."""
-    sizes = [size for piece in pieces for _, size in piece.sizes.values()]
-    weight_map = {name: piece.file for piece in pieces for name in piece.sizes}
+    sizes = [size for part in _all_sizes(pieces, frozen) for _, size in part.values()]
+    weight_map = {name: piece.file for piece in pieces for name in piece.sizes} | dict.fromkeys(sorted(frozen), FROZEN)
     return (json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}, indent=1) + "\n").encode()
 
 
-def _config(manifest: Manifest, pieces: list[_Piece], index: bytes, codebook: bytes | None) -> bytes:
+def _config(manifest: Manifest, pieces: list[_Piece], common: Mapping[str, bytes]) -> bytes:
     """config.json: the run, but for places on this machine, and the hash of every file beside it."""
     files = {piece.file: piece.record for piece in pieces}
-    for name, data in ((INDEX, index), (CODEBOOK, codebook)):
-        if data is not None:
-            files[name] = FileRecord(size=len(data), sha256=sha256(data))
+    for name, data in common.items():
+        files[name] = FileRecord(size=len(data), sha256=sha256(data))
     rows = [MergedBlock(p.block, p.step, p.loss, p.role, p.file, p.record["sha256"]) for p in pieces]
     return dump_config(portable(manifest), rows, files)
 
 
-def _fill(run: Store, target: str, pieces: list[_Piece], index: bytes, codebook: bytes | None, config: bytes) -> None:
-    """Write the merged directory, config.json last."""
+def _fill(run: Store, target: str, pieces: list[_Piece], files: Mapping[str, bytes]) -> None:
+    """Write the merged directory: the blocks, then the other files in their order, config.json last."""
     for piece in pieces:
         try:
             run.copy(piece.source, f"{target}/{piece.file}")
@@ -202,10 +219,8 @@ def _fill(run: Store, target: str, pieces: list[_Piece], index: bytes, codebook:
                 f"block {piece.block}: {run.where(piece.source)} vanished while merging, because its worker committed "
                 "a newer step and removed old ones: run the merge again"
             ) from err
-    if codebook is not None:
-        run.write(f"{target}/{CODEBOOK}", codebook)
-    run.write(f"{target}/{INDEX}", index)
-    run.write(f"{target}/{CONFIG}", config)
+    for name, data in files.items():
+        run.write(f"{target}/{name}", data)
 
 
 def _publish(run: Store, building: str, config: bytes) -> None:

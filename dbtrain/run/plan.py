@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from dbtrain.models.layers import recompute
 from dbtrain.models.registry import architecture
 from dbtrain.shards.foreign_tensors import read_tensors
 from dbtrain.shards.manifest import Manifest
+from dbtrain.shards.origin import Origin
 
 SHOWN = 16
 """Digits of a hash that a message gives."""
@@ -53,6 +55,10 @@ class RunPlan:
     """Names of the data's classes, in the order of their numbers; empty if they have none."""
     data_notes: tuple[str, ...] = ()
     """What people should be told of the data."""
+    init: Origin | None = None
+    """Where the first weights come from; None where they are random."""
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of the parts that no block trains, by their names in a block's model."""
 
     def noise(self) -> NoiseProcess:
         """The noise process over the whole range."""
@@ -122,8 +128,19 @@ class RunPlan:
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
             model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
+        self._freeze(model)
         blocks = [self._order(self.split.layers(block)) for block in range(self.split.blocks)]
         return scheme.wrap(model, blocks) if scheme.wrap else model
+
+    @torch.no_grad()
+    def _freeze(self, model: BlockModel) -> None:
+        """Take the frozen parts out of training, with their weights where these are known already."""
+        for name, parameter in model.named_parameters():
+            if name.split(".", 1)[0] not in self.config.init.frozen:
+                continue
+            parameter.requires_grad_(False)
+            if name in self.frozen and not parameter.is_meta:
+                parameter.copy_(self.frozen[name])
 
     def objective(self, shard: int, device: str = "cpu") -> nn.Module:
         """What a worker trains: (batch, key, positions) -> loss."""
@@ -192,8 +209,10 @@ def level_name(manifest: Manifest) -> str:
     return noise_process(name).level_name
 
 
-def read_plan(manifest: Manifest, codebook: Tensor | None) -> RunPlan:
-    """The plan of a run from its manifest."""
+def read_plan(
+    manifest: Manifest, codebook: Tensor | None, frozen: Mapping[str, Tensor] = MappingProxyType({})
+) -> RunPlan:
+    """The plan of a run from its manifest, and what it keeps beside it for all blocks."""
     # where one worker trains all blocks, the plan has one row and the blocks have their own
     rows = manifest.slices or manifest.plan
     bounds = [row.layers[0] for row in rows] + [rows[-1].layers[1]]
@@ -209,4 +228,6 @@ def read_plan(manifest: Manifest, codebook: Tensor | None) -> RunPlan:
         data_hash=manifest.data_hash,
         class_names=manifest.class_names,
         data_notes=manifest.data_notes,
+        init=manifest.init,
+        frozen=frozen,
     )

@@ -18,14 +18,19 @@ from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
+from dbtrain.method.schemes import SCHEMES
 from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.config_diff import difference
+from dbtrain.run.initial_weights import InitialWeights, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
 from dbtrain.run.run import Run
+from dbtrain.run.weight_meaning import check_codebook, codes_of
+from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.format import encode_codebook
+from dbtrain.shards.frozen import FROZEN, encode_frozen, frozen_hash_of
 from dbtrain.shards.manifest import Manifest, PlanRow, write_manifest
 from dbtrain.shards.merged_directory import CODEBOOK
 
@@ -34,7 +39,7 @@ MEASURED = ("calibrated", "equal_information")
 
 
 def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
-    """Write codebook.safetensors and run.json, or check those that are there.
+    """Write what all blocks have in common and run.json, or check those that are there.
 
     Raises:
         ConfigError: the directory belongs to a run of another configuration, or no worker could train this one.
@@ -51,6 +56,8 @@ def prepare_checked(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
         return _continue(config, run)
     run_plan = plan_run(config, load_data(config), calibrate)
     code_hash = ""
+    if run_plan.frozen:
+        run.store.write(FROZEN, encode_frozen(run_plan.frozen))
     if run_plan.codebook is not None:
         run.store.write(CODEBOOK, encode_codebook(run_plan.codebook))
         code_hash = tensor_hash(run_plan.codebook)
@@ -64,7 +71,8 @@ def check_alone(config: Config) -> None:
     Raises:
         ConfigError: blocks, layers, edges, batch or resources do not fit each other.
     """
-    split_of(config)
+    layers = "repeat" if config.init.branch else config.init.layers
+    check_layers(SCHEMES[config.method].shards(split_of(config)), layers)
     if target_of(config) != "hidden" and config.noise.edges:
         explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
@@ -75,21 +83,34 @@ def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
     """What a run of this configuration on this data is; no run directory is read or written.
 
     Raises:
-        ConfigError: no worker could train it.
+        ConfigError: no worker could train it, or the weights that it starts from are not for it.
+        ShardError: the files of those weights are damaged or out of reach.
     """
     check_augmentation(config.training.augmentation, data.train)
+    source = None if config.init.source is None else WeightSource.open(config.init.source)
+    codes = codes_of(source, config)
     # without a codebook there is nothing to measure, which the design says
     if config.noise.ranges in MEASURED and architecture(config.model.arch).codes:
         # a pilot takes minutes before one could see that the models cannot be built
-        _check_models(sketch(config, data))
+        early = sketch(config, data)
+        _check_models(early)
+        if source is not None:
+            InitialWeights.of(early, source, config.init.layers)
     run_plan = replace(
-        design(config, data, calibrate),
+        design(config, data, calibrate, codes),
         data_hash=data.content,
         class_names=data.class_names,
         data_notes=data.notes,
     )
     _check_models(run_plan)
-    return run_plan
+    return run_plan if source is None else _with_weights(run_plan, source)
+
+
+def _with_weights(run_plan: RunPlan, source: WeightSource) -> RunPlan:
+    """The plan with where its first weights come from, and with the parts that no block trains."""
+    check_codebook(run_plan, source)
+    initial = InitialWeights.of(run_plan, source, run_plan.config.init.layers)
+    return replace(run_plan, init=initial.origin, frozen=initial.frozen())
 
 
 def sketch(config: Config, data: DataSet) -> RunPlan:
@@ -151,6 +172,8 @@ def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
         data_notes=run_plan.data_notes,
         slices=slices if slices != plan else (),
         data_paths=resolved_paths(run_plan.config.data),
+        init=run_plan.init,
+        frozen_hash=frozen_hash_of(run_plan.frozen),
     )
 
 

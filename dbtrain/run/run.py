@@ -16,6 +16,7 @@ from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
 from dbtrain.shards.commit import step_name
 from dbtrain.shards.format import Identity, Role
+from dbtrain.shards.frozen import FROZEN, decode_frozen
 from dbtrain.shards.manifest import MANIFEST, Manifest, read_manifest
 from dbtrain.shards.merged_directory import CODEBOOK, checked_codebook
 from dbtrain.shards.storage.fence import newest_attempt
@@ -77,9 +78,20 @@ class Run:
         return checked_codebook(self.store.read(CODEBOOK), self.manifest.codebook_hash, where)
 
     @cached_property
+    def frozen(self) -> dict[str, Tensor]:
+        """Stem and head that no block trains, by their names in a block's model; empty if there are none.
+
+        Raises:
+            ShardError: they are missing, damaged, or not those that run.json names.
+        """
+        if not self.manifest.frozen_hash:
+            return {}
+        return decode_frozen(self.store.read(FROZEN), self.manifest.frozen_hash, self.store.where(FROZEN))
+
+    @cached_property
     def plan(self) -> RunPlan:
         """What was decided before training."""
-        return read_plan(self.manifest, self.codebook)
+        return read_plan(self.manifest, self.codebook, self.frozen)
 
     def block(self, number: int) -> "RunBlock":
         """A block of the run; nothing is read before it is asked for."""

@@ -30,8 +30,8 @@ __all__ = [
 
 Role = Literal["model", "ema", "optim"]
 ROLES: tuple[Role, ...] = get_args(Role)
-RESERVED_ROLES = ("frozen", "adapter")
-"""Of versions to come: parts that no block trains, and what is trained beside them. Refused by name until then."""
+RESERVED_ROLES = ("adapter",)
+"""Of versions to come: what is trained beside weights that are not. Refused by name until then."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Identity:
     """``tensor_hash`` of the codebook, '' when there is none."""
     data_hash: str = ""
     """Of the content of the data, '' where it is not known."""
+    frozen_hash: str = ""
+    """Of the stem and head that no block trains, '' where every block has its own."""
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -134,7 +136,7 @@ def decode(data: bytes, *, where: str) -> Shard:
         raise ShardError(f"{where} holds the role {role!r}, which a newer version of dbtrain writes: read it with that")
     if role not in ROLES:
         damaged(where, f"role={short(role)} is none of {', '.join(ROLES)}")
-    identity = _identity(found.mapping("identity"), where)
+    identity = identity_of(record, where)
     problem = misnamed(tensors, identity, role)
     if problem:
         damaged(where, problem)
@@ -175,11 +177,14 @@ def check_identity(found: Identity, expected: Identity, where: str) -> None:
 
 
 def _as_fields(identity: Identity) -> dict[str, Any]:
-    return {field.name: getattr(identity, field.name) for field in fields(Identity)}
+    content = {field.name: getattr(identity, field.name) for field in fields(Identity)}
+    # so that shards without frozen parts keep the bytes that they have always had
+    return {name: value for name, value in content.items() if value or name != "frozen_hash"}
 
 
-def _identity(data: dict[str, Any], where: str) -> Identity:
-    """Identity from the record of a file."""
+def identity_of(record: Mapping[str, Any], where: str) -> Identity:
+    """Identity in the record of a shard file; DamagedError if there is none."""
+    data = Fields(dict(record), where).mapping("identity")
     found = Fields(data, where)
     layers, levels = found.items("layers"), found.items("levels")
     if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
@@ -196,6 +201,7 @@ def _identity(data: dict[str, Any], where: str) -> Identity:
             architecture_hash=found.text("architecture_hash"),
             codebook_hash=found.text("codebook_hash"),
             data_hash=found.text("data_hash"),
+            frozen_hash=found.text("frozen_hash") if "frozen_hash" in data else "",
         )
     except ShardError as err:
         damaged(where, str(err))

@@ -9,6 +9,7 @@ from dbtrain import __version__
 from dbtrain.errors import ShardError
 from dbtrain.shards.checksummed_json import Fields, canonical, parse_json, seal, unseal
 from dbtrain.shards.format import Identity
+from dbtrain.shards.origin import Origin
 from dbtrain.shards.safetensors_file import sha256
 from dbtrain.shards.storage.errors import MissingError, damaged, short
 from dbtrain.shards.storage.store import Store
@@ -63,6 +64,10 @@ class Manifest:
     """Rows of the blocks where one worker trains them all, and the plan has one row."""
     data_paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data."""
+    init: Origin | None = None
+    """Where the first weights came from; None where they were random."""
+    frozen_hash: str = ""
+    """``frozen_hash_of`` the stem and head that no block trains, '' where every block has its own."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """Fields that this version does not know; they are kept."""
 
@@ -75,14 +80,17 @@ class Manifest:
         """
         known = {f.name for f in dataclasses.fields(Manifest)} - {"others"}
         found = Fields(dict(content), where)
-        texts = ("run", "config_hash", "architecture_hash", "data_hash")
+        texts = ("run", "config_hash", "architecture_hash", "data_hash", "frozen_hash")
         optional: dict[str, Any] = {name: found.text(name) for name in texts if name in content}
         optional |= {name: found.mapping(name) for name in ("shape", "data_paths") if name in content}
+        plan = _rows(found, "plan", where)
+        if "init" in content:
+            optional["init"] = Origin.parse(found.mapping("init"), len(plan), where)
         manifest = Manifest(
             config=found.mapping("config"),
             versions=found.mapping("versions"),
             noise=found.mapping("noise"),
-            plan=_rows(found, "plan", where),
+            plan=plan,
             codebook_hash=found.text("codebook_hash"),
             slices=_rows(found, "slices", where) if "slices" in content else (),
             class_names=_words(found, "class_names") if "class_names" in content else (),
@@ -137,6 +145,7 @@ class Manifest:
             architecture_hash=self.architecture_hash or self._hash_of_config(),
             codebook_hash=self.codebook_hash,
             data_hash=self.data_hash,
+            frozen_hash=self.frozen_hash,
         )
 
     def _hash_of_config(self) -> str:

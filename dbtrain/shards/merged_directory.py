@@ -12,6 +12,7 @@ from dbtrain.shards.checksummed_json import Fields, parse_json, seal, unseal
 from dbtrain.shards.commit import FileRecord, parse_files
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import check_identity, decode, decode_codebook
+from dbtrain.shards.frozen import FROZEN, decode_frozen
 from dbtrain.shards.manifest import Manifest
 from dbtrain.shards.safetensors_file import sha256
 from dbtrain.shards.storage.errors import MissingError, damaged, short
@@ -128,6 +129,21 @@ class MergedDirectory:
         if not expected:
             return None
         return checked_codebook(self._verified(CODEBOOK), expected, self.store.where(CODEBOOK))
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Stem and head that all blocks have in common, named as in a block's model; empty if there are none.
+
+        Raises:
+            ShardError: they are damaged, or not those of the run.
+        """
+        expected = self.manifest.frozen_hash
+        if not expected:
+            return {}
+        tensors = decode_frozen(self._verified(FROZEN), expected, self.store.where(FROZEN))
+        listed = {name for name, place in self._weight_map.items() if place == FROZEN}
+        if odd := sorted(listed ^ tensors.keys()):
+            damaged(self.store.where(INDEX), f"it and {FROZEN} differ in {len(odd)} tensors, first {short(odd[0])}")
+        return tensors
 
     @cached_property
     def _weight_map(self) -> dict[str, Any]:

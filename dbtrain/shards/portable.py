@@ -21,7 +21,8 @@ def portable(manifest: Manifest) -> Manifest:
     for key, value in PLACES.items():
         if key in config:
             config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    return replace(manifest, config=config, data_paths={})
+    init = manifest.init and replace(manifest.init, place=str(_without_folders(manifest.init.place)))
+    return replace(manifest, config=config, data_paths={}, init=init)
 
 
 def _without_folders(value: Any) -> Any:

@@ -87,7 +87,7 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _sealed_record(data: bytes, where: str) -> str:
     """The record's text, after every check that needs no library."""
-    _refuse_pickle(data, where)
+    refuse_pickle(data, where)
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, HEADER_LIMIT):
         damaged(where, f"{len(data)} bytes cannot hold a safetensors header of {length} bytes")
@@ -99,7 +99,7 @@ def _sealed_record(data: bytes, where: str) -> str:
     return record
 
 
-def _refuse_pickle(data: bytes, where: str) -> None:
+def refuse_pickle(data: bytes, where: str) -> None:
     """Say so by name; the ninth byte tells a pickle from a safetensors header whose length happens to look like one."""
     is_pickle = len(data) > 1 and data[0] == 0x80 and data[1] in PICKLE_PROTOCOLS and data[8:9] != b"{"
     if is_pickle or data.startswith(ZIP_MAGIC):

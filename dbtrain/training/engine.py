@@ -6,7 +6,7 @@ name, so a block resumes under another ZeRO stage or on another number of worker
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
@@ -128,6 +128,11 @@ class Engine:
         """Of ZeRO, as DeepSpeed has it."""
         return int(self._engine.zero_optimization_stage())
 
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters that are trained."""
+        return list(self._parameters)
+
     def _make_states(self) -> None:
         # DeepSpeed and PyTorch make them at the first step; a resumed block needs them before
         for owner, group in self._layout.owners():
@@ -235,6 +240,32 @@ class Engine:
         return MUON_STATES if getattr(parameter, "use_muon", False) else ADAM_STATES
 
     @torch.no_grad()
+    def begin(self, weights: Iterable[tuple[str, Tensor]], where: str) -> None:
+        """Start from these weights, with the same average and a fresh optimizer, before the first step.
+
+        Args:
+            weights: full float32 tensors by parameter name; one at a time is in memory.
+            where: what they are from, for messages.
+
+        Raises:
+            ShardError: a parameter's is missing or has another shape.
+        """
+        left = dict(self._parameters)
+        for name, value in weights:
+            parameter = left.pop(name)
+            given = {"weights": {name: value}}
+            self._set(name, _take(given, "weights", name, _shape(parameter), parameter))
+            if self._ema_decay:
+                self._layout.scatter(parameter, value.to(parameter.device), self._ema.get(name))
+        if left:
+            raise ShardError(f"{where} has no {', '.join(sorted(left))}, which this block trains")
+
+    def _set(self, name: str, value: Tensor) -> None:
+        parameter = self._parameters[name]
+        self._layout.scatter(parameter, value, self._layout.piece(parameter, None))
+        self._layout.assign(parameter, value)
+
+    @torch.no_grad()
     def restore(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Continue from a snapshot taken after `step` steps, under any ZeRO stage and number of workers.
 
@@ -242,10 +273,8 @@ class Engine:
             ShardError: a tensor is missing or has another shape.
         """
         for name, parameter in self._parameters.items():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            value = _take(parts, "model", name, shape, parameter)
-            self._layout.scatter(parameter, value, self._layout.piece(parameter, None))
-            self._layout.assign(parameter, value)
+            shape = _shape(parameter)
+            self._set(name, _take(parts, "model", name, shape, parameter))
             if self._ema_decay:
                 average = _take(parts, "ema", name, shape, parameter)
                 self._layout.scatter(parameter, average, self._ema.get(name))
@@ -255,6 +284,11 @@ class Engine:
         for owner, group in self._layout.owners():
             if not group.get("use_muon"):
                 self._base.state[owner]["step"].fill_(step)
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, of which ZeRO 3 holds a part."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _take(

@@ -11,11 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dbtrain.config import parse_config
+from dbtrain.errors import WorkerError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.run.batch_shape import block_batch
+from dbtrain.run.initial_weights import read_block
 from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import ROLES
+from dbtrain.shards.storage.errors import DamagedError
 from dbtrain.shards.storage.fence import check
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
@@ -111,10 +114,26 @@ class BlockWorker:
         with self.watchdog.patient():
             loaded = resumption.find(self.rank, lambda line: self._emit("skipped", reason=line))
         if loaded is None:
+            self._begin(engine)
             return 0
         engine.restore({role: _rename(part, self._local) for role, part in loaded.parts.items()}, loaded.step)
         self._emit("resumed", step=loaded.step, loss=loaded.commit.loss)
         return loaded.step
+
+    def _begin(self, engine: Engine) -> None:
+        """Take the weights that the run starts from; only a block without a checkpoint needs them."""
+        origin = self.run_plan.init
+        if origin is None:
+            return
+        own = [name.removeprefix(MODEL_PREFIX) for name in engine.names]
+        block, first_layer = self.assignment.block, self.identity.layers[0]
+        weights = read_block(origin, block, first_layer, own)
+        try:
+            with self.watchdog.patient():
+                engine.begin(((MODEL_PREFIX + name, tensor) for name, tensor in weights), origin.where)
+        except DamagedError as error:
+            raise WorkerError(f"block {block} cannot start from init.from: {error}, or start another run") from error
+        self._emit("initialised", source=origin.blocks[block].told(origin.where))
 
     def _local(self, name: str) -> str:
         return MODEL_PREFIX + local_name(self.assignment.block, name)

@@ -30,8 +30,8 @@ class Toy(nn.Module):
         return self.head(x).pow(2).mean()
 
 
-def make(stage: int, optimizer: str, accumulation: int = 1, offload: Any = "none") -> Engine:
-    torch.manual_seed(0)
+def make(stage: int, optimizer: str, accumulation: int = 1, offload: Any = "none", seed: int = 0) -> Engine:
+    torch.manual_seed(seed)
     settings = OptimizerConfig(name=optimizer, clip=0.0 if optimizer == "muon" else 1.0)  # type: ignore[arg-type]
     config = TrainingConfig(zero_stage=stage, optimizer=settings, ema=0.9, offload=offload)  # type: ignore[arg-type]
     workers = dist.get_world_size()
@@ -50,6 +50,10 @@ def advance(engine: Engine, start: int, stop: int, accumulation: int = 1) -> Par
     return shared[0]
 
 
+def bitwise(one: Parts, two: Parts) -> bool:
+    return all(torch.equal(one[p][n], two[p][n]) for p in one for n in one[p])
+
+
 def distance(one: Parts, two: Parts) -> float:
     return max(float((one[p][n] - two[p][n]).abs().max()) for p in one for n in one[p])
 
@@ -65,7 +69,7 @@ def case(stage: int, optimizer: str, offload: str, reference: tuple[Parts, Parts
     crossed.restore(reference[0], CUT)
     return {
         "case": f"{optimizer} zero{stage} offload={offload}",
-        "bitwise": all(torch.equal(end[p][n], resumed[p][n]) for p in end for n in end[p]),
+        "bitwise": bitwise(end, resumed),
         "moved": distance(middle, end),
         "from_zero0": distance(advance(crossed, CUT, STEPS), reference[1]),
     }
@@ -87,17 +91,44 @@ def norms(stage: int, optimizer: str) -> dict[str, Any]:
     }
 
 
-def frozen(stage: int) -> dict[str, Any]:
-    """A greedy block's module: what is frozen is neither moved nor stored."""
+def frozen(stage: int, optimizer: str) -> dict[str, Any]:
+    """What is frozen is neither moved nor stored, and a resume without it is bitwise the same."""
+    toys: list[Toy] = []
+
+    def make_frozen() -> Engine:
+        torch.manual_seed(0)
+        toys.append(Toy())
+        toys[-1].layers["0"].requires_grad_(False)
+        settings = OptimizerConfig(name=optimizer, clip=0.0 if optimizer == "muon" else 1.0)  # type: ignore[arg-type]
+        config = TrainingConfig(zero_stage=stage, optimizer=settings, ema=0.9)  # type: ignore[arg-type]
+        return Engine(toys[-1], config, BATCH // dist.get_world_size(), 1, dist.get_world_size())
+
+    engine = make_frozen()
     torch.manual_seed(0)
-    toy = Toy()
-    toy.layers["0"].requires_grad_(False)
-    before, size = toy.layers["0"].weight.detach().clone(), BATCH // dist.get_world_size()
-    engine = Engine(toy, TrainingConfig(zero_stage=stage, ema=0.9), size, 1, dist.get_world_size())  # type: ignore[arg-type]
-    snapshot = advance(engine, 0, CUT)
-    with deepspeed.zero.GatheredParameters([toy.layers["0"].weight], enabled=stage == 3):
-        kept = torch.equal(toy.layers["0"].weight, before)
-    return {"case": f"frozen zero{stage}", "kept": kept, "stored": sorted(snapshot["model"])}
+    before = Toy().layers["0"].weight
+    middle = advance(engine, 0, CUT)
+    end = advance(engine, CUT, STEPS)
+    with deepspeed.zero.GatheredParameters([toys[0].layers["0"].weight], enabled=stage == 3):
+        kept = torch.equal(toys[0].layers["0"].weight, before)
+    again = make_frozen()
+    again.restore(middle, CUT)
+    same = bitwise(end, advance(again, CUT, STEPS))
+    return {"case": f"frozen {optimizer} zero{stage}", "kept": kept and same, "stored": sorted(middle["model"])}
+
+
+def begun(stage: int, optimizer: str) -> dict[str, Any]:
+    """Weights that an engine begins from are those of its first snapshot and of its average, and train on from there
+    as those of a module that had them when it was made."""
+    torch.manual_seed(7)
+    weights = {name: p.detach().clone() for name, p in Toy().named_parameters()}
+    engine = make(stage, optimizer)
+    engine.begin(iter(weights.items()), "somewhere")
+    first = advance(engine, 0, 0)
+    given = all(torch.equal(first[part][name], weights[name]) for part in ("model", "ema") for name in weights)
+    fresh = all(not tensor.any() for tensor in first["optim"].values())
+    born = make(stage, optimizer, seed=7)
+    same = bitwise(advance(engine, 0, CUT), advance(born, 0, CUT))
+    return {"case": f"begun {optimizer} zero{stage}", "begun": given and fresh and same}
 
 
 def main() -> None:
@@ -112,7 +143,8 @@ def main() -> None:
         results += [case(stage, optimizer, offload, reference) for stage, offload in cases]
         cut = advance(make(0, optimizer, 2), 0, STEPS, 2)
         results.append({"case": f"{optimizer} accumulated", "difference": distance(cut, reference[1])})
-    results += [frozen(stage) for stage in range(4)]
+    kinds = [(stage, optimizer) for optimizer in ("adamw", "muon") for stage in range(4)]
+    results += [one(stage, optimizer) for one in (frozen, begun) for stage, optimizer in kinds]
     results += [norms(stage, "adamw") for stage in range(4)] + [norms(0, "muon"), norms(1, "muon")]
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as out:

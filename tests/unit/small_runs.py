@@ -31,7 +31,7 @@ def commit(run, seed=0, blocks=(0, 1)):
     run_plan = Run(run).plan
     for block in blocks:
         generator = torch.Generator().manual_seed(10 * seed + block)
-        state = run_plan.model(block).state_dict()
+        state = {n: p.detach() for n, p in run_plan.model(block).named_parameters() if p.requires_grad}
         named = {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
         checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), manifest.identity(block))
         checkpoints.commit(2, {"model": named}, loss=1.0, attempt=1, fence=lambda: None)

@@ -106,7 +106,7 @@ def test_a_value_of_another_kind_is_told_with_its_key_and_what_to_write(key, bas
         ("layers_per_block=2", "layers_per_block=2 is no list: write 'layers_per_block=\\[2\\]'"),
         ("training.lr=1", "did you mean training.optimizer.lr or training.blocks.NUMBER.lr?"),
         ("lr=1", "did you mean training.optimizer.lr or training.blocks.NUMBER.lr?"),
-        ("steps=1", "did you mean training.steps or evaluation.steps?"),
+        ("steps=1", "did you mean training.steps or init.branch.steps or evaluation.steps?"),
         ("data.batch_size=1", "did you mean training.batch_size or evaluation.batch_size?"),
         ("training.learning_rate=1", "did you mean training.optimizer.lr?"),
         ("model.width=1", "did you mean model.dim?"),

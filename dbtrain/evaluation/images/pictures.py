@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
-from dbtrain.evaluation.merged_model import merged_of
+from dbtrain.evaluation.merged_model import merged_of, merged_plan
 from dbtrain.method.sampler import Solver, Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
-from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
 from dbtrain.telemetry.counting import Count, silent
 
@@ -48,7 +48,7 @@ def sample_run(
         ShardError: the run is not merged, or its files are damaged.
     """
     merged = merged_of(run)
-    run_plan = read_plan(merged.manifest, merged.codebook())
+    run_plan = merged_plan(merged)
     shape = sample_shape(run_plan)
     _check(out or Path(PICTURE), shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

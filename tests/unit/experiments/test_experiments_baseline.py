@@ -3,13 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dbtrain.config import EvaluationConfig, load_config
+from dbtrain.config import EvaluationConfig, load_config, parse_config
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.experiments.ablate import Grid, Measured, evaluation, grid, summary
 from dbtrain.experiments.baseline import KINDS, baseline, reshaped, training_flops
 from dbtrain.method.split import global_name
+from dbtrain.models.registry import ARCHITECTURES
+from dbtrain.models.vit import ViT
 from dbtrain.run.cost import estimate, recomputed
 from dbtrain.run.make_plan import design
 from dbtrain.run.prepare import prepare
@@ -20,6 +22,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.training.upstream import load_upstream
 from tests.conftest import ROOT
 from tests.unit.conftest import SMALL, never
+from tests.unit.small_runs import BASE, commit, settled
 
 CONFIGS = ROOT / "configs"
 
@@ -257,3 +260,39 @@ def test_a_baseline_with_one_optimizer_has_no_exceptions_of_blocks(make_config):
     assert {kind for kind, rate in rates.items() if rate == 0.5} == {"ensemble", "greedy"}
     with pytest.raises(ConfigError, match="one optimizer for all blocks"):
         make_config(*THREE, "training.blocks.2.lr=0.5", "method=joint")
+
+
+def test_a_baseline_starts_as_the_blocks_do_where_it_can_and_says_where_it_cannot(tmp_path, make_config):
+    source = settled(tmp_path / "source")
+    commit(source)
+    base = {**BASE, "init": {"from": source.url}}
+    sliced = load_config(None, [f"out={tmp_path}"], base=base)
+    kept = baseline(sliced)
+    assert kept.config.init == sliced.init and not kept.unlike and "random" not in kept.describe()
+    for kind in ("greedy", "forward_forward"):
+        made = baseline(sliced, kind)
+        assert made.config.init.source is None and "starts from random weights, unlike the blocks" in made.describe()
+    shard = f"{source.url}/blocks/00/step_00000002/model.safetensors"
+    repeated = load_config(
+        None,
+        [f"out={tmp_path}", "model.depth=4", f"init.from={shard}", "init.layers=repeat", "init.stem=frozen"],
+        base=BASE,
+    )
+    made = baseline(repeated)
+    assert made.config.init.source is None and made.unlike.startswith("they start from a network of one block's layers")
+    assert made.config == parse_config(made.config.model_dump(mode="json"), "the baseline")
+
+
+def test_a_baseline_of_another_network_starts_from_random_weights_and_says_why(tmp_path, monkeypatch):
+    source = settled(tmp_path / "source")
+    commit(source)
+    config = load_config(None, [f"out={tmp_path}", f"init.from={source.url}"], base=BASE)
+
+    class Wider(ViT):
+        @classmethod
+        def baseline(cls, **arguments):
+            return cls(**{**arguments, "dim": 24})
+
+    monkeypatch.setitem(ARCHITECTURES, "vit", Wider)
+    made = baseline(config)
+    assert made.config.init.source is None and "of another shape" in made.describe()

@@ -1,9 +1,11 @@
 """What a worker tells, hears and waits for between its steps, without an engine."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dbtrain.errors import ShardError
+from dbtrain.errors import ShardError, WorkerError
 from dbtrain.shards.storage.fence import claim
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training import worker_sync as sync
@@ -11,6 +13,7 @@ from dbtrain.training.assignment import Assignment
 from dbtrain.training.loop import Report
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
+from tests.unit.small_runs import commit, settled
 
 
 @pytest.fixture
@@ -104,3 +107,25 @@ def test_a_commit_that_waits_for_the_one_before_is_no_hang(make_worker, monkeypa
     worker.commit(1, {"model": {"model.stem.w": torch.ones(2)}}, 0.5)
     assert waits == [float("inf")] and worker.watchdog._touched < float("inf")
     assert worker.watchdog.log is worker.log and make_worker(2, rank=1).watchdog.log is None
+
+
+def test_a_block_without_a_commit_begins_from_the_source_and_another_file_there_ends_it(tmp_path):
+    source = settled(tmp_path / "source")
+    commit(source)
+    new = settled(tmp_path / "new", init={"from": source.url})
+    claim(new.child("blocks", "01"), 1, "mine")
+    told = Assignment(new.url, 1, 1, "mine", "session", 1, None, "cpu", 1, 60.0)
+    worker = BlockWorker(told, 0, StopRequest(), EventLog(new.child("blocks", "01", "attempts", "1"), 0))
+    names = [f"model.{name}" for name, _ in worker.run_plan.model(1, "meta").named_parameters()]
+    begun = {}
+    engine = SimpleNamespace(names=names, begin=lambda weights, where: begun.update(weights))
+    worker._begin(engine)
+    assert begun.keys() == set(names)
+    own = worker.of_run.block(1)  # of the new run, which has no commit yet
+    assert own.committed == 0
+    file = source.path / "blocks/01/step_00000002/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WorkerError, match="block 1 cannot start from init.from: .*or start another run"):
+        worker._begin(engine)

@@ -1,0 +1,184 @@
+"""Which of a source's tensors each block starts from, settled from headers before anything is written."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from dbtrain.errors import ConfigError
+from dbtrain.method.split import PRIVATE_GROUPS, LayerSplit
+from dbtrain.run.plan import RunPlan
+from dbtrain.run.weight_meaning import notes
+from dbtrain.run.weight_misfit import Shape, misfit
+from dbtrain.run.weight_source import WeightSource
+from dbtrain.shards.frozen import frozen_hash_of
+from dbtrain.shards.origin import BlockOrigin, Origin
+from dbtrain.shards.storage.store import Store
+from dbtrain.shards.tensor_file import read_tensors
+
+Layers = Literal["slice", "repeat"]
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What the blocks of a run take of a source; :meth:`of` makes and checks it."""
+
+    source: WeightSource
+    origin: Origin
+    """As run.json keeps it."""
+    frozen_names: Mapping[str, str]
+    """Of the parts that no block trains: the name in the source, by that in a block's model."""
+
+    @staticmethod
+    def of(run_plan: RunPlan, source: WeightSource, layers: Layers) -> "InitialWeights":
+        """Settle who takes what. Headers are read, and values only of what is to be frozen.
+
+        Raises:
+            ConfigError: the source does not fit the run: its depth, its names and shapes (all that misfit),
+                or several stems where one is to be frozen.
+            ShardError: its files are damaged or out of reach.
+        """
+        check_layers(run_plan.shards, layers)
+        shards = range(run_plan.shards.blocks)
+        shapes = [_shapes(run_plan, shard) for shard in shards]
+        rows = [_row(run_plan, source, layers, shard) for shard in shards]
+        frozen = _frozen_names(run_plan, source, shapes[0])
+        taken = [_taken(row, shapes[s], run_plan.shards.layers(s).start) for s, row in enumerate(rows)]
+        wanted = {name: shape for shard in taken for name, shape in shard.items()}
+        wanted |= {name: shapes[0][own] for own, name in frozen.items()}
+        if wrong := misfit(wanted, source.tensors, _others(source, rows, frozen)):
+            raise ConfigError(f"init.from={source.asked} does not fit this run: {wrong}")
+        rows = [replace(row, files=_files(source, names)) for row, names in zip(rows, taken, strict=True)]
+        files = sorted({*(name for row in rows for name in row.files), *_files(source, frozen.values())})
+        hashes = {name: source.hashes[name] for name in files}
+        origin = Origin(source.store.url, hashes, tuple(rows), notes(run_plan, source))
+        return InitialWeights(source, origin, frozen)
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The parts that no block trains, float32, by their names in a block's model.
+
+        Raises:
+            ShardError: they are damaged or out of reach.
+        """
+        return _read(self.source, {name: own for own, name in self.frozen_names.items()})
+
+
+def read_block(origin: Origin, shard: int, first_layer: int, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """First weights of one block, float32, one tensor after the other, from the files that hold them.
+
+    Args:
+        origin: of the run.
+        shard: number of the block.
+        first_layer: of the block, in the run's whole model.
+        wanted: names in the block's model; what the source does not have is left out.
+
+    Raises:
+        MissingError: a file is gone.
+        DamagedError: a file is not the one that the run was started with, or holds NaN or infinity.
+    """
+    row, store = origin.blocks[shard], Store(origin.place)
+    names = {row.source_name(name, first_layer): name for name in wanted}
+    for file in row.files:
+        yield from read_tensors(store, file, origin.files[file], names)
+
+
+def check_layers(split: LayerSplit, layers: Layers) -> None:
+    """Refuse blocks of several depths where all of them start from the same layers.
+
+    Raises:
+        ConfigError: naming the depths.
+    """
+    depths = [len(split.layers(block)) for block in range(split.blocks)]
+    if layers == "repeat" and len(set(depths)) > 1:
+        raise ConfigError(
+            "init.layers=repeat starts every block from all layers of one network, and the blocks have "
+            f"{', '.join(map(str, depths))} layers: choose a model.depth that blocks={split.blocks} divides, without "
+            "layers_per_block"
+        )
+
+
+def _shapes(run_plan: RunPlan, shard: int) -> dict[str, Shape]:
+    return {name: tuple(p.shape) for name, p in run_plan.model(shard, "meta").named_parameters()}
+
+
+def _row(run_plan: RunPlan, source: WeightSource, layers: Layers, shard: int) -> BlockOrigin:
+    """Layers, stem and head that a block takes; its files are not known yet."""
+    own, found = run_plan.shards.layers(shard), source.layers
+    if found:  # otherwise the names tell more than a count
+        _check_depth(found, layers, len(own), run_plan, source)
+    first = found[0] if found and layers == "repeat" else own.start
+    taken, frozen = range(first, first + len(own)), run_plan.config.init.frozen
+    stem = "" if "stem" in frozen else source.prefix("stem", taken[0])
+    head = "" if "head" in frozen else source.prefix("head", taken[-1])
+    return BlockOrigin((taken.start, taken.stop), stem, head, ())
+
+
+def _check_depth(found: list[int], layers: Layers, own: int, run_plan: RunPlan, source: WeightSource) -> None:
+    depth = run_plan.config.model.depth
+    has = f"init.from={source.asked} has {len(found)} layers ({found[0]}-{found[-1]})"
+    if layers == "repeat" and len(found) != own:
+        raise ConfigError(
+            f"init.layers=repeat starts every block from all layers of a network of a block's depth, which is {own} "
+            f"here (model.depth={depth}), and {has}: take a network of {own} layers, or init.layers=slice for one of "
+            f"{depth}"
+        )
+    if layers == "slice" and found != list(range(depth)):
+        raise ConfigError(
+            f"init.layers=slice gives each block its own layers of a network of the same depth, which is "
+            f"model.depth={depth}, and {has}: take a network of {depth} layers, or init.layers=repeat for one of a "
+            "block's depth"
+        )
+
+
+def _taken(row: BlockOrigin, shapes: Mapping[str, Shape], first_layer: int) -> dict[str, Shape]:
+    """Shapes of what a block trains, by the names in the source."""
+    own = {group for group, prefix in (("stem", row.stem), ("head", row.head), ("layers", "layers")) if prefix}
+    return {row.source_name(n, first_layer): shape for n, shape in shapes.items() if n.split(".", 1)[0] in own}
+
+
+def _files(source: WeightSource, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({source.tensors[name].file for name in names}))
+
+
+def _others(source: WeightSource, rows: list[BlockOrigin], frozen: Mapping[str, str]) -> set[str]:
+    """Names of stems and heads of the source's blocks that no block of this run takes."""
+    private = {prefix for group in PRIVATE_GROUPS for prefix in source.prefixes(group).values()}
+    used = {prefix for row in rows for prefix in (row.stem, row.head)}
+    used |= {".".join(name.split(".")[:3]) for name in frozen.values()}
+    return {name for name in source.tensors if ".".join(name.split(".")[:3]) in private - used}
+
+
+def _frozen_names(run_plan: RunPlan, source: WeightSource, shapes: Mapping[str, Shape]) -> dict[str, str]:
+    prefixes = {group: _common_prefix(source, group) for group in run_plan.config.init.frozen}
+    parts = [(name, *name.split(".", 1)) for name in shapes]
+    return {name: f"{prefixes[group]}.{rest}" for name, group, rest in parts if group in prefixes}
+
+
+def _common_prefix(source: WeightSource, group: str) -> str:
+    """What the names of the source's one stem or head begin with.
+
+    Raises:
+        ConfigError: it has several that differ.
+    """
+    private = source.prefixes(group)
+    if any(name.startswith(f"{group}.") for name in source.tensors) or not private:
+        return group
+    hashes = {_hash(source, f"{prefix}.") for prefix in private.values()} if len(private) > 1 else set()
+    if len(hashes) > 1:
+        raise ConfigError(
+            f"init.{group}=frozen keeps one {group} for all blocks, and blocks {', '.join(map(str, private))} of "
+            f"init.from={source.asked} have {group}s that differ: set init.{group}=private, or take a network with one"
+        )
+    return next(iter(private.values()))
+
+
+def _hash(source: WeightSource, prefix: str) -> str:
+    names = {name: name.removeprefix(prefix) for name in source.tensors if name.startswith(prefix)}
+    return frozen_hash_of(_read(source, names))
+
+
+def _read(source: WeightSource, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of the source under other names."""
+    files = _files(source, names)
+    return {own: t for file in files for own, t in read_tensors(source.store, file, source.hashes[file], names)}
