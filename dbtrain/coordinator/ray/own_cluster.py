@@ -1,7 +1,8 @@
 """A Ray of this command's own: started out of reach of the signals that end the command, and watched.
 
-Whoever ends a command by its process group (`kill -TERM -PGID`, `timeout`, a script) means the command, which then asks
-its workers to commit and leave. Ray's processes, in the same group, would end at once and take the workers along.
+Whoever ends a command by its process group (`kill -TERM -PGID`, `timeout`, a script) means the command, which
+then asks its workers to commit and leave. Ray's processes, in the same group, would end at once and take the
+workers along.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ray._private import services
 from dbtrain.errors import PlacementError
 
 DAEMONS = ("gcs_server", "raylet")
-"""Without either of them no worker goes on; Ray ends this process, without a word of ours, 5 s after the first."""
+"""Without either of them no worker goes on, and 5 s after the first Ray ends this process without a word of ours."""
 
 
 def start(arguments: dict[str, Any]) -> list[psutil.Process]:
@@ -28,7 +29,7 @@ def start(arguments: dict[str, Any]) -> list[psutil.Process]:
 
 @contextmanager
 def _in_sessions_of_their_own() -> Iterator[None]:
-    """Ray starts its processes with this class (2.60) and has no setting for it; they still end with this process."""
+    """Ray 2.60 starts its processes with this class, without a setting for it; they still end with this process."""
     popen = services.ConsolePopen
     services.ConsolePopen = partial(popen, start_new_session=True)
     try:

@@ -120,7 +120,7 @@ class Trouble:
         self.target, self.seen = target, 0
         self.fail = self.hang = self.lose = self.mute = 0
         self.conditional = threading.Lock()
-        """S3 decides a conditional put at once; moto looks first, and then replaces what another thread put meanwhile."""
+        """S3 decides a conditional put at once; moto looks first, and then replaces what another thread has put."""
 
     def relay(self, handler):
         self.seen += 1
