@@ -36,14 +36,14 @@ LONGEST = 500
 
 
 def in_words(error: str) -> str:
-    """The cluster's error about a death in one short sentence; the first characters of one that is not known."""
+    """The cluster's error in one short sentence; of an error that is not known its first characters."""
     return next((ours for rays, ours in SENTENCES.items() if rays in error), error[:LONGEST])
 
 
 def classify(progress: Progress, error: str | None, committed: int, steps: int, stopping: bool) -> Exit:
     """Decide how an attempt of a block ended.
 
-    The block's own commits come first, then what its workers wrote before they went, then the cluster's error.
+    The block's commits come first, then what its workers wrote before they went, then the cluster's error.
 
     Args:
         progress: of the block, with all events of this attempt taken.
@@ -83,7 +83,7 @@ def _reported(end: dict[str, Any], reason: str | None, leaving: ExitKind, commit
 
 
 def _cause(end: dict[str, Any]) -> str | None:
-    """The error and its step, by which it is known again; None if the worker's surroundings may have caused it."""
+    """The error and its step, by which it is known again; None if the surroundings may have caused it."""
     error = str(end.get("error", ""))
     if "at" not in end or OUTSIDE.search(error):
         return None

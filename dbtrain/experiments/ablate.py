@@ -79,7 +79,7 @@ class Grid:
     baselines: Sequence[str]
 
     def counts_of(self, baseline: str) -> Sequence[int]:
-        """Block counts for which a kind of baseline is run: end to end there is one network for all of them."""
+        """Block counts for which a kind of baseline is run: only the first for a network end to end."""
         return self.blocks[:1] if KINDS.get(baseline) == "end_to_end" else self.blocks
 
     def partitions_of(self, depth: int, blocks: int) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Prepare a run before anything trains: plan it, write its codebook and manifest; check one that exists instead.
+"""Prepare a run before anything trains: plan it, write codebook and manifest; one that exists is checked.
 
 Every plan of a configuration comes from here: `prepare` makes that of a run, `plan_run` the same without a
 directory, and `sketch` one without a pilot.

@@ -17,7 +17,7 @@ from ray._private import services
 from dbtrain.errors import PlacementError
 
 DAEMONS = ("gcs_server", "raylet")
-"""Without either of them no worker goes on, and 5 s after the first Ray ends this process without a word of ours."""
+"""Without either no worker goes on, and 5 s after the first Ray ends this process without a word of ours."""
 
 
 def start(arguments: dict[str, Any]) -> list[psutil.Process]:
@@ -29,7 +29,7 @@ def start(arguments: dict[str, Any]) -> list[psutil.Process]:
 
 @contextmanager
 def _in_sessions_of_their_own() -> Iterator[None]:
-    """Ray 2.60 starts its processes with this class, without a setting for it; they still end with this process."""
+    """Ray 2.60 starts its processes with this class, and has no setting. They still end with this process."""
     popen = services.ConsolePopen
     services.ConsolePopen = partial(popen, start_new_session=True)
     try:

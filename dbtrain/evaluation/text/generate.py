@@ -50,7 +50,7 @@ class Generator:
         return probabilities
 
     def _evaluations(self, context: Tensor) -> Iterator[Evaluation]:
-        """The blocks in a chain, on these tokens alone: those before are in the caches, one for each level."""
+        """The blocks in a chain, on these tokens alone: those before are in the caches, one a level."""
         caches = iter(self.caches)
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
