@@ -114,7 +114,7 @@ def status(run: RunDirectory) -> None:
         error = f"; last error: {b.error}" if b.error else ""
         say(
             console,
-            f"block {b.row.block}: {b.attempts} attempt(s), last commit at step {b.committed}{since}"
+            f"{b.row.name}: {b.attempts} attempt(s), last commit at step {b.committed}{since}"
             + (f", worker {b.worker}" if b.worker else "")
             + error,
         )

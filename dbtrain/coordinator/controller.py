@@ -177,7 +177,7 @@ class Controller:
         """Say once why a block fits on no node that is left, and again when that changes: it may wait for ever."""
         why = obstacle(self.wanted[block], nodes)
         if why is not None and why != self._obstacles.get(block):
-            self.observer.tell(f"block {block}: waits for nodes: {why}")
+            self.observer.tell(f"{self._name(block)}: waits for nodes: {why}")
         self._obstacles[block] = why
 
     def _start(self, block: int) -> None:
@@ -195,7 +195,7 @@ class Controller:
         attempt = self.cluster.start(self._assignment(block, state.attempt, token), self.wanted[block], name)
         self.running[block] = RunningAttempt(attempt, tail)
         self._set_state(state)
-        self.observer.tell(f"block {block}: attempt {state.attempt} placed")
+        self.observer.tell(f"{self._name(block)}: attempt {state.attempt} placed")
 
     def _assignment(self, block: int, attempt: int, token: str) -> Assignment:
         request = self.wanted[block]
@@ -242,16 +242,16 @@ class Controller:
         self.observer.event(block, event)
         if event["event"] == "ready":
             self._set_state(running(self.states[block]))
-            self.observer.tell(f"block {block}: training from step {event['step']}")
+            self.observer.tell(f"{self._name(block)}: training from step {event['step']}")
         if event["event"] == "skipped":
-            self.observer.tell(f"block {block}: {event['reason']}")
+            self.observer.tell(f"{self._name(block)}: {event['reason']}")
 
     def _wait_for_storage(self, block: int, attempt: RunningAttempt, error: ShardError) -> None:
         """An outage of the storage is no reason to end workers that train on; one without an end is told."""
         now = time.monotonic()
         if attempt.silent_since is None:
             attempt.silent_since = now
-            self.observer.tell(f"block {block}: its events cannot be read, tried again ({error})")
+            self.observer.tell(f"{self._name(block)}: its events cannot be read, tried again ({error})")
         if now - attempt.silent_since > self.config.cluster.hang_timeout_s:
             raise error
 
@@ -268,11 +268,14 @@ class Controller:
         state = ended(self.states[block], exit_, self.budgets, time.monotonic())
         self._set_state(state)
         if state.phase is Phase.DONE:
-            self.observer.tell(f"block {block}: done at step {exit_.step}")
+            self.observer.tell(f"{self._name(block)}: done at step {exit_.step}")
         else:
             verdict = {Phase.PENDING: "comes back", Phase.STOPPED: "stopped", Phase.FAILED: "FAILED"}[state.phase]
             line = f"{exit_.kind}, committed step {exit_.step}; {verdict} ({state.error})"
-            self.observer.tell(f"block {block}: {line}")
+            self.observer.tell(f"{self._name(block)}: {line}")
+
+    def _name(self, block: int) -> str:
+        return self.records.blocks[block].name
 
     def _set_state(self, state: BlockState) -> None:
         self.states[state.block] = state
@@ -280,4 +283,4 @@ class Controller:
             self.records.record(state)
         except ShardError as error:
             # for `status` only; the commits are the truth
-            self.observer.tell(f"block {state.block}: its state could not be written ({error})")
+            self.observer.tell(f"{self._name(state.block)}: its state could not be written ({error})")

@@ -7,8 +7,9 @@ from typing import Any
 from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
+from dbtrain.run.branch import branch_plan
 from dbtrain.run.plan import level_name
-from dbtrain.run.run import Run, RunBlock
+from dbtrain.run.run import BRANCH, Run, RunBlock
 from dbtrain.shards.storage.lock import holder_of, is_held
 from dbtrain.telemetry.console import Row
 from dbtrain.telemetry.events import read_events
@@ -50,7 +51,8 @@ def status(run: Run) -> list[BlockStatus]:
     Raises:
         ShardError: it is no run, or its manifest is damaged.
     """
-    statuses = [_block(block) for block in run.blocks]
+    branch = [branch_status(run)] if run.config.init.branch else []
+    statuses = [*branch, *(block_status(block) for block in run.blocks)]
     # after the blocks: a command that ends meanwhile has written their last states before it gives the lock back
     return statuses if is_held(run.store) else [_without_command(status) for status in statuses]
 
@@ -67,7 +69,33 @@ def _without_command(status: BlockStatus) -> BlockStatus:
     )
 
 
-def _block(block: RunBlock) -> BlockStatus:
+def branch_status(run: Run) -> BlockStatus:
+    """The branch of a run that has one, whether or not it has begun."""
+    if run.branch.exists:
+        return block_status(run.branch.block(0))
+    first, plan = run.blocks[0].identity, run.plan
+    levels = (plan.ranges.edges[-1], plan.ranges.edges[0])
+    steps = branch_plan(plan).config.training.steps
+    nothing = Progress()
+    row = Row(
+        BRANCH,
+        first.layers,
+        levels,
+        Phase.PENDING.value,
+        0,
+        steps,
+        None,
+        None,
+        nothing.seconds,
+        None,
+        0,
+        level_name(run.manifest),
+    )
+    return BlockStatus(row, attempts=0, committed=0, since=None, error=None)
+
+
+def block_status(block: RunBlock) -> BlockStatus:
+    """One block, from its files."""
     progress, manifest = Progress(), block.run.manifest
     for attempt in block.attempts:
         for event in read_events(block.attempt(attempt)):
@@ -78,7 +106,7 @@ def _block(block: RunBlock) -> BlockStatus:
     damaged = phase == Phase.DONE.value and committed < block.steps
     phase = Phase.LOST.value if damaged else phase
     row = Row(
-        block=block.number,
+        name=block.name,
         layers=block.identity.layers,
         levels=block.identity.edges,
         phase=phase,

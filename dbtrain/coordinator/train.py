@@ -15,12 +15,14 @@ from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.ray.address import check_address, connect, this_machine
 from dbtrain.coordinator.ray.shipping import refuse_lost_output
+from dbtrain.coordinator.status import block_status, branch_status
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
+from dbtrain.run.branch import awaits_branch, branch_plan, start_from_branch
 from dbtrain.run.calibrate import described
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.plan import RunPlan
-from dbtrain.run.prepare import check_alone, prepare_checked
+from dbtrain.run.prepare import check_alone, prepare_branch, prepare_checked
 from dbtrain.run.requests import requests
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.directory import run_directory
@@ -70,10 +72,14 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
                 view.tell(line)
             if verbose:
                 view.table(timeouts_table(config.cluster.hang_timeout_s, run.store.is_local))
-            states = _train_blocks(run, config, run_plan, cluster, view, lock)
+            start = Start(cluster, view, lock)
+            start.describe(config)
+            if awaits_branch(run):
+                _train_branch(run, run_plan, start)
+            states = _train_blocks(run, run_plan, start)
         finally:
             cluster.close()
-    _raise_if_incomplete(states)
+    _raise_if_incomplete(run, states)
     return states
 
 
@@ -83,28 +89,63 @@ def _check_room(config: Config, run: Run, nodes: Sequence[Node]) -> None:
         place(requests(config, choose_device(config.cluster.device, nodes)), nodes)
 
 
-def _train_blocks(
-    run: Run, config: Config, run_plan: RunPlan, cluster: Any, view: LiveView, lock: RunLock
+@dataclass(frozen=True)
+class Start:
+    """What one start of a run works with."""
+
+    cluster: Any
+    view: LiveView
+    lock: RunLock
+
+    def check_held_and_alive(self) -> None:
+        """Raise if another command took the run, or the cluster is gone."""
+        self.lock.check()
+        self.cluster.check_alive()
+
+    def describe(self, config: Config) -> None:
+        """Say what there is to train on, and what ends a block."""
+        nodes = self.cluster.nodes()
+        self.view.tell(
+            f"{len(nodes)} node(s), {choose_device(config.cluster.device, nodes)}; {config.cluster.max_crashes} "
+            f"crashes without progress and {config.cluster.max_preemptions} preemptions end a block"
+        )
+
+
+def _train_branch(run: Run, run_plan: RunPlan, start: Start) -> None:
+    """Train the network that every block starts from, and note in run.json which one it became."""
+    plan = branch_plan(run_plan)
+    prepare_branch(run, plan)
+    waiting = [block_status(block).row for block in run.blocks]
+    states = _train_jobs(run.branch, plan, start, run, after=waiting)
+    _raise_if_incomplete(run.branch, states)
+    for line in start_from_branch(run, start.view.tell).lines():
+        start.view.tell(line)
+
+
+def _train_blocks(run: Run, run_plan: RunPlan, start: Start) -> list[BlockState]:
+    branch = [branch_status(run).row] if run_plan.config.init.branch else []
+    return _train_jobs(run, run_plan, start, run, before=branch)
+
+
+def _train_jobs(
+    run: Run, run_plan: RunPlan, start: Start, whole: Run, before: Sequence[Row] = (), after: Sequence[Row] = ()
 ) -> list[BlockState]:
-    nodes = cluster.nodes()
-    device = choose_device(config.cluster.device, nodes)
-    trackers = Trackers(config.telemetry.trackers, view.tell)
-    observer = CommandObserver(run_plan, view, trackers)
+    """Train the blocks of a run, or its branch, which is a run below the `whole` one, under whose name it is tracked.
 
-    def check_held_and_alive() -> None:
-        lock.check()
-        cluster.check_alive()
-
-    wanted = requests(config, device)
-    controller = Controller(run, run_plan.located(), cluster, wanted, observer, check_held_and_alive)
-    view.tell(
-        f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
-        f"{config.cluster.max_preemptions} preemptions end a block"
+    The table has the rows `before` and `after` beside theirs.
+    """
+    config = run_plan.config
+    device = choose_device(config.cluster.device, start.cluster.nodes())
+    trackers = Trackers(config.telemetry.trackers, start.view.tell)
+    observer = CommandObserver(run, run_plan, start.view, trackers, before, after)
+    controller = Controller(
+        run, run_plan.located(), start.cluster, requests(config, device), observer, start.check_held_and_alive
     )
-    open_blocks = {state.block: state.committed for state in controller.states if state.phase not in FINAL}
+    left = {run.block(s.block).key: s.committed for s in controller.states if s.phase not in FINAL}
     try:
-        trackers.start(run.store, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)
-        with _stopping(controller, view.tell):
+        name = whole.config.name
+        trackers.start(whole.store, name, config.telemetry.project, config.model_dump(mode="json"), left)
+        with _stopping(controller, start.view.tell):
             return controller.run()
     finally:
         trackers.close()
@@ -114,13 +155,19 @@ def _train_blocks(
 class CommandObserver:
     """What a command does with what the controller tells: it shows the blocks, and feeds the trackers."""
 
+    run: Run
     run_plan: RunPlan
     view: LiveView
     trackers: Trackers
+    before: Sequence[Row] = ()
+    """Rows of the table above those of the blocks: the branch, which is done."""
+    after: Sequence[Row] = ()
+    """Rows below: blocks that wait for the branch."""
 
     def show(self, states: list[BlockState], progress: list[Progress]) -> None:
         """Draw the table of all blocks."""
-        self.view.show([row(self.run_plan, s, p) for s, p in zip(states, progress, strict=True)])
+        rows = [row(self.run, self.run_plan, s, p) for s, p in zip(states, progress, strict=True)]
+        self.view.show([*self.before, *rows, *self.after])
 
     def tell(self, line: str) -> None:
         """Print a line above the table."""
@@ -128,14 +175,14 @@ class CommandObserver:
 
     def event(self, block: int, event: dict[str, Any]) -> None:
         """Hand an event of a block to the trackers."""
-        self.trackers.log(block, event)
+        self.trackers.log(self.run.block(block).key, event)
 
 
-def row(run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
+def row(run: Run, run_plan: RunPlan, state: BlockState, progress: Progress) -> Row:
     """A block's row in the table."""
     layers = run_plan.shards.layers(state.block)
     return Row(
-        block=state.block,
+        name=run.block(state.block).name,
         layers=(layers.start, layers.stop),
         levels=run_plan.levels(state.block),
         phase=state.phase.value,
@@ -169,9 +216,14 @@ def _stopping(controller: Controller, tell: Callable[[str], None]) -> Iterator[N
             signal.signal(number, handler)
 
 
-def _raise_if_incomplete(states: list[BlockState]) -> None:
+def _raise_if_incomplete(run: Run, states: list[BlockState]) -> None:
     missing = [s for s in states if s.phase is not Phase.DONE]
-    if missing:
-        told = "; ".join(f"block {s.block} {s.phase.value} at step {s.committed} ({s.error})" for s in missing)
-        done = len(states) - len(missing)
-        raise IncompleteRunError(f"{done} of {len(states)} blocks are done. {told}. The same command continues these.")
+    if not missing:
+        return
+    ends = [f"{run.block(s.block).name} {s.phase.value} at step {s.committed} ({s.error})" for s in missing]
+    if run.manifest.branch:
+        raise IncompleteRunError(f"no block has begun. {ends[0]}. The same command continues it, and then the blocks.")
+    done = len(states) - len(missing)
+    raise IncompleteRunError(
+        f"{done} of {len(states)} blocks are done. {'; '.join(ends)}. The same command continues these."
+    )

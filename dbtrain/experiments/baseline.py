@@ -1,7 +1,7 @@
 """Baselines: the same layers trained in other ways, for the FLOPs that the isolated blocks take together."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +10,7 @@ from dbtrain.config.init import InitConfig
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
+from dbtrain.run.branch import branch_plan
 from dbtrain.run.cost import estimate, recomputed
 from dbtrain.run.initial_weights import InitialWeights
 from dbtrain.run.plan import RunPlan, load_data
@@ -58,9 +59,9 @@ class Baseline:
 def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     """A baseline of a run of isolated blocks.
 
-    Its steps are those of the run times the ratio of the FLOPs that all blocks take in their own steps and
-    batches, private stems and heads included, to those that it would take in the steps of the run. Both are
-    counted by PyTorch on the same batch.
+    Its steps are those of the run times the ratio of the FLOPs that all blocks and their branch take in
+    their own steps and batches, private stems and heads included, to those that it would take in the steps
+    of the run. Both are counted by PyTorch on the same batch.
 
     Raises:
         ConfigError: there is no such kind, or the architecture has none.
@@ -69,15 +70,15 @@ def baseline(config: Config, kind: str = "end_to_end") -> Baseline:
     data = load_data(config)
     if misfit := _misfit(other, data):
         other, unlike = other.model_copy(update={"init": InitConfig()}), misfit
-    budget = _spent(config.training, _per_sample(sketch(config, data)))
-    counted = sketch(other, data)
-    per_sample = _per_sample(counted)
-    training = _stretched(other.training, budget / _spent(other.training, per_sample))
+    isolated, counted = sketch(config, data), sketch(other, data)
+    budget, branch = _blocks(isolated) + _branch(isolated), _branch(counted)
+    training = _stretched(other.training, (budget - branch) / _blocks(counted))
     again = 0.0
     if training.activation_checkpointing:
         again = recomputed(counted, 0, COUNTED) / COUNTED * training.batch_size * training.steps
-    flops = _spent(training, per_sample)
-    return Baseline(other.model_copy(update={"training": training}), float(flops), float(budget), again, unlike)
+    other = other.model_copy(update={"training": training})
+    flops = _blocks(replace(counted, config=other)) + branch
+    return Baseline(other, float(flops), float(budget), again, unlike)
 
 
 def _cannot_start(config: Config, kind: str) -> str:
@@ -131,19 +132,24 @@ def end_to_end(config: Config) -> Config:
 
 
 def training_flops(run_plan: RunPlan) -> float:
-    """FLOPs of training all of a run's blocks to their last steps."""
-    return float(_spent(run_plan.config.training, _per_sample(run_plan)))
+    """FLOPs of training all of a run's blocks to their last steps, and its branch before them."""
+    return float(_blocks(run_plan) + _branch(run_plan))
 
 
-def _per_sample(run_plan: RunPlan) -> list[Fraction]:
-    """FLOPs of a sample of each worker."""
-    return [Fraction(estimate(run_plan, shard, COUNTED, 1).flops, COUNTED) for shard in range(run_plan.shards.blocks)]
-
-
-def _spent(training: TrainingConfig, per_sample: Sequence[Fraction]) -> Fraction:
+def _blocks(run_plan: RunPlan) -> Fraction:
     """FLOPs of all steps of all workers; exact, so that what is rounded to whole steps is rounded once."""
-    own = [(training.of_block(block), flops) for block, flops in enumerate(per_sample)]
-    return sum((block.steps * block.batch_size * flops for block, flops in own), Fraction())
+
+    def block(shard: int) -> Fraction:
+        training = run_plan.config.training.of_block(shard)
+        a_sample = Fraction(estimate(run_plan, shard, COUNTED, 1).flops, COUNTED)
+        return training.steps * training.batch_size * a_sample
+
+    return sum(map(block, range(run_plan.shards.blocks)), Fraction())
+
+
+def _branch(run_plan: RunPlan) -> Fraction:
+    """FLOPs of training the network that the blocks start from; 0 where they have none."""
+    return _blocks(branch_plan(run_plan)) if run_plan.config.init.branch else Fraction()
 
 
 def reshaped(config: Config, kind: str) -> Config:

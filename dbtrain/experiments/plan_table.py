@@ -10,11 +10,13 @@ from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.ray.address import connect, this_machine
 from dbtrain.experiments.baseline import baseline
 from dbtrain.run.batch_shape import block_batch
+from dbtrain.run.branch import branch_plan
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, plan_run
 from dbtrain.run.requests import Request, requests
+from dbtrain.run.run import BRANCH
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
@@ -66,6 +68,10 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     )
     for name in (*columns, "goes to"):
         table.add_column(name, justify="right", overflow="fold")
+    if config.init.branch:
+        branch = branch_plan(run_plan)
+        _row(table, BRANCH, branch, requests(branch.config, wanted[0].device)[0], "first")
+        table.add_section()
     for request in wanted:
         at = where[request.block]
         _row(table, str(request.block), run_plan, request, "waits" if at is None else ", ".join(at))
@@ -79,7 +85,8 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
-    say(console, f"FLOPs of all steps: blocks {together.budget:.4g}, end-to-end {together.flops:.4g}")
+    blocks = "branch and blocks" if config.init.branch else "blocks"
+    say(console, f"FLOPs of all steps: {blocks} {together.budget:.4g}, end-to-end {together.flops:.4g}")
 
 
 def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:

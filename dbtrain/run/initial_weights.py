@@ -9,6 +9,7 @@ from torch import Tensor
 from dbtrain.errors import ConfigError
 from dbtrain.method.split import PRIVATE_GROUPS, LayerSplit
 from dbtrain.run.plan import RunPlan
+from dbtrain.run.run import Run
 from dbtrain.run.weight_meaning import notes
 from dbtrain.run.weight_misfit import Shape, misfit
 from dbtrain.run.weight_source import WeightSource
@@ -64,11 +65,14 @@ class InitialWeights:
         return _read(self.source, {name: own for own, name in self.frozen_names.items()})
 
 
-def read_block(origin: Origin, shard: int, first_layer: int, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+def read_block(
+    run: Run, origin: Origin, shard: int, first_layer: int, wanted: Iterable[str]
+) -> Iterator[tuple[str, Tensor]]:
     """First weights of one block, float32, one tensor after the other, from the files that hold them.
 
     Args:
-        origin: of the run.
+        run: that starts.
+        origin: of its weights.
         shard: number of the block.
         first_layer: of the block, in the run's whole model.
         wanted: names in the block's model; what the source does not have is left out.
@@ -77,10 +81,15 @@ def read_block(origin: Origin, shard: int, first_layer: int, wanted: Iterable[st
         MissingError: a file is gone.
         DamagedError: a file is not the one that the run was started with, or holds NaN or infinity.
     """
-    row, store = origin.blocks[shard], Store(origin.place)
+    row, store = origin.blocks[shard], _place(run, origin)
     names = {row.source_name(name, first_layer): name for name in wanted}
     for file in row.files:
         yield from read_tensors(store, file, origin.files[file], names)
+
+
+def _place(run: Run, origin: Origin) -> Store:
+    own = not origin.place.startswith("/") and "://" not in origin.place
+    return run.store.child(origin.place) if own else Store(origin.place)
 
 
 def check_layers(split: LayerSplit, layers: Layers) -> None:

@@ -8,6 +8,8 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -21,12 +23,13 @@ from dbtrain.method.ranges import explicit
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import block_batch, check_augmentation
+from dbtrain.run.branch import branch_plan, common_depth
 from dbtrain.run.config_diff import difference
 from dbtrain.run.initial_weights import InitialWeights, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
-from dbtrain.run.run import Run
+from dbtrain.run.run import BRANCH, Run
 from dbtrain.run.weight_meaning import check_codebook, codes_of
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.format import encode_codebook
@@ -55,14 +58,36 @@ def prepare_checked(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
     if run.exists:
         return _continue(config, run)
     run_plan = plan_run(config, load_data(config), calibrate)
+    _seal(run, run_plan)
+    return run_plan
+
+
+def prepare_branch(run: Run, run_plan: RunPlan) -> None:
+    """Write what the branch of a prepared run is, in its own directory, or check what is there.
+
+    Args:
+        run: the whole run.
+        run_plan: of its branch.
+
+    Raises:
+        ConfigError: another branch is there.
+        ShardError: its files are damaged or the storage fails.
+    """
+    if run.branch.exists:
+        _refuse_another(run.branch, run_plan.config)
+    else:
+        _seal(run.branch, run_plan, {"run": f"{run.manifest.name}/{BRANCH}", "branch": True})
+
+
+def _seal(run: Run, run_plan: RunPlan, marks: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Write codebook and run.json; `marks` are fields of the manifest that only some runs have."""
     code_hash = ""
     if run_plan.frozen:
         run.store.write(FROZEN, encode_frozen(run_plan.frozen))
     if run_plan.codebook is not None:
         run.store.write(CODEBOOK, encode_codebook(run_plan.codebook))
         code_hash = tensor_hash(run_plan.codebook)
-    write_manifest(run.store, _manifest(run_plan, code_hash))
-    return run_plan
+    write_manifest(run.store, replace(_manifest(run_plan, code_hash), **marks))
 
 
 def check_alone(config: Config) -> None:
@@ -71,8 +96,10 @@ def check_alone(config: Config) -> None:
     Raises:
         ConfigError: blocks, layers, edges, batch or resources do not fit each other.
     """
-    layers = "repeat" if config.init.branch else config.init.layers
-    check_layers(SCHEMES[config.method].shards(split_of(config)), layers)
+    split = split_of(config)
+    if config.init.branch:
+        common_depth(split)
+    check_layers(SCHEMES[config.method].shards(split), config.init.layers)
     if target_of(config) != "hidden" and config.noise.edges:
         explicit(config.noise.edges, config.blocks)
     for request in requests(config, "cpu"):
@@ -138,20 +165,26 @@ def _check_models(run_plan: RunPlan) -> None:
     # once run.json is there, a configuration that no worker can build would keep the fixed one from the run's name
     for shard in range(run_plan.shards.blocks):
         run_plan.objective(shard, "meta")
+    if run_plan.config.init.branch:
+        branch_plan(run_plan).objective(0, "meta")
 
 
 def _continue(config: Config, run: Run) -> RunPlan:
+    _refuse_another(run, config)
+    # what does not determine the weights may change from one start to the next
+    run_plan = replace(run.plan, config=config)
+    if run_plan.data_hash:
+        run_plan.data()  # told here in one line, not by every worker once it has its GPU
+    return run_plan
+
+
+def _refuse_another(run: Run, config: Config) -> None:
     manifest = run.manifest
     if manifest.config_hash != config.content_hash():
         raise ConfigError(
             f"{run.store.url} is a run of another configuration: {difference(dict(manifest.config), config)}; choose "
             "another name (name=...), give the configuration it was started with, or remove the directory"
         )
-    # what does not determine the weights may change from one start to the next
-    run_plan = replace(run.plan, config=config)
-    if run_plan.data_hash:
-        run_plan.data()  # told here in one line, not by every worker once it has its GPU
-    return run_plan
 
 
 def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
@@ -171,7 +204,7 @@ def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
         class_names=run_plan.class_names,
         data_notes=run_plan.data_notes,
         slices=slices if slices != plan else (),
-        data_paths=resolved_paths(run_plan.config.data),
+        data_paths=run_plan.paths or resolved_paths(run_plan.config.data),
         init=run_plan.init,
         frozen_hash=frozen_hash_of(run_plan.frozen),
     )

@@ -17,7 +17,7 @@ from dbtrain.shards.checkpoint import Checkpoints, Loaded
 from dbtrain.shards.commit import step_name
 from dbtrain.shards.format import Identity, Role
 from dbtrain.shards.frozen import FROZEN, decode_frozen
-from dbtrain.shards.manifest import MANIFEST, Manifest, read_manifest
+from dbtrain.shards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from dbtrain.shards.merged_directory import CODEBOOK, checked_codebook
 from dbtrain.shards.storage.fence import newest_attempt
 from dbtrain.shards.storage.store import Store
@@ -25,6 +25,8 @@ from dbtrain.shards.storage.store import Store
 BLOCKS = "blocks"
 ATTEMPTS = "attempts"
 MERGED = "merged"
+BRANCH = "branch"
+"""Directory of a run's branch, a run of its own below it, and what messages call that one's only block."""
 WEIGHTS: tuple[Role, ...] = ("ema", "model")
 """What a block gives to others: the first of these that it has."""
 VERIFIED = "verified.json"
@@ -59,6 +61,16 @@ class Run:
             ShardError: there is none, or it is damaged or of another version.
         """
         return read_manifest(self.store)
+
+    def record(self, manifest: Manifest) -> None:
+        """Write another run.json, and forget what the one before said.
+
+        Raises:
+            ShardError: it is wrong, or the storage fails.
+        """
+        write_manifest(self.store, manifest)
+        for known in ("manifest", "config", "plan"):
+            self.__dict__.pop(known, None)
 
     @cached_property
     def config(self) -> Config:
@@ -109,6 +121,11 @@ class Run:
         return [self.block(int(name)) for name in names if name.isdecimal()]
 
     @property
+    def branch(self) -> "Run":
+        """The run of the network that all blocks start from; it may not exist."""
+        return Run(self.store.child(BRANCH))
+
+    @property
     def merged(self) -> Store:
         """Directory of the merged model; it may not exist yet."""
         return self.store.child(MERGED)
@@ -128,6 +145,16 @@ class RunBlock:
         self.path = f"{BLOCKS}/{number:02d}"
         """Its directory, below the run's."""
         self.store = run.store.child(self.path)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return BRANCH if self.run.manifest.branch else f"block {self.number}"
+
+    @property
+    def key(self) -> str:
+        """What trackers and planned faults call it."""
+        return self.name.replace(" ", "")
 
     @cached_property
     def identity(self) -> Identity:

@@ -105,6 +105,13 @@ class Fields:
             self.reject(name, "a string")
         return str(value)
 
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self._get(name)
+        if not isinstance(value, bool):
+            self.reject(name, "true or false")
+        return bool(value)
+
     def number(self, name: str) -> float:
         """A finite number."""
         value = self._get(name)

@@ -64,6 +64,9 @@ class Manifest:
     """Rows of the blocks where one worker trains them all, and the plan has one row."""
     data_paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data."""
+    branch: bool = False
+    """Whether this is the branch of the run whose directory it lies in: one network over all levels, which every
+    block starts from."""
     init: Origin | None = None
     """Where the first weights came from; None where they were random."""
     frozen_hash: str = ""
@@ -83,6 +86,8 @@ class Manifest:
         texts = ("run", "config_hash", "architecture_hash", "data_hash", "frozen_hash")
         optional: dict[str, Any] = {name: found.text(name) for name in texts if name in content}
         optional |= {name: found.mapping(name) for name in ("shape", "data_paths") if name in content}
+        if "branch" in content:
+            optional["branch"] = found.flag("branch")
         plan = _rows(found, "plan", where)
         if "init" in content:
             optional["init"] = Origin.parse(found.mapping("init"), len(plan), where)

@@ -58,7 +58,7 @@ class Origin:
     """Where the first weights of all blocks came from."""
 
     place: str
-    """Absolute path or URL of the directory that holds the files."""
+    """Path or URL of the directory that holds the files: absolute, or below the run's own directory."""
     files: Mapping[str, str]
     """SHA-256 of each file that was taken from, by its name below that directory."""
     blocks: tuple[BlockOrigin, ...]

@@ -23,7 +23,8 @@ STYLES = {"running": "green", "done": "bold green", "failed": "bold red", "lost"
 class Row:
     """One block in a table."""
 
-    block: int
+    name: str
+    """`block 2`, or `branch`."""
     layers: tuple[int, int]
     levels: tuple[float, float]
     """(low, high)."""
@@ -48,7 +49,7 @@ class Row:
 
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
-    "block": lambda row: str(row.block),
+    "block": lambda row: row.name.removeprefix("block "),
     "layers": lambda row: f"{row.layers[0]}-{row.layers[1] - 1}",
     "levels": lambda row: f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
     "state": lambda row: row.phase,
@@ -119,7 +120,7 @@ class LiveView:
         self.console = console
         self.clock = clock
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._said: dict[int, tuple[float, int]] = {}
+        self._said: dict[str, tuple[float, int]] = {}
         self._counting: tuple[str, float] | None = None
 
     def __enter__(self) -> "LiveView":
@@ -140,10 +141,10 @@ class LiveView:
             self._live.update(blocks_table(rows, width=self.console.width))
             return
         for row in rows:
-            then, step = self._said.get(row.block, (-math.inf, -1))
+            then, step = self._said.get(row.name, (-math.inf, -1))
             moved = row.phase == "running" and row.loss is not None and row.step != step
             if moved and self.clock() - then >= PLAIN_EVERY_S:
-                self._said[row.block] = self.clock(), row.step
+                self._said[row.name] = self.clock(), row.step
                 say(self.console, _line(row))
 
     def count(self, what: str, done: int, of: int) -> None:
@@ -168,4 +169,4 @@ class LiveView:
 
 def _line(row: Row) -> str:
     told = {name: COLUMNS[name](row) for name in ("step", "loss", "steps/s", "ETA")}
-    return f"block {row.block}: step {told['step']} loss {told['loss']} {told['steps/s']} steps/s ETA {told['ETA']}"
+    return f"{row.name}: step {told['step']} loss {told['loss']} {told['steps/s']} steps/s ETA {told['ETA']}"

@@ -30,15 +30,16 @@ class Tracked:
     """Where a tracker that writes files puts them."""
     config: Mapping[str, Any]
     """Scalars by dotted key."""
-    committed: Mapping[int, int]
-    """Steps that each block which is to be trained has committed: what was logged after them comes again."""
+    committed: Mapping[str, int]
+    """Steps that each part which is to be trained has committed: what was logged after them comes again. A part is a
+    block, such as ``block2``, or ``branch``."""
 
 
 class Series(Protocol):
     """What one tracker has of one run."""
 
-    def log(self, block: int, step: int, values: Mapping[str, float]) -> None:
-        """Values of a block at a step."""
+    def log(self, part: str, step: int, values: Mapping[str, float]) -> None:
+        """Values of a block, or of the branch, at a step."""
 
     def close(self) -> None:
         """Flush and end."""
@@ -51,18 +52,18 @@ class TensorBoardSeries:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self._writers: dict[int, Any] = {}
-        for block, committed in tracked.committed.items():
-            folder = f"{tracked.directory}/{tracked.project}/block{block}"
+        self._writers: dict[str, Any] = {}
+        for part, committed in tracked.committed.items():
+            folder = f"{tracked.directory}/{tracked.project}/{part}"
             writer: Any = SummaryWriter(folder, purge_step=committed + 1)
-            self._writers[block] = writer
+            self._writers[part] = writer
             # add_hparams would begin another file, and TensorBoard reads only the newest of a folder on and on
             for summary in hparams(dict(tracked.config), {}):  # type: ignore[no-untyped-call]
                 writer.file_writer.add_summary(summary, committed)
 
-    def log(self, block: int, step: int, values: Mapping[str, float]) -> None:
+    def log(self, part: str, step: int, values: Mapping[str, float]) -> None:
         """One scalar for each value."""
-        writer = self._writers[block]
+        writer = self._writers[part]
         for key, value in values.items():
             writer.add_scalar(key, value, step)
         writer.flush()
@@ -79,25 +80,25 @@ class WandbSeries:
     def __init__(self, tracked: Tracked) -> None:
         import wandb
 
-        self._runs: dict[int, Any] = {}
-        for block in tracked.committed:
-            run = self._runs[block] = wandb.init(
+        self._runs: dict[str, Any] = {}
+        for part in tracked.committed:
+            run = self._runs[part] = wandb.init(
                 project=tracked.project,
                 group=tracked.name,
-                name=f"{tracked.name}-block{block}",
-                id=f"{tracked.identity}-block{block}",
+                name=f"{tracked.name}-{part}",
+                id=f"{tracked.identity}-{part}",
                 resume="allow",
                 reinit="create_new",
-                config={**tracked.config, "block": block},
+                config={**tracked.config, "part": part},
                 allow_val_change=True,
                 settings={"console": "off", "quiet": True},  # each would keep a copy of what the command prints
             )
             run.define_metric(STEP, hidden=True)
             run.define_metric("*", step_metric=STEP)
 
-    def log(self, block: int, step: int, values: Mapping[str, float]) -> None:
+    def log(self, part: str, step: int, values: Mapping[str, float]) -> None:
         """One row; without a step of W&B's own, since it would drop those that a continued run repeats."""
-        self._runs[block].log({**values, STEP: step})
+        self._runs[part].log({**values, STEP: step})
 
     def close(self) -> None:
         """Wait until all is written or sent."""
@@ -130,12 +131,12 @@ class MLflowSeries:
         for start in range(0, len(params), MLFLOW_BATCH):
             self._client.log_batch(self._run, params=params[start : start + MLFLOW_BATCH])
 
-    def log(self, block: int, step: int, values: Mapping[str, float]) -> None:
+    def log(self, part: str, step: int, values: Mapping[str, float]) -> None:
         """All values at once: each call is a request to a server."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(f"block{block}/{key}", value, now, step) for key, value in values.items()]
+        metrics = [Metric(f"{part}/{key}", value, now, step) for key, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self) -> None:

@@ -22,16 +22,16 @@ class Trackers:
         self._names = names
         self._tell = tell
         self._open: dict[str, Series] = {}
-        self._logged: dict[int, int] = {}
+        self._logged: dict[str, int] = {}
 
-    def start(self, run: Store, name: str, project: str, config: dict[str, Any], committed: Mapping[int, int]) -> None:
+    def start(self, run: Store, name: str, project: str, config: dict[str, Any], committed: Mapping[str, int]) -> None:
         """Start or continue the series of a run.
 
         Args:
             run: its directory.
             name, project: of the run, and of what it belongs to.
             config: of the run, kept as hyperparameters.
-            committed: steps that each block which is to be trained has committed.
+            committed: steps that each part which is to be trained, such as ``block2``, has committed.
 
         Raises:
             ConfigError: a tracker's package is not installed, or it refuses to start.
@@ -51,16 +51,16 @@ class Trackers:
                     f"telemetry.trackers: {tracker} does not start ({_words(error)}): install or configure it"
                 ) from None
 
-    def log(self, block: int, event: dict[str, Any]) -> None:
+    def log(self, part: str, event: dict[str, Any]) -> None:
         """Log an event if it is one of a step; a step that an attempt repeats has the same values, and is left out."""
-        if event["event"] != "step" or event["step"] <= self._logged.get(block, 0):
+        if event["event"] != "step" or event["step"] <= self._logged.get(part, 0):
             return
-        self._logged[block] = event["step"]
+        self._logged[part] = event["step"]
         values: dict[str, float] = {key: event[key] for key in ("loss", "lr", "grad_norm") if key in event}
         values["memory_bytes"] = event["memory"]
         if event["seconds"]:
             values["steps_per_second"] = event["steps"] / event["seconds"]
-        self._each(lambda series: series.log(block, event["step"], values))
+        self._each(lambda series: series.log(part, event["step"], values))
 
     def close(self) -> None:
         """Flush and end."""

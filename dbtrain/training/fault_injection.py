@@ -1,4 +1,5 @@
 """Faults injected by name and step, for tests: ``DBTRAIN_FAULTS=[{"block": 1, "step": 30, "kind": "kill"}]``.
+The branch of a run is called ``"branch"`` in the place of a block's number.
 
 Each fault fires once: before it does, it leaves a marker in the block's directory, which also lets a test count it.
 """
@@ -41,8 +42,8 @@ class FaultPlan:
     store: Store
 
     @staticmethod
-    def from_environment(block: int, store: Store) -> "FaultPlan":
-        """Faults of this block in the environment; none, normally.
+    def from_environment(block: int | str, store: Store) -> "FaultPlan":
+        """Faults of this block, a number or `branch`, in the environment; none, normally.
 
         Raises:
             ConfigError: the variable is malformed.

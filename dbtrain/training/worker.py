@@ -15,7 +15,7 @@ from dbtrain.errors import WorkerError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.initial_weights import read_block
-from dbtrain.run.run import Run
+from dbtrain.run.run import BRANCH, Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import ROLES
 from dbtrain.shards.storage.errors import DamagedError
@@ -64,7 +64,7 @@ class BlockWorker:
         """Steps done when the one under way began, None before the first."""
         self._told_stopping = False
         self.writer = BackgroundWriter()
-        self.faults = FaultPlan.from_environment(assignment.block, self.store)
+        self.faults = FaultPlan.from_environment(BRANCH if run.manifest.branch else assignment.block, self.store)
         self.watchdog = Watchdog(run.store, self.store, assignment, stop, None if rank else log)
         cuda = assignment.device == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -129,7 +129,7 @@ class BlockWorker:
             return
         own = [name.removeprefix(MODEL_PREFIX) for name in engine.names]
         block, first_layer = self.assignment.block, self.identity.layers[0]
-        weights = read_block(origin, block, first_layer, own)
+        weights = read_block(self.of_run, origin, block, first_layer, own)
         try:
             with self.watchdog.patient():
                 engine.begin(((MODEL_PREFIX + name, tensor) for name, tensor in weights), origin.where)

@@ -535,7 +535,7 @@ def test_an_attempt_counts_from_its_placement_though_its_worker_never_spoke(brin
 
     def look(controller):
         run = controller.run_store
-        live = row(Run(run).plan, controller.states[1], controller.progress[1])
+        live = row(Run(run), Run(run).plan, controller.states[1], controller.progress[1])
         if live.phase == "placed":
             seen.add((live.restarts, status(Run(run))[1].row.restarts, status(Run(run))[1].attempts))
 

@@ -12,6 +12,7 @@ from dbtrain.experiments.baseline import KINDS, baseline, reshaped, training_flo
 from dbtrain.method.split import global_name
 from dbtrain.models.registry import ARCHITECTURES
 from dbtrain.models.vit import ViT
+from dbtrain.run.branch import branch_plan
 from dbtrain.run.cost import estimate, recomputed
 from dbtrain.run.make_plan import design
 from dbtrain.run.prepare import prepare
@@ -68,6 +69,20 @@ def test_a_baseline_takes_the_flops_of_blocks_of_different_lengths_and_batches(m
     own = [made.config.training.of_block(shard) for shard in range(shards.shards.blocks)]
     a_step = sum(t.batch_size * estimate(shards, shard, 2, 1).flops / 2 for shard, t in enumerate(own))
     assert abs(made.flops - budget) <= a_step / 2 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "checkpointing"])
+def test_a_baseline_takes_the_flops_of_the_branch_too(make_config, digits, kind):
+    """Those of one block-sized network, for as many steps as it is trained."""
+    plain, branched = make_config(*THREE), make_config(*THREE, "init.branch.steps=40")
+    without, made = baseline(plain, kind), baseline(branched, kind)
+    branch = branch_plan(design(branched, digits, never))
+    own = 40 * 8 * estimate(branch, 0, 2, 1).flops / 2
+    assert made.budget == pytest.approx(without.budget + own, rel=1e-12)
+    assert made.budget == pytest.approx(training_flops(design(branched, digits, never)), rel=1e-12)
+    assert made.flops == training_flops(design(made.config, digits, never)) == pytest.approx(made.budget, rel=0.01)
+    # an ensemble of networks of a block's size starts from a branch as the blocks do
+    assert bool(made.config.init.branch) == (kind == "ensemble") == (not made.unlike)
 
 
 def test_the_blocks_of_a_baseline_keep_the_ratio_of_their_lengths_and_say_so(make_config):

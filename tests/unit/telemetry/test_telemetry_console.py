@@ -11,7 +11,7 @@ from dbtrain.telemetry.layout import say, show_table
 
 def row(**changes):
     values = {
-        "block": 1,
+        "name": "block 1",
         "layers": (2, 4),
         "levels": (0.17958, 0.505),
         "phase": "running",
@@ -37,7 +37,7 @@ def rendered(*rows):
 
 
 def test_the_table_tells_what_a_block_does():
-    text = rendered(row(), row(block=2, phase="pending", step=0, loss=None, rate=None, memory=None, restarts=0))
+    text = rendered(row(), row(name="block 2", phase="pending", step=0, loss=None, rate=None, memory=None, restarts=0))
     first, second = (line.split() for line in text.splitlines() if line.strip(" │").startswith(("1", "2")))
     for word in ("2-3", "0.18-0.505", "running", "200/600", "0.1235", "4.0", "1:02:05", "1:40", "1.50G"):
         assert word in first, word
@@ -79,10 +79,16 @@ def test_sizes():
 def test_without_a_terminal_a_running_block_gets_a_line_a_minute_and_what_happens_is_told_at_once():
     console, now = plain(), [0.0]
     with LiveView(console, clock=lambda: now[0]) as view:
-        view.show([row(step=0, loss=None), row(block=2, phase="done")])  # says nothing yet
+        view.show([row(step=0, loss=None), row(name="block 2", phase="done")])  # says nothing yet
         for second in range(151):
             now[0] = float(second)
-            view.show([row(step=200 + second, loss=0.5), row(block=2, phase="done"), row(block=3, step=1, loss=0.25)])
+            view.show(
+                [
+                    row(step=200 + second, loss=0.5),
+                    row(name="block 2", phase="done"),
+                    row(name="block 3", step=1, loss=0.25),
+                ]
+            )
         view.tell("block 1: [attempt 2] placed")
     told = console.file.getvalue().splitlines()
     assert told == [

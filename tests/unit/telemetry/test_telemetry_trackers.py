@@ -45,9 +45,9 @@ def command(run, name, sequence, committed=None, **config):
     time.sleep(1.1)  # W&B names a folder by the second and the run, and no two commands are so near
     told = []
     made = Trackers([name], told.append)
-    made.start(run, "toy", "project", {**CONFIG, **config}, committed or {0: 0, 1: 0, 2: 0})
+    made.start(run, "toy", "project", {**CONFIG, **config}, committed or {"block0": 0, "block1": 0, "block2": 0})
     for block, at in sequence:
-        made.log(block, step(at, block))
+        made.log(f"block{block}", step(at, block))
     made.close()
     assert told == []
 
@@ -74,12 +74,12 @@ def test_wandb_keeps_every_point_of_every_block(here, tmp_path):
         assert [row["loss"] for row in run["rows"]] == [at + block / 10 for at in STEPS]
         assert [row["grad_norm"] for row in run["rows"]] == [2.0 * at for at in STEPS]
         assert [row["lr"] for row in run["rows"]] == [0.1 / at for at in STEPS]
-        assert run["config"]["training.steps"] == 40 and run["config"]["block"] == block
+        assert run["config"]["training.steps"] == 40 and run["config"]["part"] == f"block{block}"
 
 
 def test_wandb_goes_on_in_the_same_runs_after_a_kill_and_in_the_next_command(here, tmp_path):
     command(here, "wandb", TOGETHER_AND_KILLED)
-    command(here, "wandb", CONTINUED, {0: 10, 1: 5, 2: 10}, workers=2)
+    command(here, "wandb", CONTINUED, {"block0": 10, "block1": 5, "block2": 10}, workers=2)
     runs = written(tmp_path)
     assert len(runs) == 3
     for run in runs.values():
@@ -89,15 +89,15 @@ def test_wandb_goes_on_in_the_same_runs_after_a_kill_and_in_the_next_command(her
 
 
 def test_a_run_that_was_removed_and_begun_anew_is_another_in_wandb(here, tmp_path):
-    command(here, "wandb", [(0, 5)], {0: 0})
+    command(here, "wandb", [(0, 5)], {"block0": 0})
     (Path(here.url) / "tracked.json").unlink()
-    command(here, "wandb", [(0, 5)], {0: 0})
+    command(here, "wandb", [(0, 5)], {"block0": 0})
     assert len(written(tmp_path)) == 2
 
 
 def test_tensorboard_overlays_blocks_and_a_continued_command_takes_back_what_it_repeats(here, tmp_path):
     command(here, "tensorboard", TOGETHER_AND_KILLED)
-    command(here, "tensorboard", CONTINUED, {0: 10, 1: 5, 2: 10})
+    command(here, "tensorboard", CONTINUED, {"block0": 10, "block1": 5, "block2": 10})
     folder = tmp_path / "runs/toy/trackers/project"
     assert sorted(path.name for path in folder.iterdir()) == ["block0", "block1", "block2"]
     for block in range(3):
@@ -111,7 +111,7 @@ def test_mlflow_has_one_run_with_all_points_of_all_blocks(here):
     import mlflow
 
     command(here, "mlflow", TOGETHER_AND_KILLED)
-    command(here, "mlflow", CONTINUED, {0: 10, 1: 5, 2: 10}, workers=2)
+    command(here, "mlflow", CONTINUED, {"block0": 10, "block1": 5, "block2": 10}, workers=2)
     (run,) = mlflow.search_runs(experiment_names=["project"], output_format="list")
     assert run.info.run_name == "toy" and run.data.params["training.steps"] == "40"
     for block in range(3):
@@ -122,7 +122,7 @@ def test_mlflow_has_one_run_with_all_points_of_all_blocks(here):
 def test_a_tracker_without_its_package_is_a_users_mistake(here, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with pytest.raises(ConfigError, match="telemetry.trackers: mlflow does not start.*install or configure it"):
-        Trackers(["mlflow"], print).start(here, "toy", "project", CONFIG, {0: 0})
+        Trackers(["mlflow"], print).start(here, "toy", "project", CONFIG, {"block0": 0})
 
 
 def test_nothing_is_started_where_no_block_is_left_to_train(here, tmp_path):
@@ -173,10 +173,10 @@ def two(here, monkeypatch):
 @pytest.mark.parametrize(("fails", "calls"), [("log", ["log"]), ("close", ["log", "log", "close"])])
 def test_a_tracker_that_fails_is_told_once_and_given_up_and_the_others_go_on(here, two, fails, calls):
     made, bad, good, told = two(fails)
-    made.start(here, "toy", "project", CONFIG, {0: 0})
-    made.log(0, {"event": "commit", "step": 1})
+    made.start(here, "toy", "project", CONFIG, {"block0": 0})
+    made.log("block0", {"event": "commit", "step": 1})
     for at in (1, 2):
-        made.log(0, step(at, 0))
+        made.log("block0", step(at, 0))
     made.close()
     assert bad.calls == ["start", *calls] and good.calls == ["start", "log", "log", "close"]
     assert len(told) == 1 and "bad fails and gets no more (OSError: no space left)" in told[0]
@@ -185,5 +185,5 @@ def test_a_tracker_that_fails_is_told_once_and_given_up_and_the_others_go_on(her
 def test_a_tracker_that_refuses_to_start_is_a_users_mistake_and_those_before_it_are_closed(here, two):
     made, _, good, _ = two("start")
     with pytest.raises(ConfigError, match="bad does not start .OSError: no space left."):
-        made.start(here, "toy", "project", CONFIG, {0: 0})
+        made.start(here, "toy", "project", CONFIG, {"block0": 0})
     assert good.calls == ["start", "close"]

@@ -1,0 +1,127 @@
+"""The branch of a run: one block-sized network that learns all levels first, and from which every block starts.
+
+It is a run of its own in the directory ``branch`` of the run, with one block, and has commits, attempts and a resume as
+every run has. A copy for every level of noise from one network is known from noise experts  # eDiff-I, section 4.1
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from dbtrain.config import Config
+from dbtrain.errors import ConfigError, ShardError
+from dbtrain.method.draws import derive_seed
+from dbtrain.method.ranges import Ranges
+from dbtrain.method.split import LayerSplit
+from dbtrain.run.initial_weights import InitialWeights
+from dbtrain.run.plan import RunPlan
+from dbtrain.run.run import BRANCH, Run
+from dbtrain.run.weight_source import WeightSource
+from dbtrain.shards.commit import step_name
+from dbtrain.shards.origin import Origin
+
+
+def branch_plan(run_plan: RunPlan) -> RunPlan:
+    """What trains the branch of a run: the layers of one block, the run's whole range, its codebook and its data.
+
+    Raises:
+        ConfigError: the run has no branch, or its blocks are not of the same depth.
+    """
+    depth = common_depth(run_plan.split)
+    edges = run_plan.ranges.edges
+    return replace(
+        run_plan,
+        config=branch_config(run_plan.config, depth),
+        split=LayerSplit((0, depth)),
+        ranges=Ranges((edges[0], edges[-1])),
+    )
+
+
+def branch_config(config: Config, depth: int) -> Config:
+    """The configuration of the branch of a run, a network of `depth` layers.
+
+    Its schedule is that of a block over the branch's steps. Its seed is its own, or block 0 would see the same samples
+    in the same order once more.
+    """
+    assert config.init.branch is not None, "asked of a run that has one"
+    noise = config.noise
+    if noise.edges:
+        noise = noise.model_copy(update={"edges": (noise.edges[0], noise.edges[-1])})
+    return config.model_copy(
+        update={
+            "name": BRANCH,
+            "out": config.run_url,
+            "seed": derive_seed(config.seed, BRANCH) >> 32,
+            "blocks": 1,
+            "layers_per_block": None,
+            "model": config.model.model_copy(update={"depth": depth, "loops": _loops(config, depth)}),
+            "noise": noise,
+            "init": type(config.init)(),
+            "training": config.training.over(config.init.branch.steps).model_copy(update={"blocks": {}}),
+            "cluster": config.cluster.model_copy(update={"blocks": {}}),
+        }
+    )
+
+
+def _loops(config: Config, depth: int) -> tuple[int, ...] | None:
+    """How often the branch applies each of its layers: as often as every block does.
+
+    Raises:
+        ConfigError: the blocks differ in that.
+    """
+    loops = config.model.loops
+    if loops is None:
+        return None
+    patterns = sorted({loops[start : start + depth] for start in range(0, len(loops), depth)})
+    if len(patterns) > 1:
+        raise ConfigError(
+            f"init.branch copies one network into every block, and model.loops={list(loops)} gives the blocks "
+            f"{' and '.join(str(list(pattern)) for pattern in patterns)}: give all of them the same counts"
+        )
+    return patterns[0]
+
+
+def common_depth(split: LayerSplit) -> int:
+    """Layers of a block, where every block has as many.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    sizes = [len(split.layers(block)) for block in range(split.blocks)]
+    if len(set(sizes)) > 1:
+        raise ConfigError(
+            f"init.branch copies one network into every block, and the blocks have {', '.join(map(str, sizes))} "
+            f"layers: give all of them as many, with a model.depth that is a multiple of blocks={split.blocks} and "
+            "without layers_per_block"
+        )
+    return sizes[0]
+
+
+def awaits_branch(run: Run) -> bool:
+    """Whether blocks are left that have not begun, and the branch that they start from is not done."""
+    if not run.config.init.branch or (run.branch.exists and run.branch.block(0).done):
+        return False
+    return any(block.committed == 0 for block in run.blocks)
+
+
+def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
+    """Note in run.json which weights the blocks start from, once the branch is done: its averages, if it has some.
+
+    Args:
+        run: the whole run.
+        report: gets one line for each checkpoint of the branch that is damaged.
+
+    Raises:
+        ShardError: the branch is damaged, or the storage fails.
+    """
+    branch = run.branch.block(0)
+    found = branch.newest_weights(report)
+    if found is None or found[0].step < branch.steps:
+        raise ShardError(f"{branch.store.url} lost the last checkpoint of the branch: the same command trains it again")
+    loaded, role = found
+    source = WeightSource.open(f"{run.branch.store.url}/{branch.shard(loaded.step, role)}")
+    origin = InitialWeights.of(run.plan, source, "repeat").origin
+    # relative to the run's directory, which may be moved or copied with its branch in it
+    place = f"{BRANCH}/{branch.path}/{step_name(loaded.step)}"
+    origin = replace(origin, place=place)
+    run.record(replace(run.manifest, init=origin))
+    return origin
