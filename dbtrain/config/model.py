@@ -27,15 +27,15 @@ class ModelConfig(Section):
     depth: Count
     """Layers of the whole model."""
     loops: tuple[Count, ...] | None = None
-    """How often each layer of the whole model is applied, one count a layer; neighbours of a block with the same count
-    are applied as one group, so that 1,2,2,1 is 0,1,2,1,2,3. By default every layer once."""
+    """How often each layer of the whole model is applied, one count a layer; neighbours of a block with the
+    same count are applied as one group, so that 1,2,2,1 is 0,1,2,1,2,3. By default every layer once."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the architecture's class; the run tells it in which order to apply its layers."""
+        """Keyword arguments of the architecture's class; `predict` is told in which order to apply layers."""
         return self.model_dump(exclude={"arch", "loops"})
 
     def content(self) -> dict[str, Any]:
-        """What the weights mean, as JSON; without loops as in runs from before there were any, so that they go on."""
+        """What the weights mean, as JSON; loops only if there are any, so that runs of before go on."""
         return self.model_dump(mode="json", exclude={"loops"} if self.loops is None else None)
 
     @classmethod

@@ -183,7 +183,7 @@ class BlockModel(nn.Module, ABC):
 
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:
-        """Refuse keys of the section `model`, `loops` among them, that do not go together, before any data is read.
+        """Refuse keys of the section `model`, or `loops`, that do not fit, before any data is read.
 
         Raises:
             ConfigError: they do not.

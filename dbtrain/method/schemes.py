@@ -31,7 +31,7 @@ class Scheme:
     starts_random: bool = False
     """Its blocks cannot start from the weights of another model."""
     wrap: Callable[[BlockModel, Sequence[Sequence[int]]], BlockModel] | None = None
-    """(model, every block's layers in order) -> model behind the same plug, where the plain one will not do."""
+    """(model, every block's layers in order) -> model behind the same plug, if the plain one will not do."""
 
     def shards(self, split: LayerSplit) -> LayerSplit:
         """Layers of each worker, and so of each shard."""

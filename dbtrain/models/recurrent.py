@@ -155,7 +155,7 @@ class Recurrent(BlockModel):
 
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:
-        """Heads share the width, no more iterations have gradients than there are, and the core loops as a whole.
+        """Heads share the width, no more iterations have gradients than there are, and no layer loops.
 
         Raises:
             ConfigError: one of these is not so.
