@@ -77,7 +77,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _drop_output() -> None:
-    """Let go of output that cannot be written: Python would try again when it ends, and exit with code 120."""
+    """Let go of output that cannot be written: Python would try again at its end, and exit with code 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -66,7 +66,7 @@ def _elsewhere(place: tuple[Any, ...]) -> list[str]:
     """Keys of other sections with this very name, those of the same section's parts first."""
     key = str(place[-1])
     named = [name for name, union in _all_keys() if name.rpartition(".")[2] == key and union in (None, *place)]
-    # a block's exception to a key is not meant before that key is
+    # where the run has the key, its exception for a block is not what was meant
     found = [name for name in named if BLOCK not in name or name.replace(f"blocks.{BLOCK}.", "") not in named]
     inside = [name for name in found if name.startswith(f"{place[0]}.") and len(place) > 1]
     word = [OTHER_WORDS[key]] if key in OTHER_WORDS else []

@@ -12,4 +12,9 @@ What happens when a worker dies:
 7. ``shards/storage/fence.py``: the new attempt claims the block; whatever the old one still writes is refused.
 8. ``ray/attempt.py`` starts the workers; ``training/resumption.py`` finds the newest checkpoint that verifies.
 9. ``training/loop.py`` trains on from there, with the batches and the noise that those steps would have had.
-10. The other blocks notice nothing of all this."""
+10. The other blocks notice nothing of all this.
+
+A GPU or a node that dies takes its workers along, which is the same to a block; of a node, ``placement.py``
+also says what waits for it. When the command's own Ray ends, ``ray/own_cluster.py`` tells it, and the same
+command continues.
+"""

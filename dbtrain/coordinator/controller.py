@@ -62,7 +62,8 @@ class Controller:
         cluster: where attempts are started.
         wanted: what each block asks for.
         observer: told what happens.
-        guard: called at every poll; raises once this coordinator has lost the run to another.
+        guard: called at every poll; raises once this coordinator has lost the run to another, or its cluster
+            has ended.
     """
 
     def __init__(

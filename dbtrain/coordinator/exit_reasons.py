@@ -36,21 +36,21 @@ LONGEST = 500
 
 
 def in_words(error: str) -> str:
-    """The cluster's error about a death in one short sentence, or its first characters if it is not a known one."""
+    """The cluster's error in one short sentence; of an error that is not known its first characters."""
     return next((ours for rays, ours in SENTENCES.items() if rays in error), error[:LONGEST])
 
 
 def classify(progress: Progress, error: str | None, committed: int, steps: int, stopping: bool) -> Exit:
     """Decide how an attempt of a block ended.
 
-    The block's own commits come first, then what its workers wrote before they went, then what the cluster knows.
+    The block's commits come first, then what its workers wrote before they went, then the cluster's error.
 
     Args:
         progress: of the block, with all events of this attempt taken.
         error: the cluster's error about the death of the attempt's workers, if it has one.
         committed: newest committed step of the block.
         steps: steps after which the block is done.
-        stopping: whether this command was asked to stop; if it was not, whoever ended the workers took them away.
+        stopping: whether this command was asked to stop; otherwise whoever ended the workers took them away.
     """
     reason = None if error is None else in_words(error)
     leaving: ExitKind = "stopped" if stopping else "preempted"
@@ -76,14 +76,14 @@ def _reported(end: dict[str, Any], reason: str | None, leaving: ExitKind, commit
     if end["outcome"] == "failed" and not end.get("retry"):
         return Exit("failed", str(end.get("error")), committed)
     if end["outcome"] == "crashed" and reason == LOST_NODE:
-        # the workers on the other nodes met broken connections, and wrote that before the cluster missed the node
+        # workers on other nodes met broken connections, and wrote that before the cluster missed the node
         return Exit("preempted", reason, committed)
     cause = None if reason == KILLED else _cause(end)
     return Exit("crashed", str(end.get("error") or reason), committed, cause)
 
 
 def _cause(end: dict[str, Any]) -> str | None:
-    """The error and its step, by which the same error is known again; None if the worker's surroundings may be it."""
+    """The error and its step, by which it is known again; None if the surroundings may have caused it."""
     error = str(end.get("error", ""))
     if "at" not in end or OUTSIDE.search(error):
         return None

@@ -1,4 +1,4 @@
-"""What the controller needs of a cluster; `ray.py` provides it, and tests a fake one."""
+"""What the controller needs of a cluster: `ray/cluster.py` and `ray/attempt.py` have it, tests a fake one."""
 
 from typing import Protocol
 

@@ -90,7 +90,13 @@ def _train_blocks(
     device = choose_device(config.cluster.device, nodes)
     trackers = Trackers(config.telemetry.trackers, view.tell)
     observer = CommandObserver(run_plan, view, trackers)
-    controller = Controller(run, run_plan.located(), cluster, requests(config, device), observer, lock.check)
+
+    def check_held_and_alive() -> None:
+        lock.check()
+        cluster.check_alive()
+
+    wanted = requests(config, device)
+    controller = Controller(run, run_plan.located(), cluster, wanted, observer, check_held_and_alive)
     view.tell(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"

@@ -79,11 +79,11 @@ class Grid:
     baselines: Sequence[str]
 
     def counts_of(self, baseline: str) -> Sequence[int]:
-        """Block counts for which a kind of baseline is run: end to end there is one network, whatever their number."""
+        """Block counts for which a kind of baseline is run: only the first for a network end to end."""
         return self.blocks[:1] if KINDS.get(baseline) == "end_to_end" else self.blocks
 
     def partitions_of(self, depth: int, blocks: int) -> dict[str, tuple[int, ...]]:
-        """Layers of each block by partition; of those that are the same, such as all of one block, only the first."""
+        """Layers of each block by partition; of those that are the same, as for one block, only the first."""
         names = {partition(name, depth, blocks): name for name in reversed(self.partitions)}
         return {name: layers for layers, name in reversed(names.items())}
 
@@ -105,7 +105,7 @@ class Family:
         return Variant(("baseline", "--kind", kind), config.blocks, kind, "even", seed, overrides, config.run_url)
 
     def isolated(self, blocks: int, ranges: str, shares: str, layers: Sequence[int], seed: int) -> Variant:
-        """A run of isolated blocks, whose layers the partition `shares` gives; named after what it has of each."""
+        """A run of isolated blocks, named after its settings; the partition `shares` gives their layers."""
         even = shares == "even"
         name = "-".join([self.name, f"b{blocks}", ranges, *([] if even else [shares]), f"s{seed}"])
         sizes = EVENLY if even else f"layers_per_block=[{','.join(map(str, layers))}]"

@@ -21,7 +21,7 @@ def normalise(hidden: Tensor) -> Tensor:
 
 
 def goodness(hidden: Tensor) -> Tensor:
-    """Sum of squares of a position's D activities less D, mean over the positions: (N, ..., D) to (N,) float32.
+    """Sum of squares of a position's D activities less D, mean over positions: (N, ..., D) to (N,) float32.
 
     # Hinton 2022, eq. (1), with the number of units as the threshold
     """
@@ -58,7 +58,7 @@ class ForwardForward(BlockModel):
         return self._model[0].example(batch)
 
     def activities(self, layers: Sequence[int], code: Tensor, context: Tensor) -> list[Tensor]:
-        """Hidden states (N, ..., D) after each block within `layers`; no gradient passes to the block before."""
+        """Hidden states (N, ..., D) after each block of `layers`; no gradient reaches the block before."""
         level = torch.ones(len(code), device=code.device)
         hidden, condition = self._model[0].open(code, level, context)
         activities: list[Tensor] = []
@@ -76,7 +76,7 @@ class ForwardForward(BlockModel):
         return torch.stack([goodness(hidden) for hidden in self.activities(layers, code, context)])
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """(N, classes) logits: with each class shown as the label, the goodness of all blocks but the first, summed.
+        """(N, classes) logits: with each class as label the goodness of all blocks but the first, summed.
 
         As in Hinton 2022, section 3.3; of the first if there is no other. What is noisy is not looked at.
         """

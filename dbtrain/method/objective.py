@@ -30,8 +30,8 @@ class BlockObjective(nn.Module):
 
     Args:
         model: holds the layers of this block only (or all of them, for the end-to-end baseline).
-        layers: numbers of those layers in the whole model, in the order in which they are applied; a looped one is
-            there more than once.
+        layers: numbers of those layers in the whole model, in the order in which they are applied; a looped
+            one is there more than once.
         low, high: the levels trained, overlap included.
         precision: `bf16` runs the network under autocast; levels, noise and loss stay in float32.
     """

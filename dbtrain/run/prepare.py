@@ -1,7 +1,7 @@
-"""Prepare a run before anything trains: plan it, write its codebook and manifest; one that exists is checked instead.
+"""Prepare a run before anything trains: plan it, write codebook and manifest; one that exists is checked.
 
-Every plan of a configuration comes from here: `prepare` makes that of a run, `plan_run` the same without a directory,
-and `sketch` one without a pilot.
+Every plan of a configuration comes from here: `prepare` makes that of a run, `plan_run` the same without a
+directory, and `sketch` one without a pilot.
 """
 
 import platform
@@ -51,7 +51,7 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
 
 
 def prepare_checked(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
-    """As `prepare`, of a configuration that `check_alone` has passed: a command does that before it asks a cluster."""
+    """As `prepare`, for a command that called `check_alone` before it asked a cluster."""
     if run.exists:
         return _continue(config, run)
     run_plan = plan_run(config, load_data(config), calibrate)

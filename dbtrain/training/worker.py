@@ -89,10 +89,10 @@ class BlockWorker:
                 self.watchdog.close()
 
     def _train(self) -> str:
-        told = self.assignment
-        shape = block_batch(self.config.training, told.block, told.workers, told.micro_batch)
-        self._objective = objective = self.run_plan.objective(told.block).to(self.device)
-        upstream = self.run_plan.scheme.sources(told.block)[:-1]
+        assignment = self.assignment
+        shape = block_batch(self.config.training, assignment.block, assignment.workers, assignment.micro_batch)
+        self._objective = objective = self.run_plan.objective(assignment.block).to(self.device)
+        upstream = self.run_plan.scheme.sources(assignment.block)[:-1]
         if upstream:
             with self.watchdog.patient():
                 load_upstream(objective.get_submodule("model"), self.of_run, upstream)
@@ -101,16 +101,18 @@ class BlockWorker:
         engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)
         start = self._resume(engine)
         batches = Batches(
-            data.train, shape, self.config.seed, told.block, self.rank, self.device, self.training.augmentation
+            data.train, shape, self.config.seed, assignment.block, self.rank, self.device, self.training.augmentation
         )
-        held = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
-        self._emit("ready", step=start, parameters=held, world_size=dist.get_world_size(), zero_stage=engine.zero_stage)
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
+        self._emit(
+            "ready", step=start, parameters=parameters, world_size=dist.get_world_size(), zero_stage=engine.zero_stage
+        )
         return train(engine, batches, self.training, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
-        cluster, told = self.config.cluster, self.assignment
-        limit = patience(told.hang_timeout_s)
-        resumption = Resumption(self.checkpoints, self.sync, told.block, cluster.restart_damaged, limit)
+        cluster, assignment = self.config.cluster, self.assignment
+        limit = patience(assignment.hang_timeout_s)
+        resumption = Resumption(self.checkpoints, self.sync, assignment.block, cluster.restart_damaged, limit)
         with self.watchdog.patient():
             loaded = resumption.find(self.rank, lambda line: self._emit("skipped", reason=line))
         if loaded is None:

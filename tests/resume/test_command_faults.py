@@ -62,7 +62,9 @@ def test_the_same_command_continues_whatever_ended_it(disk: Path, tmp_path: Path
 
     try:
         stopped = start("cluster.cpus_per_worker=0.9", faults=slow(20))
-        ctrl_c_commits(stopped, run)
+        a_signal_to_the_group_commits(stopped, run, signal.SIGINT)
+        ended = start("cluster.cpus_per_worker=0.9", faults=slow(26, 27))
+        a_signal_to_the_group_commits(ended, run, signal.SIGTERM)
         full = start("cluster.cpus_per_worker=1.1", "cluster.max_crashes=0", faults=slow(33, 34))
         a_full_disk_loses_no_commit(full, run, disk)
         killed = start("cluster.cpus_per_worker=1.1", faults=slow(42, 43))
@@ -77,9 +79,10 @@ def test_the_same_command_continues_whatever_ended_it(disk: Path, tmp_path: Path
     assert "Traceback" not in "".join(command.output() for command in started)
 
 
-def ctrl_c_commits(command: Command, run: Path) -> None:
-    wait_for(lambda: count(run, "step") > 0, 120, "a step")
-    os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does: to the command and all that it started
+def a_signal_to_the_group_commits(command: Command, run: Path, number: int) -> None:
+    before = count(run, "step")
+    wait_for(lambda: count(run, "step") > before, 120, "a step")
+    os.killpg(command.process.pid, number)  # as a terminal and `timeout` do: to the command and its group
     assert command.wait() == 1, command.output()
     assert "The same command continues" in command.output()
     ends = [e for block in range(3) for e in events(run, block) if e["event"] == "end"]

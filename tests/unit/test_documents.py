@@ -79,3 +79,22 @@ def test_lines_are_found_in_all_kinds_of_documents() -> None:
     assert len(ALL) > 40 and {"version", "doctor", "train configs/ar_tiny.yaml"} <= lines
     assert "train configs/vit_digits.yaml out=/shared/runs --address auto" in lines  # after a backslash
     assert "train CONFIG out=/shared/runs --address HEAD:6379" in lines  # in quotes, for ssh
+
+
+NAMED = re.compile(r"`{1,2}((?:\w+/)+\w+\.(?:py|yaml|sh|md|toml))`{1,2}")
+MAPS = [ROOT / "CONTRIBUTING.md", *(path for path in FILES if path.suffix == ".md" and path.name != "log.md")]
+
+
+@pytest.mark.parametrize("path", MAPS, ids=lambda path: path.name)
+def test_the_files_that_a_document_names_are_there(path: Path) -> None:
+    """From the root, or from the package; docs/log.md tells of files as they were."""
+    named = set(NAMED.findall(path.read_text()))
+    assert [name for name in sorted(named) if not any((at / name).exists() for at in (ROOT, ROOT / "dbtrain"))] == []
+
+
+def test_the_map_of_a_death_names_files_that_are_there() -> None:
+    import dbtrain.coordinator
+
+    named = re.findall(r"``([\w/]+\.py)``", dbtrain.coordinator.__doc__ or "")
+    rooms = (ROOT / "dbtrain" / "coordinator", ROOT / "dbtrain")
+    assert len(named) > 8 and [name for name in named if not any((room / name).exists() for room in rooms)] == []

@@ -54,7 +54,7 @@ def check_address(address: str | None) -> bool:
     source = _auto() if address == "auto" else Source(address, f"cluster.address={address}", ELSE)
     host, port = _host_and_port(source)
     on_loopback = host in THIS_MACHINE and not source.address.startswith(CLIENT)
-    # Ray takes this machine's other address for 127.0.0.1, unless it is told that the cluster is for this machine only
+    # Ray takes this machine's other address for 127.0.0.1, unless the cluster is told to be this machine's only
     if on_loopback and _refusal(_own_address(), port) is None:
         return False
     _check_answers(source, host, port)
@@ -80,7 +80,7 @@ def _check_answers(source: Source, host: str, port: int) -> None:
 
 
 def _check_temporary() -> None:
-    """Make sure that a Ray of this command's own can have its sockets, which lie where `ray start` puts them too.
+    """Make sure that a Ray of this command's own can have its sockets; they lie where `ray start` has them.
 
     Raises:
         ConfigError: the folder's name is too long, or there is no such folder and none can be made.
@@ -125,7 +125,7 @@ def _temporary() -> tuple[str | None, str]:
 
 
 def _auto() -> Source:
-    """What Ray takes for `auto`: RAY_ADDRESS, else the one Ray node of this machine, else what `ray start` noted.
+    """What Ray takes for `auto`: RAY_ADDRESS, else this machine's one Ray node, else what `ray start` noted.
 
     Raises:
         PlacementError: there is nothing to take, or several nodes and no word which.

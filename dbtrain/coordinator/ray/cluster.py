@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from psutil import Process
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbtrain.coordinator.placement import Node
+from dbtrain.coordinator.ray import own_cluster
 from dbtrain.coordinator.ray.attempt import Attempt
 from dbtrain.coordinator.ray.shipping import runtime_env
 from dbtrain.coordinator.ray.train_internals import reason
@@ -39,8 +41,13 @@ class RayCluster:
             "log_to_driver": False,
             "logging_level": logging.WARNING,
         }
+        self._daemons: list[Process] = []
+        """Of a cluster of this command's own."""
         try:
-            _join(address, common)
+            if address is None:
+                self._daemons = own_cluster.start(common)
+            else:
+                _join(address, common)
         except Exception as error:
             if "ersion mismatch" in str(error):
                 raise VersionError(f"{' '.join(str(error).split())}: use the cluster's Ray and Python here") from error
@@ -94,16 +101,25 @@ class RayCluster:
         """Start an attempt; it waits for its resources if others hold them."""
         return Attempt(assignment, request, name)
 
+    def check_alive(self) -> None:
+        """Make sure that a cluster of this command's own has not ended.
+
+        Raises:
+            PlacementError: it has, and nothing of it can be used any more.
+        """
+        own_cluster.check_alive(self._daemons)
+
     def close(self) -> None:
         """Leave the cluster; what still runs for this driver ends."""
+        try:
+            self.check_alive()
+        except PlacementError:
+            return  # Ray would wait for what has ended until it ends this process, before the error is told
         ray.shutdown()
 
 
-def _join(address: str | None, common: dict[str, Any]) -> None:
-    """Start a cluster of this machine's own, or connect to one; again where only Ray Client's server had failed."""
-    if address is None:
-        ray.init(address="local", include_dashboard=False, **common)
-        return
+def _join(address: str, common: dict[str, Any]) -> None:
+    """Connect to a cluster; again where only Ray Client's server had failed."""
     for left in reversed(range(CLIENT_TRIES)):
         try:
             ray.init(address=address, **common)

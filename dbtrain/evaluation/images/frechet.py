@@ -89,7 +89,7 @@ def distances(
 def _distance_to(
     split: Split, features: nn.Module, size: int, device: torch.device
 ) -> tuple[Callable[[Iterable[Tensor]], float], Tensor]:
-    """The distance of batches of images to all images of a split, and the labels of that split (len(split),)."""
+    """The distance of batches of images to all images of a split, and that split's labels (len(split),)."""
     metric = FrechetInceptionDistance(Features(int(str(features.num_features))), reset_real_features=False)
     labels = []
     for batch in _batches(split, torch.arange(len(split)), size, device):

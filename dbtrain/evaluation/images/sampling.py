@@ -80,8 +80,8 @@ def draw(
 ) -> Tensor:
     """Samples (N, *shape), float32, one for each label (N,), on the labels' device.
 
-    Sample i is a function of (sampling, i, label). All batches walk down the levels together, so that each block is
-    asked for once, however many batches there are. `count` is told how many levels are done, and of how many.
+    Sample i is a function of (sampling, i, label). All batches walk down the levels together, so that each
+    block is asked for once, however many batches there are. `count` is told how many levels are done.
     """
     batches = torch.split(torch.arange(len(labels), device=labels.device), batch_size)
     chains = [_chain(SampleDenoiser(run_plan, block_at, sampling, labels, batch), shape) for batch in batches]
@@ -93,7 +93,7 @@ def draw(
 
 
 class SampleDenoiser:
-    """What a solver asks for its denoised estimate, for one batch: the right blocks, on classes, with guidance.
+    """What a solver asks for its denoised estimate, for one batch: the right blocks, classes and guidance.
 
     Args:
         run_plan: of the run.
@@ -108,7 +108,7 @@ class SampleDenoiser:
         self.labels, self.batch = labels, batch
 
     def __call__(self, owner: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate (n, ...) of the samples at a level (n,), whose slice is the owner's; twice, as it is the output."""
+        """Estimate (n, ...) at a level (n,) of the owner's slice; twice, as it is the output too."""
         value = float(level[0])
         classes = self._classes(value)
         estimates = [self._estimate(block, noisy, level, classes) for block in self._blocks(owner, value)]
@@ -116,7 +116,7 @@ class SampleDenoiser:
         return denoised, denoised
 
     def _blocks(self, owner: int, level: float) -> list[int]:
-        """The blocks whose estimates are averaged: the owner, or under `blend` all that were trained at the level."""
+        """Blocks whose estimates are averaged: the owner, or under `blend` all that were trained there."""
         overlap, order = self.run_plan.config.noise.overlap, self.sampling.order
         trained = self.run_plan.ranges.trained_at(level, overlap) if self.sampling.blend else (owner,)
         return [order[block] if order else block for block in trained]
@@ -136,7 +136,7 @@ class SampleDenoiser:
 
 
 def _chain(denoiser: SampleDenoiser, shape: Sequence[int]) -> Iterator[Evaluation]:
-    """A batch's evaluations down the levels, from noise that is a function of the seed and the samples' numbers."""
+    """A batch's evaluations down the levels; its first noise follows from the seed and sample numbers."""
     run_plan, sampling = denoiser.run_plan, denoiser.sampling
     key = torch.tensor(derive_seed(sampling.seed, "sample"), device=denoiser.batch.device)
     noise = run_plan.noise()

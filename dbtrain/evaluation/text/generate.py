@@ -50,7 +50,7 @@ class Generator:
         return probabilities
 
     def _evaluations(self, context: Tensor) -> Iterator[Evaluation]:
-        """The blocks in a chain, each on these tokens alone: those before are in the caches, one a level, in turn."""
+        """The blocks in a chain, on these tokens alone: those before are in the caches, one a level."""
         caches = iter(self.caches)
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Generator:
         return chain(denoise, self.noise, self.model.run_plan.ranges, self.levels, start, level_shape=(length,))
 
     def _prior(self, context: Tensor) -> Tensor:
-        """Codes (N, T, D) that the chain starts from; a position's noise follows from its number in the text."""
+        """Codes (N, T, D) that the chain starts from; a position's noise follows from its number."""
         count, length = context.shape
         dim = self.model.blocks[0].get_buffer("codebook").shape[1]
         if self.section.start == "zero":

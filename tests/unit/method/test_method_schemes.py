@@ -10,6 +10,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.forward_forward import WRONG_STREAM, ForwardForward, ForwardForwardObjective
 from dbtrain.method.gaussian import GaussianNoise, NoNoise
 from dbtrain.method.levels import LogUniform
+from dbtrain.method.loops import order
 from dbtrain.method.objective import BlockObjective, JointObjective, Slice
 from dbtrain.method.parametrisation import Direct, Unseen
 from dbtrain.method.schemes import SCHEMES
@@ -188,7 +189,8 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(batch, drop
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
-def test_compiled_layer_by_layer_activation_checkpointing_still_keeps_inputs_only(batch):
+@pytest.mark.parametrize("layers", [range(6), order(range(6), [1, 3, 3, 1, 2, 1])], ids=["once", "looped"])
+def test_compiled_layer_by_layer_activation_checkpointing_still_keeps_inputs_only(batch, layers):
     found, kept = [], []
     for checkpointed in (False, True):
         model = awake()
@@ -202,7 +204,7 @@ def test_compiled_layer_by_layer_activation_checkpointing_still_keeps_inputs_onl
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            found.append(gradients(BlockObjective(model, range(6), 0.1, 10.0, "fp32"), batch, KEY, POSITIONS))
+            found.append(gradients(BlockObjective(model, layers, 0.1, 10.0, "fp32"), batch, KEY, POSITIONS))
         kept.append(sum(sizes))
     (loss, plain), (again, recomputed) = found
     torch.testing.assert_close(loss, again)

@@ -58,7 +58,7 @@ def test_a_block_is_done_at_its_own_last_step(make_own):
 
 def test_status_and_the_live_table_tell_each_block_of_its_own_steps(make_own):
     run = make_own(6, 4, 3)
-    rows = [block.row for block in status(run.store)]
+    rows = [block.row for block in status(run)]
     assert [(r.step, r.steps, r.phase) for r in rows] == [(6, 7, "pending"), (4, 4, "done"), (3, 3, "done")]
     states = [BlockState(block, Phase.RUNNING) for block in range(3)]
     live = [row(run.plan, state, Progress(step=2, rate=0.5)) for state in states]
@@ -68,13 +68,13 @@ def test_status_and_the_live_table_tell_each_block_of_its_own_steps(make_own):
 def test_a_merge_waits_for_the_longest_block_and_takes_the_average_of_the_one_that_has_it(make_own):
     run = make_own(6, 4, 3)
     with pytest.raises(IncompleteRunError, match="block 0 at step 6 of 7; run"):
-        merge_and_verify(run.store)
+        merge_and_verify(run)
     commit(run, 0, 7)
-    result, _ = merge_and_verify(run.store)
+    result, _ = merge_and_verify(run)
     assert [(block, step) for block, step, *_ in result.blocks] == list(enumerate(LENGTHS))
     roles = [entry["role"] for entry in run.merged.read_json("config.json")["blocks"]]
     assert roles == ["model", "model", "ema"]
-    assert {"chain", "mean", "first"} <= set(evaluate_run(run.store)[1]["test"])
+    assert {"chain", "mean", "first"} <= set(evaluate_run(run)[1]["test"])
 
 
 def test_no_shard_is_bound_to_the_length_of_its_block(make_own, make_run):

@@ -3,6 +3,7 @@
 import http.client
 import threading
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -118,6 +119,8 @@ class Trouble:
     def __init__(self, target):
         self.target, self.seen = target, 0
         self.fail = self.hang = self.lose = self.mute = 0
+        self.conditional = threading.Lock()
+        """S3 decides a conditional put at once; moto looks first, and then replaces what another thread has put."""
 
     def relay(self, handler):
         self.seen += 1
@@ -130,10 +133,12 @@ class Trouble:
         if self.fail > 0:
             self.fail -= 1
             return handler.answer(500, {}, b"<Error><Code>InternalError</Code><Message>no</Message></Error>")
-        link = http.client.HTTPConnection(*self.target, timeout=20)
-        link.request(handler.command, handler.path, body, dict(handler.headers))
-        reply = link.getresponse()
-        data = reply.read()
+        headers = dict(handler.headers)
+        with self.conditional if {"If-Match", "If-None-Match"} & headers.keys() else nullcontext():
+            link = http.client.HTTPConnection(*self.target, timeout=20)
+            link.request(handler.command, handler.path, body, headers)
+            reply = link.getresponse()
+            data = reply.read()
         if self.lose > 0 and handler.command == "PUT":
             self.lose -= 1
             return handler.answer(500, {}, b"<Error><Code>InternalError</Code><Message>lost</Message></Error>")
