@@ -107,7 +107,7 @@ def test_a_shard_without_frozen_parts_says_nothing_of_them(source):
 
 
 def test_the_merged_model_has_it_under_its_own_names_and_equals_the_blocks(frozen):
-    result, samples = merge_and_verify(frozen.store)
+    result, samples = merge_and_verify(frozen)
     assert samples and result.tensors == sum(len(load_file(shard_of(frozen, b))) for b in (0, 1)) + len(frozen.frozen)
     merged = MergedDirectory(frozen.merged)
     index = json.loads((frozen.merged.path / "model.safetensors.index.json").read_text())
