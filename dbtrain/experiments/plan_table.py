@@ -50,24 +50,7 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         run_plan = plan_run(config, data, calibrate)
         together = baseline(config)
         whole = plan_run(together.config, data, calibrate)
-    table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
-    columns = (
-        "block",
-        "layers",
-        run_plan.noise().level_name,
-        "params",
-        "weights",
-        "grads",
-        "optim",
-        "EMA",
-        "activ.",
-        "total",
-        "steps",
-        "batch",
-        "FLOPs/step",
-    )
-    for name in (*columns, "goes to"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _empty_table(run_plan)
     if config.init.branch:
         branch = branch_plan(run_plan)
         _row(table, BRANCH, branch, requests(branch.config, wanted[0].device)[0], "first")
@@ -87,6 +70,16 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
     blocks = "branch and blocks" if config.init.branch else "blocks"
     say(console, f"FLOPs of all steps: {blocks} {together.budget:.4g}, end-to-end {together.flops:.4g}")
+
+
+def _empty_table(run_plan: RunPlan) -> Table:
+    """Title and columns; :func:`_row` fills them."""
+    config = run_plan.config
+    table = Table(title=f"{config.name}: {config.blocks} isolated blocks of {config.model.depth} layers")
+    sizes = ("params", "weights", "grads", "optim", "EMA", "activ.", "total")
+    for name in ("block", "layers", run_plan.noise().level_name, *sizes, "steps", "batch", "FLOPs/step", "goes to"):
+        table.add_column(name, justify="right", overflow="fold")
+    return table
 
 
 def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
