@@ -49,7 +49,7 @@ def change_checkpoint(run, block, change):
     loaded = Checkpoints(run.child("blocks", f"{block:02d}"), identity).load(2)
     tensors = dict(loaded.parts["model"])
     change(tensors)
-    record = put(folder, "model.safetensors", encode(tensors, identity, 2, "model"))
+    record = put(folder, "model.safetensors", encode(tensors, identity, 2, "model")[:])
     files = {**loaded.commit.files, "model.safetensors": record}
     folder.write("COMMIT.json", dump_commit(dataclasses.replace(loaded.commit, files=files), "w"))
 
@@ -61,7 +61,7 @@ def change_merged(run, block, change):
     shard = decode(merged.read(name), where="w")
     tensors = dict(shard.tensors)
     change(tensors)
-    config["files"][name] = put(merged, name, encode(tensors, shard.identity, shard.step, shard.role))
+    config["files"][name] = put(merged, name, encode(tensors, shard.identity, shard.step, shard.role)[:])
     index = merged.read_json(INDEX)
     others = {n: file for n, file in index["weight_map"].items() if file != name}
     merged.write_json(INDEX, {**index, "weight_map": {**others, **dict.fromkeys(tensors, name)}})
