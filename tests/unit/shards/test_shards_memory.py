@@ -44,7 +44,7 @@ def measure(folder):
     sys.path.insert(0, str(Path(__file__).parent))
     import conftest as make
 
-    count = TENSORS_MIB * MIB // 16
+    count = TENSORS_MIB * MIB // 12
     model = {"layers.2.w": torch.rand(count // 2), "layers.3.w": torch.rand(count // 2)}
     optim = {f"exp_avg{i}/layers.{2 + i}.w": torch.rand(count // 2) for i in range(2)}
     parts = {"model": model, "ema": {name: torch.rand(count // 2) for name in model}, "optim": optim}
