@@ -26,6 +26,7 @@ from dbtrain.training.async_writer import BackgroundWriter
 from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
 from dbtrain.training.fault_injection import FaultPlan
+from dbtrain.training.host_copies import Snapshot
 from dbtrain.training.loop import Report, train
 from dbtrain.training.resumption import Resumption, patience
 from dbtrain.training.upstream import load_upstream
@@ -98,7 +99,7 @@ class BlockWorker:
                 load_upstream(objective.get_submodule("model"), self.of_run, upstream)
         data = self.run_plan.data()
         self.watchdog.touch()
-        engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)
+        engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers, self._note)
         start = self._resume(engine)
         batches = Batches(
             data.train, shape, self.config.seed, assignment.block, self.rank, self.device, self.training.augmentation
@@ -162,27 +163,40 @@ class BlockWorker:
         fields = {name: value for name, value in asdict(report).items() if value is not None}
         self._emit("step", step=step, memory=memory, **{**fields, "seconds": round(report.seconds, 4)})
 
-    def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
+    def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
         """Hand a snapshot to the background writer; the event follows when it is durable."""
-        if self.rank:
-            return
-        named = {role: _rename(parts[role], self._global) for role in ROLES if role in parts}
+        started = time.monotonic()
+        with self.watchdog.patient():
+            # its memory is that of the snapshot to come: the host has room for two, of which one may be being written
+            self.writer.drop_waiting()
+            snapshot = take()
+            if self.rank:
+                snapshot.release()
+                return
+            self.writer.submit(lambda: self._write(step, snapshot, loss), snapshot.release)
+        seconds = time.monotonic() - started
+        if seconds > 1:
+            self._emit("stall", step=step, seconds=round(seconds, 3))
 
-        def write() -> None:
-            started = time.monotonic()
+    def _write(self, step: int, snapshot: Snapshot, loss: float) -> None:
+        """Commit a snapshot, on the writer's thread."""
+        started = time.monotonic()
+        try:
+            snapshot.wait()
+            parts = snapshot.parts
             self.checkpoints.commit(
                 step,
-                named,
+                {role: _rename(parts[role], self._global) for role in ROLES if role in parts},
                 loss=loss,
                 attempt=self.assignment.attempt,
                 fence=self.faults.in_commit(step, self._fence),
             )
-            self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
+        finally:
+            snapshot.release()
+        self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 
-        with self.watchdog.patient():
-            waited = self.writer.submit(write)
-        if waited > 1:
-            self._emit("stall", step=step, seconds=round(waited, 3))
+    def _note(self, line: str) -> None:
+        self._emit("note", reason=line)
 
     def _fence(self) -> None:
         check(self.store, self.assignment.token)

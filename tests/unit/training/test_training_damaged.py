@@ -100,8 +100,10 @@ def test_a_kill_in_a_commit_comes_after_its_shards_and_before_what_makes_it_coun
         "os.kill", lambda pid, number: found.append((number, worker.store.child("step_00000003").list()))
     )
     state = {name: torch.ones(2) for name in ("exp_avg/model.stem.w", "exp_avg_sq/model.stem.w")}
+    parts = {"model": {"model.stem.w": torch.ones(2)}, "optim": state}
+    snapshot = SimpleNamespace(parts=parts, wait=lambda: None, release=lambda: None)
     for _ in range(2):
-        worker.commit(3, {"model": {"model.stem.w": torch.ones(2)}, "optim": state}, 0.5)
+        worker.commit(3, lambda: snapshot, 0.5)
         worker.writer.drain()
     assert found == [(signal.SIGKILL, ["model.safetensors", "optim.safetensors"])]
     assert worker.checkpoints.steps()[-1] == 3
@@ -113,7 +115,7 @@ def test_a_last_commit_that_fails_leaves_no_watchdog(make_worker, monkeypatch):
     def fail():
         raise ShardError("the disk is full")
 
-    monkeypatch.setattr(BlockWorker, "_train", lambda self: self.writer.submit(fail) and "done")
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self.writer.submit(fail) or "done")
     with pytest.raises(ShardError, match="disk is full"):
         worker.run()
     assert worker.watchdog._closing.is_set()

@@ -8,6 +8,7 @@ from torch import nn
 
 from dbtrain.training import engine as engine_module
 from dbtrain.training.engine import Engine
+from dbtrain.training.host_copies import FromHost, HostCopies
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -23,7 +24,10 @@ def test_every_rank_gathers_and_the_first_alone_copies_to_the_host(monkeypatch, 
         _layout=layout, _parameters={"w": parameter}, _ema={"w": parameter.data.clone()}, _ema_decay=0.9
     )
     monkeypatch.setattr(engine_module.dist, "get_rank", lambda: rank)
-    parts = engine.snapshot()
+    engine._copies = HostCopies(engine._shapes(), FromHost(), pytest.fail)
+    snapshot = engine.snapshot()
+    snapshot.wait()
+    parts = snapshot.parts
     assert len(gathered) == 4 and set(parts) == {"model", "ema", "optim"}
     if rank:
         assert parts == {"model": {}, "ema": {}, "optim": {}}
