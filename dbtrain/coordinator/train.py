@@ -10,7 +10,7 @@ from typing import Any
 from dbtrain.config import Config
 from dbtrain.coordinator.controller import Controller
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Phase
-from dbtrain.coordinator.placement import Node, choose_device, place
+from dbtrain.coordinator.placement import Node, choose_device, count_at_once, place
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.ray.address import check_address, connect, this_machine
@@ -18,6 +18,7 @@ from dbtrain.coordinator.ray.shipping import refuse_lost_output
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
 from dbtrain.run.calibrate import described
+from dbtrain.run.disk import shortage
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.prepare import check_alone, prepare_checked
@@ -101,6 +102,8 @@ def _train_blocks(
         f"{len(nodes)} node(s), {device}; {config.cluster.max_crashes} crashes without progress and "
         f"{config.cluster.max_preemptions} preemptions end a block"
     )
+    for line in shortage(run_plan, run.store, count_at_once(controller.wanted, nodes)):
+        view.tell(line)
     open_blocks = {state.block: state.committed for state in controller.states if state.phase not in FINAL}
     try:
         trackers.start(run.store, config.name, config.telemetry.project, config.model_dump(mode="json"), open_blocks)

@@ -12,9 +12,11 @@ from dbtrain.experiments.baseline import baseline
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
+from dbtrain.run.disk import needs
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, plan_run
 from dbtrain.run.requests import Request, requests
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
@@ -78,6 +80,9 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, line)
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
+    at_once = sum(at is not None for at in where.values())
+    for line in needs(run_plan, Store(config.run_url), at_once):
+        say(console, line)
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
     say(console, f"FLOPs of all steps: blocks {together.budget:.4g}, end-to-end {together.flops:.4g}")
 

@@ -102,6 +102,19 @@ class Checkpoints:
             self._clean(commit)
         return commit
 
+    def keep_only(self, step: int) -> None:
+        """Remove the checkpoints below one, after every byte of that one was read back and verified.
+
+        Raises:
+            ShardError: it does not verify, and nothing was removed; or the storage cannot be reached.
+        """
+        wrong = self.verify(step)
+        if wrong:
+            raise ShardError(f"checkpoint {step} of block {self._identity.block} was written and reads {wrong[0]}")
+        for below in self._all_steps():
+            if below < step:
+                self._drop(below)
+
     def steps(self) -> list[int]:
         """Committed steps, ascending; a step counts when it has a COMMIT.json, verified or not."""
         return [step for step in self._all_steps() if self._folder(step).exists(COMMIT)]

@@ -283,6 +283,8 @@ class Engine:
     def restore(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Continue from a snapshot taken after `step` steps, under any ZeRO stage and number of workers.
 
+        Without a part ``optim`` the optimizer's state starts anew.
+
         Raises:
             ShardError: a tensor is missing or has another shape.
         """
@@ -292,12 +294,13 @@ class Engine:
             if self._ema_decay:
                 average = _take(parts, "ema", name, shape, parameter)
                 self._layout.scatter(parameter, average, self._ema.get(name))
-            for state in self._states(parameter):
+            for state in self._states(parameter) if "optim" in parts else ():
                 full = _take(parts, "optim", f"{state}/{name}", shape, parameter)
                 self._layout.scatter(parameter, full, self._layout.piece(parameter, state))
         for owner, group in self._layout.owners():
             if not group.get("use_muon"):
-                self._base.state[owner]["step"].fill_(step)
+                # that of AdamW counts the steps of its moments
+                self._base.state[owner]["step"].fill_(step if "optim" in parts else 0)
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -108,7 +108,8 @@ class _Memory:
         self.flat = torch.empty(sum(sizes), dtype=torch.float32)
         pieces = iter(torch.split(self.flat, sizes))
         self.parts = {
-            part: {name: next(pieces).view(tuple(shape)) for name, shape in named.items()} for part, named in shapes.items()
+            part: {name: next(pieces).view(tuple(shape)) for name, shape in named.items()}
+            for part, named in shapes.items()
         }
 
 

@@ -119,6 +119,8 @@ class BlockWorker:
         if loaded is None:
             self._begin(engine)
             return 0
+        if "optim" not in loaded.parts and loaded.step < self.training.steps:
+            self._without_optimizer(loaded.step)
         engine.restore({role: _rename(part, self._local) for role, part in loaded.parts.items()}, loaded.step)
         self._emit("resumed", step=loaded.step, loss=loaded.commit.loss)
         return loaded.step
@@ -137,6 +139,15 @@ class BlockWorker:
         except DamagedError as error:
             raise WorkerError(f"block {block} cannot start from init.from: {error}, or start another run") from error
         self._emit("initialised", source=origin.blocks[block].told(origin.where))
+
+    def _without_optimizer(self, step: int) -> None:
+        if not self.config.cluster.restart_optimizer:
+            raise WorkerError(
+                f"block {self.assignment.block} was done at step {step} and gave up its optimizer's state "
+                "(training.keep_optimizer=false), so it cannot be trained on as if without a break: set "
+                "cluster.restart_optimizer=true to train it on with an optimizer that starts anew"
+            )
+        self._note(f"trained on from step {step} with an optimizer that starts anew (cluster.restart_optimizer=true)")
 
     def _local(self, name: str) -> str:
         return MODEL_PREFIX + local_name(self.assignment.block, name)
@@ -181,9 +192,10 @@ class BlockWorker:
     def _write(self, step: int, snapshot: Snapshot, loss: float) -> None:
         """Commit a snapshot, on the writer's thread."""
         started = time.monotonic()
+        last = step == self.training.steps and not self.training.keep_optimizer
         try:
             snapshot.wait()
-            parts = snapshot.parts
+            parts = {role: part for role, part in snapshot.parts.items() if not (last and role == "optim")}
             self.checkpoints.commit(
                 step,
                 {role: _rename(parts[role], self._global) for role in ROLES if role in parts},
@@ -191,6 +203,9 @@ class BlockWorker:
                 attempt=self.assignment.attempt,
                 fence=self.faults.in_commit(step, self._fence),
             )
+            if last:
+                self._fence()  # what is below may be another attempt's by now
+                self.checkpoints.keep_only(step)
         finally:
             snapshot.release()
         self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))

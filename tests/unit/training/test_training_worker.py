@@ -136,6 +136,47 @@ def test_a_commit_that_waits_is_dropped_before_the_next_snapshot_takes_its_memor
     assert [e["step"] for e in read_events(worker.log.store) if e["event"] == "commit"] == [1, 3]
 
 
+ALL = {
+    "model": {"model.stem.w": torch.ones(2)},
+    "ema": {"model.stem.w": torch.full((2,), 2.0)},
+    "optim": {"exp_avg/model.stem.w": torch.zeros(2)},
+}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_stays_of_a_block_that_is_done(make_worker, keep):
+    worker = make_worker(overrides=[f"training.keep_optimizer={str(keep).lower()}", "training.steps=6"])
+    for step in (2, 4, 6):
+        worker.commit(step, snapshot_of(ALL), 0.5)
+        worker.writer.drain()
+        if step < 6:
+            assert set(worker.checkpoints.newest().parts) == {"model", "ema", "optim"}
+    assert worker.checkpoints.steps() == ([4, 6] if keep else [6])
+    assert set(worker.checkpoints.newest().parts) == {"model", "ema", *(["optim"] if keep else [])}
+    block = worker.of_run.block(1)
+    assert worker.checkpoints.verify(6) == [] and block.newest_weights(pytest.fail)[1] == "ema"
+
+
+def test_what_is_below_stays_when_the_last_commit_reads_back_damaged(make_worker, monkeypatch):
+    worker = make_worker(overrides=["training.keep_optimizer=false", "training.steps=6"])
+    for step in (2, 4):
+        worker.commit(step, snapshot_of(ALL), 0.5)
+        worker.writer.drain()
+    write = worker.checkpoints.commit
+
+    def damaging(step, *given, **named):
+        done = write(step, *given, **named)
+        path = worker.store.path / f"step_{step:08d}" / "ema.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        return done
+
+    monkeypatch.setattr(worker.checkpoints, "commit", damaging)
+    worker.commit(6, snapshot_of(ALL), 0.5)
+    with pytest.raises(ShardError, match="checkpoint 6 of block 1 was written and reads.*flipped bit"):
+        worker.writer.drain()
+    assert worker.checkpoints.newest(lambda line: None).step == 4
+
+
 def test_a_worker_after_the_first_takes_part_in_a_snapshot_and_writes_nothing(make_worker):
     worker, released = make_worker(workers=2, rank=1), []
     worker.commit(1, snapshot_of({"model": {}}, released), 0.5)
