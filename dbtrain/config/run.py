@@ -134,9 +134,10 @@ class Config(Section):
         if not content["init"]:
             content.pop("init")
         training = content["training"]
-        for key in ("micro_batch", "zero_stage", "offload", "compile", "checkpoint_every", "keep", "log_every"):
+        for key in ("micro_batch", "zero_stage", "offload", "compile", "activation_checkpointing"):
             training.pop(key)
-        training.pop("activation_checkpointing")
+        for key in ("checkpoint_every", "keep", "keep_optimizer", "log_every"):
+            training.pop(key)
         if not training["blocks"]:
             # so that runs from before there were exceptions go on
             training.pop("blocks")

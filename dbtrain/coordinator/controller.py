@@ -243,7 +243,7 @@ class Controller:
         if event["event"] == "ready":
             self._set_state(running(self.states[block]))
             self.observer.tell(f"{self._name(block)}: training from step {event['step']}")
-        if event["event"] == "skipped":
+        if event["event"] in ("skipped", "note"):
             self.observer.tell(f"{self._name(block)}: {event['reason']}")
 
     def _wait_for_storage(self, block: int, attempt: RunningAttempt, error: ShardError) -> None:

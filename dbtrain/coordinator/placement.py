@@ -55,6 +55,15 @@ def fits(request: Request, busy: Sequence[Request], nodes: Sequence[Node]) -> bo
         return False
 
 
+def count_at_once(wanted: Sequence[Request], nodes: Sequence[Node]) -> int:
+    """How many of these blocks train at the same time on an empty cluster."""
+    running: list[Request] = []
+    for request in wanted:
+        if fits(request, running, nodes):
+            running.append(request)
+    return len(running)
+
+
 def obstacle(request: Request, nodes: Sequence[Node]) -> str | None:
     """Why a block would not fit even if nothing else ran; None if it would."""
     free = {node.name: dict(node.resources) for node in nodes}

@@ -10,7 +10,7 @@ from typing import Any
 from dbtrain.config import Config
 from dbtrain.coordinator.controller import Controller
 from dbtrain.coordinator.lifecycle import FINAL, BlockState, Phase
-from dbtrain.coordinator.placement import Node, choose_device, place
+from dbtrain.coordinator.placement import Node, choose_device, count_at_once, place
 from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.ray.address import check_address, connect, this_machine
@@ -20,6 +20,7 @@ from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import IncompleteRunError
 from dbtrain.run.branch import awaits_branch, branch_plan, start_from_branch
 from dbtrain.run.calibrate import described
+from dbtrain.run.disk import shortage
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.prepare import check_alone, prepare_branch, prepare_checked
@@ -141,6 +142,8 @@ def _train_jobs(
     controller = Controller(
         run, run_plan.located(), start.cluster, requests(config, device), observer, start.check_held_and_alive
     )
+    for line in shortage(run_plan, run.store, count_at_once(controller.wanted, start.cluster.nodes())):
+        start.view.tell(line)
     left = {run.block(s.block).key: s.committed for s in controller.states if s.phase not in FINAL}
     try:
         name = whole.config.name

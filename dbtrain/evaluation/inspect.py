@@ -47,7 +47,8 @@ def inspect_path(path: str, console: Console) -> None:
 
 
 def _shard(store: Store, name: str, console: Console) -> None:
-    shard = decode(store.read(name), where=store.where(name))
+    with store.reading(name) as file:
+        shard = decode(file, where=store.where(name))
     for line in _identity(shard):
         say(console, line)
     _tensors(shard.tensors, console)

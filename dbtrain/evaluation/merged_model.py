@@ -1,6 +1,6 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,22 +30,33 @@ def _somewhere(block: int) -> str:
 
 
 class MergedModel:
-    """All blocks in memory.
+    """All blocks in memory, or one at a time.
 
     Args:
         run_plan: of the run.
         load: tensors of a block by their names in the whole model.
         device: where the blocks are put.
         where: their files, for messages.
+        one_at_a_time: load a block when it is asked for and keep it until another one is: slower, and in the memory
+            of one block.
 
     Raises:
-        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises.
+        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; one at a time, not
+            before the block is asked for.
     """
 
-    def __init__(self, run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where = _somewhere) -> None:
+    def __init__(
+        self,
+        run_plan: RunPlan,
+        load: LoadBlock,
+        device: torch.device,
+        where: Where = _somewhere,
+        one_at_a_time: bool = False,
+    ) -> None:
         self.device = device
         self.run_plan = run_plan
-        self.blocks = _load_blocks(run_plan, load, device, where)
+        blocks = LoadedBlocks(run_plan, load, device, where)
+        self.blocks: Sequence[BlockModel] = blocks if one_at_a_time else _all_of(blocks)
 
     count: Count = staticmethod(silent)
     """Told how far a measurement of this model has come."""
@@ -60,9 +71,9 @@ class MergedModel:
         return MergedModel.of(MergedDirectory(merged), device)
 
     @staticmethod
-    def of(merged: MergedDirectory, device: torch.device) -> "MergedModel":
+    def of(merged: MergedDirectory, device: torch.device, one_at_a_time: bool = False) -> "MergedModel":
         """As :meth:`read`, of a directory that somebody reads already."""
-        return MergedModel(merged_plan(merged), merged.block, device, merged.where)
+        return MergedModel(merged_plan(merged), merged.block, device, merged.where, one_at_a_time)
 
     @staticmethod
     def of_run(run: Run, device: torch.device) -> "MergedModel":
@@ -154,11 +165,34 @@ def merged_of(run: Run) -> MergedDirectory:
     return MergedDirectory(run.merged)
 
 
-def _load_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:
-    """Each block's model; blocks that are held by the same shards are one model."""
-    sources = [run_plan.scheme.sources(block) for block in range(run_plan.split.blocks)]
-    models = {shards: load_model(run_plan, block, load, where).to(device) for block, shards in enumerate(sources)}
-    return [models[shards] for shards in sources]
+class LoadedBlocks(Sequence[BlockModel]):
+    """Each block's model, loaded when it is asked for; the last one is kept, for all blocks of the same shards.
+
+    Args:
+        run_plan, load, device, where: as for :class:`MergedModel`.
+    """
+
+    def __init__(self, run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> None:
+        self._run_plan = run_plan
+        self._load = load
+        self._device = device
+        self._where = where
+        self._kept: tuple[range, BlockModel] | None = None
+
+    def __len__(self) -> int:
+        return self._run_plan.split.blocks
+
+    def __getitem__(self, block: Any) -> Any:
+        number = range(len(self))[block]
+        sources = self._run_plan.scheme.sources(number)
+        if self._kept is None or self._kept[0] != sources:
+            self._kept = None  # two at a time may not fit into memory
+            self._kept = sources, load_model(self._run_plan, number, self._load, self._where).to(self._device)
+        return self._kept[1]
+
+
+def _all_of(blocks: LoadedBlocks) -> list[BlockModel]:
+    return [blocks[block] for block in range(len(blocks))]
 
 
 def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _somewhere) -> BlockModel:
@@ -210,7 +244,8 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
         One line for each evaluation whose output differs or is not finite.
     """
     draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
-    example = merged._example(batch)
+    # of the block's own checkpoint, not the merged one: what is wrong with that one is told first
+    example = apart._example(batch)
     denoise = merged._denoiser(example.context)
     shape = (len(example.clean), *merged.run_plan.noise().level_shape(example))
     name = merged.run_plan.noise().level_name

@@ -47,9 +47,9 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
     def where(block: int) -> str:
         return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
-    # first the checkpoints, which the user can do something about
-    apart = MergedModel(run.plan, committed, CPU, where)
-    wrong = verify(MergedModel.of(merged, CPU), apart, batch)
+    # a block at a time from each side, so that a model is merged that no memory holds
+    apart = MergedModel(run.plan, committed, CPU, where, one_at_a_time=True)
+    wrong = verify(MergedModel.of(merged, CPU, one_at_a_time=True), apart, batch)
     if wrong:
         raise ShardError(
             f"{run.store.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "

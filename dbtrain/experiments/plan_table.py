@@ -13,10 +13,12 @@ from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.branch import branch_plan
 from dbtrain.run.calibrate import announced, described
 from dbtrain.run.cost import Memory, estimate
+from dbtrain.run.disk import needs
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, plan_run
 from dbtrain.run.requests import Request, requests
 from dbtrain.run.run import BRANCH
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
@@ -67,6 +69,9 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, line)
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
+    at_once = sum(at is not None for at in where.values())
+    for line in needs(run_plan, Store(config.run_url), at_once):
+        say(console, line)
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
     blocks = "branch and blocks" if config.init.branch else "blocks"
     say(console, f"FLOPs of all steps: {blocks} {together.budget:.4g}, end-to-end {together.flops:.4g}")

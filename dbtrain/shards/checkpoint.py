@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from dbtrain.shards.commit import (
     step_number,
 )
 from dbtrain.shards.format import ROLES, Identity, Role, encode
+from dbtrain.shards.side_by_side import at_once
 from dbtrain.shards.storage.errors import DamagedError, MissingError, one_line
 from dbtrain.shards.storage.store import Store
 
@@ -89,18 +91,29 @@ class Checkpoints:
         # by a killed attempt, or by one that was cut off and is still writing) is avoided. So whatever an existing
         # COMMIT.json lists stays true at every instant, on a disk and in an object store alike; renaming a whole
         # directory would need a second protocol for S3 and cannot replace an existing directory in one step.
-        files = {}
-        for role in ROLES:
-            if role in parts:
-                name, record = place(folder, role, encode(parts[role], self._identity, step, role))
-                files[name] = record
+        contents = {role: encode(parts[role], self._identity, step, role) for role in ROLES if role in parts}
+        # side by side: while the hash of one file is computed, the disk writes another
+        placed = at_once([partial(place, folder, role, content) for role, content in contents.items()])
         fence()
-        commit = self._publish(Commit(step, loss, attempt, files, time.time()))
+        commit = self._publish(Commit(step, loss, attempt, dict(placed), time.time()))
         self._known_bad.discard(step)
         # The checkpoint is safe by now. A failed clean-up must not look like a failed commit; the next cleans again.
         with contextlib.suppress(ShardError):
             self._clean(commit)
         return commit
+
+    def keep_only(self, step: int) -> None:
+        """Remove the checkpoints below one, after every byte of that one was read back and verified.
+
+        Raises:
+            ShardError: it does not verify, and nothing was removed; or the storage cannot be reached.
+        """
+        wrong = self.verify(step)
+        if wrong:
+            raise ShardError(f"checkpoint {step} of block {self._identity.block} was written and reads {wrong[0]}")
+        for below in self._all_steps():
+            if below < step:
+                self._drop(below)
 
     def steps(self) -> list[int]:
         """Committed steps, ascending; a step counts when it has a COMMIT.json, verified or not."""
@@ -176,12 +189,10 @@ class Checkpoints:
     def _open(self, step: int, roles: Sequence[Role] | None) -> Loaded:
         folder = self._folder(step)
         commit = read_commit(folder, step)
-        parts = {}
-        for role in ROLES if roles is None else roles:
-            name = commit.file_of(role)
-            if name is not None:
-                parts[str(role)] = read_part(folder, commit, name, self._identity)
-        return Loaded(step, commit, parts)
+        files = {role: commit.file_of(role) for role in (ROLES if roles is None else roles)}
+        held = {role: name for role, name in files.items() if name is not None}
+        read = at_once([partial(read_part, folder, commit, name, self._identity) for name in held.values()])
+        return Loaded(step, commit, dict(zip(held, read, strict=True)))
 
     def _publish(self, commit: Commit) -> Commit:
         folder = self._folder(commit.step)

@@ -12,9 +12,11 @@ from torch import Tensor
 from dbtrain.errors import ShardError
 from dbtrain.shards.checksummed_json import Fields, seal, unseal
 from dbtrain.shards.fit import refuse_non_finite
-from dbtrain.shards.format import ROLES, Identity, Role, check_identity, decode
-from dbtrain.shards.safetensors_file import sha256
-from dbtrain.shards.storage.errors import MissingError, damaged, is_finite_number, one_line, short
+from dbtrain.shards.format import ROLES, Identity, Role, check_identity, shard_of
+from dbtrain.shards.safetensors_file import Raw, read_raw, sha256
+from dbtrain.shards.side_by_side import Beside, content_sha256
+from dbtrain.shards.storage.content import Content
+from dbtrain.shards.storage.errors import DamagedError, MissingError, damaged, is_finite_number, one_line, short
 from dbtrain.shards.storage.store import Store
 
 COMMIT = "COMMIT.json"
@@ -125,28 +127,46 @@ def check_commit(record: bytes, folder: Store, step: int) -> Commit:
 
 
 def read_part(folder: Store, commit: Commit, name: str, identity: Identity) -> dict[str, Tensor]:
-    """Tensors of one file of a checkpoint; see :func:`decode_part`, and ShardError when the file cannot be read."""
-    return decode_part(folder.read(name), commit, name, identity, folder.where(name))
-
-
-def decode_part(data: bytes, commit: Commit, name: str, identity: Identity, where: str) -> dict[str, Tensor]:
     """Tensors of one file of a checkpoint. Bytes are judged before meaning: a flipped bit is not another run's shard.
 
     Raises:
+        MissingError: there is no such file.
         DamagedError: size, hash, role or step are not those of the commit, or a value is NaN or infinite.
-        ShardError: undamaged, but of another run, block, config or codebook.
+        ShardError: undamaged, but of another run, block, config or codebook; or it cannot be read.
     """
-    record = commit.files[name]
-    if len(data) != record["size"]:
-        damaged(where, f"it has {len(data)} bytes, {COMMIT} says {record['size']}")
-    if sha256(data) != record["sha256"]:
-        damaged(where, f"its SHA-256 is not the one in {COMMIT} (a flipped bit)")
-    shard = decode(data, where=where)
+    raw = read_vouched(folder, name, commit.files[name], COMMIT)
+    return _judged(raw, commit, name, identity, folder.where(name))
+
+
+def _judged(raw: Raw, commit: Commit, name: str, identity: Identity, where: str) -> dict[str, Tensor]:
+    shard = shard_of(raw, where)
     check_identity(shard.identity, identity, where)
     if shard.step != commit.step or shard.role != name.split(".", 1)[0]:
         damaged(where, f"it holds {shard.role!r} of step {shard.step}, {COMMIT} has {name!r} of step {commit.step}")
     refuse_non_finite(shard.tensors, where)
     return shard.tensors
+
+
+def read_vouched(folder: Store, name: str, record: FileRecord, voucher: str) -> Raw:
+    """A shard file whose size and hash are recorded; each of its bytes is read and hashed once.
+
+    Args:
+        record: of the file.
+        voucher: the file that says so, for messages.
+
+    Raises:
+        MissingError: there is no such file.
+        DamagedError: it is not the file that was recorded.
+        ShardError: it cannot be read.
+    """
+    where = folder.where(name)
+    with folder.reading(name) as file:
+        if file.size != record["size"]:
+            damaged(where, f"it has {file.size} bytes, {voucher} says {record['size']}")
+        raw = read_raw(file, where)
+    if raw.sha256 != record["sha256"]:
+        damaged(where, f"its SHA-256 is not the one in {voucher} (a flipped bit)")
+    return raw
 
 
 def find_problems(folder: Store, step: int, identity: Identity) -> list[str]:
@@ -169,29 +189,31 @@ def find_problems(folder: Store, step: int, identity: Identity) -> list[str]:
 
 def _problem(folder: Store, commit: Commit, name: str, identity: Identity) -> str | None:
     try:
-        data = folder.read(name)
-    except MissingError as err:
+        raw = read_vouched(folder, name, commit.files[name], COMMIT)
+    except (MissingError, DamagedError) as err:
         return one_line(err)
     try:
-        decode_part(data, commit, name, identity, folder.where(name))
+        _judged(raw, commit, name, identity, folder.where(name))
     except ShardError as err:
         return one_line(err)
     return None
 
 
-def place(folder: Store, role: Role, data: bytes) -> tuple[str, FileRecord]:
+def place(folder: Store, role: Role, content: Content) -> tuple[str, FileRecord]:
     """Store a shard under a name that holds exactly these bytes; no file is overwritten by other content."""
-    digest = sha256(data)
-    record = FileRecord(size=len(data), sha256=digest)
     plain = f"{role}.safetensors"
+    hashing = Beside(lambda: content_sha256(content))
     # Asking first saves writing a whole temporary file only to find the name taken; create() decides.
-    if not folder.exists(plain) and folder.create(plain, data):
+    created = not folder.exists(plain) and folder.create(plain, content)
+    digest = hashing.result()
+    record = FileRecord(size=len(content), sha256=digest)
+    if created:
         return plain, record
     with contextlib.suppress(MissingError):
-        if folder.size(plain) == len(data) and folder.read(plain) == data:
+        if folder.size(plain) == len(content) and folder.sha256(plain) == digest:
             return plain, record
     other = f"{role}.{digest[:NAME_DIGITS]}.safetensors"
-    folder.write(other, data)
+    folder.write(other, content)
     return other, record
 
 

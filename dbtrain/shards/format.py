@@ -11,7 +11,8 @@ from dbtrain.errors import ShardError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.split import local_name
 from dbtrain.shards.checksummed_json import Fields
-from dbtrain.shards.safetensors_file import pack, sha256, unpack
+from dbtrain.shards.safetensors_file import Raw, pack, record_of, sha256, unpack
+from dbtrain.shards.storage.content import Content, Reader
 from dbtrain.shards.storage.errors import damaged, short
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "encode",
     "encode_codebook",
     "sha256",
+    "shard_of",
     "tensor_hash",
 ]
 
@@ -101,8 +103,8 @@ class Shard:
     role: Role
 
 
-def encode(tensors: Mapping[str, Tensor], identity: Identity, step: int, role: Role) -> bytes:
-    """A shard file: safetensors, equal bytes for equal tensors.
+def encode(tensors: Mapping[str, Tensor], identity: Identity, step: int, role: Role) -> Content:
+    """A shard file: safetensors, equal bytes for equal tensors, which must stay as they are until it is written.
 
     Args:
         tensors: any shapes; global names of this block, prefixed by ``<state>/`` for the role ``optim``.
@@ -120,14 +122,22 @@ def encode(tensors: Mapping[str, Tensor], identity: Identity, step: int, role: R
     return pack(tensors, {"kind": "shard", "step": step, "role": role, "identity": _as_fields(identity)}, where)
 
 
-def decode(data: bytes, *, where: str) -> Shard:
+def decode(data: bytes | Reader, *, where: str) -> Shard:
     """Read a shard file; what comes back is exactly what was encoded. ``where`` names the file in messages.
 
     Raises:
         DamagedError (a ShardError): torn, flipped, hostile, a pickle, or not a shard of dbtrain.
         ShardError: undamaged, but of another format version.
     """
-    tensors, record = unpack(data, where)
+    return _shard(*unpack(data, where), where)
+
+
+def shard_of(raw: Raw, where: str) -> Shard:
+    """The shard in a file whose bytes a record vouches for; raises as :func:`decode` does."""
+    return _shard(raw.tensors, record_of(raw, where), where)
+
+
+def _shard(tensors: dict[str, Tensor], record: dict[str, Any], where: str) -> Shard:
     found = Fields(record, where)
     if found.text("kind") != "shard":
         damaged(where, f"it holds a {short(record['kind'])}, not a shard")
@@ -212,7 +222,7 @@ def encode_codebook(codes: Tensor) -> bytes:
     problem = _not_codes(codes)
     if problem:
         raise ShardError(f"codebook: {problem}; build it with one of the codebook sources")
-    return pack({"codes": codes}, {"kind": "codebook"}, "codebook")
+    return pack({"codes": codes}, {"kind": "codebook"}, "codebook")[:]
 
 
 def decode_codebook(data: bytes, where: str) -> Tensor:

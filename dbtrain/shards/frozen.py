@@ -19,7 +19,7 @@ def encode_frozen(tensors: Mapping[str, Tensor]) -> bytes:
     """File of the parts, named as in a block's model (``stem.*``, ``head.*``); ShardError for other names."""
     if odd := _odd(tensors):
         raise ShardError(f"{FROZEN} cannot hold {short(odd)}: only stem and head can be frozen")
-    return pack(tensors, {"kind": KIND}, FROZEN)
+    return pack(tensors, {"kind": KIND}, FROZEN)[:]
 
 
 def decode_frozen(data: bytes, frozen_hash: str, where: str) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from dbtrain.errors import ShardError
 from dbtrain.method.content import tensor_hash
 from dbtrain.shards.checksummed_json import Fields, parse_json, seal, unseal
-from dbtrain.shards.commit import FileRecord, parse_files
+from dbtrain.shards.commit import FileRecord, parse_files, read_vouched
 from dbtrain.shards.fit import refuse_non_finite
-from dbtrain.shards.format import check_identity, decode, decode_codebook
+from dbtrain.shards.format import check_identity, decode_codebook, shard_of
 from dbtrain.shards.frozen import FROZEN, decode_frozen
 from dbtrain.shards.manifest import Manifest
 from dbtrain.shards.safetensors_file import sha256
@@ -112,7 +112,10 @@ class MergedDirectory:
         row = self.blocks[block]
         where = self.store.where(row.file)
         listed = {name for name, place in self._weight_map.items() if place == row.file}
-        shard = decode(self._verified(row.file), where=where)
+        record = self.files.get(row.file)
+        if record is None:
+            damaged(where, f"{CONFIG} does not record it")
+        shard = shard_of(read_vouched(self.store, row.file, record, CONFIG), where)
         check_identity(shard.identity, expected, where)
         if shard.step != row.step or shard.role != row.role:
             damaged(where, f"it holds {shard.role!r} of step {shard.step}, {CONFIG} says {row.role!r} of {row.step}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import ShardError
 from dbtrain.models.layers import compile_recomputed
+from dbtrain.training.host_copies import FromGpu, FromHost, HostCopies, Snapshot
 from dbtrain.training.optimizer import adamw, parameter_groups
 from dbtrain.training.zero_tensors import MOMENTUM, layout_of
 
@@ -91,10 +92,17 @@ class Engine:
         module: returns a scalar loss; its parameter names are those on disk, its submodule `model` has the layers.
         config: training section.
         micro_batch, accumulation, workers: their product is the effective batch.
+        tell: gets one line if host memory for snapshots cannot be pinned.
     """
 
     def __init__(
-        self, module: nn.Module, config: TrainingConfig, micro_batch: int, accumulation: int, workers: int
+        self,
+        module: nn.Module,
+        config: TrainingConfig,
+        micro_batch: int,
+        accumulation: int,
+        workers: int,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         elements = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._engine, *_ = deepspeed.initialize(
@@ -118,6 +126,8 @@ class Engine:
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
         self._ema_decay = config.ema
+        device = torch.device(self._engine.device)
+        self._copies = HostCopies(self._shapes(), FromGpu(device) if device.type == "cuda" else FromHost(), tell)
         if config.compile and config.activation_checkpointing:
             compile_recomputed(module.get_submodule("model"))
         elif config.compile:
@@ -165,6 +175,7 @@ class Engine:
         """Forward and backward of one micro-batch; its mean loss, detached. The last one of a step also updates."""
         loss: Tensor = self._engine(batch, key, positions)
         self._engine.backward(loss)
+        self._copies.before_update()
         self._engine.step()
         return loss.detach()
 
@@ -194,21 +205,37 @@ class Engine:
         torch._foreach_lerp_(list(self._ema.values()), [c for c in current if c is not None], 1 - decay)
 
     @torch.no_grad()
-    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+    def snapshot(self) -> Snapshot:
         """Full float32 copies on the host: parts ``model``, ``ema`` and ``optim``, by parameter name; collective.
 
-        Empty parts on all ranks but the first, which alone writes them: the host has room for one copy.
+        Empty parts on all ranks but the first, which alone writes them: the host has room for one copy. The copies go
+        on when this returns.
         """
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}}
+        snapshot = self._copies.begin()
+        for part, key, parameter, piece in self._held():
+            full = self._layout.gather(parameter, piece)  # of all ranks: each must take part
+            if dist.get_rank() == 0:
+                self._copies.copy(snapshot, part, key, full, passing=full is not piece)
+        self._copies.end(snapshot)
+        return snapshot
+
+    def _shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """What a snapshot has on this rank, with the full shapes."""
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {"model": {}, "optim": {}}
         if self._ema_decay:
-            parts["ema"] = {}
+            shapes["ema"] = {}
+        for part, key, parameter, _ in self._held() if dist.get_rank() == 0 else ():
+            shapes[part][key] = _shape(parameter)
+        return shapes
+
+    def _held(self) -> Iterator[tuple[str, str, nn.Parameter, Tensor | None]]:
+        """(part, key, parameter, this rank's piece) of all that is committed."""
         for name, parameter in self._parameters.items():
-            self._keep(parts["model"], name, parameter, self._layout.piece(parameter, None))
+            yield "model", name, parameter, self._layout.piece(parameter, None)
             if self._ema_decay:
-                self._keep(parts["ema"], name, parameter, self._ema.get(name))
+                yield "ema", name, parameter, self._ema.get(name)
             for state in self._states(parameter):
-                self._keep(parts["optim"], f"{state}/{name}", parameter, self._layout.piece(parameter, state))
-        return parts
+                yield "optim", f"{state}/{name}", parameter, self._layout.piece(parameter, state)
 
     @torch.no_grad()
     def non_finite(self) -> str | None:
@@ -216,24 +243,11 @@ class Engine:
 
         A collective: all workers give the same answer.
         """
-        named = list(self._named_pieces())
-        flags = [torch.ones(()) if piece is None else piece.isfinite().all() for _, piece in named]
+        held = list(self._held())
+        flags = [torch.ones(()) if piece is None else piece.isfinite().all() for _, _, _, piece in held]
         finite = torch.stack([flag.to(self._engine.device, torch.float32) for flag in flags])
         dist.all_reduce(finite, dist.ReduceOp.MIN)
-        return next((name for (name, _), ok in zip(named, finite.tolist(), strict=True) if not ok), None)
-
-    def _named_pieces(self) -> Iterator[tuple[str, Tensor | None]]:
-        for name, parameter in self._parameters.items():
-            yield f"the weight {name}", self._layout.piece(parameter, None)
-            if self._ema_decay:
-                yield f"the average of {name}", self._ema.get(name)
-            for state in self._states(parameter):
-                yield f"the optimizer's {state} of {name}", self._layout.piece(parameter, state)
-
-    def _keep(self, part: dict[str, Tensor], key: str, parameter: nn.Parameter, piece: Tensor | None) -> None:
-        full = self._layout.gather(parameter, piece)  # of all ranks: each must take part
-        if dist.get_rank() == 0:
-            part[key] = full.to("cpu", torch.float32, copy=True).contiguous()
+        return next((_words(*h[:2]) for h, ok in zip(held, finite.tolist(), strict=True) if not ok), None)
 
     @staticmethod
     def _states(parameter: nn.Parameter) -> tuple[str, ...]:
@@ -269,6 +283,8 @@ class Engine:
     def restore(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Continue from a snapshot taken after `step` steps, under any ZeRO stage and number of workers.
 
+        Without a part ``optim`` the optimizer's state starts anew.
+
         Raises:
             ShardError: a tensor is missing or has another shape.
         """
@@ -278,17 +294,26 @@ class Engine:
             if self._ema_decay:
                 average = _take(parts, "ema", name, shape, parameter)
                 self._layout.scatter(parameter, average, self._ema.get(name))
-            for state in self._states(parameter):
+            for state in self._states(parameter) if "optim" in parts else ():
                 full = _take(parts, "optim", f"{state}/{name}", shape, parameter)
                 self._layout.scatter(parameter, full, self._layout.piece(parameter, state))
         for owner, group in self._layout.owners():
             if not group.get("use_muon"):
-                self._base.state[owner]["step"].fill_(step)
+                # that of AdamW counts the steps of its moments
+                self._base.state[owner]["step"].fill_(step if "optim" in parts else 0)
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Of the whole parameter, of which ZeRO 3 holds a part."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _words(part: str, key: str) -> str:
+    """How messages call a tensor of a snapshot."""
+    if part == "optim":
+        state, _, name = key.partition("/")
+        return f"the optimizer's {state} of {name}"
+    return f"the average of {key}" if part == "ema" else f"the weight {key}"
 
 
 def _take(

@@ -13,6 +13,7 @@ from dbtrain.config import TrainingConfig
 from dbtrain.errors import NonFiniteLossError
 from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
+from dbtrain.training.host_copies import Snapshot
 from dbtrain.training.optimizer import lr_scale
 
 Outcome = Literal["done", "stopped"]
@@ -32,8 +33,11 @@ class Observer(Protocol):
     def progress(self, step: int, report: "Report") -> None:
         """What the steps up to `step` were like."""
 
-    def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
-        """Take a snapshot after `step` steps to the store."""
+    def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
+        """Take a snapshot, which is a collective of the block's workers, after `step` steps, and bring it to the store.
+
+        One that is still waiting to be written may be dropped for it.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ def train(
             observer.progress(step, Report(loss, seconds, count, lr, shown))
         if step % config.checkpoint_every == 0 or last:
             _refuse_non_finite(engine, step)
-            # a commit makes a step impossible to lose; the snapshot is a collective of the block's workers
-            observer.commit(step, engine.snapshot(), loss)
+            # a commit makes a step impossible to lose
+            observer.commit(step, engine.snapshot, loss)
             committed = step
         if stopping and step < config.steps:
             return "stopped"

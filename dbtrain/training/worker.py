@@ -26,6 +26,7 @@ from dbtrain.training.async_writer import BackgroundWriter
 from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
 from dbtrain.training.fault_injection import FaultPlan
+from dbtrain.training.host_copies import Snapshot
 from dbtrain.training.loop import Report, train
 from dbtrain.training.resumption import Resumption, patience
 from dbtrain.training.upstream import load_upstream
@@ -98,7 +99,7 @@ class BlockWorker:
                 load_upstream(objective.get_submodule("model"), self.of_run, upstream)
         data = self.run_plan.data()
         self.watchdog.touch()
-        engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers)
+        engine = Engine(objective, self.training, shape.micro_batch, shape.accumulation, shape.workers, self._note)
         start = self._resume(engine)
         batches = Batches(
             data.train, shape, self.config.seed, assignment.block, self.rank, self.device, self.training.augmentation
@@ -118,6 +119,8 @@ class BlockWorker:
         if loaded is None:
             self._begin(engine)
             return 0
+        if "optim" not in loaded.parts and loaded.step < self.training.steps:
+            self._without_optimizer(loaded.step)
         engine.restore({role: _rename(part, self._local) for role, part in loaded.parts.items()}, loaded.step)
         self._emit("resumed", step=loaded.step, loss=loaded.commit.loss)
         return loaded.step
@@ -136,6 +139,15 @@ class BlockWorker:
         except DamagedError as error:
             raise WorkerError(f"block {block} cannot start from init.from: {error}, or start another run") from error
         self._emit("initialised", source=origin.blocks[block].told(origin.where))
+
+    def _without_optimizer(self, step: int) -> None:
+        if not self.config.cluster.restart_optimizer:
+            raise WorkerError(
+                f"block {self.assignment.block} was done at step {step} and gave up its optimizer's state "
+                "(training.keep_optimizer=false), so it cannot be trained on as if without a break: set "
+                "cluster.restart_optimizer=true to train it on with an optimizer that starts anew"
+            )
+        self._note(f"trained on from step {step} with an optimizer that starts anew (cluster.restart_optimizer=true)")
 
     def _local(self, name: str) -> str:
         return MODEL_PREFIX + local_name(self.assignment.block, name)
@@ -162,27 +174,44 @@ class BlockWorker:
         fields = {name: value for name, value in asdict(report).items() if value is not None}
         self._emit("step", step=step, memory=memory, **{**fields, "seconds": round(report.seconds, 4)})
 
-    def commit(self, step: int, parts: dict[str, dict[str, Tensor]], loss: float) -> None:
+    def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
         """Hand a snapshot to the background writer; the event follows when it is durable."""
-        if self.rank:
-            return
-        named = {role: _rename(parts[role], self._global) for role in ROLES if role in parts}
+        started = time.monotonic()
+        with self.watchdog.patient():
+            # its memory is that of the snapshot to come: the host has room for two, of which one may be being written
+            self.writer.drop_waiting()
+            snapshot = take()
+            if self.rank:
+                snapshot.release()
+                return
+            self.writer.submit(lambda: self._write(step, snapshot, loss), snapshot.release)
+        seconds = time.monotonic() - started
+        if seconds > 1:
+            self._emit("stall", step=step, seconds=round(seconds, 3))
 
-        def write() -> None:
-            started = time.monotonic()
+    def _write(self, step: int, snapshot: Snapshot, loss: float) -> None:
+        """Commit a snapshot, on the writer's thread."""
+        started = time.monotonic()
+        last = step == self.training.steps and not self.training.keep_optimizer
+        try:
+            snapshot.wait()
+            parts = {role: part for role, part in snapshot.parts.items() if not (last and role == "optim")}
             self.checkpoints.commit(
                 step,
-                named,
+                {role: _rename(parts[role], self._global) for role in ROLES if role in parts},
                 loss=loss,
                 attempt=self.assignment.attempt,
                 fence=self.faults.in_commit(step, self._fence),
             )
-            self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
+            if last:
+                self._fence()  # what is below may be another attempt's by now
+                self.checkpoints.keep_only(step)
+        finally:
+            snapshot.release()
+        self._emit("commit", step=step, loss=loss, seconds=round(time.monotonic() - started, 4))
 
-        with self.watchdog.patient():
-            waited = self.writer.submit(write)
-        if waited > 1:
-            self._emit("stall", step=step, seconds=round(waited, 3))
+    def _note(self, line: str) -> None:
+        self._emit("note", reason=line)
 
     def _fence(self) -> None:
         check(self.store, self.assignment.token)

@@ -112,7 +112,7 @@ def advance(engine: Engine, row: Row, start: int, stop: int) -> Parts:
             engine.accumulate(batch(step, positions, row[0] in ("vit", "dit")), torch.tensor(step), positions)
         engine.update_ema(step + 1)
     assert engine.gradient_norm.isfinite() and engine.non_finite() is None
-    shared = [engine.snapshot()]
+    shared = [engine.snapshot().parts]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]
 

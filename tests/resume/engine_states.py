@@ -45,7 +45,7 @@ def advance(engine: Engine, start: int, stop: int, accumulation: int = 1) -> Par
         for part in whole.chunk(dist.get_world_size())[dist.get_rank()].chunk(accumulation):
             engine.accumulate({"x": part}, torch.tensor(0), torch.arange(len(part)))
         engine.update_ema(step + 1)
-    shared = [engine.snapshot()]
+    shared = [engine.snapshot().parts]
     dist.broadcast_object_list(shared, src=0)  # the other ranks get no copy of their own
     return shared[0]
 

@@ -119,7 +119,7 @@ def _trained(network: Classifier, data: DataSet, device: torch.device, where: st
                 part.reset_parameters()
     fit(network.to(device), data.train, device, count)
     record = {"kind": KIND, "accuracy": accuracy_of(network, data.test, device)}
-    return pack(network.state_dict(), record, where)
+    return pack(network.state_dict(), record, where)[:]
 
 
 def fit(network: Classifier, train: Split, device: torch.device, count: Count = silent) -> None:

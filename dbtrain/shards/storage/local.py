@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dbtrain.shards.storage.content import Content
 from dbtrain.shards.storage.errors import translate
 
 NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -47,6 +48,17 @@ class LocalFiles:
         with _told("read", path):
             return path.read_bytes()
 
+    @contextlib.contextmanager
+    def reading(self, name: str, start: int) -> Iterator["LocalReader"]:
+        """A file to be read from some place on."""
+        path = self.root / name
+        with _told("read", path):
+            fd = os.open(path, os.O_RDONLY)
+        try:
+            yield LocalReader(fd, path, start)
+        finally:
+            os.close(fd)
+
     def size(self, name: str) -> int:
         """Bytes of a file."""
         path = self.root / name
@@ -60,14 +72,14 @@ class LocalFiles:
             state = path.stat()
             return f"{state.st_mtime_ns}-{state.st_ino}"
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Content) -> None:
         """Replace a file: temporary file, fsync, rename, fsync of the directory (or the rename may not survive)."""
         path = self.root / name
         with _told("write", path), self._written(path, data) as temporary:
             os.replace(temporary, path)
             fsync_dir(path.parent)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes | Content) -> bool:
         """Like write, but False when the name is taken; a link fails on an existing name where a rename would not."""
         path = self.root / name
         with _told("create", path), self._written(path, data) as temporary:
@@ -83,7 +95,7 @@ class LocalFiles:
         return True
 
     @contextlib.contextmanager
-    def _written(self, path: Path, data: bytes) -> Iterator[Path]:
+    def _written(self, path: Path, data: bytes | Content) -> Iterator[Path]:
         """A temporary file beside ``path`` with the data safely on disk; whatever is left of it is removed."""
         ensure_dir(path.parent)
         temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
@@ -149,8 +161,14 @@ class LocalFiles:
             except OSError as err:
                 if err.errno not in NO_LINK:
                     raise
-                self.write(to, self.read(name))
+                self._copy_bytes(source, target)
             fsync_dir(target.parent)
+
+    def _copy_bytes(self, source: Path, target: Path) -> None:
+        with self._written(target, b"") as temporary:
+            shutil.copyfile(source, temporary)
+            fsync_file(temporary)
+            os.replace(temporary, target)
 
     def move(self, name: str, to: str) -> None:
         """Rename a directory; one of that name is exchanged for it, since a rename cannot replace a full directory.
@@ -174,6 +192,25 @@ class LocalFiles:
         path = self.root / name if name else self.root
         with _told("make the directory", path):
             make_dirs(path)
+
+
+class LocalReader:
+    """An open file."""
+
+    def __init__(self, fd: int, path: Path, start: int) -> None:
+        self._fd = fd
+        self._path = path
+        with _told("read", path):
+            self.size = os.fstat(fd).st_size
+            os.lseek(fd, start, os.SEEK_SET)
+
+    def readinto(self, into: memoryview) -> int:
+        """Fill memory with what comes next; returns how many bytes that were."""
+        done = 0
+        with _told("read", self._path):
+            while done < len(into) and (count := os.readv(self._fd, [into[done:]])):
+                done += count
+        return done
 
 
 def make_dirs(path: Path) -> None:
@@ -205,21 +242,32 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def flock_path(path: Path) -> Path:
-    """The file on which those wait who replace another; it stays."""
-    return path.parent / f".{path.name}.flock"
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def fsync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    fd = os.open(path, os.O_RDONLY)
     try:
-        _write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def flock_path(path: Path) -> Path:
+    """The file on which those wait who replace another; it stays."""
+    return path.parent / f".{path.name}.flock"
+
+
+def _write_new(path: Path, data: bytes | Content) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for at, piece in Content.of(data).as_known():
+            os.lseek(fd, at, os.SEEK_SET)
+            _write_all(fd, piece)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from dbtrain.shards.storage.content import PIECE, Content
 from dbtrain.shards.storage.errors import MissingError, is_transient, translate
 
 RETRY_DELAYS_S = (0.2, 1.0)
@@ -18,7 +19,15 @@ PUT_LIMIT_S = 60.0
 SLOWEST_BYTES_S = 1_000_000
 """An upload may take ``PUT_LIMIT_S`` and a second for each so many bytes; what is slower counts as hung."""
 
+PART = 32 << 20
+"""Bytes of one part of a large upload."""
+MOST_PARTS = 9000
+"""S3 takes 10,000 parts of one object."""
+PARTS_AT_ONCE = 4
+
 S3_PROTOCOLS = ("s3", "s3a")
+IN_PARTS = frozenset({*S3_PROTOCOLS, "gs", "gcs"})
+"""Whose drivers cut what they put into parts by slices, which content makes when they are asked for."""
 
 CONFLICT_CODES = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
 """What S3 answers to a conditional put whose condition does not hold (any more)."""
@@ -88,6 +97,17 @@ class RemoteFiles:
         path = self._path(name)
         return self._try("read", path, lambda: bytes(self.fs.cat_file(path)))
 
+    @contextlib.contextmanager
+    def reading(self, name: str, start: int) -> Iterator["RemoteReader"]:
+        """An object to be read from some place on, by requests for a piece each."""
+        size = self.size(name)
+
+        def piece(start: int, end: int) -> bytes:
+            path = self._path(name)
+            return self._try("read", path, lambda: bytes(self.fs.cat_file(path, start=start, end=end)))
+
+        yield RemoteReader(size, start, piece)
+
     def size(self, name: str) -> int:
         """Bytes of an object."""
         path = self._path(name)
@@ -99,12 +119,12 @@ class RemoteFiles:
         info = self._try("look at", path, lambda: dict(self.fs.info(path)))
         return str(next((info[key] for key in ("ETag", "etag", "LastModified", "updated", "mtime") if key in info), ""))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Content) -> None:
         """One put; a large object is uploaded in parts and appears when the last one has arrived."""
         path = self._path(name)
         self._try("write", path, lambda: self._put(path, data))
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes | Content) -> bool:
         """Conditional put (If-None-Match: *). A driver without one looks first, which is best effort."""
         path, tries = self._path(name), iter(range(9))
 
@@ -114,10 +134,20 @@ class RemoteFiles:
                 self._put(path, data, mode="create")
             except FileExistsError:
                 # On a second try the object may be our own: the first reply can have been lost after the put.
-                return again and bool(self.fs.cat_file(path) == data)
+                return again and self._holds(path, Content.of(data))
             return True
 
         return self._try("create", path, put)
+
+    def _holds(self, path: str, content: Content) -> bool:
+        """Whether an object is exactly this; both are looked at piece by piece."""
+        if self.fs.info(path)["size"] != len(content):
+            return False
+        starts = range(0, len(content), PIECE)
+        return all(
+            self.fs.cat_file(path, start=start, end=min(start + PIECE, len(content))) == content[start : start + PIECE]
+            for start in starts
+        )
 
     def append(self, name: str, data: bytes) -> None:
         """Read, add, write: for one writer at a time."""
@@ -148,10 +178,25 @@ class RemoteFiles:
 
         return self._try("replace", path, act)
 
-    def _put(self, path: str, data: bytes, **condition: str) -> None:
+    def _put(self, path: str, data: bytes | Content, **condition: str) -> None:
         """Put with a deadline: a server that never says "100 Continue" is waited for by s3fs without any timeout."""
-        limit = {"timeout": PUT_LIMIT_S + len(data) / SLOWEST_BYTES_S} if self.fs.async_impl else {}
-        self.fs.pipe_file(path, data, **condition, **limit)
+        size = len(data)
+        options: dict[str, Any] = {"timeout": PUT_LIMIT_S + size / SLOWEST_BYTES_S} if self.fs.async_impl else {}
+        if size <= PART:
+            self.fs.pipe_file(path, data[:], **condition, **options)
+        elif IN_PARTS.intersection(_protocols(self.fs)):
+            options |= {"chunksize": max(PART, -(-size // MOST_PARTS))}
+            if self.fs.protocol == S3_PROTOCOLS:
+                options |= {"max_concurrency": PARTS_AT_ONCE}
+            self.fs.pipe_file(path, data, **condition, **options)
+        else:
+            self._put_buffered(path, Content.of(data), new="mode" in condition)
+
+    def _put_buffered(self, path: str, content: Content, new: bool) -> None:
+        """Through the driver's own file, which uploads what has gathered and shows the object when it is closed."""
+        with self.fs.open(path, "xb" if new else "wb", block_size=PART) as file:
+            for piece in content.in_order():
+                file.write(piece)
 
     def _put_if(self, path: str, data: bytes, etag: str | None) -> bool:
         """Put unless the object changed since ``etag``; unconditional where the driver knows no etag."""
@@ -204,3 +249,27 @@ class RemoteFiles:
             target = Path(folder) / path.rsplit("/", 1)[-1]
             self._try("download", path, lambda: self.fs.get_file(path, str(target)))
             yield target
+
+
+class RemoteReader:
+    """An object that is read by requests for a piece each."""
+
+    def __init__(self, size: int, start: int, piece: Callable[[int, int], bytes]) -> None:
+        self.size = size
+        self._at = start
+        self._piece = piece
+
+    def readinto(self, into: memoryview) -> int:
+        """Fill memory with what comes next; returns how many bytes that were."""
+        done, count = 0, min(len(into), self.size - self._at)
+        while done < count:
+            data = self._piece(self._at, self._at + min(PIECE, count - done))
+            if not data:  # it has shrunk meanwhile
+                break
+            into[done : done + len(data)] = data
+            done, self._at = done + len(data), self._at + len(data)
+        return done
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)

@@ -1,6 +1,7 @@
 """A directory that may lie on a disk or in an object store; everything this project keeps is read and written here."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 
 from dbtrain.errors import ShardError
 from dbtrain.shards.checksummed_json import canonical, parse_json
+from dbtrain.shards.storage.content import PIECE, Content, Reader
 from dbtrain.shards.storage.errors import short
 from dbtrain.shards.storage.local import LocalFiles
 from dbtrain.shards.storage.remote import RemoteFiles, open_remote
@@ -24,6 +26,10 @@ class Files(Protocol):
         """Content."""
         ...
 
+    def reading(self, name: str, start: int) -> contextlib.AbstractContextManager[Reader]:
+        """To be read from some place on."""
+        ...
+
     def size(self, name: str) -> int:
         """Bytes."""
         ...
@@ -32,11 +38,11 @@ class Files(Protocol):
         """Changes whenever the file is replaced."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Content) -> None:
         """Create or replace, atomically and durably."""
         ...
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes | Content) -> bool:
         """Create unless it exists."""
         ...
 
@@ -116,6 +122,18 @@ class Store:
         """Content of a file."""
         return self._files.read(self._at(name))
 
+    def reading(self, name: str, start: int = 0) -> contextlib.AbstractContextManager[Reader]:
+        """A file to be read piece by piece from byte ``start`` on; its size is that of when it was opened."""
+        return self._files.reading(self._at(name), start)
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file, as 64 hex digits, read piece by piece."""
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
+        with self.reading(name) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+        return digest.hexdigest()
+
     def read_text(self, name: str) -> str:
         """Content of a UTF-8 file; ShardError if it is not UTF-8."""
         try:
@@ -127,7 +145,7 @@ class Store:
         """Parsed content of a JSON file; ShardError if it is not JSON."""
         return parse_json(self.read(name), self.where(name))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Content) -> None:
         """Create or replace a file, atomically and durably: after a crash it is the old one or the new one."""
         self._files.write(self._at(name), data)
 
@@ -139,7 +157,7 @@ class Store:
         """Append to a file: O_APPEND locally; read, add and write elsewhere, which is for one writer at a time."""
         self._files.append(self._at(name), data)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes | Content) -> bool:
         """Create a file unless it exists; True for the one creator. The content is complete when it is visible.
 
         Exact locally, on S3 (If-None-Match) and on GCS; best effort on a storage without conditional puts.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.errors import DbtrainError, ShardError
+from dbtrain.evaluation import merged_model
 from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.losses import measure_losses
 from dbtrain.evaluation.merged_model import MergedModel, check_shard
@@ -49,7 +51,7 @@ def change_checkpoint(run, block, change):
     loaded = Checkpoints(run.child("blocks", f"{block:02d}"), identity).load(2)
     tensors = dict(loaded.parts["model"])
     change(tensors)
-    record = put(folder, "model.safetensors", encode(tensors, identity, 2, "model"))
+    record = put(folder, "model.safetensors", encode(tensors, identity, 2, "model")[:])
     files = {**loaded.commit.files, "model.safetensors": record}
     folder.write("COMMIT.json", dump_commit(dataclasses.replace(loaded.commit, files=files), "w"))
 
@@ -61,7 +63,7 @@ def change_merged(run, block, change):
     shard = decode(merged.read(name), where="w")
     tensors = dict(shard.tensors)
     change(tensors)
-    config["files"][name] = put(merged, name, encode(tensors, shard.identity, shard.step, shard.role))
+    config["files"][name] = put(merged, name, encode(tensors, shard.identity, shard.step, shard.role)[:])
     index = merged.read_json(INDEX)
     others = {n: file for n, file in index["weight_map"].items() if file != name}
     merged.write_json(INDEX, {**index, "weight_map": {**others, **dict.fromkeys(tensors, name)}})
@@ -149,8 +151,8 @@ def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
 def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypatch):
     real = MergedModel.of
 
-    def read(merged, device):
-        model = real(merged, device)
+    def read(merged, device, one_at_a_time):
+        model = real(merged, device, one_at_a_time)
         with torch.no_grad():
             next(model.blocks[0].parameters()).add_(1)
         return model
@@ -159,6 +161,20 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
     with pytest.raises(ShardError, match="block 0 at sigma 20 differs from its checkpoint") as caught:
         merge_and_verify(Run(run))
     assert "block 1" not in str(caught.value) and not run.exists("merged")
+
+
+def test_a_merge_holds_one_block_of_each_side_however_many_there_are(run, monkeypatch):
+    real, alive, most = merged_model.load_model, weakref.WeakSet(), []
+
+    def load(*given):
+        model = real(*given)
+        alive.add(model)
+        most.append(len(alive))
+        return model
+
+    monkeypatch.setattr(merged_model, "load_model", load)
+    result, _ = merge_and_verify(run)
+    assert len(result.blocks) == 2 and len(most) == 4 and max(most) == 2
 
 
 @CHANGES

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -15,13 +17,20 @@ from dbtrain.shards.format import (
     check_identity,
     decode,
     decode_codebook,
-    encode,
     encode_codebook,
     tensor_hash,
 )
+from dbtrain.shards.format import encode as encode_content
 from dbtrain.shards.safetensors_file import pack
+from dbtrain.shards.side_by_side import content_sha256
+from dbtrain.shards.storage import content
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool]
+
+
+def encode(*given):
+    """A whole shard file in memory."""
+    return encode_content(*given)[:]
 
 
 def refused(data, match="."):
@@ -56,6 +65,50 @@ def test_round_trip(make, shapes, dtypes, step, run, role, seed):
     assert load(data).keys() == tensors.keys()
 
 
+OLD_BYTES = (8031, "686b211bad7e60465dc0da1ae9f2128ac1a86e55c25589fabbba764879f0f8c9")
+OLD_BYTES_OF_SIZES = (5416, "dc80fc9b9541f286dde95fce7eaf041c2b5476ea769a82e2b5c2978a6d6af2a6")
+"""Size and SHA-256 of two files as version 0.2 wrote them, which packed a file in memory by the library."""
+KINDS = [
+    "bool uint8 int8 int16 float16 bfloat16 int32 float32 float64 int64",
+    "float8_e4m3fn float8_e5m2 uint16 uint32 uint64 complex64",
+]
+
+
+def test_the_bytes_are_those_that_the_versions_before_wrote(make):
+    kinds = [getattr(torch, kind) for kind in " ".join(KINDS).split()]
+    shapes = [(3, 5), (), (0, 2), (7,)]
+    tensors = {
+        f"exp_avg/layers.{2 + j % 2}.größe.{(7 * i + j) % 11}.{i}": (torch.arange(math.prod(shape)) % 2)
+        .to(kind)
+        .reshape(shape)
+        for i, kind in enumerate(kinds)
+        for j, shape in enumerate(shapes)
+    }
+    many = {f"layers.2.w{i}": torch.linspace(-1, 1, 15 * i).reshape(3, 5, i) for i in range(1, 12)}
+    for data, old in (
+        (encode(tensors, make.identity(), 7, "optim"), OLD_BYTES),
+        (encode(many, make.identity(), 20000, "model"), OLD_BYTES_OF_SIZES),
+    ):
+        assert (len(data), hashlib.sha256(data).hexdigest()) == old
+    assert make.same(decode(encode(tensors, make.identity(), 7, "optim"), where="w").tensors, tensors)
+    assert load(encode(many, make.identity(), 20000, "model")).keys() == many.keys()
+
+
+def test_a_file_in_pieces_is_the_file(make, monkeypatch):
+    """However it is taken: in order, by place with the head last, or by slices that do not divide it evenly."""
+    monkeypatch.setattr(content, "PIECE", 37)
+    made = encode_content({f"layers.2.w{i}": torch.rand(3, i) for i in range(5)}, make.identity(), 1, "model")
+    data, by_place = made[:], bytearray(len(made))
+    places = []
+    for at, piece in made.as_known():
+        by_place[at : at + len(piece)] = piece
+        places.append(at)
+    assert places[-1] == 0 and places[0] > 0
+    assert bytes(by_place) == b"".join(made.in_order()) == data
+    assert b"".join(made[at : at + 101] for at in range(0, len(made), 101)) == data
+    assert content_sha256(made) == hashlib.sha256(data).hexdigest()
+
+
 def test_nan_payload_and_strides_survive(make):
     bits = torch.tensor([0x7FC00001, -1, 0x7F800000], dtype=torch.int32).view(torch.float32)
     wide = torch.arange(12.0).reshape(3, 4).t()
@@ -71,7 +124,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
         "import torch,hashlib\nfrom dbtrain.shards.format import *\n"
         "i=Identity('r',0,1,(0,9),((0.1).hex(),(2.0).hex()),'c','')\n"
         "t={f'layers.{k}.w':torch.full((2,),float(k)) for k in range(9)}\n"
-        "print(sha256(encode(t,i,3,'model')))"
+        "print(sha256(encode(t,i,3,'model')[:]))"
     )
     hashes = {
         subprocess.run(
@@ -169,14 +222,14 @@ def record(make, **changes):
     ],
 )
 def test_well_sealed_nonsense_is_refused(make, changes, match):
-    refused(pack({"layers.2.w": torch.zeros(2)}, record(make, **changes), "w"), match)
+    refused(pack({"layers.2.w": torch.zeros(2)}, record(make, **changes), "w")[:], match)
 
 
 def test_missing_record_keys(make):
     for key in ("kind", "step", "role", "identity"):
         fields = record(make)
         del fields[key]
-        refused(pack({"layers.2.w": torch.zeros(2)}, fields, "w"), f"{key} is missing")
+        refused(pack({"layers.2.w": torch.zeros(2)}, fields, "w")[:], f"{key} is missing")
 
 
 def test_pickles_and_zips_are_refused_by_name(tmp_path):
@@ -218,6 +271,22 @@ def test_hostile_files(make):
     refused(len(text).to_bytes(8, "little") + text + good[8 + length :])
     refused(good[:-1])
     refused(good + b"\0")
+    header = json.loads(good[8 : 8 + length])
+    for change in (
+        {"dtype": "F99"},
+        {"shape": [2, True]},
+        {"shape": [2**70, 0]},
+        {"shape": [4]},
+        {"data_offsets": [0]},
+        {"data_offsets": [0, -8]},
+        {"data_offsets": [8, 16]},
+        {"more": 1},
+    ):
+        entry = {**header["layers.2.a"], **change}
+        text = json.dumps({**header, "layers.2.a": entry}).encode()
+        refused(len(text).to_bytes(8, "little") + text + good[8 + length :], "damaged")
+    text = json.dumps({**header, "layers.2.a": {"dtype": "F32", "shape": [2**70, 0], "data_offsets": [0, 0]}}).encode()
+    refused(len(text).to_bytes(8, "little") + text + good[8 + length :])
 
 
 def test_version(make):

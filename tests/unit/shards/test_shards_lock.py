@@ -11,7 +11,6 @@ from dbtrain.shards.checksummed_json import seal, unseal
 from dbtrain.shards.storage.fence import check, claim
 from dbtrain.shards.storage.lock import LOCK, RunLock, is_held
 from dbtrain.shards.storage.store import Store
-from dbtrain.training.async_writer import BackgroundWriter
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -335,47 +334,3 @@ def test_a_cut_off_attempt_cannot_commit(store, make):
         make.commit(old, 20, make.parts(9), fence=lambda: check(store, "old"))
     make.commit(new, 20, make.parts(2), fence=lambda: check(store, "new"))
     assert make.same(new.newest().parts, make.parts(2))
-
-
-def test_writer_one_in_flight_and_waits():
-    writer, running, most = BackgroundWriter(), [], []
-
-    def work():
-        running.append(1)
-        most.append(len(running))
-        time.sleep(0.15)
-        running.pop()
-
-    assert writer.submit(work) < 0.1
-    assert writer.submit(work) > 0.1
-    writer.drain()
-    assert running == [] and most == [1, 1]
-    writer.close()
-    writer.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        writer.submit(work)
-
-
-def test_writer_raises_the_error_once_at_the_next_call():
-    def fail():
-        raise ShardError("disk full")
-
-    writer, ran = BackgroundWriter(), []
-    writer.submit(fail)
-    with pytest.raises(ShardError, match="disk full"):
-        writer.submit(lambda: ran.append(1))
-    writer.drain()
-    assert ran == []
-    writer.submit(fail)
-    with pytest.raises(ShardError):
-        writer.drain()
-    writer.submit(fail)
-    with pytest.raises(ShardError):
-        writer.close()
-
-
-def test_writer_runs_on_a_daemon_thread():
-    seen, writer = [], BackgroundWriter()
-    writer.submit(lambda: seen.append(threading.current_thread()))
-    writer.close()
-    assert seen[0].daemon and seen[0] is not threading.current_thread()

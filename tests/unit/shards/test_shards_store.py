@@ -5,8 +5,9 @@ import threading
 import pytest
 
 from dbtrain.errors import ShardError
-from dbtrain.shards.storage import local
+from dbtrain.shards.storage import content, local, remote
 from dbtrain.shards.storage import local as exchange_module
+from dbtrain.shards.storage.content import Content
 from dbtrain.shards.storage.errors import MissingError
 from dbtrain.shards.storage.store import Store
 
@@ -59,6 +60,20 @@ def test_create_is_exclusive(store):
     assert store.create("c", b"1") is True
     assert store.create("c", b"2") is False
     assert store.read("c") == b"1"
+
+
+def test_a_driver_that_knows_no_parts_gets_a_large_file_through_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "PART", 10)
+    monkeypatch.setattr(content, "PIECE", 7)
+    store = Store(f"memory://{tmp_path.name}/large")
+    one, two = (Content([mark * 20, b"", mark * 5], 3, lambda: b"abc") for mark in (b"1", b"2"))
+    assert store.create("c", one) and not store.create("c", two)
+    assert store.read("c") == one[:] == b"abc" + b"1" * 25
+    store.write("c", two)
+    assert store.read("c") == two[:]
+    with store.reading("c", 20) as file:
+        into = bytearray(30)
+        assert file.size == 28 and file.readinto(memoryview(into)) == 8 and into.rstrip(b"\0") == b"2" * 8
 
 
 def test_swap_compares(store):

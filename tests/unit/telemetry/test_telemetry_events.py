@@ -40,12 +40,55 @@ def test_a_tail_gives_every_event_once_as_they_come(store):
 
 
 def test_a_tail_reads_only_what_has_grown(store, monkeypatch):
-    log, tail, reads, read = EventLog(store), EventTail(store), [], Store.read
-    monkeypatch.setattr(Store, "read", lambda of, name: reads.append(name) or read(of, name))
+    log, tail, reads, reading = EventLog(store), EventTail(store), [], Store.reading
+    monkeypatch.setattr(
+        Store, "reading", lambda of, name, start: reads.append((name, start)) or reading(of, name, start)
+    )
     log.emit("start")
-    assert [len(tail.read()) for _ in range(3)] == [1, 0, 0] and len(reads) == 1
+    assert [len(tail.read()) for _ in range(3)] == [1, 0, 0] and reads == [(EVENTS, 0)]
+    size = store.size(EVENTS)
     log.emit("end")
-    assert [len(tail.read()) for _ in range(3)] == [1, 0, 0] and len(reads) == 2
+    assert [len(tail.read()) for _ in range(3)] == [1, 0, 0] and reads[1:] == [(EVENTS, size)]
+
+
+@pytest.mark.parametrize("writer", [0, 3, "coordinator"])
+def test_in_an_object_store_a_log_goes_on_in_pieces_so_that_little_is_written_again(tmp_path, monkeypatch, writer):
+    store, written = Store(f"memory://{tmp_path.name}/{writer}"), []
+    write = store._files.write
+    monkeypatch.setattr(store._files, "write", lambda name, data: written.append(len(data)) or write(name, data))
+    monkeypatch.setattr(events, "PIECE", 1000)
+    tail, seen = EventTail(store, writer), []
+    for step in range(200):
+        # a log that is opened anew, as by a coordinator that was started again, goes on where the last one ended
+        if step % 30 == 0:
+            log = EventLog(store, writer)
+        log.tell("step", step=step)
+        if step % 7 == 0:
+            seen += tail.read()
+    seen += tail.read() + tail.read()
+    assert [event["step"] for event in seen] == list(range(200))
+    assert [event["step"] for event in EventTail(store, writer).read()] == list(range(200))
+    lengths = [store.size(name) for name in store.list()]
+    assert len(lengths) > 5 and max(lengths) < 1100 and max(written) < 1100
+
+
+def test_a_log_that_was_written_as_one_object_is_read_and_a_copy_on_a_disk_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "PIECE", 100)
+    remote, local = Store(f"memory://{tmp_path.name}/old"), Store(tmp_path / "copied")
+    lines = [json.dumps({"t": 1, "event": "step", "step": step}).encode() + b"\n" for step in range(50)]
+    remote.write(EVENTS, b"".join(lines))
+    local.write(EVENTS, b"".join(lines[:30]))
+    local.write(f"{EVENTS}.1", b"".join(lines[30:]))
+    for store in (remote, local):
+        assert [event["step"] for event in read_events(store)] == list(range(50))
+
+
+def test_on_a_disk_a_log_is_one_file(store, monkeypatch):
+    monkeypatch.setattr(events, "PIECE", 100)
+    log = EventLog(store)
+    for step in range(20):
+        log.tell("step", step=step)
+    assert store.list() == [EVENTS] and len(read_events(store)) == 20
 
 
 def test_events_of_two_threads_do_not_overwrite_each_other(tmp_path, monkeypatch):

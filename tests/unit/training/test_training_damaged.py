@@ -29,7 +29,8 @@ def make_worker(make_run):
         told = Assignment(run.url, 1, 1, "mine", "session", 1, None, "cpu", 1, 60.0)
         worker = BlockWorker(told, 0, StopRequest(), log)
         for step in (1, 2):
-            parts = {"model": {"blocks.1.stem.w": torch.full((2,), float(step))}}
+            weights = {"blocks.1.stem.w": torch.full((2,), float(step))}
+            parts = {"model": weights, "optim": {"exp_avg/blocks.1.stem.w": torch.zeros(2)}}
             Checkpoints(store, worker.identity).commit(step, parts, loss=0.5, attempt=1, fence=lambda: None)
         restored = []
         return worker, SimpleNamespace(restore=lambda parts, step: restored.append(step)), restored
@@ -68,6 +69,35 @@ def test_a_block_starts_again_when_asked(make_worker):
     assert worker._resume(engine) == 0 and restored == []
 
 
+def without_optimizer(worker, step):
+    """What a block leaves that was done at this step, with training.keep_optimizer=false."""
+    parts = {"model": {"blocks.1.stem.w": torch.full((2,), 9.0)}}
+    worker.checkpoints.commit(step, parts, loss=0.5, attempt=1, fence=lambda: None)
+    worker.checkpoints.keep_only(step)
+
+
+def test_a_block_that_gave_up_its_optimizer_is_not_trained_on_unasked(make_worker):
+    worker, engine, restored = make_worker("training.steps=20", "training.keep_optimizer=false")
+    without_optimizer(worker, 10)
+    with pytest.raises(WorkerError, match="block 1 was done at step 10.*cluster.restart_optimizer=true"):
+        worker._resume(engine)
+    assert restored == []
+
+
+def test_a_block_is_trained_on_with_an_optimizer_that_starts_anew_when_asked(make_worker):
+    worker, engine, restored = make_worker("training.steps=20", "cluster.restart_optimizer=true")
+    without_optimizer(worker, 10)
+    assert worker._resume(engine) == 10 and restored == [10]
+    told = read_events(worker.log.store)
+    assert [e["event"] for e in told] == ["note", "resumed"] and "starts anew" in told[0]["reason"]
+
+
+def test_a_block_that_is_done_needs_no_optimizer_to_say_so(make_worker):
+    worker, engine, restored = make_worker("training.steps=10", "training.keep_optimizer=false")
+    without_optimizer(worker, 10)
+    assert worker._resume(engine) == 10 and restored == [10]
+
+
 def test_a_worker_takes_the_settings_of_this_start_and_not_of_the_first(make_worker, make_config):
     worker, _, _ = make_worker()
     now = make_config("training.checkpoint_every=3", "training.zero_stage=1")
@@ -100,8 +130,10 @@ def test_a_kill_in_a_commit_comes_after_its_shards_and_before_what_makes_it_coun
         "os.kill", lambda pid, number: found.append((number, worker.store.child("step_00000003").list()))
     )
     state = {name: torch.ones(2) for name in ("exp_avg/model.stem.w", "exp_avg_sq/model.stem.w")}
+    parts = {"model": {"model.stem.w": torch.ones(2)}, "optim": state}
+    snapshot = SimpleNamespace(parts=parts, wait=lambda: None, release=lambda: None)
     for _ in range(2):
-        worker.commit(3, {"model": {"model.stem.w": torch.ones(2)}, "optim": state}, 0.5)
+        worker.commit(3, lambda: snapshot, 0.5)
         worker.writer.drain()
     assert found == [(signal.SIGKILL, ["model.safetensors", "optim.safetensors"])]
     assert worker.checkpoints.steps()[-1] == 3
@@ -113,7 +145,7 @@ def test_a_last_commit_that_fails_leaves_no_watchdog(make_worker, monkeypatch):
     def fail():
         raise ShardError("the disk is full")
 
-    monkeypatch.setattr(BlockWorker, "_train", lambda self: self.writer.submit(fail) and "done")
+    monkeypatch.setattr(BlockWorker, "_train", lambda self: self.writer.submit(fail) or "done")
     with pytest.raises(ShardError, match="disk is full"):
         worker.run()
     assert worker.watchdog._closing.is_set()

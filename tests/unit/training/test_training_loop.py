@@ -69,8 +69,8 @@ class Run:
         self.reports.append((step, report.loss, report.steps))
         self.told.append((step, report.lr, report.grad_norm))
 
-    def commit(self, step, parts, loss):
-        self.commits.append((step, int(parts["model"]["steps"]), loss))
+    def commit(self, step, take, loss):
+        self.commits.append((step, int(take()["model"]["steps"]), loss))
 
     def should_stop(self, step):
         return self.stop_after is not None and step >= self.stop_after

@@ -1,5 +1,6 @@
 """What a worker tells, hears and waits for between its steps, without an engine."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,12 @@ from dbtrain.training.loop import Report
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
 from tests.unit.small_runs import commit, settled
+
+
+def snapshot_of(parts, released=None):
+    """What an engine's `snapshot` would give."""
+    held = SimpleNamespace(parts=parts, wait=lambda: None, release=lambda: released is None or released.append(1))
+    return lambda: held
 
 
 @pytest.fixture
@@ -39,8 +46,10 @@ def test_an_outage_of_the_storage_is_met_by_a_commit_and_by_nothing_before(make_
     worker.progress(1, Report(0.5, 1.0, 1, 0.1, 2.5))
     worker.stop.request("SIGTERM")
     assert worker.should_stop(1)
-    worker.commit(1, {"model": {"model.stem.w": torch.ones(2)}}, 0.5)
+    released = []
+    worker.commit(1, snapshot_of({"model": {"model.stem.w": torch.ones(2)}}, released), 0.5)
     worker.writer.drain()
+    assert released == [1]
     assert worker.checkpoints.steps() == [1]
     monkeypatch.setattr(worker.log.store, "append", append)
     worker.progress(2, Report(0.5, 1.0, 1, 0.1, None))
@@ -101,10 +110,84 @@ def test_a_worker_trains_for_its_blocks_own_steps(make_worker):
     assert worker.training.optimizer.warmup == 4  # of 9 steps, as 2 of 4
 
 
-def test_a_commit_that_waits_for_the_one_before_is_no_hang(make_worker, monkeypatch):
+def test_a_commit_that_waits_is_dropped_before_the_next_snapshot_takes_its_memory(make_worker, monkeypatch):
+    worker, order, begun, gate = make_worker(), [], threading.Event(), threading.Event()
+    commit = worker.checkpoints.commit
+
+    def slow(*given, **named):
+        begun.set()
+        assert gate.wait(60)
+        return commit(*given, **named)
+
+    monkeypatch.setattr(worker.checkpoints, "commit", slow)
+    released = {step: [] for step in (1, 2, 3)}
+
+    def take(step):
+        order.append((step, [len(released[s]) for s in released]))
+        return snapshot_of({"model": {"model.stem.w": torch.full((2,), float(step))}}, released[step])()
+
+    for step in (1, 2, 3):
+        worker.commit(step, lambda step=step: take(step), 0.5)
+        assert begun.wait(60)
+    gate.set()
+    worker.writer.drain()
+    assert order == [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 0])]
+    assert worker.checkpoints.steps() == [1, 3] and all(len(times) == 1 for times in released.values())
+    assert [e["step"] for e in read_events(worker.log.store) if e["event"] == "commit"] == [1, 3]
+
+
+ALL = {
+    "model": {"model.stem.w": torch.ones(2)},
+    "ema": {"model.stem.w": torch.full((2,), 2.0)},
+    "optim": {"exp_avg/model.stem.w": torch.zeros(2)},
+}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_stays_of_a_block_that_is_done(make_worker, keep):
+    worker = make_worker(overrides=[f"training.keep_optimizer={str(keep).lower()}", "training.steps=6"])
+    for step in (2, 4, 6):
+        worker.commit(step, snapshot_of(ALL), 0.5)
+        worker.writer.drain()
+        if step < 6:
+            assert set(worker.checkpoints.newest().parts) == {"model", "ema", "optim"}
+    assert worker.checkpoints.steps() == ([4, 6] if keep else [6])
+    assert set(worker.checkpoints.newest().parts) == {"model", "ema", *(["optim"] if keep else [])}
+    block = worker.of_run.block(1)
+    assert worker.checkpoints.verify(6) == [] and block.newest_weights(pytest.fail)[1] == "ema"
+
+
+def test_what_is_below_stays_when_the_last_commit_reads_back_damaged(make_worker, monkeypatch):
+    worker = make_worker(overrides=["training.keep_optimizer=false", "training.steps=6"])
+    for step in (2, 4):
+        worker.commit(step, snapshot_of(ALL), 0.5)
+        worker.writer.drain()
+    write = worker.checkpoints.commit
+
+    def damaging(step, *given, **named):
+        done = write(step, *given, **named)
+        path = worker.store.path / f"step_{step:08d}" / "ema.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        return done
+
+    monkeypatch.setattr(worker.checkpoints, "commit", damaging)
+    worker.commit(6, snapshot_of(ALL), 0.5)
+    with pytest.raises(ShardError, match="checkpoint 6 of block 1 was written and reads.*flipped bit"):
+        worker.writer.drain()
+    assert worker.checkpoints.newest(lambda line: None).step == 4
+
+
+def test_a_worker_after_the_first_takes_part_in_a_snapshot_and_writes_nothing(make_worker):
+    worker, released = make_worker(workers=2, rank=1), []
+    worker.commit(1, snapshot_of({"model": {}}, released), 0.5)
+    worker.writer.drain()
+    assert released == [1] and worker.checkpoints.steps() == []
+
+
+def test_taking_a_snapshot_is_no_hang(make_worker, monkeypatch):
     worker, waits = make_worker(), []
-    monkeypatch.setattr(worker.writer, "submit", lambda write: waits.append(worker.watchdog._touched) or 0.0)
-    worker.commit(1, {"model": {"model.stem.w": torch.ones(2)}}, 0.5)
+    monkeypatch.setattr(worker.writer, "submit", lambda *job: waits.append(worker.watchdog._touched))
+    worker.commit(1, snapshot_of({"model": {"model.stem.w": torch.ones(2)}}), 0.5)
     assert waits == [float("inf")] and worker.watchdog._touched < float("inf")
     assert worker.watchdog.log is worker.log and make_worker(2, rank=1).watchdog.log is None
 
