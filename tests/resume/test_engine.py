@@ -46,7 +46,8 @@ def test_restore_under_every_stage(workers: int, tmp_path: Path) -> None:
             ]
             continue
         if "difference" in result:
-            assert result["difference"] < 1e-6, result
+            # another order of additions is rounded to bfloat16 in Newton-Schulz, on some processors to another number
+            assert result["difference"] < (2e-3 if "muon" in result["case"] else 1e-6), result
             continue
         assert result["bitwise"], result
         assert result["moved"] > 1e-4, result
