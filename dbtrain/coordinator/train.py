@@ -171,7 +171,8 @@ def _train_jobs(
     wanted, only = requests(config, device), start.only if run is whole else None
     guard = start.check_held_and_alive
     controller = Controller(run, run_plan.located(), start.cluster, wanted, observer, guard, only, start.place)
-    for line in shortage(run_plan, run.store, count_at_once(controller.wanted, start.cluster.nodes())):
+    at_once = count_at_once(_asked(wanted, only), start.cluster.nodes())
+    for line in shortage(run_plan, run.store, at_once, only):
         start.view.tell(line)
     left = {run.block(s.block).key: s.committed for s in controller.states if s.phase not in FINAL}
     try:

@@ -57,7 +57,7 @@ def test_a_stream_that_breaks_leaves_a_file_on_a_disk_as_it_was(tmp_path):
 
 def test_streams_and_parts_in_an_object_store(s3, monkeypatch):
     store, trouble = s3
-    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(remote, "PART", 5 << 20)
     check_parts(store)
     big = os.urandom(11 << 20)
     store.write_stream("big", lambda: [big[: 7 << 20], big[7 << 20 :]])
@@ -87,6 +87,6 @@ def test_a_server_that_gives_files_only_whole_is_told(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         store = Store(f"http://127.0.0.1:{server.server_address[1]}")
         assert store.exists("f") and not store.exists("g")
-        with pytest.raises(ShardError, match="its server gives files only whole; download it"):
+        with pytest.raises(ShardError, match="is given only whole by its server: download it"):
             store.read_range("f", 0, 16)
         server.shutdown()
