@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dbtrain.errors import DbtrainError
+from dbtrain.errors import ConfigError, DbtrainError
 from dbtrain.telemetry.layout import say
 
 app = typer.Typer(
@@ -39,11 +39,26 @@ Address = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print every time-out that is in force.")]
 
 
+BlockNumbers = Annotated[str | None, typer.Option("--blocks", help="Numbers of blocks, with commas, such as 0,2.")]
+
+
 RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """No fault of the program's: the disk is full or read-only."""
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{text!r} is no list of whole numbers with commas, such as 1,2,3") from None
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

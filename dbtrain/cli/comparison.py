@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from dbtrain.cli.command import Address, ConfigFile, Overrides, Verbose, app, reported
+from dbtrain.cli.command import Address, ConfigFile, Overrides, Verbose, app, numbers, reported
 from dbtrain.cli.training import at_address, check_metric, train_and_merge
 from dbtrain.config import load_config
-from dbtrain.errors import ConfigError, ShardError
+from dbtrain.errors import ShardError
 from dbtrain.telemetry.console import make_console
 from dbtrain.telemetry.layout import say, show_table
 
@@ -100,11 +100,11 @@ def ablate(
     from dbtrain.experiments.ablate import Grid, grid, policies, run_grid, summary
     from dbtrain.experiments.figures import ablation_plot, ablation_table
 
-    console, counts = make_console(), _integers(blocks)
+    console, counts = make_console(), numbers(blocks)
     base = load_config(config, [*(overrides or []), f"blocks={counts[0]}"])
     _, metric = metric_of(base)
     kinds = [kind for kind in baselines.split(",") if kind]
-    axes = Grid(counts, policies(base, ranges), partitions.split(","), _integers(seeds), kinds)
+    axes = Grid(counts, policies(base, ranges), partitions.split(","), numbers(seeds), kinds)
     variants = grid(str(config), overrides or [], axes)
     rows = summary(run_grid(str(config), variants, parallel, lambda line: say(console, line)))
     for split in ("validation", "test"):
@@ -120,10 +120,3 @@ def ablate(
             "same command where it can; what is trained is not trained again"
         ) from error
     say(console, f"table and plot in {folder}/")
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{text!r} is no list of whole numbers with commas, such as 1,2,3") from None

@@ -1,35 +1,78 @@
 """Commands that train a run, look at it, and put it together."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dbtrain.cli.command import Address, ConfigFile, Overrides, RunDirectory, Verbose, app, reported
+from dbtrain.cli.command import (
+    Address,
+    BlockNumbers,
+    ConfigFile,
+    Overrides,
+    RunDirectory,
+    Verbose,
+    app,
+    numbers,
+    reported,
+)
 from dbtrain.config import Config, load_config
-from dbtrain.errors import ConfigError
+from dbtrain.config.data import PLACES
 from dbtrain.telemetry.console import make_console
 from dbtrain.telemetry.layout import say, show_table
 
 
 @app.command()
 @reported
+def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Seal a run without training it: a small folder, of which other places get a copy and train blocks."""
+    from dbtrain.run.calibrate import announced, described
+    from dbtrain.run.seal import seal
+    from dbtrain.telemetry.console import LiveView
+
+    chosen, console = load_config(config, overrides or []), make_console()
+    with LiveView(console) as view:
+        calibrate = announced(view.tell, "once in a run, which keeps the range in run.json", view.count)
+        run_plan = seal(chosen, calibrate)
+        for line in (*(f"data: {note}" for note in run_plan.data_notes), *described(run_plan.distribution)):
+            view.tell(line)
+    say(
+        console,
+        f"sealed {chosen.run_url}: {run_plan.shards.blocks} block(s), data {run_plan.data_hash[:16]}; copy this folder "
+        f"to other places, and train there with dbtrain train {chosen.name} --blocks NUMBERS",
+    )
+
+
+@app.command()
+@reported
 def train(
-    config: ConfigFile,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RUN", help="YAML file (those that are shipped lie in configs/), or a run that is prepared."
+        ),
+    ],
     overrides: Overrides = None,
+    blocks: BlockNumbers = None,
     address: Address = None,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate the merged model at the end.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
-    chosen, console = at_address(load_config(config, overrides or []), address), make_console()
+    from dbtrain.cli.continued import is_run, run_config
+
+    given, console = overrides or [], make_console()
+    chosen = run_config(target, given) if is_run(target) else load_config(target, given)
+    chosen = at_address(chosen, address)
     if evaluate or chosen.evaluation.metric is not None:
         check_metric(chosen)
-    train_and_merge(chosen, console, verbose)
-    if evaluate:
+    merged = train_and_merge(chosen, console, verbose, numbers(blocks) if blocks else None)
+    if evaluate and merged:
         from dbtrain.cli.results import evaluate_and_say  # not above: --help lists commands as they are imported
 
-        evaluate_and_say(chosen.run_url, [], console, chosen.evaluation)
+        places = [override for override in given if override.startswith(PLACES)]
+        evaluate_and_say(chosen.run_url, places, console, chosen.evaluation)
 
 
 def check_metric(config: Config) -> None:
@@ -46,39 +89,38 @@ def at_address(config: Config, address: str | None) -> Config:
     return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
 
 
-def train_and_merge(config: Config, console: Console, verbose: bool = False) -> None:
-    """Train a run, or what is left of it, with a live view, and merge it."""
+def train_and_merge(config: Config, console: Console, verbose: bool = False, only: Sequence[int] | None = None) -> bool:
+    """Train a run, or what is left of it, with a live view, and merge it; whether it was merged.
+
+    With `only` these blocks alone are trained, and the run is merged if no other is missing.
+    """
     from dbtrain.coordinator.train import train as run_all
     from dbtrain.run.calibrate import announced
+    from dbtrain.run.gather import missing
+    from dbtrain.run.run import Run
     from dbtrain.telemetry.console import LiveView
 
     with LiveView(console) as view:
         calibrate = announced(view.tell, "once in a run, which keeps the range in run.json", view.count)
-        run_all(config, view, calibrate, verbose)
-    merge_and_say(config.run_url, console)
+        run_all(config, view, calibrate, verbose, only)
+    left = missing(Run.at(config.run_url))
+    if left:
+        say(
+            console,
+            f"not merged, since {', '.join(left)} of {config.run_url} is not here: gather what other places train",
+        )
+        return False
+    merge_and_say(config.run_url, console, config)
+    return True
 
 
 @app.command()
 @reported
 def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False) -> None:
     """Continue a run from its directory, with the configuration it was started with."""
-    train_and_merge(at_address(_settled(run), address), make_console(), verbose)
+    from dbtrain.cli.continued import run_config
 
-
-def _settled(run: str) -> Config:
-    """The configuration of a run, where the run is now: its directory may have moved since it was started."""
-    from dbtrain.run.run import Run
-    from dbtrain.shards.storage.directory import check_run_path
-
-    whole = Run.at(run)
-    check_run_path(whole.store)
-    config, url = whole.config, whole.store.url
-    out, _, name = url.rpartition("/")
-    if name != config.name:
-        raise ConfigError(
-            f"{url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
-        )
-    return config.model_copy(update={"out": out or "/"})
+    train_and_merge(at_address(run_config(run), address), make_console(), verbose)
 
 
 @app.command()
@@ -114,25 +156,30 @@ def status(run: RunDirectory) -> None:
         error = f"; last error: {b.error}" if b.error else ""
         say(
             console,
-            f"{b.row.name}: {b.attempts} attempt(s), last commit at step {b.committed}{since}"
+            f"{b.row.name}: {b.attempts} attempt(s), last commit at step {b.committed}{b.origin}{since}"
             + (f", worker {b.worker}" if b.worker else "")
             + error,
         )
+    left = [f"{b.row.name} (step {b.committed} of {b.row.steps})" for b in blocks if b.committed < b.row.steps]
+    if left and not any(b.worker for b in blocks):
+        say(console, f"missing here: {', '.join(left)}; train what is missing, or gather it from where it was trained")
 
 
 @app.command()
 @reported
-def merge(run: RunDirectory) -> None:
-    """Put the blocks of a finished run together and verify the result bit for bit."""
-    merge_and_say(run, make_console())
+def merge(run: RunDirectory, overrides: Overrides = None) -> None:
+    """Put the blocks of a finished run together and verify the result; overrides say where the data lies."""
+    from dbtrain.cli.continued import moved
+
+    merge_and_say(run, make_console(), moved(run, overrides) if overrides else None)
 
 
-def merge_and_say(run: str, console: Console) -> None:
+def merge_and_say(run: str, console: Console, config: Config | None = None) -> None:
     """Merge and verify a run, and say what was made."""
     from dbtrain.evaluation.verify import merge_and_verify
     from dbtrain.run.run import Run
 
-    result, samples = merge_and_verify(Run.at(run))
+    result, samples = merge_and_verify(Run.at(run), config)
     say(
         console,
         f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "

@@ -179,6 +179,8 @@ DataConfig = Annotated[
 
 PATHS = ("path", "labels", "tokenizer", "cache")
 """Keys whose value is a path, or may be one."""
+PLACES = tuple(f"data.{key}=" for key in PATHS)
+"""How overrides begin that say where data lies, not what it is."""
 BUILT_IN_TOKENIZERS = ("letters", "bytes")
 
 
@@ -193,7 +195,7 @@ def absolute_paths(data: DataConfig, before: Mapping[str, str] = MappingProxyTyp
             its data, wherever it is continued or evaluated from.
     """
     # the folder of the packed tokens is made where it is missing
-    here = {k: str(Path(v).absolute()) for k, v in _given(data).items() if k == "cache" or Path(v).exists()}
+    here = {k: str(Path(v).absolute()) for k, v in given_paths(data).items() if k == "cache" or Path(v).exists()}
     kept = {key: before[key] for key in _relative(data) if key in before and Path(before[key]).exists()}
     return data.model_copy(update=here | kept)
 
@@ -218,13 +220,14 @@ def whereabouts(data: DataConfig, before: Mapping[str, str]) -> str:
 
 def named_places(data: DataConfig) -> str:
     """Where the section says that its data lies, for a message; the source's name if that is all."""
-    places = [f"data.{key}={value}" for key, value in _given(data).items() if key != "cache"]
+    places = [f"data.{key}={value}" for key, value in given_paths(data).items() if key != "cache"]
     return ", ".join(places) or f"data.source={data.source}"
 
 
-def _given(data: DataConfig) -> dict[str, str]:
+def given_paths(data: DataConfig) -> dict[str, str]:
+    """The paths that the section names, by key."""
     return {key: value for key in PATHS if (value := getattr(data, key, None)) and value not in BUILT_IN_TOKENIZERS}
 
 
 def _relative(data: DataConfig) -> list[str]:
-    return [key for key, value in _given(data).items() if not Path(value).is_absolute()]
+    return [key for key, value in given_paths(data).items() if not Path(value).is_absolute()]

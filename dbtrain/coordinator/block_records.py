@@ -15,11 +15,11 @@ class BlockRecords:
     def __init__(self, run: Run) -> None:
         self.blocks = run.blocks
 
-    def first_state(self, block: int) -> BlockState:
-        """State of a block when the command starts."""
+    def first_state(self, block: int, asked: bool = True) -> BlockState:
+        """State of a block when the command starts; one that is not done and not asked for is elsewhere."""
         own = self.blocks[block]
         committed = own.committed
-        phase = Phase.DONE if committed >= own.steps else Phase.PENDING
+        phase = Phase.DONE if committed >= own.steps else Phase.PENDING if asked else Phase.ELSEWHERE
         return BlockState(block, phase, attempt=own.placed, committed=committed)
 
     def claim(self, block: int, attempt: int, token: str) -> EventTail:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,8 @@ class Controller:
         observer: told what happens.
         guard: called at every poll; raises once this coordinator has lost the run to another, or its cluster
             has ended.
+        only: blocks that are trained; all for None. Of the others nothing is started, and nothing written.
+        place: name of this copy of the run, which the commits carry.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class Controller:
         wanted: Sequence[Request],
         observer: Observer,
         guard: Callable[[], None] = lambda: None,
+        only: Collection[int] | None = None,
+        place: str = "",
     ) -> None:
         self.run_store = run.store
         self.config = config
@@ -86,7 +90,8 @@ class Controller:
         limits = config.cluster
         self.budgets = Budgets(limits.max_crashes, limits.max_preemptions, limits.backoff_s)
         self.records = BlockRecords(run)
-        self.states = [self.records.first_state(block) for block in range(len(wanted))]
+        self.place = place
+        self.states = [self.records.first_state(block, only is None or block in only) for block in range(len(wanted))]
         self.progress = [Progress(step=state.committed) for state in self.states]
         self.running: dict[int, RunningAttempt] = {}
         self._stop_asked = 0.0
@@ -210,6 +215,7 @@ class Controller:
             device="cuda" if request.device == "cuda" else "cpu",
             threads=max(1, int(request.resources["CPU"])),
             hang_timeout_s=self.config.cluster.hang_timeout_s,
+            place=self.place,
             config=self.config.for_workers().model_dump(mode="json"),
         )
 
@@ -279,6 +285,8 @@ class Controller:
 
     def _set_state(self, state: BlockState) -> None:
         self.states[state.block] = state
+        if state.phase is Phase.ELSEWHERE:
+            return
         try:
             self.records.record(state)
         except ShardError as error:

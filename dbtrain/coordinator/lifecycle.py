@@ -21,9 +21,11 @@ class Phase(str, Enum):
     DONE = "done"
     STOPPED = "stopped"
     FAILED = "failed"
+    ELSEWHERE = "elsewhere"
+    """Not asked of this command; another place may train it."""
 
 
-FINAL = frozenset({Phase.DONE, Phase.STOPPED, Phase.FAILED})
+FINAL = frozenset({Phase.DONE, Phase.STOPPED, Phase.FAILED, Phase.ELSEWHERE})
 
 
 @dataclass(frozen=True)

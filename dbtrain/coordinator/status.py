@@ -28,6 +28,8 @@ class BlockStatus:
     error: str | None
     worker: str | None = None
     """Process and host of the first rank, while the block trains."""
+    origin: str = ""
+    """Attempt and place that made the last commit, as a part of a sentence; '' where that is not known."""
 
 
 def preparation(run: Run) -> str | None:
@@ -122,7 +124,15 @@ def block_status(block: RunBlock) -> BlockStatus:
     since = time.time() - float(state["since"]) if "since" in state else None
     error = state.get("error") if phase != Phase.DONE.value else None
     worker = progress.worker if phase == Phase.RUNNING.value else None
-    return BlockStatus(row, attempts, committed, since, error, worker)
+    return BlockStatus(row, attempts, committed, since, error, worker, _origin(block, committed))
+
+
+def _origin(block: RunBlock, committed: int) -> str:
+    """Where the newest commit was made; the place matters only once several train the run."""
+    commit = block.checkpoints.newest_commit() if committed else None
+    if commit is None or commit.step != committed or not commit.place:
+        return ""
+    return f" by attempt {commit.attempt} at {commit.place}"
 
 
 def _attempts(block: RunBlock) -> int:

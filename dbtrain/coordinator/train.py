@@ -1,7 +1,7 @@
 """The train command: prepare the run, lock it, train its blocks, and answer signals."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -17,14 +17,15 @@ from dbtrain.coordinator.ray.address import check_address, connect, this_machine
 from dbtrain.coordinator.ray.shipping import refuse_lost_output
 from dbtrain.coordinator.status import block_status, branch_status
 from dbtrain.coordinator.timeouts import timeouts_table
-from dbtrain.errors import IncompleteRunError
+from dbtrain.errors import ConfigError, IncompleteRunError
 from dbtrain.run.branch import awaits_branch, branch_plan, start_from_branch
 from dbtrain.run.calibrate import described
 from dbtrain.run.disk import shortage
 from dbtrain.run.make_plan import Calibrate
+from dbtrain.run.places import other_versions, place_of
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.prepare import check_alone, prepare_branch, prepare_checked
-from dbtrain.run.requests import requests
+from dbtrain.run.requests import Request, requests
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.directory import run_directory
 from dbtrain.shards.storage.lock import RunLock
@@ -35,12 +36,24 @@ from dbtrain.training.optimizer import endless_warmup
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = False) -> list[BlockState]:
+def train(
+    config: Config,
+    view: LiveView,
+    calibrate: Calibrate,
+    verbose: bool = False,
+    only: Collection[int] | None = None,
+) -> list[BlockState]:
     """Train all blocks of a run, or those that are not done; returns their last states.
 
-    `verbose` also shows every time-out that is in force.
+    Args:
+        config: of the run.
+        view: is shown and told what happens.
+        calibrate: measures the range of a new run.
+        verbose: also show every time-out that is in force.
+        only: blocks to train; all for None.
 
     Raises:
+        ConfigError: there is no such block.
         IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
         DbtrainError: the run cannot start.
     """
@@ -53,17 +66,18 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
             view.tell(advice)
         check_alone(config)
         check_installed(config.telemetry.trackers)
+        _asked(requests(config, "cpu"), only)
         own = config.cluster.address is None
         if own:
             # Ray need not run for it; it starts after the pilot, which takes the whole machine
-            _check_room(config, run, [this_machine()])
+            _check_room(config, run, [this_machine()], only)
             run_plan = prepare_checked(config, run, calibrate)
         cluster = connect(config.cluster.address)
         try:
             if not own:
                 # before the data are read and a pilot is trained: a cluster that would not do is told at once
                 check_packages(cluster, config.data.source)
-                _check_room(config, run, cluster.nodes())
+                _check_room(config, run, cluster.nodes(), only)
                 run_plan = prepare_checked(config, run, calibrate)
             for note in run_plan.data_notes:
                 view.tell(f"data: {note}")
@@ -73,7 +87,9 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
                 view.tell(line)
             if verbose:
                 view.table(timeouts_table(config.cluster.hang_timeout_s, run.store.is_local))
-            start = Start(cluster, view, lock)
+            if advice := other_versions(run.manifest):
+                view.tell(advice)
+            start = Start(cluster, view, lock, place_of(run.store), only)
             start.describe(config)
             if awaits_branch(run):
                 _train_branch(run, run_plan, start)
@@ -84,10 +100,18 @@ def train(config: Config, view: LiveView, calibrate: Calibrate, verbose: bool = 
     return states
 
 
-def _check_room(config: Config, run: Run, nodes: Sequence[Node]) -> None:
+def _asked(wanted: Sequence[Request], only: Collection[int] | None) -> list[Request]:
+    """What those blocks want that are to be trained; ConfigError if one of them does not exist."""
+    unknown = sorted(set(only or ()) - {request.block for request in wanted})
+    if unknown:
+        raise ConfigError(f"--blocks: there is no block {unknown[0]}: the run has blocks 0 to {len(wanted) - 1}")
+    return [request for request in wanted if only is None or request.block in only]
+
+
+def _check_room(config: Config, run: Run, nodes: Sequence[Node], only: Collection[int] | None) -> None:
     """Refuse a new run whose blocks fit on no node; of one that exists only blocks that are not done must fit."""
     if not run.exists:
-        place(requests(config, choose_device(config.cluster.device, nodes)), nodes)
+        place(_asked(requests(config, choose_device(config.cluster.device, nodes)), only), nodes)
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,10 @@ class Start:
     cluster: Any
     view: LiveView
     lock: RunLock
+    place: str = ""
+    """Name of this copy of the run."""
+    only: Collection[int] | None = None
+    """Blocks to train, all for None; a branch is trained for whichever they are."""
 
     def check_held_and_alive(self) -> None:
         """Raise if another command took the run, or the cluster is gone."""
@@ -107,8 +135,9 @@ class Start:
         """Say what there is to train on, and what ends a block."""
         nodes = self.cluster.nodes()
         self.view.tell(
-            f"{len(nodes)} node(s), {choose_device(config.cluster.device, nodes)}; {config.cluster.max_crashes} "
-            f"crashes without progress and {config.cluster.max_preemptions} preemptions end a block"
+            f"{len(nodes)} node(s), {choose_device(config.cluster.device, nodes)}, place {self.place}; "
+            f"{config.cluster.max_crashes} crashes without progress and {config.cluster.max_preemptions} preemptions "
+            "end a block"
         )
 
 
@@ -139,10 +168,11 @@ def _train_jobs(
     device = choose_device(config.cluster.device, start.cluster.nodes())
     trackers = Trackers(config.telemetry.trackers, start.view.tell)
     observer = CommandObserver(run, run_plan, start.view, trackers, before, after)
-    controller = Controller(
-        run, run_plan.located(), start.cluster, requests(config, device), observer, start.check_held_and_alive
-    )
-    for line in shortage(run_plan, run.store, count_at_once(controller.wanted, start.cluster.nodes())):
+    wanted, only = requests(config, device), start.only if run is whole else None
+    guard = start.check_held_and_alive
+    controller = Controller(run, run_plan.located(), start.cluster, wanted, observer, guard, only, start.place)
+    at_once = count_at_once(_asked(wanted, only), start.cluster.nodes())
+    for line in shortage(run_plan, run.store, at_once, only):
         start.view.tell(line)
     left = {run.block(s.block).key: s.committed for s in controller.states if s.phase not in FINAL}
     try:
@@ -220,13 +250,14 @@ def _stopping(controller: Controller, tell: Callable[[str], None]) -> Iterator[N
 
 
 def _raise_if_incomplete(run: Run, states: list[BlockState]) -> None:
-    missing = [s for s in states if s.phase is not Phase.DONE]
+    asked = [s for s in states if s.phase is not Phase.ELSEWHERE]
+    missing = [s for s in asked if s.phase is not Phase.DONE]
     if not missing:
         return
     ends = [f"{run.block(s.block).name} {s.phase.value} at step {s.committed} ({s.error})" for s in missing]
     if run.manifest.branch:
         raise IncompleteRunError(f"no block has begun. {ends[0]}. The same command continues it, and then the blocks.")
-    done = len(states) - len(missing)
+    done = len(asked) - len(missing)
     raise IncompleteRunError(
-        f"{done} of {len(states)} blocks are done. {'; '.join(ends)}. The same command continues these."
+        f"{done} of {len(asked)} blocks are done. {'; '.join(ends)}. The same command continues these."
     )

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dbtrain.config import Config, EvaluationConfig, load_config
-from dbtrain.config.data import PATHS
+from dbtrain.config.data import PLACES
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import keep
@@ -23,7 +23,6 @@ Scores = dict[str, dict[str, float]]
 
 MOST_CLASSES = 20
 """Classes of which a table has a line."""
-DATA_PLACES = tuple(f"data.{key}=" for key in PATHS)
 
 READOUTS: Mapping[str, str] = {
     "chain": "last of the chain",
@@ -78,10 +77,10 @@ def evaluate_run(
 
 def _overridden(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
-        if not override.startswith(("evaluation.", *DATA_PLACES)):
+        if not override.startswith(("evaluation.", *PLACES)):
             raise ConfigError(
                 f"{override!r} would change the run, which is trained: override evaluation.*, or where the data lies "
-                f"({', '.join(DATA_PLACES)})"
+                f"({', '.join(PLACES)})"
             )
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
 

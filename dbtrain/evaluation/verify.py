@@ -1,7 +1,10 @@
 """Merge a run and prove that the merged model is the blocks."""
 
+from dataclasses import replace
+
 import torch
 
+from dbtrain.config import Config
 from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel, verify
 from dbtrain.method.interface import Batch
@@ -14,10 +17,14 @@ SAMPLES = 32
 CPU = torch.device("cpu")
 
 
-def merge_and_verify(run: Run) -> tuple[MergeResult, int]:
+def merge_and_verify(run: Run, config: Config | None = None) -> tuple[MergeResult, int]:
     """Merge, and compare every block's output with that of its own checkpoint on a few test samples.
 
     A merged model exists only when this has succeeded; one of before stays until then.
+
+    Args:
+        run: directory of the run.
+        config: of the run with the data where it lies now; by default where run.json says.
 
     Returns:
         The result of the merge, and on how many samples it was verified.
@@ -29,7 +36,8 @@ def merge_and_verify(run: Run) -> tuple[MergeResult, int]:
     """
     check_run_path(run.store)
     _check_finished(run)
-    test = run.plan.data().test
+    run_plan = run.plan if config is None else replace(run.plan, config=config)
+    test = run_plan.data().test
     samples = min(SAMPLES, len(test))
     batch = test.batch(torch.arange(samples), CPU)
     result = merge(run, lambda merged: _check(run, MergedDirectory(merged), batch))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbtrain.config import Config, parse_config
+from dbtrain.config.data import given_paths
 
 MOST = 5
 """Keys that are told; another architecture changes dozens."""
@@ -25,6 +26,16 @@ def difference(stored: dict[str, Any], config: Config) -> str:
     if len(changed) > MOST:
         told.append(f"and {len(changed) - MOST} more")
     return "; ".join(told) or "run.json was written by a version of dbtrain with other settings"
+
+
+def but_for_places(config: Config, stored: Config) -> Config:
+    """A configuration with the paths of its data as the stored one has them, where both name some.
+
+    Where data lies says nothing of what it is, which a run knows by its hash.
+    """
+    there = given_paths(stored.data) if type(stored.data) is type(config.data) else {}
+    kept = {key: path for key, path in there.items() if key in given_paths(config.data)}
+    return config.model_copy(update={"data": config.data.model_copy(update=kept)})
 
 
 def _told(key: str, values: Mapping[str, Any]) -> str:

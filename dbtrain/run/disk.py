@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,13 @@ def needs(run_plan: RunPlan, run: Store, at_once: int) -> list[str]:
     return [disk, memory, *shortage(run_plan, run, at_once)]
 
 
-def shortage(run_plan: RunPlan, run: Store, at_once: int) -> list[str]:
-    """One line if a local disk has too little room for what a run still needs; none if it has enough."""
-    blocks = [of_block(run_plan, block) for block in range(run_plan.shards.blocks)]
+def shortage(run_plan: RunPlan, run: Store, at_once: int, only: Collection[int] | None = None) -> list[str]:
+    """One line if a local disk has too little room for what a run still needs; none if it has enough.
+
+    With `only`, these blocks alone are trained here.
+    """
+    numbers = [block for block in range(run_plan.shards.blocks) if only is None or block in only]
+    blocks = [of_block(run_plan, block) for block in numbers]
     peak, _ = peak_and_after(blocks, at_once)
     free = _free(run)
     if free is None or free + (held := _held(run.path)) >= peak:

@@ -24,7 +24,7 @@ from dbtrain.method.schemes import SCHEMES
 from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.branch import branch_plan, common_depth
-from dbtrain.run.config_diff import difference
+from dbtrain.run.config_diff import but_for_places, difference
 from dbtrain.run.initial_weights import InitialWeights, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
@@ -180,9 +180,11 @@ def _continue(config: Config, run: Run) -> RunPlan:
 
 def _refuse_another(run: Run, config: Config) -> None:
     manifest = run.manifest
-    if manifest.config_hash != config.content_hash():
+    # data of the same content may lie elsewhere than where the run was started
+    given = but_for_places(config, run.config) if manifest.data_hash else config
+    if manifest.config_hash != given.content_hash():
         raise ConfigError(
-            f"{run.store.url} is a run of another configuration: {difference(dict(manifest.config), config)}; choose "
+            f"{run.store.url} is a run of another configuration: {difference(dict(manifest.config), given)}; choose "
             "another name (name=...), give the configuration it was started with, or remove the directory"
         )
 

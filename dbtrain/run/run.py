@@ -3,7 +3,7 @@
 This is the one place that knows where in a run's directory a thing lies, and that answers whether a block is done.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dbtrain.config import Config, parse_config
-from dbtrain.errors import ShardError
+from dbtrain.errors import ConfigError, ShardError
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
 from dbtrain.shards.commit import step_name
@@ -113,6 +113,18 @@ class Run:
     def blocks(self) -> "list[RunBlock]":
         """All blocks of the plan."""
         return [self.block(number) for number in range(self.manifest.blocks)]
+
+    def chosen(self, numbers: Collection[int] | None) -> "list[RunBlock]":
+        """The blocks of these numbers in their order; all of them for None.
+
+        Raises:
+            ConfigError: there is no such block.
+        """
+        unknown = sorted(set(numbers or ()) - set(range(self.manifest.blocks)))
+        if unknown:
+            last = self.manifest.blocks - 1
+            raise ConfigError(f"there is no block {unknown[0]}: run {self.manifest.name} has blocks 0 to {last}")
+        return [block for block in self.blocks if numbers is None or block.number in numbers]
 
     @property
     def begun(self) -> "list[RunBlock]":

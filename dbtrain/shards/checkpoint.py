@@ -65,6 +65,7 @@ class Checkpoints:
         loss: float | None,
         attempt: int,
         fence: Callable[[], None],
+        from_place: str = "",
     ) -> Commit:
         """Write a checkpoint; when this returns it survives a power cut, and when it does not the ones before remain.
 
@@ -73,6 +74,7 @@ class Checkpoints:
                 (``<state>/<global name>``); tensors of any shape and device.
             fence: raises FencedError when the attempt no longer owns the block; called before the first write and again
                 right before COMMIT.json.
+            from_place: copy of the run in which the attempt runs.
 
         Committing a step again is fine: equal content changes nothing (the first Commit is returned), other content
         replaces it.
@@ -95,8 +97,16 @@ class Checkpoints:
         # side by side: while the hash of one file is computed, the disk writes another
         placed = at_once([partial(place, folder, role, content) for role, content in contents.items()])
         fence()
-        commit = self._publish(Commit(step, loss, attempt, dict(placed), time.time()))
-        self._known_bad.discard(step)
+        return self.publish(Commit(step, loss, attempt, dict(placed), time.time(), from_place))
+
+    def publish(self, commit: Commit) -> Commit:
+        """Make durable files in their step's directory a checkpoint, and clean up what it replaces.
+
+        Raises:
+            ShardError: COMMIT.json could not be written.
+        """
+        commit = self._publish(commit)
+        self._known_bad.discard(commit.step)
         # The checkpoint is safe by now. A failed clean-up must not look like a failed commit; the next cleans again.
         with contextlib.suppress(ShardError):
             self._clean(commit)
@@ -114,6 +124,25 @@ class Checkpoints:
         for below in self._all_steps():
             if below < step:
                 self._drop(below)
+
+    def go_back_to(self, step: int) -> None:
+        """Remove all checkpoints after a step; the newest goes last, and counts until then.
+
+        Raises:
+            ShardError: the storage cannot be reached; the same call goes on.
+        """
+        for later in self._all_steps():
+            if later > step:
+                self._drop(later)
+
+    def newest_commit(self) -> Commit | None:
+        """What :meth:`newest_step` finds, None if there is none; no content of a shard is read.
+
+        Raises:
+            ShardError: the storage cannot be reached.
+        """
+        step = self.newest_step()
+        return None if step is None else read_commit(self._folder(step), step)
 
     def steps(self) -> list[int]:
         """Committed steps, ascending; a step counts when it has a COMMIT.json, verified or not."""

@@ -46,6 +46,8 @@ class Commit:
     """By file name; the role is what stands before the first dot."""
     time: float
     """Seconds since the epoch, by the worker's clock."""
+    place: str = ""
+    """Copy of the run in which the attempt ran, '' where it is not known; see `run/places.py`."""
 
     def file_of(self, role: str) -> str | None:
         """Name of the file with this role, None when the checkpoint has none."""
@@ -78,7 +80,8 @@ def check_values(step: int, loss: float | None, attempt: int) -> None:
 
 def dump_commit(commit: Commit, where: str) -> bytes:
     """The bytes of COMMIT.json."""
-    return seal({field.name: getattr(commit, field.name) for field in fields(commit)}, VERSION, where)
+    content = {field.name: getattr(commit, field.name) for field in fields(commit)}
+    return seal({name: value for name, value in content.items() if value != ""}, VERSION, where)
 
 
 def parse_commit(data: bytes, where: str) -> Commit:
@@ -92,6 +95,7 @@ def parse_commit(data: bytes, where: str) -> Commit:
         attempt=found.integer("attempt"),
         files=parse_files(found.mapping("files"), where),
         time=found.number("time"),
+        place=found.text("place") if "place" in content else "",
     )
     roles = [name.split(".", 1)[0] for name in commit.files]
     odd = [name for name in commit.files if not FILE_NAME.fullmatch(name)]

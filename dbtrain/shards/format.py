@@ -129,15 +129,22 @@ def decode(data: bytes | Reader, *, where: str) -> Shard:
         DamagedError (a ShardError): torn, flipped, hostile, a pickle, or not a shard of dbtrain.
         ShardError: undamaged, but of another format version.
     """
-    return _shard(*unpack(data, where), where)
+    tensors, record = unpack(data, where)
+    return Shard(tensors, *whose(record, tensors, where))
 
 
 def shard_of(raw: Raw, where: str) -> Shard:
     """The shard in a file whose bytes a record vouches for; raises as :func:`decode` does."""
-    return _shard(raw.tensors, record_of(raw, where), where)
+    return Shard(raw.tensors, *whose(record_of(raw, where), raw.tensors, where))
 
 
-def _shard(tensors: dict[str, Tensor], record: dict[str, Any], where: str) -> Shard:
+def whose(record: Mapping[str, Any], names: Iterable[str], where: str) -> tuple[Identity, int, Role]:
+    """Identity, step and role of a shard, from the record in its metadata and the names of its tensors.
+
+    Raises:
+        DamagedError: it is no shard, or holds a tensor that its block does not own.
+        ShardError: it is undamaged, and of a newer version of dbtrain.
+    """
     found = Fields(record, where)
     if found.text("kind") != "shard":
         damaged(where, f"it holds a {short(record['kind'])}, not a shard")
@@ -147,10 +154,10 @@ def _shard(tensors: dict[str, Tensor], record: dict[str, Any], where: str) -> Sh
     if role not in ROLES:
         damaged(where, f"role={short(role)} is none of {', '.join(ROLES)}")
     identity = identity_of(record, where)
-    problem = misnamed(tensors, identity, role)
+    problem = misnamed(names, identity, role)
     if problem:
         damaged(where, problem)
-    return Shard(tensors, identity, step, next(known for known in ROLES if known == role))
+    return identity, step, next(known for known in ROLES if known == role)
 
 
 def misnamed(names: Iterable[str], identity: Identity, role: str) -> str | None:

@@ -183,6 +183,15 @@ def read_manifest(store: Store) -> Manifest:
         data = store.read(MANIFEST)
     except MissingError as err:
         raise MissingError(f"{store.url} is not a run directory, it has no {MANIFEST}: check the path") from err
+    return parse_manifest(data, where)
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in the bytes of run.json.
+
+    Raises:
+        ShardError: it is damaged, edited, or of another version.
+    """
     _refuse_older(data, where)
     return Manifest.parse(unseal(data, SCHEMA, where), where)
 

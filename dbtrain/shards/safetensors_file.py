@@ -146,15 +146,15 @@ def read_raw(reader: Reader, where: str) -> Raw:
         if len(start) < 9 or not 0 < length <= min(reader.size - 8, HEADER_LIMIT):
             damaged(where, f"{reader.size} bytes cannot hold a safetensors header of {length} bytes")
         header = parse_json(start[8:] + bytes(take(memoryview(bytearray(length - 1)))), where)
-        sealed = _sealed_record(header, where)
+        sealed = sealed_record(header, where)
         tensors = {}
-        for name, dtype, shape in _layout(header, reader.size - 8 - length, where):
+        for name, dtype, shape in layout(header, reader.size - 8 - length, where):
             tensors[name] = _room(shape, dtype, where)
             take(_bytes_of(tensors[name]))
     return Raw(tensors, sealed, digest.hexdigest())
 
 
-def _layout(header: Mapping[str, Any], size: int, where: str) -> Iterator[tuple[str, torch.dtype, list[int]]]:
+def layout(header: Mapping[str, Any], size: int, where: str) -> Iterator[tuple[str, torch.dtype, list[int]]]:
     """Name, type and shape of each tensor in the order of the file, whose bytes they fill without gap or overlap."""
     entries = []
     for name, entry in header.items():
@@ -212,7 +212,7 @@ def unpack(data: bytes | Reader, where: str) -> tuple[dict[str, Tensor], dict[st
     return raw.tensors, record
 
 
-def _sealed_record(header: Any, where: str) -> str:
+def sealed_record(header: Any, where: str) -> str:
     """The record's text."""
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     record = metadata.get(RECORD_KEY) if isinstance(metadata, dict) else None

@@ -16,6 +16,9 @@ PLAIN_EVERY_S = 60.0
 """Between two lines of a block where there is no terminal; what happens to it is told at once."""
 COUNT_EVERY_S = 30.0
 
+BAR = 24
+"""Characters of a progress bar."""
+
 STYLES = {"running": "green", "done": "bold green", "failed": "bold red", "lost": "red", "placed": "yellow"}
 
 
@@ -153,7 +156,7 @@ class LiveView:
         if self._counting is None or self._counting[0] != what:
             self._counting = what, now
         if self._live:
-            self._live.update(Text(f"{done:,} of {of:,} {what}"))
+            self._live.update(Text(f"{_bar(done, of)} {done:,} of {of:,} {what}"))
         elif now - self._counting[1] >= COUNT_EVERY_S:
             self._counting = what, now
             say(self.console, f"{done:,} of {of:,} {what}")
@@ -165,6 +168,11 @@ class LiveView:
     def table(self, table: Table) -> None:
         """A table above the live one."""
         show_table(self.console, table)
+
+
+def _bar(done: int, of: int) -> str:
+    full = BAR * done // of if of else BAR
+    return "━" * full + "╶" * (BAR - full)
 
 
 def _line(row: Row) -> str:

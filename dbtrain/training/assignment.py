@@ -21,5 +21,7 @@ class Assignment:
     threads: int
     """CPU threads of a worker; fixed, because the order of sums follows it."""
     hang_timeout_s: float
+    place: str = ""
+    """Name of the copy of the run that the attempt runs in."""
     config: dict[str, Any] | None = None
     """Of this start of the run, which may differ from the one in run.json in what does not determine the weights."""

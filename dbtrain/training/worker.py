@@ -77,7 +77,8 @@ class BlockWorker:
         Raises:
             DbtrainError: nothing that another attempt would fix.
         """
-        self._emit("start", rank=self.rank, pid=os.getpid(), host=os.uname().nodename, device=str(self.device))
+        where = {"host": os.uname().nodename, "place": self.assignment.place}
+        self._emit("start", rank=self.rank, pid=os.getpid(), **where, device=str(self.device))
         # before anything that may compile or wait for others: a start that hangs ends as well
         self.watchdog.start()
         try:
@@ -201,6 +202,7 @@ class BlockWorker:
                 {role: _rename(parts[role], self._global) for role in ROLES if role in parts},
                 loss=loss,
                 attempt=self.assignment.attempt,
+                from_place=self.assignment.place,
                 fence=self.faults.in_commit(step, self._fence),
             )
             if last:

@@ -57,8 +57,8 @@ ALL = [(path.name, shlex.join(arguments)) for path in FILES for arguments in com
 def test_a_command_of_a_document_is_one(name: str, line: str) -> None:
     """Command, options and arguments; and where it names a shipped configuration, that takes the overrides."""
     told = accept(shlex.split(line))
-    config = told.get("config")
-    if config is not None and config.parts[0] == "configs":
+    config = Path(told.get("config") or told.get("target") or ".")
+    if config.parts[:1] == ("configs",):
         load_config(ROOT / config, told["overrides"] or [])
 
 

@@ -66,11 +66,12 @@ def test_a_run_and_one_that_is_being_prepared_are_left_alone(make_run, tmp_path)
     check_run_path(Store(tmp_path / "soon"))
 
 
-@pytest.mark.parametrize("command", [["train"], ["plan"], ["compare"], ["baseline"], ["punish"]])
+@pytest.mark.parametrize("command", [["train"], ["plan"], ["compare"], ["baseline"], ["punish"], ["prepare"]])
 def test_where_a_configuration_is_wanted(command, make_run, tmp_path):
     _, run = make_run()
-    code, said = told(*command, run.url)
-    assert code == 2 and f"to continue the run, dbtrain resume {run.url}" in said
+    if command != ["train"]:  # which takes both
+        code, said = told(*command, run.url)
+        assert code == 2 and f"to continue the run, dbtrain resume {run.url}" in said
     (tmp_path / "other").mkdir()
     code, said = told(*command, str(tmp_path / "other"))
     assert code == 2 and "is a directory, and a configuration file is wanted" in said

@@ -1,7 +1,7 @@
 """Bytes on their way into a file or out of one, in pieces: a file of many gigabytes is never in memory as a whole."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 PIECE = 16 << 20
@@ -69,6 +69,20 @@ class Content:
 def _cut(part: memoryview) -> Iterator[memoryview]:
     for start in range(0, len(part), PIECE):
         yield part[start : start + PIECE]
+
+
+class Stream:
+    """What a file shall hold, made piece by piece as it is written; its size is known at its end."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+
+    def as_known(self) -> Iterator[tuple[int, memoryview]]:
+        """Each piece with its place in the file; once."""
+        at = 0
+        for piece in self._pieces:
+            yield at, memoryview(piece)
+            at += len(piece)
 
 
 class Reader(Protocol):

@@ -7,10 +7,10 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from dbtrain.shards.storage.content import Content
+from dbtrain.shards.storage.content import Content, Stream
 from dbtrain.shards.storage.errors import translate
 
 NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -79,6 +79,13 @@ class LocalFiles:
             os.replace(temporary, path)
             fsync_dir(path.parent)
 
+    def write_stream(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """Like write, of pieces; one that cannot be made leaves the file as it was."""
+        path = self.root / name
+        with _told("write", path), self._written(path, Stream(pieces())) as temporary:
+            os.replace(temporary, path)
+            fsync_dir(path.parent)
+
     def create(self, name: str, data: bytes | Content) -> bool:
         """Like write, but False when the name is taken; a link fails on an existing name where a rename would not."""
         path = self.root / name
@@ -95,8 +102,8 @@ class LocalFiles:
         return True
 
     @contextlib.contextmanager
-    def _written(self, path: Path, data: bytes | Content) -> Iterator[Path]:
-        """A temporary file beside ``path`` with the data safely on disk; whatever is left of it is removed."""
+    def _written(self, path: Path, data: bytes | Content | Stream) -> Iterator[Path]:
+        """A temporary file beside ``path`` with the data safely on disk; what is left of it is removed."""
         ensure_dir(path.parent)
         temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
         try:
@@ -256,10 +263,10 @@ def flock_path(path: Path) -> Path:
     return path.parent / f".{path.name}.flock"
 
 
-def _write_new(path: Path, data: bytes | Content) -> None:
+def _write_new(path: Path, data: bytes | Content | Stream) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        for at, piece in Content.of(data).as_known():
+        for at, piece in (data if isinstance(data, Stream) else Content.of(data)).as_known():
             os.lseek(fd, at, os.SEEK_SET)
             _write_all(fd, piece)
         os.fsync(fd)

@@ -3,12 +3,13 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
+from dbtrain.errors import ShardError
 from dbtrain.shards.storage.content import PIECE, Content
 from dbtrain.shards.storage.errors import MissingError, is_transient, translate
 
@@ -106,7 +107,7 @@ class RemoteFiles:
             path = self._path(name)
             return self._try("read", path, lambda: bytes(self.fs.cat_file(path, start=start, end=end)))
 
-        yield RemoteReader(size, start, piece)
+        yield RemoteReader(self.fs.unstrip_protocol(self._path(name)), size, start, piece)
 
     def size(self, name: str) -> int:
         """Bytes of an object."""
@@ -123,6 +124,22 @@ class RemoteFiles:
         """One put; a large object is uploaded in parts and appears when the last one has arrived."""
         path = self._path(name)
         self._try("write", path, lambda: self._put(path, data))
+
+    def write_stream(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """An upload in parts, which appears when the last one is there; S3 forgets one that was given up."""
+        path = self._path(name)
+
+        def upload() -> None:
+            file = self.fs.open(path, "wb", block_size=PART)
+            try:
+                for piece in pieces():
+                    file.write(piece)
+                file.close()
+            except BaseException:
+                _give_up(file)
+                raise
+
+        self._try("write", path, upload)
 
     def create(self, name: str, data: bytes | Content) -> bool:
         """Conditional put (If-None-Match: *). A driver without one looks first, which is best effort."""
@@ -254,7 +271,8 @@ class RemoteFiles:
 class RemoteReader:
     """An object that is read by requests for a piece each."""
 
-    def __init__(self, size: int, start: int, piece: Callable[[int, int], bytes]) -> None:
+    def __init__(self, where: str, size: int, start: int, piece: Callable[[int, int], bytes]) -> None:
+        self._where = where
         self.size = size
         self._at = start
         self._piece = piece
@@ -266,6 +284,8 @@ class RemoteReader:
             data = self._piece(self._at, self._at + min(PIECE, count - done))
             if not data:  # it has shrunk meanwhile
                 break
+            if len(data) > count - done:
+                raise ShardError(f"{self._where} is given only whole by its server: download it, and give that path")
             into[done : done + len(data)] = data
             done, self._at = done + len(data), self._at + len(data)
         return done
@@ -273,3 +293,11 @@ class RemoteReader:
 
 def _protocols(fs: Any) -> set[str]:
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def _give_up(file: Any) -> None:
+    """Leave an upload unfinished: to close it, or to collect it as garbage, would finish it."""
+    with contextlib.suppress(Exception):
+        file.discard()
+    with contextlib.suppress(AttributeError):
+        file.closed = True

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,10 @@ class Files(Protocol):
 
     def write(self, name: str, data: bytes | Content) -> None:
         """Create or replace, atomically and durably."""
+        ...
+
+    def write_stream(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """Like write, of pieces one after the other."""
         ...
 
     def create(self, name: str, data: bytes | Content) -> bool:
@@ -126,6 +130,12 @@ class Store:
         """A file to be read piece by piece from byte ``start`` on; its size is that of when it was opened."""
         return self._files.reading(self._at(name), start)
 
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        """At most ``size`` bytes of a file from ``start`` on; fewer where the file ends."""
+        into = memoryview(bytearray(size))
+        with self.reading(name, start) as file:
+            return bytes(into[: file.readinto(into)])
+
     def sha256(self, name: str) -> str:
         """SHA-256 of a file, as 64 hex digits, read piece by piece."""
         digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
@@ -148,6 +158,17 @@ class Store:
     def write(self, name: str, data: bytes | Content) -> None:
         """Create or replace a file, atomically and durably: after a crash it is the old one or the new one."""
         self._files.write(self._at(name), data)
+
+    def write_stream(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """Like :meth:`write` with one piece in memory at a time.
+
+        Args:
+            name: of the file.
+            pieces: makes its content; called again when a transient error of an object store ended the first
+                try. What it raises is raised here, and then the file is as it was before, on a disk and on S3; a
+                storage that shows what is being written may be left with a part of it.
+        """
+        self._files.write_stream(self._at(name), pieces)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; ShardError if the value is not JSON (NaN is not)."""

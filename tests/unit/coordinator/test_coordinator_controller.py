@@ -149,14 +149,14 @@ def bring(make_run, monkeypatch):
     monkeypatch.setattr(conduct, "POLL_S", 0.002)
     runs = {}
 
-    def go(parts, *overrides, cpus=8, act=lambda controller: None, guard=lambda: None):
+    def go(parts, *overrides, cpus=8, act=lambda controller: None, guard=lambda: None, only=None):
         config, run = runs.get(overrides) or make_run(*overrides)
         runs[overrides] = config, run
         told, cluster = [], Cluster(parts, cpus)
         watching = SimpleNamespace(
             show=lambda states, progress: act(controller), tell=told.append, event=lambda block, event: None
         )
-        controller = Controller(Run(run), config, cluster, requests(config, "cpu"), watching, guard)
+        controller = Controller(Run(run), config, cluster, requests(config, "cpu"), watching, guard, only, "ada-1")
         controller.run()
         return controller, cluster, told
 
@@ -181,6 +181,27 @@ def test_a_block_that_is_shorter_than_the_others_is_done_at_its_own_last_step(br
     assert phases(controller) == [Phase.DONE] * 3 and cluster.attempts(1) == [1]
     assert [state.committed for state in controller.states] == [STEPS, 2, STEPS]
     assert "block 1: done at step 2" in told
+
+
+def test_blocks_that_are_not_asked_for_are_left_to_other_places_and_nothing_of_them_is_written(bring):
+    controller, cluster, told = bring({}, only=[0, 2])
+    assert phases(controller) == [Phase.DONE, Phase.ELSEWHERE, Phase.DONE]
+    assert [a.block for a in cluster.started] == [0, 2] and {a.place for a in cluster.started} == {"ada-1"}
+    assert controller.run_store.child("blocks").list() == ["00", "02"]
+    assert not any("block 1" in line for line in told)
+    again, _, _ = bring({}, only=[1, 2])
+    assert phases(again) == [Phase.DONE] * 3
+
+
+def test_a_block_that_is_not_asked_for_and_fits_nowhere_here_is_no_obstacle(bring):
+    controller, _, _ = bring({}, "cluster.blocks.2.cpus_per_worker=16", only=[0])
+    assert phases(controller) == [Phase.DONE, Phase.ELSEWHERE, Phase.ELSEWHERE]
+
+
+def test_blocks_that_train_in_turn_wait_in_vain_for_one_that_is_elsewhere(bring):
+    controller, _, _ = bring({}, "method=greedy", "noise.ranges=uniform", only=[1])
+    assert phases(controller) == [Phase.ELSEWHERE, Phase.STOPPED, Phase.ELSEWHERE]
+    assert controller.states[1].error == "it needs block 0, which is elsewhere"
 
 
 @pytest.mark.parametrize(("cpus", "most"), [(1, 1), (2, 2)])

@@ -1,0 +1,68 @@
+"""The configuration of a run that exists, where the run is now, with what may be said anew for this place."""
+
+import os
+from collections.abc import Sequence
+
+from dbtrain.config import Config, load_config
+from dbtrain.config.data import PLACES, absolute_paths
+from dbtrain.errors import ConfigError
+from dbtrain.run.run import Run
+from dbtrain.shards.manifest import MANIFEST
+from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
+
+
+def is_run(target: str) -> bool:
+    """Whether a path or URL is that of a run, and not of a configuration file."""
+    return "://" in target or os.path.isdir(target) and Store(target).exists(MANIFEST)
+
+
+def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
+    """What a run was sealed with, and `overrides` of what does not bind, or of where its data lies.
+
+    Others are refused when the run is opened, which knows what it was sealed with.
+
+    Raises:
+        ConfigError: an override is malformed, or the directory has not the run's name.
+        ShardError: there is no run.
+    """
+    whole = Run.at(run)
+    check_run_path(whole.store)
+    config, url = whole.config, whole.store.url
+    out, _, name = url.rpartition("/")
+    if name != config.name:
+        raise ConfigError(
+            f"{url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
+        )
+    fixed = [override for override in overrides if override.startswith(("out=", "name="))]
+    if fixed:
+        raise ConfigError(
+            f"{fixed[0]} would say where the run lies or what it is called, and {url} is given: leave it out"
+        )
+    given = load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
+    return _with_places(given, overrides).model_copy(update={"out": out or "/"})
+
+
+def moved(run: str, overrides: Sequence[str]) -> Config:
+    """The configuration of a run whose data lies where `overrides` say.
+
+    Raises:
+        ConfigError: an override is of something else.
+        ShardError: there is no run.
+    """
+    others = [override for override in overrides if not override.startswith(PLACES)]
+    if others:
+        raise ConfigError(
+            f"{others[0]!r} would change the run, which is trained: say only where its data lies ({', '.join(PLACES)})"
+        )
+    whole = Run.at(run)
+    check_run_path(whole.store)
+    return _with_places(load_config(None, overrides, base=whole.config.model_dump(mode="json")), overrides)
+
+
+def _with_places(config: Config, overrides: Sequence[str]) -> Config:
+    """Absolute where an override gave a path: relative ones are looked for where they were before."""
+    said = {override.split("=", 1)[0].removeprefix("data.") for override in overrides if override.startswith(PLACES)}
+    found = absolute_paths(config.data)
+    paths = {key: getattr(found, key) for key in said if hasattr(found, key)}
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})

@@ -1,0 +1,164 @@
+"""Take blocks that were trained elsewhere into a run; what is here counts until what comes is whole.
+
+What cannot be taken, or a place that offers nothing sound, keeps back no other block: it is told at the end.
+"""
+
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from dbtrain.errors import ShardError
+from dbtrain.run.choice import choose
+from dbtrain.run.run import Run, RunBlock
+from dbtrain.run.sources import Source, check_same_run, open_source
+from dbtrain.shards.checkpoint import Checkpoints, Commit
+from dbtrain.shards.copies import CheckpointCopy, adopt, agree, described
+from dbtrain.shards.manifest import MANIFEST
+from dbtrain.shards.storage.errors import DamagedError, MissingError
+from dbtrain.shards.storage.fence import check, claim
+from dbtrain.shards.storage.lock import RunLock
+from dbtrain.shards.storage.store import Store
+from dbtrain.telemetry.counting import Bytes, Count, silent
+
+STATE = "state.json"
+"""In a block's directory: how its last command here left it, which says nothing of what was gathered."""
+
+Tell = Callable[[str], None]
+
+
+def gather(
+    run: Run,
+    urls: Sequence[str],
+    take: str | None = None,
+    numbers: Collection[int] | None = None,
+    tell: Tell = lambda line: None,
+    count: Count = silent,
+) -> None:
+    """Take what places offer. The same call goes on where one was cut off, and may be made again.
+
+    Args:
+        run: that the blocks are of; its sealed folder must be here.
+        urls: run folders and packed files, by path or URL.
+        take: one of them, or another, that counts where places differ or an older checkpoint shall come back.
+        numbers: of the blocks that are taken; all for None.
+        tell: gets one line for each block that a place offers.
+        count: told how far it has come.
+
+    Raises:
+        ConfigError: there is no such block.
+        RunLockedError: a command works on the run here.
+        ShardError: what was not taken and why, all in one line; or the storage here fails.
+    """
+    if not run.exists:
+        raise ShardError(f"{run.store.url} has no {MANIFEST}: copy the folder there first that dbtrain prepare sealed")
+    blocks = run.chosen(numbers)
+    with RunLock(run.store, "dbtrain gather") as lock:
+        gathering = Gathering(run, tell)
+        sources = gathering.open([*urls, *([take] if take else [])])
+        choices = gathering.choices(blocks, sources, Store(take).url if take else None)
+        coming = Bytes(sum(choice.copy.size for choice in choices if not choice.is_here), "MiB gathered", count)
+        for choice in choices:
+            lock.check()
+            gathering.bring(choice, coming.tick)
+    if gathering.problems:
+        raise ShardError("; ".join(gathering.problems))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The copy of a block that counts."""
+
+    block: RunBlock
+    copy: CheckpointCopy
+    here: Commit | None
+    is_here: bool
+    """Whether the newest checkpoint here is the same one, and whole."""
+
+
+class Gathering:
+    """One call of `gather`.
+
+    Args:
+        run: whose lock is held.
+        tell: gets one line for each block.
+    """
+
+    def __init__(self, run: Run, tell: Tell) -> None:
+        self.run, self.tell = run, tell
+        self.problems: list[str] = []
+        """What was not taken, and why."""
+
+    def open(self, urls: Sequence[str]) -> list[Source]:
+        """The places that offer blocks of this run, each once."""
+        sources: dict[str, Source] = {}
+        for url in dict.fromkeys(urls):
+            try:
+                source = open_source(url)
+                check_same_run(self.run, source)
+                sources[source.url] = source
+            except ShardError as err:
+                self.problems.append(str(err))
+        return list(sources.values())
+
+    def choices(self, blocks: Sequence[RunBlock], sources: Sequence[Source], take: str | None) -> list[Choice]:
+        """What is taken of each block that is offered, looked at before anything is written."""
+        made = []
+        for block in blocks:
+            offers = [source.copies[block.number] for source in sources if block.number in source.copies]
+            try:
+                if offers:
+                    made.append(self._choice(block, offers, take))
+            except ShardError as err:
+                self.problems.append(f"block {block.number}: {err}")
+        return made
+
+    def _choice(self, block: RunBlock, offers: Sequence[CheckpointCopy], take: str | None) -> Choice:
+        here = block.checkpoints.newest_commit()
+        copy = choose(here, offers, take, self.run.store.url)
+        if copy.commit.step > block.steps:
+            raise ShardError(f"{copy.source} has step {copy.commit.step}, and here the block ends at {block.steps}")
+        has_all = here is not None and agree(here, copy.commit) and len(here.files) >= len(copy.commit.files)
+        # the same commit whose files were damaged since is brought again
+        if here is not None and has_all and not block.checkpoints.verify(here.step):
+            return Choice(block, copy, here, is_here=True)
+        copy.check(block.identity)
+        return Choice(block, copy, here, is_here=False)
+
+    def bring(self, choice: Choice, tick: Callable[[int], None]) -> None:
+        """Make a copy the block's checkpoint here.
+
+        Raises:
+            ShardError: the storage here fails; it also says what was not taken before.
+        """
+        number = choice.block.number
+        try:
+            _bring(choice, tick)
+        except (DamagedError, MissingError) as err:
+            self.problems.append(f"block {number}: {err}")
+        except ShardError as err:
+            raise ShardError("; ".join([*self.problems, f"block {number}: {err}"])) from err
+        else:
+            told = "is here already" if choice.is_here else f"taken from {choice.copy.source}"
+            self.tell(f"block {number}: {described(choice.copy.commit)} {told}")
+
+
+def _bring(choice: Choice, tick: Callable[[int], None]) -> None:
+    block, copy, token = choice.block, choice.copy, secrets.token_hex(8)
+    checkpoints = Checkpoints(block.store, block.identity, block.run.config.training.keep)
+    if choice.is_here:
+        assert choice.here is not None
+        checkpoints.publish(choice.here)  # writes nothing, and removes what a call that was cut off has left
+        return
+    # as an attempt does: a worker of before that was cut off can then commit nothing over what comes
+    claim(block.store, block.placed + 1, token)
+    adopt(copy, block.store, checkpoints, partial(check, block.store, token), tick)
+    if choice.here is not None and choice.here.step > copy.commit.step:
+        checkpoints.go_back_to(copy.commit.step)
+    block.store.remove(STATE)
+
+
+def missing(run: Run) -> list[str]:
+    """What of a run is not done here, a block each, in words."""
+    behind = [(block.number, block.committed, block.steps) for block in run.blocks if not block.done]
+    return [f"block {number} ({f'step {step} of {steps}' if step else 'nothing'})" for number, step, steps in behind]

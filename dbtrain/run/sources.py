@@ -1,0 +1,84 @@
+"""Where blocks come from that were trained elsewhere: a copy of the run's folder, or a packed file."""
+
+import os
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dbtrain.config import parse_config
+from dbtrain.errors import ShardError
+from dbtrain.run.config_diff import but_for_places, difference
+from dbtrain.run.run import Run, RunBlock
+from dbtrain.shards.checkpoint import Commit
+from dbtrain.shards.commit import step_name
+from dbtrain.shards.copies import CheckpointCopy
+from dbtrain.shards.format import check_identity
+from dbtrain.shards.manifest import MANIFEST, Manifest
+from dbtrain.shards.packed_file import PackedFile, entry_name
+from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a place offers."""
+
+    url: str
+    manifest: Manifest
+    copies: Mapping[int, CheckpointCopy]
+    """The newest checkpoint of each block that it has."""
+
+
+def open_source(url: str) -> Source:
+    """Look at a folder or file; of shards nothing is read but their sizes.
+
+    Raises:
+        ShardError: it is neither a run nor a packed file, or is damaged.
+    """
+    store = Store(url)
+    if store.exists(MANIFEST):
+        run = Run(store)
+        copies = {block.number: copy for block in run.blocks if (copy := copy_of(block)) is not None}
+        return Source(store.url, run.manifest, copies)
+    parent, name = posixpath.split(store.url)
+    if os.path.isdir(url) or parent.endswith(":/") or not (folder := Store(parent)).exists(name):
+        check_run_path(store)
+        raise ShardError(f"{store.url} is neither a run's directory nor a packed file: check the path or URL")
+    packed = PackedFile(folder, name)
+    copies = {block: _packed_copy(packed, block, commit) for block, commit in packed.commits.items()}
+    return Source(packed.where, packed.manifest, copies)
+
+
+def copy_of(block: RunBlock) -> CheckpointCopy | None:
+    """The newest checkpoint of a block in a folder, None if it has none."""
+    commit = block.checkpoints.newest_commit()
+    if commit is None:
+        return None
+    folder = block.store.child(step_name(commit.step))
+    return CheckpointCopy(commit, block.run.store.url, folder.read_range)
+
+
+def _packed_copy(packed: PackedFile, block: int, commit: Commit) -> CheckpointCopy:
+    def read(file: str, start: int, size: int) -> bytes:
+        return packed.read_part(entry_name(block, commit.step, file), start, size)
+
+    return CheckpointCopy(commit, packed.where, read)
+
+
+def check_same_run(run: Run, source: Source) -> None:
+    """Whether what a place offers is of this run.
+
+    Raises:
+        ShardError: it is of another run, plan, codebook or data, or trained in another way; by the difference.
+    """
+    ours, theirs = run.manifest, source.manifest
+    where = f"{source.url}: {MANIFEST}"
+    if ours.blocks == theirs.blocks:
+        for block in range(ours.blocks):
+            check_identity(theirs.identity(block), ours.identity(block), where)
+    stored = parse_config(dict(theirs.config), where)
+    if but_for_places(stored, run.config).content_hash() != ours.config_hash:
+        raise ShardError(
+            f"{source.url} is of a run of another configuration than {run.store.url}: "
+            f"{difference(dict(ours.config), stored)} there; copy one sealed folder (dbtrain prepare) to all places"
+        )
