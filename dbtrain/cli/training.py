@@ -61,13 +61,15 @@ def train(
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
     from dbtrain.cli.continued import is_run, run_config
+    from dbtrain.run.run import BRANCH
 
     given, console = overrides or [], make_console()
     chosen = run_config(target, given) if is_run(target) else load_config(target, given)
     chosen = at_address(chosen, address)
     if evaluate or chosen.evaluation.metric is not None:
         check_metric(chosen)
-    merged = train_and_merge(chosen, console, verbose, numbers(blocks) if blocks else None)
+    only = None if not blocks else () if blocks == BRANCH else numbers(blocks)
+    merged = train_and_merge(chosen, console, verbose, only)
     if evaluate and merged:
         from dbtrain.cli.results import evaluate_and_say  # not above: --help lists commands as they are imported
 
@@ -92,7 +94,8 @@ def at_address(config: Config, address: str | None) -> Config:
 def train_and_merge(config: Config, console: Console, verbose: bool = False, only: Sequence[int] | None = None) -> bool:
     """Train a run, or what is left of it, with a live view, and merge it; whether it was merged.
 
-    With `only` these blocks alone are trained, and the run is merged if no other is missing.
+    With `only` these blocks alone are trained (none but the branch if it is empty), and the run is merged if no
+    other is missing.
     """
     from dbtrain.coordinator.train import train as run_all
     from dbtrain.run.calibrate import announced

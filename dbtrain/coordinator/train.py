@@ -50,10 +50,10 @@ def train(
         view: is shown and told what happens.
         calibrate: measures the range of a new run.
         verbose: also show every time-out that is in force.
-        only: blocks to train; all for None.
+        only: blocks to train; all for None, and none but the branch if it is empty.
 
     Raises:
-        ConfigError: there is no such block.
+        ConfigError: there is no such block, or the branch that they start from is not trained.
         IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
         DbtrainError: the run cannot start.
     """
@@ -91,9 +91,7 @@ def train(
                 view.tell(advice)
             start = Start(cluster, view, lock, place_of(run.store), only)
             start.describe(config)
-            if awaits_branch(run):
-                _train_branch(run, run_plan, start)
-            states = _train_blocks(run, run_plan, start)
+            states = _train_in_order(run, run_plan, start)
         finally:
             cluster.close()
     _raise_if_incomplete(run, states)
@@ -124,7 +122,7 @@ class Start:
     place: str = ""
     """Name of this copy of the run."""
     only: Collection[int] | None = None
-    """Blocks to train, all for None; a branch is trained for whichever they are."""
+    """Blocks to train; all for None, and none but the branch if it is empty."""
 
     def check_held_and_alive(self) -> None:
         """Raise if another command took the run, or the cluster is gone."""
@@ -141,6 +139,21 @@ class Start:
         )
 
 
+def _train_in_order(run: Run, run_plan: RunPlan, start: Start) -> list[BlockState]:
+    """Train the branch, if the run has one that is not done, and then the blocks."""
+    if start.only == () and not run_plan.config.init.branch:
+        raise ConfigError("--blocks branch: the run has no branch: give numbers of blocks, or set init.branch.steps")
+    if awaits_branch(run):
+        if start.only:
+            # each place would train one of its own, and on other hardware another
+            raise ConfigError(
+                f"--blocks {','.join(map(str, start.only))}: the branch that every block starts from is not trained: "
+                "train it in one place (--blocks branch), and copy the folder to the others then"
+            )
+        _train_branch(run, run_plan, start)
+    return _train_blocks(run, run_plan, start)
+
+
 def _train_branch(run: Run, run_plan: RunPlan, start: Start) -> None:
     """Train the network that every block starts from, and note in run.json which one it became."""
     plan = branch_plan(run_plan)
@@ -149,7 +162,7 @@ def _train_branch(run: Run, run_plan: RunPlan, start: Start) -> None:
     states = _train_jobs(run.branch, plan, start, run, after=waiting)
     _raise_if_incomplete(run.branch, states)
     for line in start_from_branch(run, start.view.tell).lines():
-        start.view.tell(line)
+        start.view.tell(f"init: {line}")
 
 
 def _train_blocks(run: Run, run_plan: RunPlan, start: Start) -> list[BlockState]:
