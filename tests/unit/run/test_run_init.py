@@ -41,7 +41,7 @@ def first(run, block):
     model = run.plan.model(block)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     layers = run.plan.shards.layers(block)
-    found = dict(read_block(run.manifest.init, block, layers.start, names))
+    found = dict(read_block(run, run.manifest.init, block, layers.start, names))
     assert found.keys() == set(names)
     return found
 
@@ -321,7 +321,7 @@ def test_nothing_is_read_before_training_but_headers_and_then_one_tensor_at_a_ti
     assert not values
     opened.clear()
     names = [name for name, _ in run.plan.model(1, "meta").named_parameters()]
-    for _, tensor in read_block(run.manifest.init, 1, 2, names):
+    for _, tensor in read_block(run, run.manifest.init, 1, 2, names):
         alive.append(weakref.ref(tensor))
         assert sum(ref() is not None for ref in alive) <= 2
         del tensor
@@ -374,7 +374,7 @@ def test_branching_uses_a_run_as_source_by_hand(source, tmp_path):
     run = Run(settled(tmp_path / "new", model=DEEPER))
     initial = InitialWeights.of(run.plan, WeightSource.open(source.store.url), "repeat")
     names = [name for name, _ in run.plan.model(1, "meta").named_parameters()]
-    found = dict(read_block(initial.origin, 1, 3, names))
+    found = dict(read_block(run, initial.origin, 1, 3, names))
     assert torch.equal(found["layers.5.mlp.0.weight"], committed(source, 1)["layers.2.mlp.0.weight"])
 
 

@@ -61,7 +61,7 @@ def test_status_and_the_live_table_tell_each_block_of_its_own_steps(make_own):
     rows = [block.row for block in status(run)]
     assert [(r.step, r.steps, r.phase) for r in rows] == [(6, 7, "pending"), (4, 4, "done"), (3, 3, "done")]
     states = [BlockState(block, Phase.RUNNING) for block in range(3)]
-    live = [row(run.plan, state, Progress(step=2, rate=0.5)) for state in states]
+    live = [row(run, run.plan, state, Progress(step=2, rate=0.5)) for state in states]
     assert [(r.steps, r.eta) for r in live] == [(7, 10.0), (4, 4.0), (3, 2.0)]
 
 
