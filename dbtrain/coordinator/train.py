@@ -79,16 +79,10 @@ def train(
                 check_packages(cluster, config.data.source)
                 _check_room(config, run, cluster.nodes(), only)
                 run_plan = prepare_checked(config, run, calibrate)
-            for note in run_plan.data_notes:
-                view.tell(f"data: {note}")
-            for line in run_plan.init.lines() if run_plan.init else ():
-                view.tell(f"init: {line}")
-            for line in described(run_plan.distribution):
+            for line in _described(run, run_plan):
                 view.tell(line)
             if verbose:
                 view.table(timeouts_table(config.cluster.hang_timeout_s, run.store.is_local))
-            if advice := other_versions(run.manifest):
-                view.tell(advice)
             start = Start(cluster, view, lock, place_of(run.store), only)
             start.describe(config)
             states = _train_in_order(run, run_plan, start)
@@ -96,6 +90,14 @@ def train(
             cluster.close()
     _raise_if_incomplete(run, states)
     return states
+
+
+def _described(run: Run, run_plan: RunPlan) -> list[str]:
+    """What was decided of a run before it trains, and what people should know of it."""
+    notes = [f"data: {note}" for note in run_plan.data_notes]
+    init = [f"init: {line}" for line in (run_plan.init.lines() if run_plan.init else ())]
+    advice = other_versions(run.manifest)
+    return [*notes, *init, *described(run_plan.distribution), *([advice] if advice else [])]
 
 
 def _asked(wanted: Sequence[Request], only: Collection[int] | None) -> list[Request]:

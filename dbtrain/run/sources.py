@@ -82,3 +82,13 @@ def check_same_run(run: Run, source: Source) -> None:
             f"{source.url} is of a run of another configuration than {run.store.url}: "
             f"{difference(dict(ours.config), stored)} there; copy one sealed folder (dbtrain prepare) to all places"
         )
+    if _began_with(ours) != _began_with(theirs):
+        raise ShardError(
+            f"{source.url} began with other weights than {run.store.url} (init in {MANIFEST}): of a run that branches, "
+            "copy its folder to all places once the branch is trained"
+        )
+
+
+def _began_with(manifest: Manifest) -> dict[str, str]:
+    """Hashes of the files that the first weights came from, by name; empty where they are random."""
+    return dict(manifest.init.files) if manifest.init else {}

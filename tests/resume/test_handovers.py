@@ -62,6 +62,8 @@ class Journey:
         self.packed: list[list[str]] = [[] for _ in range(BLOCKS)]
         """Files of each block in the order in which they were made."""
         self.faults: list[str] = []
+        self.deck: list[str] = []
+        """Faults that are still to come in this round of all of them."""
 
     def at(self, place: str) -> Run:
         return Run.at(f"{self.folder}/{place}/run")
@@ -83,7 +85,8 @@ class Journey:
             return
         source = self.packed[block][-1]
         before = self.newest(place, block)
-        fault = self.dice.choice(FAULTS)
+        self.deck = self.deck or self.dice.sample(FAULTS, len(FAULTS))
+        fault = self.deck.pop()
         FAULTS_BY_NAME[fault](self, place, block, source)
         after = self.newest(place, block)
         assert after == before or fault in ("stopped", "older"), fault
@@ -229,7 +232,9 @@ def check(journey: Journey, expected: dict[str, bytes]) -> None:
 
 
 def test_ten_random_hand_overs(tmp_path: Path, expected: dict[str, bytes]) -> None:
-    check(travel(tmp_path, 10, seed=11), expected)
+    journey = travel(tmp_path, 10, seed=11)
+    check(journey, expected)
+    assert set(journey.faults) == set(FAULTS)
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Blocks that other places trained come into a run verified, whole or not at all, and never over newer ones unasked."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,8 @@ from dbtrain.errors import ConfigError, RunLockedError, ShardError
 from dbtrain.run.gather import gather, missing
 from dbtrain.run.pack import pack
 from dbtrain.run.run import Run
+from dbtrain.shards.manifest import write_manifest
+from dbtrain.shards.origin import BlockOrigin, Origin
 from dbtrain.shards.storage.fence import newest_attempt
 from dbtrain.shards.storage.lock import RunLock
 from dbtrain.shards.storage.store import Store
@@ -207,6 +210,15 @@ def test_a_run_that_was_trained_in_another_way_is_refused_by_the_key(home, tmp_p
     other = Run(settled(tmp_path / "other", training=training))
     commit(other, 0, 20)
     assert "training.batch_size: 8 in run.json, 4 now there" in refused(home, other.store.url)
+
+
+def test_blocks_that_began_with_other_weights(home, there):
+    """As where each place trained a branch of its own."""
+    rows = [BlockOrigin(block.identity.layers, "stem", "head", ("model.safetensors",)) for block in there.blocks]
+    origin = Origin("branch/blocks/00/step_00000009", {"model.safetensors": "a" * 64}, tuple(rows))
+    write_manifest(there.store, replace(there.manifest, init=origin))
+    commit(there, 0, 20)
+    assert "began with other weights than" in refused(home, there.store.url)
 
 
 def test_a_shard_of_another_block_in_the_folder_of_this_one(home, there):
