@@ -173,7 +173,7 @@ def test_a_merge_holds_one_block_of_each_side_however_many_there_are(run, monkey
         return model
 
     monkeypatch.setattr(merged_model, "load_model", load)
-    result, _ = merge_and_verify(run)
+    result, _ = merge_and_verify(Run(run))
     assert len(result.blocks) == 2 and len(most) == 4 and max(most) == 2
 
 
