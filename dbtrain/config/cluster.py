@@ -42,5 +42,5 @@ class ClusterConfig(Section):
     restart_damaged: bool = False
     """Train a block again from its first step when all its checkpoints are damaged; otherwise it fails and says so."""
     restart_optimizer: bool = False
-    """Train a block on from a checkpoint without its optimizer's state, which then starts anew: the result is not that
-    of training without a break. Otherwise such a block fails and says so."""
+    """Train a block on from a checkpoint without its optimizer's state, which then starts anew: the result is
+    not that of training without a break. Otherwise such a block fails and says so."""

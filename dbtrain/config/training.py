@@ -81,9 +81,9 @@ class TrainingConfig(Section):
     checkpoint_every: Count = 200
     keep: Annotated[int, Field(ge=2)] = 2
     keep_optimizer: bool = True
-    """Whether a block that is done keeps its optimizer's state and `keep` checkpoints. Without it one verified
-    checkpoint of its weights and averages stays: if that is damaged the block has to be trained again, and training it
-    on needs `cluster.restart_optimizer`."""
+    """Whether a block that is done keeps its optimizer's state and `keep` checkpoints. Without it one
+    verified checkpoint of its weights and averages stays: if that is damaged the block has to be trained
+    again, and training it on needs `cluster.restart_optimizer`."""
     log_every: Count = 20
 
     @model_validator(mode="after")

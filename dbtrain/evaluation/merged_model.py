@@ -37,12 +37,12 @@ class MergedModel:
         load: tensors of a block by their names in the whole model.
         device: where the blocks are put.
         where: their files, for messages.
-        one_at_a_time: load a block when it is asked for and keep it until another one is: slower, and in the memory
-            of one block.
+        one_at_a_time: load a block when it is asked for and keep it until another one is: slower, and in the
+            memory of one block.
 
     Raises:
-        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; one at a time, not
-            before the block is asked for.
+        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; one at a
+            time, not before the block is asked for.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ def merged_of(run: Run) -> MergedDirectory:
 
 
 class LoadedBlocks(Sequence[BlockModel]):
-    """Each block's model, loaded when it is asked for; the last one is kept, for all blocks of the same shards.
+    """Each block's model, loaded when asked for; the last one is kept, for all blocks of the same shards.
 
     Args:
         run_plan, load, device, where: as for :class:`MergedModel`.

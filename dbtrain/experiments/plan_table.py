@@ -69,8 +69,7 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, line)
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
-    at_once = sum(at is not None for at in where.values())
-    for line in needs(run_plan, Store(config.run_url), at_once):
+    for line in needs(run_plan, Store(config.run_url), at_once=sum(at is not None for at in where.values())):
         say(console, line)
     say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
     blocks = "branch and blocks" if config.init.branch else "blocks"

@@ -40,14 +40,14 @@ def of_block(run_plan: RunPlan, block: int) -> BlockDisk:
 
 
 def peak_and_after(blocks: Sequence[BlockDisk], at_once: int) -> tuple[int, int]:
-    """Bytes of all blocks when so many of them train at the same time and all others are done, and when all are."""
+    """Bytes of all blocks when so many train at the same time and the others are done, and when all are."""
     after = sum(block.done for block in blocks)
     more = sorted((block.training - block.done for block in blocks), reverse=True)
     return after + sum(more[:at_once]), after
 
 
 def needs(run_plan: RunPlan, run: Store, at_once: int) -> list[str]:
-    """Lines for a plan: the disk at its peak and after, the host memory for snapshots, and whether it is too little.
+    """Lines for a plan: the disk at its peak and after, host memory for snapshots, and whether it is too little.
 
     Args:
         run_plan: of the run.

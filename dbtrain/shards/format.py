@@ -104,7 +104,7 @@ class Shard:
 
 
 def encode(tensors: Mapping[str, Tensor], identity: Identity, step: int, role: Role) -> Content:
-    """A shard file: safetensors, equal bytes for equal tensors, which must stay as they are until it is written.
+    """A shard file: safetensors, equal bytes for equal tensors, which must not change until it is written.
 
     Args:
         tensors: any shapes; global names of this block, prefixed by ``<state>/`` for the role ``optim``.

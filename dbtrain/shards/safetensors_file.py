@@ -1,7 +1,7 @@
-"""Tensors and one sealed record in a safetensors file: the same bytes for the same content, and none that lie.
+"""Tensors and one sealed record in a safetensors file: equal bytes for equal content, and none that lie.
 
-Neither way copies the file in memory: what is written are the tensors' own bytes, and what is read goes straight into
-new tensors.
+Neither way copies the file in memory: what is written are the tensors' own bytes, and what is read goes
+straight into new tensors.
 """
 
 import hashlib
@@ -65,8 +65,8 @@ def sha256(data: bytes) -> str:
 def pack(tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Content:
     """A safetensors file of the tensors (any shapes, moved to the CPU) whose metadata hold the sealed record.
 
-    The tensors must stay as they are until the file is written. The hash of their content, which stands in the header,
-    is computed when the header is first asked for.
+    The tensors must stay as they are until the file is written. The hash of their content, which stands in
+    the header, is computed when the header is first asked for.
 
     Raises:
         ShardError: a tensor has a dtype or layout that safetensors cannot hold, or the record is not JSON.
@@ -155,7 +155,7 @@ def read_raw(reader: Reader, where: str) -> Raw:
 
 
 def layout(header: Mapping[str, Any], size: int, where: str) -> Iterator[tuple[str, torch.dtype, list[int]]]:
-    """Name, type and shape of each tensor in the order of the file, whose bytes they fill without gap or overlap."""
+    """Name, type and shape of each tensor in the file's order; they fill it without gap or overlap."""
     entries = []
     for name, entry in header.items():
         if name == "__metadata__":

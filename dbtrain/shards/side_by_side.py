@@ -1,7 +1,7 @@
 """Work on other threads: calls side by side, and a hash beside the transfer of what it is of.
 
-Hashing, reading and writing large pieces of memory release the interpreter. The threads are daemons, so that the end of
-a worker that crashes is not held up by what it was writing.
+Hashing, reading and writing large pieces of memory release the interpreter. The threads are daemons, so that
+the end of a worker that crashes is not held up by what it was writing.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Events of one attempt of one block, appended to ``events.jsonl`` one JSON object a line.
 
-To add a line to an object is to write it anew as a whole. So in an object store the events go on in ``events.jsonl.1``,
-``events.jsonl.2`` ... once a piece has reached `PIECE`: what is written stays in proportion to what is said.
+To add a line to an object is to write it anew as a whole. So in an object store the events go on in
+``events.jsonl.1``, ``events.jsonl.2`` ... once a piece has reached `PIECE`: what is written stays in
+proportion to what is said.
 """
 
 import json

@@ -1,7 +1,7 @@
 """DeepSpeed around one block. The only file that imports it.
 
-DeepSpeed gives ZeRO 0 to 3, offload, clipping and accumulation. What goes to disk are full float32 tensors by parameter
-name, so a block resumes under another ZeRO stage or on another number of workers.
+DeepSpeed gives ZeRO 0 to 3, offload, clipping and accumulation. What goes to disk are full float32 tensors by
+parameter name, so a block resumes under another ZeRO stage or on another number of workers.
 """
 
 import logging
@@ -35,8 +35,8 @@ vars(deepspeed.ops)["__compatible_ops__"] = {}
 def _sizes(elements: int) -> dict[str, int]:
     """How many elements of a block of so many DeepSpeed reduces, gathers, fetches and steps at a time.
 
-    Its own sizes are for models of many billions of parameters, whatever the model's size: it would allocate 2 GB,
-    which the deterministic mode fills in every step, and keep all that ZeRO 3 has gathered once.
+    Its own sizes are for models of many billions of parameters, whatever the model's size: it would allocate
+    2 GB, which the deterministic mode fills in every step, and keep all that ZeRO 3 has gathered once.
     """
     part = min(elements, max(elements // 8, SMALLEST_PART))
     part += part % 2  # DeepSpeed wants it even
@@ -183,7 +183,8 @@ class Engine:
     def gradient_norm(self) -> Tensor:
         """Norm of the gradient of the last step over all workers, before clipping; a scalar on the device.
 
-        Under ZeRO a step whose norm is not finite was skipped, and that of Muon's matrices is of their updates.
+        Under ZeRO a step whose norm is not finite was skipped, and that of Muon's matrices is of their
+        updates.
         """
         if not self.zero_stage:
             return self._gradient_norm
@@ -208,8 +209,8 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Full float32 copies on the host: parts ``model``, ``ema`` and ``optim``, by parameter name; collective.
 
-        Empty parts on all ranks but the first, which alone writes them: the host has room for one copy. The copies go
-        on when this returns.
+        Empty parts on all ranks but the first, which alone writes them: the host has room for one copy. The
+        copies go on when this returns.
         """
         snapshot = self._copies.begin()
         for part, key, parameter, piece in self._held():

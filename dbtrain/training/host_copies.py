@@ -1,4 +1,4 @@
-"""A block's state on the host: copied while the GPU goes on, into memory that is kept from one commit to the next."""
+"""A block's state on the host: copied while the GPU goes on, into memory that is kept between commits."""
 
 import math
 import weakref
@@ -29,7 +29,7 @@ class Copier(Protocol):
         """Copy to the host, perhaps later."""
 
     def mark(self) -> Any:
-        """Stands for the end of all copies so far; it has a method `synchronize`, or is None if they have ended."""
+        """The end of all copies so far, with a method `synchronize`; None if they have ended."""
 
     def hold_back(self, mark: Any) -> None:
         """What the device is told from now on begins after these copies have ended."""
@@ -68,7 +68,7 @@ class FromGpu:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def pin(self, memory: Tensor) -> str | None:
-        """Register it with the driver. PyTorch's own pinned memory comes in powers of two, up to twice as much."""
+        """Register it with the driver: PyTorch's own pinned memory comes in powers of two."""
         address = memory.data_ptr()
         with torch.cuda.device(self._device):
             driver = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ class _Memory:
 
 
 class Snapshot:
-    """A block's state as it was after some step; whoever has it gives it back when it is written or not wanted."""
+    """A block's state as it was after some step; its holder gives it back once it is written or not wanted."""
 
     def __init__(self, memory: _Memory, give_back: Callable[[_Memory], None]) -> None:
         self._memory = memory
@@ -124,7 +124,7 @@ class Snapshot:
 
     @property
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """Float32 tensors on the host by part and name, complete after :meth:`wait` and valid until `release`."""
+        """Float32 tensors by part and name, complete after :meth:`wait` and valid until `release`."""
         return self._memory.parts
 
     def wait(self) -> None:
@@ -142,8 +142,8 @@ class Snapshot:
 class HostCopies:
     """Snapshots of tensors of fixed shapes; memory for as many as are held at the same time is kept.
 
-    The copies of a snapshot go on while the next step's gradients are computed; its update waits for them, on the
-    device. So a snapshot costs the step no more than what its copies take longer than these gradients.
+    The copies of a snapshot go on while the next step's gradients are computed; its update waits for them, on
+    the device. So a snapshot costs the step no more than what its copies take longer than these gradients.
 
     Args:
         shapes: of the tensors that a snapshot has.
@@ -165,7 +165,7 @@ class HostCopies:
         if self._first is not None:
             self._free.append(self._first.result())
             self._first = None
-        # on a thread of its own: an error of CUDA's is kept for the thread that made it, and not for the training
+        # on a thread of its own: CUDA keeps an error for the thread that made it, so not for the training
         memory = self._free.pop() if self._free else Beside(self._allocate).result()
         self._copier.begin()
         return Snapshot(memory, self._free.append)

@@ -34,7 +34,7 @@ class Observer(Protocol):
         """What the steps up to `step` were like."""
 
     def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
-        """Take a snapshot, which is a collective of the block's workers, after `step` steps, and bring it to the store.
+        """Take a snapshot, a collective of the block's workers, after `step` steps, and store it.
 
         One that is still waiting to be written may be dropped for it.
         """

@@ -179,7 +179,7 @@ class BlockWorker:
         """Hand a snapshot to the background writer; the event follows when it is durable."""
         started = time.monotonic()
         with self.watchdog.patient():
-            # its memory is that of the snapshot to come: the host has room for two, of which one may be being written
+            # the snapshot to come takes its memory: the host has room for two, and one may be being written
             self.writer.drop_waiting()
             snapshot = take()
             if self.rank:

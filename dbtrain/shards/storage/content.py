@@ -1,4 +1,4 @@
-"""Bytes on their way into a file or out of one, in pieces: a file of many gigabytes is never in memory as a whole."""
+"""Bytes on their way into a file or out of one, in pieces: a large file is never in memory as a whole."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +50,7 @@ class Content:
             yield from _cut(part)
 
     def as_known(self) -> Iterator[tuple[int, memoryview]]:
-        """All bytes with the place of each piece in the file; the head comes last, since it may be known late."""
+        """All bytes with each piece's place in the file; the head comes last, since it may be known late."""
         at = self._head_size
         for part in self._body:
             for piece in _cut(part):
@@ -92,7 +92,7 @@ class Reader(Protocol):
     """Bytes of the whole file."""
 
     def readinto(self, into: memoryview) -> int:
-        """Fill memory with what comes next; returns how many bytes that were, less than asked for only at the end."""
+        """Fill memory with what comes next; returns how many bytes that were, fewer only at the end."""
         ...
 
 

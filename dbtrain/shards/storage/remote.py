@@ -210,7 +210,7 @@ class RemoteFiles:
             self._put_buffered(path, Content.of(data), new="mode" in condition)
 
     def _put_buffered(self, path: str, content: Content, new: bool) -> None:
-        """Through the driver's own file, which uploads what has gathered and shows the object when it is closed."""
+        """Through the driver's own file, which uploads as it fills and shows the object when it is closed."""
         with self.fs.open(path, "xb" if new else "wb", block_size=PART) as file:
             for piece in content.in_order():
                 file.write(piece)
