@@ -1,4 +1,5 @@
-"""Every error a user can cause or meet; the command line prints these as one line, and anything else as a bug."""
+"""Every error a user can cause or meet; the command line prints these as one line,
+and anything else as a bug."""
 
 
 def first_line(error: BaseException) -> str:
@@ -13,7 +14,8 @@ class DbtrainError(Exception):
 
 
 class ConfigError(DbtrainError):
-    """The configuration is wrong: an unknown key, a value out of its range, two settings that exclude each other."""
+    """The configuration is wrong: an unknown key, a value out of its range,
+    two settings that exclude each other."""
 
     exit_code = 2
 

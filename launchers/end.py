@@ -1,7 +1,8 @@
-"""End what a launcher's `up` started on this machine, and nothing else: `python end.py HOST:PORT` of the cluster.
+"""End what a launcher's `up` started on this machine, and nothing else:
+`python end.py HOST:PORT` of the cluster.
 
-`up` marks what it starts by a variable in the environment. So nothing is remembered in a file, which may be lost or be
-older than a reboot, and what a broken `up` left is found as well. Other clusters of Ray live on.
+`up` marks what it starts by a variable in the environment. So nothing is remembered in a file, which may be
+lost or be older than a reboot, and what a broken `up` left is found as well. Other clusters of Ray live on.
 """
 
 import os
@@ -34,7 +35,8 @@ def _network(pid: int) -> str:
 
 
 def end(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """In Ray's order: the node, then all but the head's register, then that; returns those that are still there."""
+    """In Ray's order: the node, then all but the head's register,
+    then that; returns those that are still there."""
     node = [process for process in processes if _name(process) == "raylet"]
     rest = [process for process in processes if _name(process) != "gcs_server"]
     for part in (node, rest, processes):

@@ -29,7 +29,8 @@ def baseline(
     address: Address = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train the same layers in another way, with the FLOPs that the blocks take together, in a run of its own."""
+    """Train the same layers in another way, with the FLOPs that the blocks take together,
+    in a run of its own."""
     from dbtrain.experiments.baseline import baseline as make_baseline
 
     console, made = make_console(), make_baseline(at_address(load_config(config, overrides or []), address), kind)
@@ -95,7 +96,8 @@ def ablate(
     baselines: Annotated[str, typer.Option(help='Kinds of baselines, with commas; "" for none.')] = "end_to_end",
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; each also asks the cluster for its GPUs.")] = 1,
 ) -> None:
-    """Train a grid of block counts, noise ranges, partitions and seeds beside baselines; one table and one plot."""
+    """Train a grid of block counts, noise ranges, partitions and seeds beside baselines;
+    one table and one plot."""
     from dbtrain.evaluation.metrics import metric_of
     from dbtrain.experiments.ablate import Grid, grid, policies, run_grid, summary
     from dbtrain.experiments.figures import ablation_plot, ablation_table

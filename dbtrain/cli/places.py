@@ -19,7 +19,8 @@ def doctor(
     nodes: Annotated[int | None, typer.Option(help="Nodes to wait for and to have at least.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that each node must give.")] = None,
 ) -> None:
-    """Look whether this machine or a cluster would carry a run; say what would not work, and how to fix it."""
+    """Look whether this machine or a cluster would carry a run;
+    say what would not work, and how to fix it."""
     from dbtrain.doctor.report import doctor as examine
 
     examine(address, storage, nodes, gpus, make_console())
@@ -75,7 +76,8 @@ def punish(
     ] = 600.0,
     seed: Annotated[int, typer.Option(help="Of the times and kinds of the faults.")] = 0,
 ) -> None:
-    """Kill workers, commits and the command itself at random; every run must end in the bits of an undisturbed one."""
+    """Kill workers, commits and the command itself at random;
+    every run must end in the bits of an undisturbed one."""
     from dbtrain.errors import IncompleteRunError
     from dbtrain.experiments.chaos import Punisher
 

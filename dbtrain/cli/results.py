@@ -15,7 +15,8 @@ from dbtrain.telemetry.layout import say, show_table
 @app.command(name="eval")
 @reported
 def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
-    """Evaluate the merged model of a run; overrides are of the section evaluation, or say where the data lies."""
+    """Evaluate the merged model of a run; overrides are of the section evaluation,
+    or say where the data lies."""
     evaluate_and_say(run, overrides or [], make_console())
 
 

@@ -94,8 +94,8 @@ def at_address(config: Config, address: str | None) -> Config:
 def train_and_merge(config: Config, console: Console, verbose: bool = False, only: Sequence[int] | None = None) -> bool:
     """Train a run, or what is left of it, with a live view, and merge it; whether it was merged.
 
-    With `only` these blocks alone are trained (none but the branch if it is empty), and the run is merged if no
-    other is missing.
+    With `only` these blocks alone are trained (none but the branch if it is empty),
+    and the run is merged if no other is missing.
     """
     from dbtrain.coordinator.train import train as run_all
     from dbtrain.run.calibrate import announced
@@ -129,7 +129,8 @@ def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False)
 @app.command()
 @reported
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Show blocks, layers, ranges, memory and placement. Needs no GPU; trains at most a pilot for the range."""
+    """Show blocks, layers, ranges, memory and placement.
+    Needs no GPU; trains at most a pilot for the range."""
     from dbtrain.experiments.plan_table import show_plan
 
     show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True))

@@ -1,4 +1,5 @@
-"""The configuration: typed, frozen, read from YAML with dotted overrides, unknown keys refused with a suggestion."""
+"""The configuration: typed, frozen, read from YAML with dotted overrides,
+unknown keys refused with a suggestion."""
 
 from dbtrain.config.cluster import ClusterConfig
 from dbtrain.config.evaluation import EvaluationConfig

@@ -38,9 +38,11 @@ class ClusterConfig(Section):
     backoff_s: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the second restart without progress; doubles with each further one, at most 60 s."""
     hang_timeout_s: Positive = 600.0
-    """Longest time without a step before a block is ended and restarted, beside reading and writing checkpoints."""
+    """Longest time without a step before a block is ended and restarted,
+    beside reading and writing checkpoints."""
     restart_damaged: bool = False
-    """Train a block again from its first step when all its checkpoints are damaged; otherwise it fails and says so."""
+    """Train a block again from its first step when all its checkpoints are damaged;
+    otherwise it fails and says so."""
     restart_optimizer: bool = False
     """Train a block on from a checkpoint without its optimizer's state, which then starts anew: the result is
     not that of training without a break. Otherwise such a block fails and says so."""

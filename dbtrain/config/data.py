@@ -40,7 +40,8 @@ def _both_sides(size: object) -> object:
 
 
 class PicturesSection(Section):
-    """What every source of labelled pictures takes; what is not set is taken from the data, which then must agree."""
+    """What every source of labelled pictures takes; what is not set is taken from the data,
+    which then must agree."""
 
     path: str
     image: str = "image"
@@ -48,9 +49,11 @@ class PicturesSection(Section):
     label: str = "label"
     """Column of their classes, in a table: whole numbers or names."""
     size: Annotated[tuple[Count, Count], BeforeValidator(_both_sides)] | None = None
-    """Height and width to which pictures are brought, or one number for both: `data.size=[37,53]`, `data.size=64`."""
+    """Height and width to which pictures are brought, or one number for both:
+    `data.size=[37,53]`, `data.size=64`."""
     resize: Literal["crop", "pad", "squash"] | None = None
-    """How they are brought there: `crop` (the default) keeps the middle, `pad` adds bars, `squash` distorts."""
+    """How they are brought there: `crop` (the default) keeps the middle,
+    `pad` adds bars, `squash` distorts."""
     channels: Literal[1, 3] | None = None
     """1 makes all pictures grey, 3 makes them RGB."""
     background: Literal["black", "white"] | None = None
@@ -74,7 +77,8 @@ class PicturesSection(Section):
 
 
 class ImagesConfig(PicturesSection):
-    """Pictures with classes: a folder of class folders, with or without splits, or one or more Parquet files."""
+    """Pictures with classes: a folder of class folders,
+    with or without splits, or one or more Parquet files."""
 
     source: Literal["images"] = "images"
 
@@ -116,7 +120,8 @@ class TextConfig(TextSection):
 
 
 class JsonLinesConfig(TextSection):
-    """JSON Lines, an object with a text on each line: one file, or all .jsonl, .ndjson and .gz of them of a folder."""
+    """JSON Lines, an object with a text on each line: one file,
+    or all .jsonl, .ndjson and .gz of them of a folder."""
 
     source: Literal["jsonl"] = "jsonl"
     path: str
@@ -191,8 +196,8 @@ def absolute_paths(data: DataConfig, before: Mapping[str, str] = MappingProxyTyp
 
     Args:
         data: as the user gave it.
-        before: :func:`resolved_paths` of when the run was started. They go first while they are there: a run keeps to
-            its data, wherever it is continued or evaluated from.
+        before: :func:`resolved_paths` of when the run was started. They go first while they are there:
+            a run keeps to its data, wherever it is continued or evaluated from.
     """
     # the folder of the packed tokens is made where it is missing
     here = {k: str(Path(v).absolute()) for k, v in given_paths(data).items() if k == "cache" or Path(v).exists()}
@@ -201,13 +206,15 @@ def absolute_paths(data: DataConfig, before: Mapping[str, str] = MappingProxyTyp
 
 
 def resolved_paths(data: DataConfig) -> dict[str, str]:
-    """What the relative paths of the section are in this working directory, by key; without what is not here."""
+    """What the relative paths of the section are in this working directory,
+    by key; without what is not here."""
     found = absolute_paths(data)
     return {key: path for key in _relative(data) if (path := getattr(found, key)) != getattr(data, key)}
 
 
 def whereabouts(data: DataConfig, before: Mapping[str, str]) -> str:
-    """Where relative paths that lead nowhere were looked for, as the end of a message; empty if there are none."""
+    """Where relative paths that lead nowhere were looked for,
+    as the end of a message; empty if there are none."""
     lost = [key for key in _relative(absolute_paths(data, before)) if key in before or not data.source.startswith("hf")]
     places = [
         f"data.{key}={getattr(data, key)} was looked for "

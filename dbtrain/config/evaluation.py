@@ -36,9 +36,11 @@ class EvaluationConfig(Section):
     inception: str | None = None
     """Inception weights (safetensors) for `metric: frechet_inception`."""
     judge: str | None = None
-    """Folder of a causal language model of Hugging Face that `metric: generated` asks for the perplexity of texts."""
+    """Folder of a causal language model of Hugging Face that `metric:
+    generated` asks for the perplexity of texts."""
     mauve: bool = False
-    """Also compare drawn and real texts by MAUVE (`metric: generated`): by the judge's features, else by n-grams."""
+    """Also compare drawn and real texts by MAUVE (`metric:
+    generated`): by the judge's features, else by n-grams."""
     texts: Count | None = None
     """At most so many samples of a split are measured in bits, spread evenly over it; by default all."""
 

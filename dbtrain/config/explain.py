@@ -1,4 +1,5 @@
-"""What is wrong with a configuration, in words: the key as a user writes it, the value, and what to write instead."""
+"""What is wrong with a configuration, in words: the key as a user writes it,
+the value, and what to write instead."""
 
 import difflib
 import re
@@ -55,7 +56,8 @@ def _missing(error: Any, key: str) -> str:
 
 
 def _unknown_kind(error: Any, key: str) -> str:
-    """The key that chooses a section's kind, `model.arch` or `data.source`, has a value that is none of them."""
+    """The key that chooses a section's kind, `model.arch` or `data.source`,
+    has a value that is none of them."""
     context = error["ctx"]
     kinds = _quoted(context["expected_tags"])
     return _none_of(f"{key}.{_chooser(error)}", None if context["tag"] == "None" else context["tag"], kinds)

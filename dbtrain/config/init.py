@@ -34,8 +34,8 @@ class InitConfig(_From):
     """`slice`: each block takes its own layers, by number, of a network of the same depth. `repeat`: every
     block starts from all layers of a network of a block's depth."""
     stem: Literal["private", "frozen"] = "private"
-    """`private`: each block has a copy that it trains. `frozen`: one stem for all blocks, stored once with the
-    run and never trained."""
+    """`private`: each block has a copy that it trains. `frozen`: one stem for all blocks,
+    stored once with the run and never trained."""
     head: Literal["private", "frozen"] = "private"
     branch: BranchConfig | None = None
 

@@ -54,7 +54,8 @@ def _not_a_file(path: Path) -> str:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """YAML makes whole numbers of the blocks' numbers, and an override has text; OmegaConf refuses to mix them."""
+    """YAML makes whole numbers of the blocks' numbers, and an override has text;
+    OmegaConf refuses to mix them."""
     if isinstance(value, list):
         return [_with_text_keys(part) for part in value]
     return {str(key): _with_text_keys(part) for key, part in value.items()} if isinstance(value, dict) else value

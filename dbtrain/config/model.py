@@ -1,4 +1,5 @@
-"""Section `model`: its keys are the keyword arguments of the architecture's class, with their bounds and defaults."""
+"""Section `model`: its keys are the keyword arguments of the architecture's class,
+with their bounds and defaults."""
 
 import inspect
 import re
@@ -73,7 +74,8 @@ def _is_from_run(hint: Any) -> bool:
 
 
 def argument_docs(kind: type[Any]) -> dict[str, str]:
-    """What the docstring of a class says of its arguments: ``name: text`` under ``Args:``, and lines indented below."""
+    """What the docstring of a class says of its arguments:
+    ``name: text`` under ``Args:``, and lines indented below."""
     _, _, section = (inspect.getdoc(kind) or "").partition("\nArgs:\n")
     told: dict[str, str] = {}
     names: list[str] = []

@@ -26,26 +26,27 @@ class NoiseConfig(Section):
     """Noise range, its distribution and its split over the blocks."""
 
     process: str | None = None
-    """How the target is made noisy: `gaussian` (codes, images and latents) or `masking` (token ids); by default what
-    the architecture is made for."""
+    """How the target is made noisy: `gaussian` (codes, images and latents) or `masking` (token ids);
+    by default what the architecture is made for."""
     ranges: Annotated[str, AfterValidator(_known)] = "calibrated"
-    """Where the range and its edges come from: `calibrated` and `equal_information` measure the data with a pilot,
-    `paper`, `uniform` and `explicit` do not. Architectures without a codebook take another by default, see
-    `noise_defaults`. For masking: `alpha`, equal decrements of alpha, or `explicit` masked shares from 1 down to 0."""
+    """Where the range and its edges come from: `calibrated` and `equal_information` measure the data with a
+    pilot, `paper`, `uniform` and `explicit` do not. Architectures without a codebook take another by default,
+    see `noise_defaults`. For masking: `alpha`, equal decrements of alpha, or `explicit` masked shares from 1
+    down to 0."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     sigma_data: Positive | None = None
-    """Standard deviation of one element of the clean target; by default that of a unit-norm code, 1/sqrt(dim), or 0.5
-    for images and latents."""
+    """Standard deviation of one element of the clean target; by default that of a unit-norm code,
+    1/sqrt(dim), or 0.5 for images and latents."""
     edges: tuple[float, ...] | None = None
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=1)] = 0.05
     """A block trains on levels beyond both ends of its slice, by this share of its (log) width."""
     weighting: Literal["none", "edm", "clamp"] = "none"
-    """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2, edm's but for a factor,
-    at most 5."""
+    """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2,
+    edm's but for a factor, at most 5."""
     input_scaling: Literal["unit", "signal"] = "unit"
 
     @model_validator(mode="after")

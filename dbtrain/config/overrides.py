@@ -24,9 +24,9 @@ REFERENCE = re.compile(r"(\\*)\$\{")
 def read_override(override: str) -> dict[str, Any]:
     """An override such as ``model.depth=12`` as a nested mapping.
 
-    The value of a key that takes text is taken as it stands, be it a path with `` #`` in it or a name like ``off``; but
-    ``null`` (or nothing) stands for no value, quotes around the whole are taken off, and ``${seed}`` refers to another
-    key. All other values are YAML.
+    The value of a key that takes text is taken as it stands, be it a path with `` #`` in it or a name like
+    ``off``; but ``null`` (or nothing) stands for no value, quotes around the whole are taken off, and
+    ``${seed}`` refers to another key. All other values are YAML.
 
     Raises:
         ConfigError: it is no override, or gives no value.
@@ -62,7 +62,8 @@ def literal(value: Any) -> Any:
 
 
 def takes_text(path: list[str]) -> bool:
-    """Whether the key at this path has text for its value, in whichever model or source of data has such a key."""
+    """Whether the key at this path has text for its value,
+    in whichever model or source of data has such a key."""
     sections: list[type[Section]] = [Config]
     for part in path[:-1]:
         if part.isdigit():  # of a block, whose section is that of all blocks
@@ -88,7 +89,8 @@ def _text(value: str) -> str | None:
 
 
 def _yaml(value: str) -> Any:
-    """The value that YAML writes so; the text itself if it is no YAML, or if YAML would leave a part of it out."""
+    """The value that YAML writes so; the text itself if it is no YAML,
+    or if YAML would leave a part of it out."""
     try:
         node = yaml.compose(value, yaml.SafeLoader)
         # what follows is a comment, which nobody writes in an override

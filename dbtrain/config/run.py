@@ -116,7 +116,8 @@ class Config(Section):
         return f"{self.out.rstrip('/')}/{self.name}"
 
     def for_workers(self) -> "Config":
-        """The same run as processes elsewhere read it: Ray Train gives each worker a working directory of its own."""
+        """The same run as processes elsewhere read it: Ray Train
+        gives each worker a working directory of its own."""
         return self.model_copy(update={"data": absolute_paths(self.data)})
 
     def content(self) -> dict[str, Any]:

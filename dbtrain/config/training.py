@@ -25,7 +25,8 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _muon_is_not_clipped(self) -> "OptimizerConfig":
-        # DeepSpeed clips Muon's orthogonalised update together with AdamW's gradients under ZeRO, and not without it
+        # DeepSpeed clips Muon's orthogonalised update together with AdamW's gradients under ZeRO,
+        # and not without it
         if self.name == "muon" and self.clip:
             raise ValueError(f"optimizer.name=muon needs optimizer.clip=0, not {self.clip}: its updates have unit norm")
         return self
@@ -41,7 +42,8 @@ class BlockTraining(Section):
     muon_lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     steps: Count | None = None
-    """Of this block; its warm-up is stretched with them, and so takes the same share as that of the others."""
+    """Of this block; its warm-up is stretched with them,
+    and so takes the same share as that of the others."""
     batch_size: Count | None = None
     """Effective batch of this block; the learning rate stays as it is."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -67,15 +69,16 @@ class TrainingConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: ByBlock[BlockTraining] = {}
-    """Exceptions for single blocks. Nothing couples them: a slice with noisier gradients wants a lower `lr` or a
-    larger batch, and one that still learns when the others no longer do wants more steps."""
+    """Exceptions for single blocks. Nothing couples them: a slice with noisier gradients wants a lower
+    `lr` or a larger batch, and one that still learns when the others no longer do wants more steps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"
     """`optimizer`: its states to host memory (ZeRO 1 to 3); `all`: the parameters too (ZeRO 3)."""
     compile: bool = False
     activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass, and compute the rest again: less memory, more time."""
+    """Keep only each layer's input for the backward pass,
+    and compute the rest again: less memory, more time."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the averaged weights; 0 for none."""
     checkpoint_every: Count = 200

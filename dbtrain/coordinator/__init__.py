@@ -1,16 +1,21 @@
-"""Many blocks on many GPUs: placement and lifecycle are pure functions; only the package ``ray`` below knows Ray.
+"""Many blocks on many GPUs: placement and lifecycle are pure functions;
+only the package ``ray`` below knows Ray.
 
 What happens when a worker dies:
 
-1. ``ray/attempt.py``: the attempt's thread returns from Ray Train's ``fit``; ``Attempt.over`` and ``error`` say so.
+1. ``ray/attempt.py``: the attempt's thread returns from Ray Train's ``fit``;
+  ``Attempt.over`` and ``error`` say so.
 2. ``controller.py``: ``Controller`` polls every attempt, reads the last events of its workers, and asks
    ``run/run.py``'s ``RunBlock`` which step is committed.
 3. ``exit_reasons.py``: ``classify`` makes an ``Exit`` of them: done, stopped, preempted, crashed or failed.
-4. ``lifecycle.py``: ``ended`` makes the block's next state of that, from its budgets: pending again, or final.
+4. ``lifecycle.py``: ``ended`` makes the block's next state of that,
+  from its budgets: pending again, or final.
 5. ``block_records.py``: the state is written for ``dbtrain status``.
 6. ``controller.py``: when its pause is over and ``placement.py`` finds room, the block gets its next attempt.
-7. ``shards/storage/fence.py``: the new attempt claims the block; whatever the old one still writes is refused.
-8. ``ray/attempt.py`` starts the workers; ``training/resumption.py`` finds the newest checkpoint that verifies.
+7. ``shards/storage/fence.py``: the new attempt claims the block;
+  whatever the old one still writes is refused.
+8. ``ray/attempt.py`` starts the workers; ``training/resumption.py``
+  finds the newest checkpoint that verifies.
 9. ``training/loop.py`` trains on from there, with the batches and the noise that those steps would have had.
 10. The other blocks notice nothing of all this.
 

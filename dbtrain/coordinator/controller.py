@@ -25,7 +25,8 @@ from dbtrain.training.watchdog import STOP
 
 POLL_S = 0.25
 STOP_GRACE_S = 5.0
-"""For the workers of an attempt that was just placed to say that they have started, once they are asked to stop."""
+"""For the workers of an attempt that was just placed to say that they have started,
+once they are asked to stop."""
 
 
 class Observer(Protocol):
@@ -125,8 +126,8 @@ class Controller:
     def stop(self, reason: str) -> None:
         """Ask all workers to commit and leave, at the next poll; nothing is started any more.
 
-        Called by a signal, in the middle of anything: it writes nothing itself, since a storage that fails just then
-        would raise there, or be taken for the failure of whatever was under way.
+        Called by a signal, in the middle of anything: it writes nothing itself, since a storage that
+        fails just then would raise there, or be taken for the failure of whatever was under way.
         """
         self.stopping, self._stop_asked = True, time.monotonic()
         self._stop_unsent = {"session": self.session, "reason": reason, "pid": os.getpid()}
@@ -144,7 +145,8 @@ class Controller:
         self._stop_unsent, self._stop_asked = None, time.monotonic()
 
     def _end_what_will_never_start(self) -> None:
-        """Blocks that wait while the command stops, or for a block before them that ended without being done."""
+        """Blocks that wait while the command stops, or for a
+        block before them that ended without being done."""
         why = "stopped before it started" if self.stopping else self._why_those_after_wait_in_vain()
         for state in self.states if why else ():
             if state.phase is Phase.PENDING:
@@ -158,7 +160,8 @@ class Controller:
         return next((state for state in self.states if state.phase is not Phase.DONE), None)
 
     def _ready(self) -> list[int]:
-        """Blocks that may start now: whose pause is over and, where blocks train in turn, whose turn it is."""
+        """Blocks that may start now: whose pause is over and,
+        where blocks train in turn, whose turn it is."""
         now = time.monotonic()
         ready = [s.block for s in self.states if s.phase is Phase.PENDING and s.not_before <= now]
         if not self.in_turn:
@@ -179,7 +182,8 @@ class Controller:
             self._tell_obstacle(block, nodes)
 
     def _tell_obstacle(self, block: int, nodes: list[Node]) -> None:
-        """Say once why a block fits on no node that is left, and again when that changes: it may wait for ever."""
+        """Say once why a block fits on no node that is left,
+        and again when that changes: it may wait for ever."""
         why = obstacle(self.wanted[block], nodes)
         if why is not None and why != self._obstacles.get(block):
             self.observer.tell(f"{self._name(block)}: waits for nodes: {why}")
@@ -191,7 +195,8 @@ class Controller:
         try:
             tail = self.records.claim(block, state.attempt, token)
         except ShardError as error:
-            # full or out of reach: as if the worker had met it. Its number is spent, because the claim may have landed.
+            # full or out of reach: as if the worker had met it. Its number is spent,
+            # because the claim may have landed.
             self.states[block] = state
             self._apply(block, Exit("crashed", str(error), state.committed))
             return
@@ -237,7 +242,8 @@ class Controller:
             del self.running[block]
             self._conclude(block, attempt.attempt.error, committed)
         elif self.stopping and not attempt.started and time.monotonic() - self._stop_asked > STOP_GRACE_S:
-            # nobody is there to read the request; what Ray may still start ends when the command leaves the cluster
+            # nobody is there to read the request; what Ray may
+            # still start ends when the command leaves the cluster
             del self.running[block]
             self._apply(block, Exit("stopped", "stopped before its workers started", self.states[block].committed))
 

@@ -27,7 +27,8 @@ OUTSIDE = re.compile(
     r"|\b(ECC error|CUDA driver)\b",
     re.IGNORECASE,
 )
-"""Errors that may come from outside: other workers' deaths, memory that others take, disks, networks, hardware."""
+"""Errors that may come from outside: other workers' deaths,
+memory that others take, disks, networks, hardware."""
 ADDRESS = re.compile(r"0x[0-9a-f]+")
 SILENT_S = 60.0
 """For a node to answer, or for the cluster to find that it is dead, which takes Ray some 20 s."""

@@ -1,4 +1,5 @@
-"""What happens when a worker ends: pure decisions, from a block's state and how its attempt ended to its next state."""
+"""What happens when a worker ends: pure decisions, from a
+block's state and how its attempt ended to its next state."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Exit:
     step: int
     """Newest committed step."""
     cause: str | None = None
-    """An error of the program, with the step that it came at; None where something outside may have ended it."""
+    """An error of the program, with the step that it came at;
+    None where something outside may have ended it."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def running(state: BlockState) -> BlockState:
 def ended(state: BlockState, exit_: Exit, budgets: Budgets, now: float) -> BlockState:
     """The next state after an attempt ended.
 
-    Crashes and preemptions have budgets of their own, because a spot instance that is taken back says nothing about the
-    program; a crash after new commits starts a new budget, because what made progress may do so again. An error of the
-    program that comes twice at the same step without a commit between them would come at every further attempt.
+    Crashes and preemptions have budgets of their own, because a spot instance that is taken back says nothing
+    about the program; a crash after new commits starts a new budget, because what made progress may do so
+    again. An error of the program that comes twice at the same step without a commit between them would come
+    at every further attempt.
     """
     if exit_.kind == "done":
         return dataclasses.replace(state, phase=Phase.DONE, committed=exit_.step, error=None)

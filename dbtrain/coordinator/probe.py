@@ -1,4 +1,5 @@
-"""What one machine says of itself. Runs on every node of a cluster, so it needs nothing but the standard library.
+"""What one machine says of itself. Runs on every node of a cluster,
+so it needs nothing but the standard library.
 
 Functions return plain values: they cross the network, and a node may lack what is asked for.
 """
@@ -36,7 +37,8 @@ ANSWER_S = 20.0
 def versions() -> dict[str, str]:
     """Of Python and the decisive packages; ``missing`` for one that is not installed.
 
-    Without Python's patch level and without the part after a plus: a head with CPU wheels goes with GPU workers.
+    Without Python's patch level and without the part after a plus:
+    a head with CPU wheels goes with GPU workers.
     """
     return {"python": ".".join(platform.python_version_tuple()[:2]), **{name: _version(name) for name in DECISIVE}}
 
@@ -67,7 +69,8 @@ def facts() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, memory in bytes and driver of each NVIDIA GPU, as the driver's own tool says; none without the tool."""
+    """Name, memory in bytes and driver of each NVIDIA GPU,
+    as the driver's own tool says; none without the tool."""
     try:
         done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=ANSWER_S)
     except (OSError, subprocess.TimeoutExpired):

@@ -41,10 +41,12 @@ class Progress:
 
 
 def _says_more(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
-    """Whether an end tells better than the one before why the attempt ended; that of the first rank comes first.
+    """Whether an end tells better than the one before why the attempt ended;
+    that of the first rank comes first.
 
-    An error that another attempt would meet again counts above all. Of crashes the first is the cause, and the broken
-    connections of those that waited are not; when the first rank went without a word, Ray knows more than the others.
+    An error that another attempt would meet again counts above all. Of crashes the first is the cause, and
+    the broken connections of those that waited are not; when the first rank went without a word, Ray knows
+    more than the others.
     """
     if not new.get("rank"):
         return True

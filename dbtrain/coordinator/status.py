@@ -55,7 +55,8 @@ def status(run: Run) -> list[BlockStatus]:
     """
     branch = [branch_status(run)] if run.config.init.branch else []
     statuses = [*branch, *(block_status(block) for block in run.blocks)]
-    # after the blocks: a command that ends meanwhile has written their last states before it gives the lock back
+    # after the blocks: a command that ends meanwhile has
+    # written their last states before it gives the lock back
     return statuses if is_held(run.store) else [_without_command(status) for status in statuses]
 
 

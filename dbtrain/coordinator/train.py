@@ -54,7 +54,8 @@ def train(
 
     Raises:
         ConfigError: there is no such block, or the branch that they start from is not trained.
-        IncompleteRunError: blocks failed or were stopped; the message names each. The same command continues them.
+        IncompleteRunError: blocks failed or were stopped; the message names each.
+            The same command continues them.
         DbtrainError: the run cannot start.
     """
     refuse_lost_output(config.out)
@@ -109,7 +110,8 @@ def _asked(wanted: Sequence[Request], only: Collection[int] | None) -> list[Requ
 
 
 def _check_room(config: Config, run: Run, nodes: Sequence[Node], only: Collection[int] | None) -> None:
-    """Refuse a new run whose blocks fit on no node; of one that exists only blocks that are not done must fit."""
+    """Refuse a new run whose blocks fit on no node; of one
+    that exists only blocks that are not done must fit."""
     if not run.exists:
         place(_asked(requests(config, choose_device(config.cluster.device, nodes)), only), nodes)
 
@@ -175,7 +177,8 @@ def _train_blocks(run: Run, run_plan: RunPlan, start: Start) -> list[BlockState]
 def _train_jobs(
     run: Run, run_plan: RunPlan, start: Start, whole: Run, before: Sequence[Row] = (), after: Sequence[Row] = ()
 ) -> list[BlockState]:
-    """Train the blocks of a run, or its branch, which is a run below the `whole` one, under whose name it is tracked.
+    """Train the blocks of a run, or its branch, which is a run below the `whole` one,
+    under whose name it is tracked.
 
     The table has the rows `before` and `after` beside theirs.
     """

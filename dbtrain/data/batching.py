@@ -1,4 +1,5 @@
-"""From samples to batches: which samples a step takes, on which device, and how training images are varied."""
+"""From samples to batches: which samples a step takes, on which device,
+and how training images are varied."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -62,8 +63,9 @@ def blank(shape: Mapping[str, Any], count: int) -> dict[str, Tensor]:
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, without waiting for a GPU's queue to run empty.
 
-    A plain ``.to`` from pageable memory waits for everything that was given to the GPU before it, and the next step's
-    launches then come late. A CPU tensor that goes to a GPU is therefore copied to pinned memory first.
+    A plain ``.to`` from pageable memory waits for everything that was given to the GPU before it, and the
+    next step's launches then come late. A CPU tensor that goes to a GPU is therefore copied to pinned memory
+    first.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -76,7 +78,8 @@ BLACK = -1.0
 
 
 def shift(image: Tensor, pixels: int, draws: Draws) -> Tensor:
-    """Move each of the images (N, C, H, W) by up to `pixels` down or up and right or left; what comes in is black."""
+    """Move each of the images (N, C, H, W) by up to `pixels` down or up and right or left;
+    what comes in is black."""
     height, width = image.shape[2:]
     padded = functional.pad(image, [pixels] * 4, value=BLACK)
     start = (draws.uniform((2,), SHIFT_STREAM) * (2 * pixels + 1)).long()

@@ -45,8 +45,8 @@ def decoded(
 ) -> tuple[dict[str, Tensor], str]:
     """Pictures (n, C, H, W) uint8 by split, and the hash of all of them with their labels.
 
-    They are read from `folder` if they were decoded before, and what is read is hashed again: a damaged file is made
-    anew. One process of a machine decodes, others wait for it.
+    They are read from `folder` if they were decoded before, and what is read is hashed again:
+    a damaged file is made anew. One process of a machine decodes, others wait for it.
 
     Args:
         parts: the files, by name.

@@ -23,7 +23,8 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 def digits(validation: float, test: float = 0.2) -> DataSet:
-    """Scikit-learn's 1,797 handwritten digits, 8x8, in their published order; the last `test` share is the test set."""
+    """Scikit-learn's 1,797 handwritten digits, 8x8, in their published order;
+    the last `test` share is the test set."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -42,7 +43,8 @@ def fashion_mnist(path: str | None, validation: float) -> DataSet:
 
 
 def idx_folder(path: str, classes: int | None, validation: float, names: tuple[str, ...] = ()) -> DataSet:
-    """A folder with the four files of MNIST, gzipped or not; the last `validation` share of the training file is kept.
+    """A folder with the four files of MNIST, gzipped or not;
+    the last `validation` share of the training file is kept.
 
     Without `classes` the greatest label of the training file is that of the last class.
 

@@ -27,8 +27,8 @@ def number_classes(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Class numbers (n,) int64 by split, and the names of the classes in the order of their numbers.
 
-    Without `known` names the values of ``train`` are the classes, sorted; but whole numbers stand for themselves where
-    `classes` says how many there are.
+    Without `known` names the values of ``train`` are the classes, sorted; but
+    whole numbers stand for themselves where `classes` says how many there are.
 
     Args:
         splits: ``train`` among them.
@@ -36,8 +36,8 @@ def number_classes(
         classes: as the configuration has it; None where it is silent.
 
     Raises:
-        DataError: a label is missing, a fraction, a list, out of range, or not among those of ``train``; or `classes`
-            is not how many there are.
+        DataError: a label is missing, a fraction, a list, out of range, or not among those of ``train``;
+            or `classes` is not how many there are.
     """
     for labels in splits.values():
         _check_kinds(labels)

@@ -46,12 +46,14 @@ class LabelledLatents:
 def latents(
     path: str, labels: str | None, classes: int, scale: float | None, validation: float, test: float, read: ReadTensors
 ) -> DataSet:
-    """Latents from `path`: of a fixed permutation the last `test` share is the test set, `validation` that before it.
+    """Latents from `path`: of a fixed permutation the last `test` share is the test set,
+    `validation` that before it.
 
     A file may be sorted by class, and its last share then lack most of them.
 
     Args:
-        path: a safetensors file with ``latent`` (n, C, H, W) and ``label`` (n,), or a .npy file of the latents.
+        path: a safetensors file with ``latent`` (n, C, H, W) and ``label`` (n,),
+            or a .npy file of the latents.
         labels: a .npy file of the labels, for latents in a .npy file.
         scale: factor on every latent; by default such that the training split's standard deviation is 0.5.
 

@@ -1,4 +1,5 @@
-"""A text as one row of token numbers in a memory-mapped file, packed once and cached under the hash of its content."""
+"""A text as one row of token numbers in a memory-mapped file,
+packed once and cached under the hash of its content."""
 
 import hashlib
 import os
@@ -44,18 +45,21 @@ class Packed:
     tokens: NDArray[Any]
     """(n,), read-only."""
     content: str
-    """Their hash: that of the files would be another after gzip, and the hub's names a download, not a text."""
+    """Their hash: that of the files would be another after gzip,
+    and the hub's names a download, not a text."""
 
 
 def pack(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> Packed:
     """The tokens of a text, from the cache if it has them undamaged.
 
-    All tokens are read and hashed, so that the content is that of what a run trains on. A file whose hash is not the
-    one that was written beside it is packed again. Files are written under another name, synced and renamed, so that
-    workers may pack the same text at once, and get their modes by the umask, so that others can share the cache.
+    All tokens are read and hashed, so that the content is that of what a run trains on. A file whose hash is
+    not the one that was written beside it is packed again. Files are written under another name, synced and
+    renamed, so that workers may pack the same text at once, and get their modes by the umask, so that others
+    can share the cache.
 
     Raises:
-        DataError: the folder cannot be written, the text is empty, or the tokenizer gives a number that is none of its.
+        DataError: the folder cannot be written, the text is empty,
+            or the tokenizer gives a number that is none of its.
     """
     file = folder / f"{key}.{_dtype(tokenizer.vocabulary)}"
     try:
@@ -143,7 +147,8 @@ def _write(file: Path, parts: Iterable[bytes]) -> str:
 
 
 class TokenWindows:
-    """Windows of `length` tokens that follow each other in a packed text; what is left at its end is not used.
+    """Windows of `length` tokens that follow each other in a packed text;
+    what is left at its end is not used.
 
     Args:
         tokens: (n,) token numbers.
@@ -181,7 +186,8 @@ class TokenWindows:
 
 
 def token_data_set(packed: Packed, tokenizer: Tokenizer, length: int, validation: float, test: float) -> DataSet:
-    """Three contiguous parts of a packed text: the last `test` share, before it the `validation` share, the rest.
+    """Three contiguous parts of a packed text: the last `test` share,
+    before it the `validation` share, the rest.
 
     Raises:
         DataError: a part has not one whole window.

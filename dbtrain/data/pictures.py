@@ -1,4 +1,5 @@
-"""Labelled pictures as people have them: class folders, Parquet files, and data sets of the Hugging Face hub."""
+"""Labelled pictures as people have them: class folders,
+Parquet files, and data sets of the Hugging Face hub."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,8 @@ def images(
         shape: fields of :class:`Want`.
 
     Raises:
-        DataError: something is missing, damaged, or not what it should be; the message names the file and row.
+        DataError: something is missing, damaged, or not what it should be;
+            the message names the file and row.
     """
     found = find_pictures(path, image, label)
     return _data_set(found, path, classes, validation, test, test_split, cache, Want(**shape))
@@ -97,7 +99,8 @@ def _data_set(
 
 
 def _roles(found: Found, path: str, test_split: str | None) -> dict[str, str]:
-    """The part of the data for each of ``train``, ``validation`` and ``test``; without those that it lacks."""
+    """The part of the data for each of ``train``,
+    ``validation`` and ``test``; without those that it lacks."""
     if test_split is not None and test_split not in found.parts:
         raise DataError(f"data.test_split={test_split} is no split of {path}, which has {', '.join(found.parts)}")
     roles: dict[str, str] = {} if test_split is None else {"test": test_split}
@@ -116,7 +119,8 @@ def _roles(found: Found, path: str, test_split: str | None) -> dict[str, str]:
 def _rows(
     counts: Mapping[str, int], validation: float, test: float, mix: bool
 ) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
-    """For each split the one that its pictures come from, and their rows in it; and how those were made that lacked."""
+    """For each split the one that its pictures come from, and their rows in it;
+    and how those were made that lacked."""
     order = {split: mixed(count) if mix else torch.arange(count) for split, count in counts.items()}
     rest, made, rows = order["train"], [], {}
     # validation is cut last, as it is where a test split is there

@@ -1,4 +1,5 @@
-"""One picture, of any format that Pillow reads, as bytes of 1 or 3 channels; what has no exact such form is refused.
+"""One picture, of any format that Pillow reads, as bytes of 1 or 3 channels;
+what has no exact such form is refused.
 
 Pillow is imported when it is needed: a node that trains on text may lack it.
 """
@@ -29,13 +30,14 @@ HEAD = 4096
 
 @dataclass(frozen=True)
 class Want:
-    """How pictures are brought to one shape; what is None is taken from the pictures, which then must agree."""
+    """How pictures are brought to one shape; what is None is taken from the pictures,
+    which then must agree."""
 
     size: tuple[int, int] | None = None
     """(height, width)."""
     resize: Literal["crop", "pad", "squash"] | None = None
-    """`crop` (also for None): scaled until both sides are covered, the middle is kept; `pad`: scaled until both sides
-    fit, bars are added; `squash`: each side is scaled for itself."""
+    """`crop` (also for None): scaled until both sides are covered, the middle is kept; `pad`:
+    scaled until both sides fit, bars are added; `squash`: each side is scaled for itself."""
     channels: Literal[1, 3] | None = None
     background: Literal["black", "white"] | None = None
     """What lies below transparent pixels, and the colour of the bars (by default black)."""
@@ -45,8 +47,9 @@ def pixels(value: Any, name: str, want: Want) -> NDArray[np.uint8]:
     """Bytes (channels, height, width) of a picture.
 
     Args:
-        value: a path, the bytes of a file, both as the datasets library stores them (``{"bytes": ..., "path": ...}``),
-            a picture of Pillow, or rows of whole numbers from 0 to 255, (H, W), (H, W, 1) or (H, W, 3).
+        value: a path, the bytes of a file, both as the datasets library stores them (``{"bytes": ..., "path":
+            ...}``), a picture of Pillow, or rows of whole numbers from 0 to 255, (H, W), (H, W, 1) or (H, W,
+            3).
         name: the file, row and column, for messages.
         want: the shape it is brought to.
 

@@ -34,7 +34,8 @@ class DataSet:
     class_names: tuple[str, ...] = ()
     """In the order of their numbers; empty for data without classes, or whose classes have no names."""
     notes: tuple[str, ...] = ()
-    """What people should be told of the data: how much there is, and which splits were made for want of their own."""
+    """What people should be told of the data: how much there is,
+    and which splits were made for want of their own."""
 
 
 def check_labels(count: int, labels: Tensor, classes: int) -> None:
@@ -97,7 +98,8 @@ class LabelledImages:
 
 
 def mixed(count: int) -> Tensor:
-    """A fixed random order (count,), for data that may be sorted by class: its last share would lack classes."""
+    """A fixed random order (count,), for data that may be sorted by class:
+    its last share would lack classes."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed("dbtrain", "held out")))
 
 
@@ -112,7 +114,8 @@ def spread(size: int, count: int) -> Tensor:
 
 
 def partners(order: Tensor) -> Tensor:
-    """The sample that each of n is put beside, (n,): the one before it in an order (n,); never itself if n > 1."""
+    """The sample that each of n is put beside, (n,): the one before it in an order (n,);
+    never itself if n > 1."""
     return torch.empty_like(order).index_copy(0, order, order.roll(1))
 
 

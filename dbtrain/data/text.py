@@ -1,4 +1,5 @@
-"""Sources of text: files, Hugging Face datasets, a dictionary that Debian ships, and Python's own documentation."""
+"""Sources of text: files, Hugging Face datasets, a dictionary that Debian ships,
+and Python's own documentation."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ FILE_KINDS: Mapping[str, str] = {
 
 
 def text_files(path: str, tokenizer: str, length: int, validation: float, test: float, cache: str | None) -> DataSet:
-    """A file, or all ``.txt`` and ``.txt.gz`` files of a folder, in the order of their names; UTF-8, gzipped or not.
+    """A file, or all ``.txt`` and ``.txt.gz`` files of a folder,
+    in the order of their names; UTF-8, gzipped or not.
 
     Raises:
         DataError: there is no such file, it is damaged, not readable or not UTF-8, or holds too little text.
@@ -41,7 +43,8 @@ def text_files(path: str, tokenizer: str, length: int, validation: float, test: 
 def json_lines(
     path: str, column: str, tokenizer: str, length: int, validation: float, test: float, cache: str | None
 ) -> DataSet:
-    """Files of JSON Lines: a text under the key `column` of the object on each line; a new line ends each text.
+    """Files of JSON Lines: a text under the key `column` of the object on each line;
+    a new line ends each text.
 
     Raises:
         DataError: there is no such file, it is damaged or not readable, or a line holds no such text.
@@ -78,7 +81,8 @@ def gcide(path: str | None, tokenizer: str, length: int, validation: float, test
 
 
 def python_topics(tokenizer: str, length: int, validation: float, test: float, cache: str | None) -> DataSet:
-    """The language reference that comes with Python (half a million characters; differs between its versions)."""
+    """The language reference that comes with Python (half a million characters;
+    differs between its versions)."""
     from pydoc_data.topics import topics
 
     whole = "\n".join(topics[name] for name in sorted(topics)) + "\n"
@@ -97,7 +101,8 @@ def hugging_face_text(
     test: float,
     cache: str | None,
 ) -> DataSet:
-    """A column of a data set of the hub, a local folder or a file; all three splits are cut from the one named.
+    """A column of a data set of the hub, a local folder or a file;
+    all three splits are cut from the one named.
 
     Raises:
         DataError: it cannot be loaded, lacks the split or column, or a row of it holds no text.

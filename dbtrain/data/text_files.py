@@ -21,7 +21,8 @@ SHOWN = 8
 
 
 def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The file itself, or all files of a folder with such an end of their names, in order; hidden ones are left out.
+    """The file itself, or all files of a folder with such an end of their names,
+    in order; hidden ones are left out.
 
     Raises:
         DataError: there is none.

@@ -29,7 +29,8 @@ class Tokenizer(Protocol):
         """The text of token numbers."""
 
     def characters(self, tokens: Sequence[int]) -> int:
-        """Characters for which the tokens stand, by which bits are divided; bytes of UTF-8 count as characters."""
+        """Characters for which the tokens stand, by which bits are divided;
+        bytes of UTF-8 count as characters."""
 
 
 class Letters:

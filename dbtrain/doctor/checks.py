@@ -11,7 +11,8 @@ from dbtrain.coordinator.preflight import WAKE, Nodes, absent, answers, silences
 from dbtrain.shards.storage.store import Store
 
 CLOCK_WARN_S, CLOCK_BAD_S = 2.0, 10.0
-"""A run's lock is believed dead 30 s after its last heartbeat; clocks that differ by a third of it mislead."""
+"""A run's lock is believed dead 30 s after its last heartbeat;
+clocks that differ by a third of it mislead."""
 JOIN_S = 60.0
 """Nodes of a cluster that has just been started come one after the other."""
 SHARED_MEMORY_MIN = 64 * 2**20

@@ -1,4 +1,5 @@
-"""Loss by noise level: which block, at which level, falls behind. At a boundary both neighbours are measured."""
+"""Loss by noise level: which block, at which level, falls behind.
+At a boundary both neighbours are measured."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -40,7 +41,8 @@ def measure_losses(
     show: Callable[[list[Point]], None] = lambda points: None,
     progress: Count = silent,
 ) -> list[Point]:
-    """Losses of a run's merged model on its validation split; also written to ``losses.json``, once they were shown.
+    """Losses of a run's merged model on its validation split;
+    also written to ``losses.json``, once they were shown.
 
     The noise of a sample is the same at every level and in every run, so that curves compare in pairs.
 

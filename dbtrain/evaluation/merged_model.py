@@ -77,7 +77,8 @@ class MergedModel:
 
     @staticmethod
     def of_run(run: Run, device: torch.device) -> "MergedModel":
-        """The merged model of a run, with the places that only run.json keeps, if it is there, such as its data's.
+        """The merged model of a run, with the places that only run.json keeps,
+        if it is there, such as its data's.
 
         Raises:
             ShardError: the run is not merged, or its files are damaged.
@@ -90,9 +91,11 @@ class MergedModel:
         return model
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
-        """Every evaluation along the chain for a batch of N samples; `draws` make the noise it starts from, if any.
+        """Every evaluation along the chain for a batch of N samples;
+        `draws` make the noise it starts from, if any.
 
-        `rotate` puts every block into the place of the one so many before it: a control of what the order gives.
+        `rotate` puts every block into the place of the one so many before it:
+        a control of what the order gives.
         """
         run_plan, noise = self.run_plan, self.run_plan.noise()
         example = self._example(batch)
@@ -104,7 +107,8 @@ class MergedModel:
         return list(chain(denoise, noise, run_plan.ranges, levels, start, level_shape=shape, draws=draws))
 
     def on_true_codes(self, batch: Batch, others: Batch, draws: Draws, steps_per_block: int = 1) -> list[Evaluation]:
-        """The chain's evaluations, each on the true target of `batch` noised as in training, and what `others` shows.
+        """The chain's evaluations, each on the true target of `batch` noised as in training,
+        and what `others` shows.
 
         A control: it tells how much of the answer is left in the noise.
         """
@@ -119,7 +123,8 @@ class MergedModel:
         return evaluations
 
     def draws(self, positions: Tensor, seed: int = 0) -> Draws:
-        """The randomness of a walk over the samples of these numbers (N,) in their split, however it is cut."""
+        """The randomness of a walk over the samples of these numbers (N,) in their split,
+        however it is cut."""
         key = derive_seed(self.run_plan.config.seed, "evaluation", seed)
         return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
 
@@ -214,7 +219,8 @@ def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _s
 def check_shard(
     run_plan: RunPlan, shard: int, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Tensors of a shard by their names in its model, of which `wanted` is the state; ShardError if they misfit it."""
+    """Tensors of a shard by their names in its model, of which `wanted` is the state;
+    ShardError if they misfit it."""
     wanted = {name: tensor for name, tensor in wanted.items() if name not in run_plan.frozen}
     named = {local_name(shard, name): tensor for name, tensor in tensors.items()}
     layers = run_plan.shards.layers(shard)
@@ -233,8 +239,8 @@ def check_shard(
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
 
-    Both are given what the block's own checkpoint is given along the chain, so that only a block that is wrong itself
-    is named, not those after it.
+    Both are given what the block's own checkpoint is given along the chain,
+    so that only a block that is wrong itself is named, not those after it.
 
     Args:
         apart: the blocks from their own checkpoints.

@@ -31,12 +31,13 @@ class Metric:
     better: Better | Mapping[str, Better]
     """Of every readout alike; or, if they differ, of each for which it is known."""
     begin: Begin
-    """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data); what the
-    splits have in common is made once."""
+    """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data);
+    what the splits have in common is made once."""
     fits: Callable[[type[BlockModel]], bool]
     """Whether it is for an architecture, from what its class says that it can do."""
     check: Callable[[Config], None] = lambda config: None
-    """Raises ConfigError if something that it needs is missing, so that this shows before anything is trained."""
+    """Raises ConfigError if something that it needs is missing,
+    so that this shows before anything is trained."""
     percent: bool = False
     """Whether scores are shares, which people read in percent."""
 
@@ -92,7 +93,8 @@ def metric_of(config: Config) -> tuple[str, Metric]:
     """Name and row of the metric of a run: the one asked for, or the first that fits its architecture.
 
     Raises:
-        ConfigError: there is none of that name, it is not for this architecture, or something that it needs is missing.
+        ConfigError: there is none of that name, it is not for this architecture,
+            or something that it needs is missing.
     """
     arch = config.model.arch
     fitting = [name for name, metric in METRICS.items() if metric.fits(architecture(arch))]

@@ -43,11 +43,12 @@ def evaluate_run(
     show: Callable[[Metric, Scores], None] = lambda metric, scores: None,
     count: Count = silent,
 ) -> tuple[Metric, Scores]:
-    """Score of a run's merged model by split and readout; also written to ``evaluation.json``, once they were shown.
+    """Score of a run's merged model by split and readout;
+    also written to ``evaluation.json``, once they were shown.
 
     Args:
-        overrides: of the section `evaluation`, such as ``evaluation.steps=100``, and of where the data lies, such as
-            ``data.path=/elsewhere``; it must be the same data.
+        overrides: of the section `evaluation`, such as ``evaluation.steps=100``, and of where the data lies,
+            such as ``data.path=/elsewhere``; it must be the same data.
         section: how to evaluate, if not as the run's own configuration says.
         show: called with the result before it is written.
         count: told how far it has come.

@@ -1,4 +1,5 @@
-"""The ablate command: block counts x ranges x partitions x seeds on one cluster, beside baselines at equal FLOPs."""
+"""The ablate command: block counts x ranges x partitions x seeds on one cluster,
+beside baselines at equal FLOPs."""
 
 import os
 import subprocess
@@ -169,7 +170,8 @@ def _in_turn(calls: Sequence[Callable[[], Measured]], parallel: int) -> list["Fu
         wait(tasks)
         return tasks
     finally:
-        # after Ctrl-C, which the terminal sends to the runs as well, those that have begun commit on the cluster first
+        # after Ctrl-C, which the terminal sends to the runs as well,
+        # those that have begun commit on the cluster first
         pool.shutdown(cancel_futures=True)
 
 
@@ -183,7 +185,8 @@ def _run(path: str, variant: Variant, address: str, tell: Callable[[str], None])
 
 
 def evaluation(path: str, variant: Variant) -> list[str]:
-    """The section `evaluation` as overrides: that of this command, and not of the one that trained the run."""
+    """The section `evaluation` as overrides: that of this command,
+    and not of the one that trained the run."""
     section = load_config(path, variant.overrides).evaluation.model_dump(mode="json")
     return [write_override(f"evaluation.{name}", value) for name, value in section.items()]
 

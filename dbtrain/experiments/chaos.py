@@ -1,4 +1,5 @@
-"""Kill what a run consists of at random, run after run, and demand the bits of an undisturbed one every time."""
+"""Kill what a run consists of at random, run after run, and
+demand the bits of an undisturbed one every time."""
 
 import os
 import random
@@ -34,7 +35,8 @@ class Punisher:
         arguments: of the train command: configuration file and overrides.
         config: what they say; its ``out`` must be a local directory.
         mtbf_s: mean time between faults, in seconds.
-        seed: of the times and kinds of the faults; what they hit depends on the machine, so no run repeats exactly.
+        seed: of the times and kinds of the faults; what they hit depends on the machine,
+            so no run repeats exactly.
         time_limit_s: seconds after the undisturbed run after which no fault is made and no run started.
         tell: called with one line for each thing that happens.
     """
@@ -74,7 +76,8 @@ class Punisher:
         """One undisturbed run, then `runs` disturbed ones, or fewer if the time is over.
 
         Raises:
-            IncompleteRunError: the undisturbed run does not succeed, or no fault could be made, which proves nothing.
+            IncompleteRunError: the undisturbed run does not succeed,
+                or no fault could be made, which proves nothing.
         """
         wanted = self._undisturbed()
         self.until = time.monotonic() + self.time_limit_s
@@ -116,7 +119,8 @@ class Punisher:
         self.tell(f"{label}: {hit} fault(s), {starts} command(s), {wrong or 'the same bits as the undisturbed run'}")
 
     def _lost(self, run: Run, starts: int) -> str | None:
-        """A block that began anew more often than it, or the command, was hit has suffered from another's fault."""
+        """A block that began anew more often than it, or the command,
+        was hit has suffered from another's fault."""
         for block in range(self.config.blocks):
             attempts = len(run.block(block).attempts)
             allowed = starts + self._aimed[block] + self._aimed[None]

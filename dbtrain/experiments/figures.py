@@ -12,7 +12,8 @@ from dbtrain.telemetry.console import duration, size
 
 
 def ablation_table(rows: Sequence[Mapping[str, Any]], metric: Metric, split: str) -> Table:
-    """One line for each block count, range policy and partition; mean and standard deviation over the seeds."""
+    """One line for each block count, range policy and partition;
+    mean and standard deviation over the seeds."""
     names = dict.fromkeys(name for row in rows for name in row["scores"][split])
     readouts = [name for name in names if not name.startswith(("after_", CLASS))]
     table = Table(title=f"{metric.label} on {split}, mean ± std over the seeds", title_justify="left")
@@ -33,7 +34,8 @@ def _score(metric: Metric, score: Mapping[str, Any] | None) -> str:
 
 
 def ablation_plot(rows: Sequence[Mapping[str, Any]], metric: Metric, readout: str, file: Path) -> None:
-    """Quality against block count, a line for each policy and partition, and each baseline; and memory (PNG)."""
+    """Quality against block count, a line for each policy and partition,
+    and each baseline; and memory (PNG)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

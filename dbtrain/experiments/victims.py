@@ -1,4 +1,5 @@
-"""What a run on this machine consists of, found from outside: its processes, and which of them commits right now."""
+"""What a run on this machine consists of, found from outside:
+its processes, and which of them commits right now."""
 
 import contextlib
 import os

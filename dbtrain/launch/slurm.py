@@ -27,7 +27,8 @@ def sbatch_command(options: Mapping[str, object], config: Path, overrides: Seque
 
 
 def _with_options(script: str, options: Mapping[str, object]) -> str:
-    """The script as the given options make it: sbatch takes those of its command line before those in the file."""
+    """The script as the given options make it: sbatch takes
+    those of its command line before those in the file."""
     given = {name: value for name, value in options.items() if value is not None}
     kept = [line for line in script.splitlines() if not any(line.startswith(f"#SBATCH --{name}=") for name in given)]
     lines = [f"#SBATCH --{name}={value}" for name, value in given.items()]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and content of a tensor of any shape, as 64 hex digits; the device does not matter."""
+    """SHA-256 of dtype, shape and content of a tensor of any shape,
+    as 64 hex digits; the device does not matter."""
     return content_hash({"": tensor})
 
 

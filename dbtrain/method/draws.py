@@ -1,7 +1,7 @@
 """Random numbers as pure functions of (run seed, block, step, position in the batch, element).
 
-A counter-based generator instead of a stateful one: nothing to save in a checkpoint, the same bits on every device, and
-the same noise for a sample however the batch is cut over workers and micro-batches.
+A counter-based generator instead of a stateful one: nothing to save in a checkpoint, the same bits on
+every device, and the same noise for a sample however the batch is cut over workers and micro-batches.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) from any parts, such as (run seed, block, step); equal parts give equal seeds everywhere."""
+    """A seed in [0, 2^63) from any parts, such as (run seed,
+    block, step); equal parts give equal seeds everywhere."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -43,7 +44,8 @@ class Draws:
     """Uniforms and normals for the samples of one step.
 
     Args:
-        key: int64 scalar tensor from :func:`derive_seed`; a tensor, so that a compiled step is not compiled again.
+        key: int64 scalar tensor from :func:`derive_seed`; a tensor,
+            so that a compiled step is not compiled again.
         positions: (N,) int64 positions of the samples in the effective batch.
     """
 
@@ -57,18 +59,21 @@ class Draws:
         sample = _mix(self.key + (self.positions + 1) * _GOLDEN + _signed(stream * _MIX_2))
         element = torch.arange(1, count + 1, device=self.positions.device) * _GOLDEN
         bits = _shift_right(_mix(sample[:, None] + element[None, :]), 41)
-        # 23 bits and a half fit a float32's 24 bits exactly; with one bit more the largest rounds to 1, whose quantile
-        # is infinite. The half keeps 0 out too.
+        # 23 bits and a half fit a float32's 24 bits exactly; with one bit more the largest rounds to 1,
+        # whose quantile is infinite. The half keeps 0 out too.
         return ((bits.to(torch.float32) + 0.5) * 2.0**-23).reshape(-1, *shape)
 
     def normal(self, shape: tuple[int, ...], stream: int) -> Tensor:
-        """(N, *shape) float32 standard normal, by the inverse distribution function (so within 5.3 of zero)."""
+        """(N, *shape) float32 standard normal, by the inverse
+        distribution function (so within 5.3 of zero)."""
         return math.sqrt(2.0) * torch.erfinv(2.0 * self.uniform(shape, stream) - 1.0)
 
     def spread(self, stream: int) -> Tensor:
-        """(N,) float32 in (0, 1) that cover it evenly: one uniform start, then steps of the golden ratio by position.
+        """(N,) float32 in (0, 1) that cover it evenly: one uniform start,
+        then steps of the golden ratio by position.
 
-        Each is uniform by itself; a mean over neighbouring positions varies far less than with independent draws.
+        Each is uniform by itself; a mean over neighbouring
+        positions varies far less than with independent draws.
         """
         start = Draws(self.key, torch.zeros_like(self.positions[:1])).uniform((), stream).double()
         spread = torch.frac(start + self.positions.double() * GOLDEN_RATIO)

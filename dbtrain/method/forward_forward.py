@@ -1,4 +1,5 @@
-"""Forward-Forward (Hinton 2022) behind the plug: each block tells right labels from wrong ones by its own activity."""
+"""Forward-Forward (Hinton 2022) behind the plug: each block
+tells right labels from wrong ones by its own activity."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ WRONG_STREAM = 2
 
 
 def normalise(hidden: Tensor) -> Tensor:
-    """Scale every position's activity (..., D) to mean square 1, which hides how good the block before found it."""
+    """Scale every position's activity (..., D) to mean square 1,
+    which hides how good the block before found it."""
     return functional.rms_norm(hidden, hidden.shape[-1:])
 
 
@@ -33,7 +35,8 @@ class ForwardForward(BlockModel):
     """A classifier whose blocks are trained by goodness; it has no head, and its stem belongs to block 0.
 
     Args:
-        model: with all layers, with codes that its stem is shown as the label, and with hidden states to look at.
+        model: with all layers, with codes that its stem is shown as the label,
+            and with hidden states to look at.
         blocks: layers of every block, in the order in which they are applied.
     """
 
@@ -96,7 +99,8 @@ class ForwardForward(BlockModel):
 
 
 class ForwardForwardObjective(nn.Module):
-    """Mean over blocks of -log p(right label is right) - log p(wrong label is wrong), p = sigmoid of the goodness.
+    """Mean over blocks of -log p(right label is right) - log p(wrong label is wrong),
+    p = sigmoid of the goodness.
 
     Args:
         model: all blocks.

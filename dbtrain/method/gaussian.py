@@ -138,8 +138,10 @@ class NoNoise:
     """The network is shown nothing of the target: end-to-end training of the same layers, for the baseline.
 
     Args:
-        per_position: levels (which say nothing) have the shape (N, L) instead of (N,), as the model expects them.
-        spread: standard deviation of what it is shown instead, 0 for zeros; a recurrent state starts from noise.
+        per_position: levels (which say nothing) have the shape (N,
+            L) instead of (N,), as the model expects them.
+        spread: standard deviation of what it is shown instead,
+            0 for zeros; a recurrent state starts from noise.
     """
 
     level_name = "level"

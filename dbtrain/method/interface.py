@@ -57,13 +57,15 @@ class NoiseProcess(Protocol):
         """Share of the training levels at or below `level`, in [0, 1], float64."""
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Levels below which these shares of the training levels lie, float32, same shape: the inverse of `cdf`."""
+        """Levels below which these shares of the training levels lie,
+        float32, same shape: the inverse of `cdf`."""
 
     def split(self, blocks: int) -> Ranges:
         """Slices of its whole range, one a block, of equal shares of what is to be learned."""
 
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
-        """Falling levels of a sampler with as many steps in every slice; see `schedule` in method/sampler.py."""
+        """Falling levels of a sampler with as many steps in every slice;
+        see `schedule` in method/sampler.py."""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """The noisy target at `level`; same leading shape as `clean`."""
@@ -124,8 +126,8 @@ class NoiseKind(Protocol):
     def plan(
         self, settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]
     ) -> Mapping[str, Any]:
-        """Distribution of the levels, as it is stored in run.json; `read_distribution` in method/levels.py reads those
-        that are there already.
+        """Distribution of the levels, as it is stored in run.json;
+        `read_distribution` in method/levels.py reads those that are there already.
 
         Args:
             settings: of the run.
@@ -143,11 +145,11 @@ class NoiseKind(Protocol):
 class BlockModel(nn.Module, ABC):
     """An architecture. An instance holds all layers or only those of one block.
 
-    The layers that it holds are in ``self.layers`` under their numbers in the whole model. What the class can do
-    and what it takes is said by its attributes: metrics and commands follow from them, and nothing asks for its
-    name. Its constructor takes keywords: ``noise``, ``parametrisation``, ``layers`` (numbers of those that it
-    holds, None for all), ``codebook`` if it has `codes`, what it `takes` of the data's shape, and the keys of the
-    configuration's section ``model``, of which ``depth`` is the number of layers.
+    The layers that it holds are in ``self.layers`` under their numbers in the whole model. What the class can
+    do and what it takes is said by its attributes: metrics and commands follow from them, and nothing asks
+    for its name. Its constructor takes keywords: ``noise``, ``parametrisation``, ``layers`` (numbers of those
+    that it holds, None for all), ``codebook`` if it has `codes`, what it `takes` of the data's shape, and the
+    keys of the configuration's section ``model``, of which ``depth`` is the number of layers.
     """
 
     codes: ClassVar[str | None] = None
@@ -157,7 +159,8 @@ class BlockModel(nn.Module, ABC):
     noised: ClassVar[Noised] = "vectors"
     """What is made noisy."""
     natural_noise: ClassVar[str] = "gaussian"
-    """The noise process that it is made for: a row of `NOISE_PROCESSES`; `noise.process` may choose another."""
+    """The noise process that it is made for: a row of `NOISE_PROCESSES`;
+    `noise.process` may choose another."""
     noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Values of the section `noise` under that process, where the user says nothing."""
     natural_parametrisation: ClassVar[str] = "logits"
@@ -177,7 +180,8 @@ class BlockModel(nn.Module, ABC):
     """How it continues a text; None if it does not."""
 
     hides_target: ClassVar[bool] = False
-    """It learns without seeing its target: so does its end-to-end baseline, which otherwise denoises in one block."""
+    """It learns without seeing its target: so does its end-to-end baseline,
+    which otherwise denoises in one block."""
     baseline_spread: ClassVar[float] = 0.0
     """Under `hides_target`, spread of the noise that the baseline starts from."""
 
@@ -206,8 +210,8 @@ class BlockModel(nn.Module, ABC):
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """Read a batch in the terms of the method.
 
-        `draws` are those of a training step, for what is dropped from the context at random (from a stream of its own);
-        None when nothing may be dropped.
+        `draws` are those of a training step, for what is dropped from the context
+        at random (from a stream of its own); None when nothing may be dropped.
         """
 
     @abstractmethod
@@ -227,7 +231,8 @@ class BlockModel(nn.Module, ABC):
 
     @abstractmethod
     def denoised(self, output: Tensor) -> Tensor:
-        """The output in the diffused space: codes or images like `clean`; of token ids, (N, L, V) probabilities."""
+        """The output in the diffused space: codes or images like `clean`;
+        of token ids, (N, L, V) probabilities."""
 
     def unconditional(self, context: Tensor) -> Tensor:
         """The context that tells nothing, same shape: what classifier-free guidance needs.
@@ -238,7 +243,8 @@ class BlockModel(nn.Module, ABC):
         raise ConfigError(f"guidance needs a model that is trained without its context too, and {_name(self)} is not")
 
     def open(self, noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first layer takes, a hidden state and a condition; each layer makes the next one's hidden state.
+        """What the first layer takes, a hidden state and a condition;
+        each layer makes the next one's hidden state.
 
         Only for architectures whose layers are trained by their own activity (Forward-Forward).
 

@@ -29,7 +29,7 @@ def _check_range(low: float, high: float) -> None:
 
 
 class LogNormal:
-    """log sigma ~ N(p_mean, p_std^2), truncated to [sigma_min, sigma_max]  # EDM, Table 1; paper, section 3.2.
+    """log sigma ~ N(p_mean, p_std^2) truncated to [sigma_min, sigma_max]  # EDM, Table 1; paper, section 3.2.
 
     Raises:
         ConfigError: the range is empty, p_std is not positive, or the range holds none of the mass.
@@ -81,7 +81,8 @@ class LogUniform:
 
 
 class Uniform:
-    """Uniform on [0, 1]: masked shares under the linear schedule, where equal shares are equal decrements of alpha."""
+    """Uniform on [0, 1]: masked shares under the linear schedule,
+    where equal shares are equal decrements of alpha."""
 
     low, high = 0.0, 1.0
 

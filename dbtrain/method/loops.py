@@ -26,10 +26,12 @@ def check_loops(loops: Loops | None, depth: int) -> None:
 
 
 def order(layers: range, loops: Loops | None) -> tuple[int, ...]:
-    """The layers of one block in the order of their application, which always ends with the block's last layer.
+    """The layers of one block in the order of their application,
+    which always ends with the block's last layer.
 
-    Neighbours with the same count are one group, which is applied as a whole that many times: with counts
-    1, 2, 2, 1 layers 0 to 3 are applied as 0, 1, 2, 1, 2, 3.  # Huginn, section 3.1: prelude, recurrent core, coda
+    Neighbours with the same count are one group, which is applied as a whole that many times: with counts 1,
+    2, 2, 1 layers 0 to 3 are applied as 0, 1, 2, 1, 2, 3.  # Huginn, section 3.1: prelude, recurrent core,
+    coda
 
     Args:
         layers: numbers of the block's layers in the whole model.

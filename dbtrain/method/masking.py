@@ -1,4 +1,5 @@
-"""Masking: tokens are hidden instead of blurred (MD4, Shi et al. 2024; MDLM, Sahoo et al. 2024), linear schedule."""
+"""Masking: tokens are hidden instead of blurred (MD4, Shi et al.
+2024; MDLM, Sahoo et al. 2024), linear schedule."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,12 +22,12 @@ TOKEN_STREAM = 2
 class MaskingNoise:
     """Each token is replaced by the mask with probability t = 1 - alpha, independently  # MD4, section 2.
 
-    The level is t, the expected masked share: 1 hides all, 0 nothing. `denoised` is, for each position, a distribution
-    over the tokens, and a step draws from it.
+    The level is t, the expected masked share: 1 hides all, 0 nothing. `denoised` is,
+    for each position, a distribution over the tokens, and a step draws from it.
 
-    The ELBO is an integral over t. At t about t L tokens are masked, each of weight 1/t: a variance of about L/t.
-    Levels drawn with density 1/(2 sqrt(t)), the best for such a variance, halve the gradient noise of the block of the
-    least masked slice; the weight makes up for the density.
+    The ELBO is an integral over t. At t about t L tokens are masked, each of weight 1/t: a variance of about
+    L/t. Levels drawn with density 1/(2 sqrt(t)), the best for such a variance, halve the gradient noise of
+    the block of the least masked slice; the weight makes up for the density.
 
     Args:
         mask: id of the mask, the first after the vocabulary.
@@ -65,7 +66,8 @@ class MaskingNoise:
         return ()
 
     def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
-        """Spread evenly over the batch, as the loss varies with the level  # MDLM, appendix (low discrepancy)."""
+        """Spread evenly over the batch, as the loss varies with the level  # MDLM,
+        appendix (low discrepancy)."""
         return draws.spread(LEVEL_STREAM)
 
     def cdf(self, level: Tensor) -> Tensor:

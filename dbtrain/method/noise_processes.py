@@ -13,7 +13,8 @@ NOISE_PROCESSES: dict[str, Any] = {
     "gaussian": "dbtrain.method.gaussian:GaussianNoise",
     "masking": "dbtrain.method.masking:MaskingNoise",
 }
-"""By name: the class, or ``package.module:Class``. A program of your own adds a row to this table before it calls."""
+"""By name: the class, or ``package.module:Class``. A program
+of your own adds a row to this table before it calls."""
 
 
 def noise_process(name: str) -> NoiseKind:

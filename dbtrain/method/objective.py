@@ -22,7 +22,8 @@ class Slice:
     low: float
     high: float
     share: float = 1.0
-    """Of the training levels that lie in the block's slice without overlap; what counts is its ratio to the others'."""
+    """Of the training levels that lie in the block's slice without overlap;
+    what counts is its ratio to the others'."""
 
 
 class BlockObjective(nn.Module):
@@ -60,13 +61,14 @@ class BlockObjective(nn.Module):
         return (model.noise.weight(level) * loss).mean()
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """As of every module, but without the draws: noise is then the same with and without compilation, and Triton
-        refuses their 64-bit constants."""
+        """As of every module, but without the draws: noise is then the same with and without compilation,
+        and Triton refuses their 64-bit constants."""
         self.keep_draws_eager()
         super().compile(*arguments, **options)
 
     def keep_draws_eager(self) -> None:
-        """Leave the draws out of any graph. Not by a decorator, which would import the compiler, 1.5 s, everywhere."""
+        """Leave the draws out of any graph. Not by a decorator,
+        which would import the compiler, 1.5 s, everywhere."""
         self.__dict__["_noisy"] = torch.compiler.disable(self._noisy)  # type: ignore[no-untyped-call]
 
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
@@ -80,10 +82,10 @@ class BlockObjective(nn.Module):
 class JointObjective(nn.Module):
     """All blocks in one process, with one stem and one head: the mean of their losses on the same batch.
 
-    Each counts by the share of the training levels that its own slice holds, as it would in one network over the whole
-    range: equal shares under every policy but `alpha` and `explicit`. The authors' released code draws one block a
-    step. Here every step trains them all: DeepSpeed fills gradients that are missing with zeros, by which Adam would
-    still move the layers of the blocks that were not drawn.
+    Each counts by the share of the training levels that its own slice holds, as it would in one network over
+    the whole range: equal shares under every policy but `alpha` and `explicit`. The authors' released code
+    draws one block a step. Here every step trains them all: DeepSpeed fills gradients that are missing with
+    zeros, by which Adam would still move the layers of the blocks that were not drawn.
 
     Args:
         model: holds all layers.

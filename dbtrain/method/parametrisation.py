@@ -1,7 +1,8 @@
-"""What a network is given and what its output means: input scale, denoised estimate, and the network's own time.
+"""What a network is given and what its output means: input scale,
+denoised estimate, and the network's own time.
 
-The noise says y + sigma * eps; a network may want it in another scale, predict something else than y, and count time in
-its own way. In EDM's terms  # EDM, eq. (7): D = c_skip * z + c_out * F(c_in * z, c_noise).
+The noise says y + sigma * eps; a network may want it in another scale, predict something else than y, and
+count time in its own way. In EDM's terms  # EDM, eq. (7): D = c_skip * z + c_out * F(c_in * z, c_noise).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ InputScaling = Literal["unit", "signal"]
 
 
 class Parametrisation(Protocol):
-    """Belongs to a network. Levels are (N,) or (N, L) sigmas, z is (N, ...) noisy, F is (N, ...) the raw output."""
+    """Belongs to a network. Levels are (N,) or (N, L) sigmas,
+    z is (N, ...) noisy, F is (N, ...) the raw output."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """c_in * z: what the network is given."""
@@ -36,8 +38,8 @@ class EDM:
 
     Args:
         sigma_data: standard deviation of one element of the clean target.
-        input_scaling: `unit` is c_in = 1/sqrt(sigma^2 + sigma_data^2); `signal` is its square, which fades pure noise
-            out of the input.
+        input_scaling: `unit` is c_in = 1/sqrt(sigma^2 + sigma_data^2);
+            `signal` is its square, which fades pure noise out of the input.
     """
 
     def __init__(self, sigma_data: float = 0.5, input_scaling: InputScaling = "unit") -> None:
@@ -45,11 +47,13 @@ class EDM:
         self.input_scaling = input_scaling
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """c_in * z with c_in = 1/sqrt(sigma^2 + sigma_data^2)  # EDM, Table 1 (or its square under `signal`)."""
+        """c_in * z with c_in = 1/sqrt(sigma^2 + sigma_data^2)  # EDM,
+        Table 1 (or its square under `signal`)."""
         return _scaled(noisy, level, self.sigma_data, self.input_scaling)
 
     def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """c_skip = sigma_data^2/(sigma^2 + sigma_data^2), c_out = sigma sigma_data/sqrt(sigma^2 + sigma_data^2)."""
+        """c_skip = sigma_data^2/(sigma^2 + sigma_data^2), c_out
+        = sigma sigma_data/sqrt(sigma^2 + sigma_data^2)."""
         sigma, sd = expand(level, noisy), self.sigma_data
         total = sigma**2 + sd**2
         return (sd**2 / total) * noisy + (sigma * sd * total.rsqrt()) * output
@@ -60,7 +64,8 @@ class EDM:
 
 
 class Direct:
-    """EDM's input and time, and an output that is the prediction itself: logits over codes, or the clean target (x0).
+    """EDM's input and time, and an output that is the prediction itself:
+    logits over codes, or the clean target (x0).
 
     Args:
         sigma_data, input_scaling: as of :class:`EDM`.
@@ -84,7 +89,8 @@ class Direct:
 
 
 class FlowV:
-    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): z = (1 - t) y + t eps, the network predicts v = eps - y.
+    """Rectified flow (Liu et al. 2023; Lipman et al. 2023):
+    z = (1 - t) y + t eps, the network predicts v = eps - y.
 
     With sigma = t/(1 - t) our noisy y + sigma * eps is z/(1 - t) = z (1 + sigma), and D = z - t F: hence
     c_in = c_skip = 1/(1 + sigma), c_out = -sigma/(1 + sigma), c_noise = t.
@@ -134,7 +140,8 @@ class VpEps:
 
 
 class Tokens:
-    """Token ids in, a prediction of the clean tokens out, and the masked share as time  # MDLM, section 3.2."""
+    """Token ids in, a prediction of the clean tokens out,
+    and the masked share as time  # MDLM, section 3.2."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """The ids themselves."""
@@ -150,7 +157,8 @@ class Tokens:
 
 
 class Unseen:
-    """Of a network that is shown nothing of its target, and told nothing of a level: the end-to-end baseline."""
+    """Of a network that is shown nothing of its target, and told nothing of a level:
+    the end-to-end baseline."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Unchanged."""
@@ -166,7 +174,8 @@ class Unseen:
 
 
 def default_sigma_data(code_dim: int | None) -> float:
-    """Standard deviation of one element of a unit-norm code, 1/sqrt(D); without codes EDM's, of images in [-1, 1]."""
+    """Standard deviation of one element of a unit-norm code,
+    1/sqrt(D); without codes EDM's, of images in [-1, 1]."""
     return 0.5 if code_dim is None else code_dim**-0.5
 
 
@@ -183,4 +192,5 @@ PARAMETRISATIONS: Mapping[str, Callable[[float, InputScaling], Parametrisation]]
     "vp_eps": lambda sigma_data, input_scaling: VpEps(),
     "tokens": lambda sigma_data, input_scaling: Tokens(),
 }
-"""(sigma_data, input_scaling) -> parametrisation, by the name that an architecture has as its `parametrisation`."""
+"""(sigma_data, input_scaling) -> parametrisation, by the
+name that an architecture has as its `parametrisation`."""

@@ -1,4 +1,5 @@
-"""Which noise range block b owns. Block 0 owns the noisiest slice; ``block_of`` is the one map from level to block."""
+"""Which noise range block b owns. Block 0 owns the noisiest slice;
+``block_of`` is the one map from level to block."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from dbtrain.method.levels import LevelDistribution
 class Ranges:
     """B slices that tile the noise range. Slice b is the half-open interval ``(edges[b + 1], edges[b]]``.
 
-    Half open at the low end, so that the level at which a sampler enters a slice, its upper edge, is the block's own.
+    Half open at the low end, so that the level at which a sampler enters a slice,
+    its upper edge, is the block's own.
 
     Raises:
         ConfigError: the edges do not fall strictly, or are not finite and positive.
@@ -42,9 +44,11 @@ class Ranges:
         return self.edges[block + 1], self.edges[block]
 
     def widened(self, block: int, overlap: float) -> tuple[float, float]:
-        """(low, high) for training: wider by `overlap` of the slice's log width at both ends, within the full range.
+        """(low, high) for training: wider by `overlap` of the slice's log width at both ends,
+        within the full range.
 
-        Of a range that ends at 0, masked shares, by `overlap` of the width itself  # paper, section 3.3 (gamma)
+        Of a range that ends at 0, masked shares, by `overlap` of the width itself  # paper,
+        section 3.3 (gamma)
         """
         low, high = self.of(block)
         if overlap == 0:
@@ -56,7 +60,8 @@ class Ranges:
         return max(low / factor, self.edges[-1]), min(high * factor, self.edges[0])
 
     def trained_at(self, level: float, overlap: float) -> tuple[int, ...]:
-        """Blocks whose widened slice holds a level, falling: its owner, and near a boundary its neighbour too."""
+        """Blocks whose widened slice holds a level, falling:
+        its owner, and near a boundary its neighbour too."""
         owner = self.owner(level)
         slices = [self.widened(block, overlap) for block in range(self.blocks)]
         return tuple(b for b, (low, high) in enumerate(slices) if b == owner or low <= level <= high)
@@ -66,7 +71,8 @@ class Ranges:
         return int(self.block_of(torch.tensor(level, dtype=torch.float64)))
 
     def block_of(self, level: Tensor) -> Tensor:
-        """Block that owns each level, int64, same shape; levels outside the range belong to the nearest block."""
+        """Block that owns each level, int64, same shape; levels
+        outside the range belong to the nearest block."""
         rising = torch.tensor(self.edges[-2:0:-1], dtype=torch.float64, device=level.device)
         return (self.blocks - 1) - torch.bucketize(level.double(), rising, right=False)
 
@@ -77,10 +83,11 @@ class Ranges:
 
 
 def equal_shares(distribution: LevelDistribution, blocks: int) -> Ranges:
-    """Edges between which the distribution has equal mass: q_b = q_min + (b/B)(q_max - q_min)  # paper, eq. (9).
+    """Edges between which the distribution has equal mass:
+    q_b = q_min + (b/B)(q_max - q_min)  # paper, eq. (9).
 
-    Under the log-normal this is the paper's equal-probability rule; under a measured information curve it gives every
-    block the same amount to decide.
+    Under the log-normal this is the paper's equal-probability rule; under a
+    measured information curve it gives every block the same amount to decide.
     """
     shares = torch.arange(blocks, -1, -1, dtype=torch.float64) / blocks
     edges = distribution.quantile(shares).tolist()

@@ -1,4 +1,5 @@
-"""From noise to a prediction: Euler and Heun along falling levels, each level handed to the block that owns it."""
+"""From noise to a prediction: Euler and Heun along falling levels,
+each level handed to the block that owns it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ Spacing = Literal["karras", "slices"]
 """`karras`: EDM's levels over the whole range; `slices`: the noise process's own, as many in every slice."""
 
 Denoise = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(block, noisy (N, ...), level (N, *level_shape)) -> (raw output such as logits, denoised estimate like `noisy`)."""
+"""(block, noisy (N, ...), level (N, *level_shape)) -> (raw output such as logits,
+denoised estimate like `noisy`)."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Evaluation:
 def schedule(ranges: Ranges, distribution: LevelDistribution | None, steps_per_block: int) -> list[float]:
     """Falling levels: in each slice its upper edge first, then equal shares of the distribution.
 
-    Without a distribution a slice is cut geometrically. The lower end of the last slice is not in the list: after the
-    last evaluation the prediction is the denoised estimate itself.
+    Without a distribution a slice is cut geometrically. The lower end of the last slice is not in the list:
+    after the last evaluation the prediction is the denoised estimate itself.
     """
     levels: list[float] = []
     for block in range(ranges.blocks):
@@ -77,7 +79,8 @@ def spaced_levels(noise: NoiseProcess, ranges: Ranges, steps: int, spacing: Spac
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: 1 is the conditional estimate, 0 the unconditional  # Ho & Salimans 2022, eq. (6).
+    """Classifier-free guidance: 1 is the conditional estimate,
+    0 the unconditional  # Ho & Salimans 2022, eq. (6).
 
     Their w is `scale` - 1; a denoised estimate is linear in their score, so that the formula is the same.
     """
@@ -96,10 +99,10 @@ def chain(
 ) -> Iterator[Evaluation]:
     """Walk from `start` (N, ...) at ``levels[0]`` down the levels, yielding every evaluation.
 
-    Levels have the shape (N, *level_shape). The last denoised estimate is the sample; of token ids it is their
-    distribution, from which a step to level 0 draws. `draws` are the steps', by default those of seed 0. Heun corrects
-    a step by the slope at its end, which belongs to the next level's block; the last step is Euler, as in EDM,
-    Algorithm 1.
+    Levels have the shape (N, *level_shape). The last denoised estimate is the sample; of token ids it is
+    their distribution, from which a step to level 0 draws. `draws` are the steps', by default those of seed
+    0. Heun corrects a step by the slope at its end, which belongs to the next level's block; the last step is
+    Euler, as in EDM, Algorithm 1.
     """
     noisy = start
     if draws is None:

@@ -1,4 +1,5 @@
-"""How the blocks of a run hang together: isolated, as in the paper, or as one of the baselines. One row each."""
+"""How the blocks of a run hang together: isolated, as in the paper,
+or as one of the baselines. One row each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Scheme:
 
     objective: BuildObjective
     target: Literal["noisy", "hidden", "baseline"] = "noisy"
-    """What blocks see of the target: its noisy code; nothing; or what the architecture's end-to-end baseline sees."""
+    """What blocks see of the target: its noisy code; nothing;
+    or what the architecture's end-to-end baseline sees."""
     shared: bool = False
     """One worker trains all blocks, into one shard."""
     cumulative: bool = False

@@ -7,10 +7,12 @@ from typing import Literal, get_args
 from dbtrain.errors import ConfigError
 
 Partition = Literal["even", "front", "back"]
-"""How layers are shared out: alike, or the more the nearer a block is to the front (the noise) or the back."""
+"""How layers are shared out: alike, or the more the nearer
+a block is to the front (the noise) or the back."""
 
 PRIVATE_GROUPS = ("stem", "head")
-"""Parameter groups of which every block has its own copy; ``layers.<i>`` are numbered over the whole model."""
+"""Parameter groups of which every block has its own copy;
+``layers.<i>`` are numbered over the whole model."""
 
 SHARED_GROUP = "codebook"
 """Frozen, common to all blocks, stored once beside them and never in a shard."""
@@ -66,7 +68,8 @@ def split_by_sizes(num_layers: int, sizes: Sequence[int]) -> LayerSplit:
 
 
 def partition(name: str, num_layers: int, blocks: int) -> tuple[int, ...]:
-    """Layers of each block: `front` in proportion B : B-1 : ... : 1, rounded and at least one; `back` reversed.
+    """Layers of each block: `front` in proportion B : B-1 :
+    ... : 1, rounded and at least one; `back` reversed.
 
     Raises:
         ConfigError: there is no such partition, or there are more blocks than layers.
@@ -86,8 +89,8 @@ def partition(name: str, num_layers: int, blocks: int) -> tuple[int, ...]:
 def global_name(block: int, name: str) -> str:
     """Name of a worker's parameter in the merged model.
 
-    A worker's layers already carry their number in the whole model; its stem and head are private, so they get the
-    block's prefix: ``stem.patch.weight`` of block 2 is ``blocks.2.stem.patch.weight``.
+    A worker's layers already carry their number in the whole model; its stem and head are private, so
+    they get the block's prefix: ``stem.patch.weight`` of block 2 is ``blocks.2.stem.patch.weight``.
 
     Raises:
         ValueError: the parameter is in none of the groups that a block owns.

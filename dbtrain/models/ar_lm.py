@@ -51,10 +51,10 @@ class SingleStream:
 
 
 class ConcatStream:
-    """T slots of clean tokens, then T of noisy codes  # paper, section 4 and appendix (autoregressive models).
+    """T slots of clean tokens, then T of noisy codes  # paper, section 4, appendix (autoregressive models).
 
-    A clean slot sees the clean ones up to its own; a noisy slot i sees the clean ones up to i, which end with token
-    i-1, and itself. Only clean slots are kept, and they carry no level.
+    A clean slot sees the clean ones up to its own; a noisy slot i sees the clean ones up to i,
+    which end with token i-1, and itself. Only clean slots are kept, and they carry no level.
     """
 
     def join(self, tokens: Tensor, codes: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ class ARLM(BlockModel):
         heads: attention heads of a layer.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim.
         level_dim: width of the level's embedding, from which every layer is modulated at every position.
-        stream: `single`: a slot holds a token and the noisy code of the next; `concat`: 2L slots, as in the paper.
+        stream: `single`: a slot holds a token and the noisy code of the next;
+            `concat`: 2L slots, as in the paper.
         layers: numbers of the layers that this instance holds; all of them by default.
 
     Raises:
@@ -109,7 +110,8 @@ class ARLM(BlockModel):
     hides_target = True
 
     noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.1})
-    """Pure noise of unit variance in the stream keeps the top block from learning; the paper's overlap for text."""
+    """Pure noise of unit variance in the stream keeps the top block from learning;
+    the paper's overlap for text."""
 
     def __init__(
         self,

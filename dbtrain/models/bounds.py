@@ -12,4 +12,5 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 
 class FromRun:
-    """Marks an argument that the run gives and no key of the configuration: ``Annotated[bool, FromRun()]``."""
+    """Marks an argument that the run gives and no key of the configuration:
+    ``Annotated[bool, FromRun()]``."""

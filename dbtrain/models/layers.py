@@ -169,8 +169,8 @@ def recompute(model: nn.Module) -> None:
 def compile_recomputed(model: nn.Module, **options: Any) -> None:
     """Compile each layer of a model under :func:`recompute` by itself, with options of `torch.compile`.
 
-    In one graph of the whole model most of the memory that recomputation saves is lost again: the peak was 0.74 to 0.80
-    of that without it, and is 0.26 layer by layer (docs/benchmarks.md).
+    In one graph of the whole model most of the memory that recomputation saves is lost again: the
+    peak was 0.74 to 0.80 of that without it, and is 0.26 layer by layer (docs/benchmarks.md).
     """
     for layer in model.get_submodule("layers").children():
         again = cast(Recomputed, layer.forward)

@@ -1,4 +1,5 @@
-"""Llama's layer (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU; conditioned on a level at each position."""
+"""Llama's layer (Touvron et al. 2023): RMSNorm, rotary positions,
+SwiGLU; conditioned on a level at each position."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ class View:
     positions: Tensor
     """(S,) positions in the text, for the rotary embedding."""
     mask: Tensor | None
-    """(S, kept + S), true where a slot sees another; None for plain causal attention, or for one slot that sees all."""
+    """(S, kept + S), true where a slot sees another; None for plain causal attention,
+    or for one slot that sees all."""
     causal: bool
     kept: int
     """The first `kept` of the S slots stay in the cache."""
@@ -35,7 +37,8 @@ class KVCache:
     """Buffers (N, heads, at least `length`, head dim), which double when they are full."""
 
     def extend(self, depth: int, key: Tensor, value: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (N, heads, length + S, head dim) that the S new slots may see; keeps the first `kept`.
+        """Keys and values (N, heads, length + S, head dim) that the S new slots may see;
+        keeps the first `kept`.
 
         The owner adds `kept` to `length` when all depths have been extended.
         """
@@ -58,7 +61,8 @@ def _blank(like: Tensor, slots: int) -> Tensor:
 
 
 def rotate(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding of (N, heads, S, head dim)  # Su et al. 2021, eq. (34); halves paired, as in Llama."""
+    """Rotary position embedding of (N, heads, S, head dim)  # Su et al.
+    2021, eq. (34); halves paired, as in Llama."""
     half = x.shape[-1] // 2
     # float32 throughout: bfloat16 rounds positions above 256
     speeds = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
@@ -112,8 +116,9 @@ class SwiGLU(nn.Module):
 class LlamaBlock(nn.Module):
     """Llama's layer, scaled and gated by the level at each position.
 
-    The modulation starts at zero, so that the layer starts as the identity (adaLN-Zero without the shifts, as RMSNorm
-    has none). It reads a narrow embedding of the level: a full-width one would cost half the layer again per position.
+    The modulation starts at zero, so that the layer starts as the identity (adaLN-Zero without the shifts, as
+    RMSNorm has none). It reads a narrow embedding of the level: a full-width one would cost half the layer
+    again per position.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int, level_dim: int) -> None:

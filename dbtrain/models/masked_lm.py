@@ -17,7 +17,8 @@ from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
 class MaskedStem(nn.Module):
-    """Tokens, the mask among them, as vectors (N, L, dim), and the masked share as a condition (N, 1, level_dim)."""
+    """Tokens, the mask among them, as vectors (N, L, dim),
+    and the masked share as a condition (N, 1, level_dim)."""
 
     def __init__(self, vocabulary: int, dim: int, level_dim: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class MaskedLM(BlockModel):
 
     Noised are token ids, there is no context, and the outputs are logits under the SUBS parameterisation.
 
-    # MDLM, section 3.2.3: the mask is never predicted (it has no logit at all), and a token that is seen stays.
+    # MDLM, section 3.2.3: the mask is never predicted (it has no logit), and a token that is seen stays.
 
     Args:
         noise: the noise process, which masks with the id `vocabulary`.

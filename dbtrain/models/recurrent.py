@@ -1,4 +1,5 @@
-"""Recurrent-depth language model (Huginn, Geiping et al. 2025): prelude, a core applied again and again, coda."""
+"""Recurrent-depth language model (Huginn, Geiping et al.
+2025): prelude, a core applied again and again, coda."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -18,7 +19,8 @@ from dbtrain.models.llama import LlamaBlock, LlamaHead, View
 
 
 class RecurrentStem(nn.Module):
-    """The prelude, which reads the tokens; and what brings a state, the prelude's output and the level to the core."""
+    """The prelude, which reads the tokens; and what brings a state,
+    the prelude's output and the level to the core."""
 
     def __init__(self, vocabulary: int, dim: int, level_dim: int, prelude: nn.ModuleList, start: nn.Module) -> None:
         super().__init__()
@@ -39,7 +41,8 @@ class RecurrentStem(nn.Module):
     def enter(self, state: Tensor, read: Tensor) -> Tensor:
         """What the core takes, from its state and the prelude's output  # Huginn, section 3.2."""
         entered: Tensor = self.adapter(torch.cat([state, read], dim=-1))
-        # under autocast a linear layer's output is bfloat16; what layers add up in stays as fine as the prelude's
+        # under autocast a linear layer's output is bfloat16;
+        # what layers add up in stays as fine as the prelude's
         return entered.to(read.dtype)
 
 
@@ -74,11 +77,12 @@ class RecurrentHead(nn.Module):
 class Recurrent(BlockModel):
     """Recurrent-depth language model: its core is one denoiser, applied `evaluation.steps_per_block` times.
 
-    Noised is the next token's code in every place, the context is the tokens before it, the outputs are logits.
+    Noised is the next token's code in every place, the context is the tokens before it,
+    the outputs are logits.
 
-    As a denoiser the core runs once for each level, and training is a single pass; along the chain the code takes the
-    place of the state. Unrolled it is the model as published: `iterations` passes through the core on a hidden state
-    that starts from noise, with gradients through the last `backprop` of them.
+    As a denoiser the core runs once for each level, and training is a single pass; along the chain the code
+    takes the place of the state. Unrolled it is the model as published: `iterations` passes through the core
+    on a hidden state that starts from noise, with gradients through the last `backprop` of them.
 
     Args:
         codebook: (vocabulary, D) frozen unit-norm codes.

@@ -1,4 +1,5 @@
-"""Which architectures there are. To add one, write a `BlockModel`, which says what it can do, and one row here."""
+"""Which architectures there are. To add one, write a `BlockModel`,
+which says what it can do, and one row here."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ ARCHITECTURES: dict[str, Any] = {
     "recurrent": "dbtrain.models.recurrent:Recurrent",
     "ar_lm": "dbtrain.models.ar_lm:ARLM",
 }
-"""By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for. A program
-of your own adds a row to this table before it calls."""
+"""By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for.
+A program of your own adds a row to this table before it calls."""
 
 
 def architecture(name: str) -> type[BlockModel]:

@@ -1,7 +1,9 @@
-"""The branch of a run: one block-sized network that learns all levels first, and from which every block starts.
+"""The branch of a run: one block-sized network that learns all levels first,
+and from which every block starts.
 
-It is a run of its own in the directory ``branch`` of the run, with one block, and has commits, attempts and a resume as
-every run has. A copy for every level of noise from one network is known from noise experts  # eDiff-I, section 4.1
+It is a run of its own in the directory ``branch`` of the run, with one block, and has commits, attempts and a
+resume as every run has. A copy for every level of noise from one network is known from noise experts  #
+eDiff-I, section 4.1
 """
 
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from dbtrain.shards.origin import Origin
 
 
 def branch_plan(run_plan: RunPlan) -> RunPlan:
-    """What trains the branch of a run: the layers of one block, the run's whole range, its codebook and its data.
+    """What trains the branch of a run: the layers of one block,
+    the run's whole range, its codebook and its data.
 
     Raises:
         ConfigError: the run has no branch, or its blocks are not of the same depth.
@@ -39,8 +42,8 @@ def branch_plan(run_plan: RunPlan) -> RunPlan:
 def branch_config(config: Config, depth: int) -> Config:
     """The configuration of the branch of a run, a network of `depth` layers.
 
-    Its schedule is that of a block over the branch's steps. Its seed is its own, or block 0 would see the same samples
-    in the same order once more.
+    Its schedule is that of a block over the branch's steps. Its seed is its own,
+    or block 0 would see the same samples in the same order once more.
     """
     assert config.init.branch is not None, "asked of a run that has one"
     noise = config.noise
@@ -104,7 +107,8 @@ def awaits_branch(run: Run) -> bool:
 
 
 def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
-    """Note in run.json which weights the blocks start from, once the branch is done: its averages, if it has some.
+    """Note in run.json which weights the blocks start from,
+    once the branch is done: its averages, if it has some.
 
     Args:
         run: the whole run.

@@ -1,11 +1,13 @@
 """Choose the noise range from data: measure how much a noisy code decides of what the context leaves open.
 
-A block must read its context; where the noisy code decides, a block learns to copy it, and the chain at inference
-carries a guess and not the truth. So the range ends where the code decides a small share (5 %) of what the context
-leaves open, and begins where it decides next to nothing (0.1 %). docs/benchmarks.md has the figures behind both shares.
+A block must read its context; where the noisy code decides, a block learns to copy it, and the chain at
+inference carries a guess and not the truth. So the range ends where the code decides a small share (5 %) of
+what the context leaves open, and begins where it decides next to nothing (0.1 %). docs/benchmarks.md has the
+figures behind both shares.
 
-What pilots leave open is known from few answers where data is small. So the range is a mean, in log sigma, of the
-measured one and a stated one, and the stated one counts as much as the measured one's standard error makes it.
+What pilots leave open is known from few answers where data is small. So the range is a mean, in log sigma, of
+the measured one and a stated one, and the stated one counts as much as the measured one's standard error
+makes it.
 """
 
 import math
@@ -31,10 +33,11 @@ GRID = (0.05, 100.0, 77)
 STATED_TARGETS = 4
 """The stated range is that of a context which leaves so many targets open, equally likely."""
 STATED_ERROR = 0.25
-"""Standard deviation, in log sigma, of the ranges of data about the stated one: of two equally likely targets it is
-1.16 times the stated one, of 27 targets 0.74 times."""
+"""Standard deviation, in log sigma, of the ranges of data about the stated one: of two
+equally likely targets it is 1.16 times the stated one, of 27 targets 0.74 times."""
 LEAST_WRONG = 4
-"""Wrong answers that the pilots must expect among all: fewer say nothing of how what is open is distributed."""
+"""Wrong answers that the pilots must expect among all:
+fewer say nothing of how what is open is distributed."""
 GROUPS = 16
 """Of samples, each left out once to see how much the range depends on it."""
 SURE_WEIGHT = 0.5
@@ -59,12 +62,13 @@ class Measure:
 def calibrate(config: Config, data: DataSet, codebook: Tensor, count: Count = silent) -> Mapping[str, Any]:
     """A level distribution for run.json, under the policies ``calibrated`` and ``equal_information``.
 
-    `calibrated` is log-uniform between the levels at which the code decides 0.1 % and 5 %, so that equal shares of it
-    are slices of equal log width. `equal_information` spreads the levels so that every block decides an equal share of
-    everything, from 0.1 % to 99.9 %.
+    `calibrated` is log-uniform between the levels at which the code decides 0.1 % and 5 %, so that equal
+    shares of it are slices of equal log width. `equal_information` spreads the levels so that every block
+    decides an equal share of everything, from 0.1 % to 99.9 %.
 
-    Its key ``calibration`` has the measured curve, what was measured and stated, the weight of what was measured, and
-    the standard error of the ends, in log sigma. Where nothing could be measured, the stated range stands.
+    Its key ``calibration`` has the measured curve, what was measured and stated, the weight of what was
+    measured, and the standard error of the ends, in log sigma. Where nothing could be measured, the stated
+    range stands.
     """
     answers = ask_pilots(config, data, codebook, count)
     shares = _shares(config.noise.ranges == "equal_information")
@@ -105,9 +109,9 @@ def _shares(all_of_them: bool) -> Tensor:
 def measure(answers: Answers, gains: Tensor, levels: Tensor, shares: Tensor) -> Measure:
     """The levels (m,) of `shares` (m,) and their standard error, from the answers' gains (n, L).
 
-    The error has two parts, squared and added: of the samples, by leaving out one group of them at a time (the
-    jackknife), and of the pilots, by how their own ranges differ. The second holds some of the first again, so the sum
-    is cautious.
+    The error has two parts, squared and added: of the samples, by leaving out one group of them at a time
+    (the jackknife), and of the pilots, by how their own ranges differ. The second holds some of the first
+    again, so the sum is cautious.
     """
 
     def logs(rows: Tensor) -> Tensor:

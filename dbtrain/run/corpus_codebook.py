@@ -20,9 +20,9 @@ MOST_TOKENS = 1 << 25
 def corpus_codebook(split: Split, vocabulary: int, dim: int, seed: int) -> Tensor:
     """(vocabulary, dim) float32 rows of norm 1: singular vectors of the positive pointwise mutual information.
 
-    # Levy & Goldberg 2014, section 3: PPMI of neighbours, truncated SVD, columns weighted by the root of their value.
-    Where the text leaves a row empty (a token that never occurs) it is a random direction; where it has fewer than
-    `dim` directions to give, the others are zero.
+    # Levy & Goldberg 2014, section 3: PPMI of neighbours, truncated SVD, columns weighted by root values
+    Where the text leaves a row empty (a token that never occurs) it is a random direction; where it has fewer
+    than `dim` directions to give, the others are zero.
 
     Raises:
         ConfigError: the split is no text.

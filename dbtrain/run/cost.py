@@ -60,10 +60,10 @@ def count_parameters(objective: torch.nn.Module) -> int:
 def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> Memory:
     """Estimate one worker of a block.
 
-    ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers. Activations are
-    what autograd keeps for the backward pass, without what the allocator and the kernels add; with activation
-    checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward and backward, without
-    what activation checkpointing computes again.
+    ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers.
+    Activations are what autograd keeps for the backward pass, without what the allocator and the kernels add;
+    with activation checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward
+    and backward, without what activation checkpointing computes again.
     """
     training = run_plan.config.training.of_block(block)
     module = run_plan.objective(block, "meta")

@@ -47,7 +47,8 @@ def peak_and_after(blocks: Sequence[BlockDisk], at_once: int) -> tuple[int, int]
 
 
 def needs(run_plan: RunPlan, run: Store, at_once: int) -> list[str]:
-    """Lines for a plan: the disk at its peak and after, host memory for snapshots, and whether it is too little.
+    """Lines for a plan: the disk at its peak and after,
+    host memory for snapshots, and whether it is too little.
 
     Args:
         run_plan: of the run.

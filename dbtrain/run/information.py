@@ -1,9 +1,10 @@
 """How much a noisy code decides of what a context leaves open, by noise level, from p(y|x) alone.
 
-The noise is Gaussian, so the posterior p(y|x,z) of a code z = c_y + sigma n is exact given p(y|x), and so is its
-variance. Information is the integral of that variance over the signal-to-noise ratio 1/sigma^2: where the code says
-nearly nothing the variance is nearly that of p(y|x), which no draw of the noise disturbs. The difference of two
-entropies, which is the same number, drowns there in the draws.  # Guo, Shamai, Verdu 2005, Theorem 1
+The noise is Gaussian, so the posterior p(y|x,z) of a code z = c_y + sigma n is exact given p(y|x), and so is
+its variance. Information is the integral of that variance over the signal-to-noise ratio 1/sigma^2: where the
+code says nearly nothing the variance is nearly that of p(y|x), which no draw of the noise disturbs. The
+difference of two entropies, which is the same number, drowns there in the draws.  # Guo, Shamai, Verdu 2005,
+Theorem 1
 """
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from dbtrain.method.draws import Draws
 
 ELEMENTS = 2**19
-"""Of (rows, draws, codes) a level: few contexts get many draws each, many contexts or a large vocabulary one."""
+"""Of (rows, draws, codes) a level: few contexts get many draws each,
+many contexts or a large vocabulary one."""
 AT_ONCE = 2**22
 """Elements (rows, codes) that are held at once."""
 MOST_DRAWS = 64
@@ -29,7 +31,8 @@ def gained(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed: int) -
     Args:
         probabilities: p(y|x) (n, V) float64.
         codebook: (V, D) float64.
-        levels: (L,) rising sigmas; the integral over the ratio ends at the last and takes no more beyond the first.
+        levels: (L,) rising sigmas; the integral over the ratio
+            ends at the last and takes no more beyond the first.
         seed: of the targets and the noise, which are the same at all levels, so that the curve is smooth.
     """
     left = _variance_left(probabilities, codebook, levels, seed)
@@ -63,7 +66,8 @@ def _variance_left(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed
 
 
 def _one_draw(rows: Tensor, codebook: Tensor, levels: Tensor, draws: Draws, number: int, repeats: int) -> Tensor:
-    # the targets of a context's draws are spread evenly over its probabilities, and every other noise is its mirror
+    # the targets of a context's draws are spread evenly over its probabilities,
+    # and every other noise is its mirror
     picks = torch.frac(draws.uniform((), 0).double() + number / repeats)[:, None]
     target = (rows.cumsum(dim=-1) < picks).sum(dim=-1).clamp(max=rows.shape[1] - 1)
     noise = draws.fork(number // 2).normal((codebook.shape[1],), 1).double() * (-1) ** number
@@ -74,7 +78,8 @@ def _one_draw(rows: Tensor, codebook: Tensor, levels: Tensor, draws: Draws, numb
 
 
 def decided(gains: Tensor) -> Tensor:
-    """Share (L,) of what contexts leave open that a code at each rising level decides, from their gains (n, L).
+    """Share (L,) of what contexts leave open that a code at each rising level decides,
+    from their gains (n, L).
 
     NaN where nothing is left open.
     """
@@ -83,7 +88,8 @@ def decided(gains: Tensor) -> Tensor:
 
 
 def levels_at(levels: Tensor, shares: Tensor, wanted: Tensor) -> Tensor:
-    """The levels (m,) at which a code decides the `wanted` shares (m,), by interpolating log level on the log odds.
+    """The levels (m,) at which a code decides the `wanted` shares (m,),
+    by interpolating log level on the log odds.
 
     Args:
         levels: (L,) rising.

@@ -70,22 +70,23 @@ def read_back(merged: Store) -> None:
 
 
 def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
-    """Merge each block's newest verified checkpoint, its averaged weights if it has them, into ``merged`` of the run.
+    """Merge each block's newest verified checkpoint, its averaged weights if it has them,
+    into ``merged`` of the run.
 
     A line on standard error tells of each damaged checkpoint that is passed over.
 
-    It is built beside and checked there; until then, and after a check that failed, an older merged model stays as it
-    is. On a disk the two are exchanged in one step. In an object store, which has no such step, the old config.json
-    goes first and the new one comes last, and without it there is no merged model.
+    It is built beside and checked there; until then, and after a check that failed, an older merged model
+    stays as it is. On a disk the two are exchanged in one step. In an object store, which has no such step,
+    the old config.json goes first and the new one comes last, and without it there is no merged model.
 
     Args:
         run: the run.
         check: raises if what lies in this directory is not to become the merged model.
 
     Raises:
-        ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that belongs
-            elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or storage out of
-            reach; and what `check` raises.
+        ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that
+            belongs elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or
+            storage out of reach; and what `check` raises.
     """
     common = _read_common(run)
     pieces = _collect(run)
@@ -133,7 +134,8 @@ def _read_common(run: Run) -> dict[str, bytes]:
 
 
 def _collect(run: Run) -> list[_Piece]:
-    """Every block's newest checkpoint, or one error that names all blocks that have none of their last step."""
+    """Every block's newest checkpoint, or one error that
+    names all blocks that have none of their last step."""
     pieces, missing, behind = [], [], []
     for block in run.blocks:
         skipped: list[str] = []
@@ -194,7 +196,8 @@ def _all_sizes(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> list[dict[
 
 
 def _index(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> bytes:
-    """The Hugging Face index; no name comes twice, because ``decode`` lets a block have only its own names."""
+    """The Hugging Face index; no name comes twice, because
+    ``decode`` lets a block have only its own names."""
     sizes = [size for part in _all_sizes(pieces, frozen) for _, size in part.values()]
     weight_map = {name: piece.file for piece in pieces for name in piece.sizes} | dict.fromkeys(sorted(frozen), FROZEN)
     return (json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}, indent=1) + "\n").encode()
@@ -224,7 +227,8 @@ def _fill(run: Store, target: str, pieces: list[_Piece], files: Mapping[str, byt
 
 
 def _publish(run: Store, building: str, config: bytes) -> None:
-    """Put a checked model into the place of the old one in an object store: nothing is a model until the last put."""
+    """Put a checked model into the place of the old one in an object store:
+    nothing is a model until the last put."""
     run.remove(f"{MERGED}/{CONFIG}")
     run.remove(MERGED)
     for name in run.child(building).list():

@@ -1,4 +1,5 @@
-"""Pilots: one-layer networks that see the context alone, and what they answer on samples that they did not train on."""
+"""Pilots: one-layer networks that see the context alone, and
+what they answer on samples that they did not train on."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,8 @@ PILOT_LR = 1e-3
 ANSWERS = 1024
 """Of each pilot."""
 FOLDS = 5
-"""Where the validation split has too few samples, each pilot leaves out a fold of its own, at most a fifth."""
+"""Where the validation split has too few samples, each pilot leaves out a fold of its own,
+at most a fifth."""
 POSITIONS = 16
 """Positions of a text that are looked at: many texts with a few each tell more than few texts whole."""
 PREDICT_BATCH = 256
@@ -61,10 +63,11 @@ class Part:
 
 
 def ask_pilots(config: Config, data: DataSet, codebook: Tensor, count: Count = silent) -> Answers:
-    """Train `PILOTS` pilots and ask each about the validation split and, if that is small, a fold of the training data.
+    """Train `PILOTS` pilots and ask each about the validation split and,
+    if that is small, a fold of the training data.
 
-    The temperature of each is fitted on the same samples: an over-confident pilot would claim that nothing is left to
-    decide. A function of its arguments on one kind of hardware.
+    The temperature of each is fitted on the same samples: an over-confident pilot would claim
+    that nothing is left to decide. A function of its arguments on one kind of hardware.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _repeatable():
@@ -104,7 +107,8 @@ def _ask_pilot(
 
 
 def folded(data: DataSet, number: int) -> tuple[Split, Part]:
-    """What a pilot trains on, and what it leaves out of that to be asked about; pilots leave out different samples."""
+    """What a pilot trains on, and what it leaves out of that to be asked about;
+    pilots leave out different samples."""
     each = POSITIONS if "vocabulary" in data.shape else 1
     size = min(max(ANSWERS - each * len(data.validation), 0), len(data.train) // FOLDS)
     if not size:
@@ -152,7 +156,8 @@ def _output(model: BlockModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def _predict(model: BlockModel, split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (n, V), targets (n,) and samples (n,) of about `ANSWERS` samples, or of some positions of fewer texts."""
+    """Logits (n, V), targets (n,) and samples (n,) of about `ANSWERS` samples,
+    or of some positions of fewer texts."""
     length = _output(model, split.batch(torch.arange(1), device))[1].numel()
     each = min(POSITIONS, length)
     picked = ((torch.arange(each) + 0.5) * length / each).long().to(device)

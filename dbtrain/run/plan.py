@@ -1,4 +1,5 @@
-"""From a run's manifest to models: the one place where configuration turns into the plain values of the method."""
+"""From a run's manifest to models: the one place where
+configuration turns into the plain values of the method."""
 
 import hashlib
 import json
@@ -81,7 +82,8 @@ class RunPlan:
 
     @property
     def architecture_hash(self) -> str:
-        """16 hexadecimal digits of what a weight means: the network, how its blocks hang together, and its scales."""
+        """16 hexadecimal digits of what a weight means: the network,
+        how its blocks hang together, and its scales."""
         config = self.config
         scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
         content = {"model": config.model.content(), "method": config.method, "noise": scales}
@@ -160,7 +162,8 @@ class RunPlan:
         """Load the data set, and make sure that it is the one that the run was started with.
 
         Raises:
-            DataError: it is missing, damaged, does not hold what it should, or holds something else than at the start.
+            DataError: it is missing, damaged, does not hold what it should,
+                or holds something else than at the start.
         """
         try:
             data = load_data(self.located())

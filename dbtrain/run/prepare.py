@@ -45,7 +45,8 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
     """Write what all blocks have in common and run.json, or check those that are there.
 
     Raises:
-        ConfigError: the directory belongs to a run of another configuration, or no worker could train this one.
+        ConfigError: the directory belongs to a run of another configuration,
+            or no worker could train this one.
         ShardError: its files are damaged or the storage fails.
         DataError: the data cannot be read, or is not what the run was started with.
     """
@@ -162,7 +163,8 @@ def _no_pilot(*_: object) -> Mapping[str, object]:
 
 
 def _check_models(run_plan: RunPlan) -> None:
-    # once run.json is there, a configuration that no worker can build would keep the fixed one from the run's name
+    # once run.json is there, a configuration that no worker
+    # can build would keep the fixed one from the run's name
     for shard in range(run_plan.shards.blocks):
         run_plan.objective(shard, "meta")
     if run_plan.config.init.branch:

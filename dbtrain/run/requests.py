@@ -21,7 +21,8 @@ class Request:
 
 
 def requests(config: Config, device: str) -> list[Request]:
-    """What each block asks for: the section `cluster` and the block's exceptions; one request if one worker has all.
+    """What each block asks for: the section `cluster` and the block's exceptions;
+    one request if one worker has all.
 
     Raises:
         ConfigError: several workers of a block would share a GPU, or a worker would hold several.

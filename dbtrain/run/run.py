@@ -1,6 +1,7 @@
 """A run as it lies on disk or in an object store: its manifest, its blocks, and how far each of them is.
 
-This is the one place that knows where in a run's directory a thing lies, and that answers whether a block is done.
+This is the one place that knows where in a run's directory a thing lies,
+and that answers whether a block is done.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -210,9 +211,9 @@ class RunBlock:
     def committed(self) -> int:
         """Newest committed step, 0 if there is none.
 
-        A checkpoint before the last step counts when its files have the recorded sizes; a worker verifies its bytes
-        when it resumes. Nothing comes after the last step, so that one counts only when every byte was verified: once,
-        as long as its files stay as they were.
+        A checkpoint before the last step counts when its files have the recorded sizes; a worker verifies its
+        bytes when it resumes. Nothing comes after the last step, so that one counts only when every byte was
+        verified: once, as long as its files stay as they were.
 
         Raises:
             ShardError: the storage cannot be reached.

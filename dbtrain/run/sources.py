@@ -69,7 +69,8 @@ def check_same_run(run: Run, source: Source) -> None:
     """Whether what a place offers is of this run.
 
     Raises:
-        ShardError: it is of another run, plan, codebook or data, or trained in another way; by the difference.
+        ShardError: it is of another run, plan, codebook or data,
+            or trained in another way; by the difference.
     """
     ours, theirs = run.manifest, source.manifest
     where = f"{source.url}: {MANIFEST}"

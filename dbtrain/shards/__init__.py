@@ -1,1 +1,2 @@
-"""What is on disk: stores, shards, checkpoints, manifest, locks and merge; the only room that knows safetensors."""
+"""What is on disk: stores, shards, checkpoints, manifest,
+locks and merge; the only room that knows safetensors."""

@@ -67,17 +67,18 @@ class Checkpoints:
         fence: Callable[[], None],
         from_place: str = "",
     ) -> Commit:
-        """Write a checkpoint; when this returns it survives a power cut, and when it does not the ones before remain.
+        """Write a checkpoint; when this returns it survives a power cut,
+        and when it does not the ones before remain.
 
         Args:
             parts: ``model`` and, if there are any, ``ema`` (same names and shapes) and ``optim``
                 (``<state>/<global name>``); tensors of any shape and device.
-            fence: raises FencedError when the attempt no longer owns the block; called before the first write and again
-                right before COMMIT.json.
+            fence: raises FencedError when the attempt no longer owns the block;
+                called before the first write and again right before COMMIT.json.
             from_place: copy of the run in which the attempt runs.
 
-        Committing a step again is fine: equal content changes nothing (the first Commit is returned), other content
-        replaces it.
+        Committing a step again is fine: equal content changes nothing (the first Commit is returned),
+        other content replaces it.
 
         Raises:
             FencedError: from ``fence``.
@@ -88,11 +89,12 @@ class Checkpoints:
         fence()
         folder = self._folder(step)
         folder.makedirs()
-        # Why this is safe. The checkpoint is what COMMIT.json lists, and COMMIT.json is one atomic replace that comes
-        # after every shard is durable. No shard file is ever overwritten: a name that is taken by other content (left
-        # by a killed attempt, or by one that was cut off and is still writing) is avoided. So whatever an existing
-        # COMMIT.json lists stays true at every instant, on a disk and in an object store alike; renaming a whole
-        # directory would need a second protocol for S3 and cannot replace an existing directory in one step.
+        # Why this is safe. The checkpoint is what COMMIT.json lists, and COMMIT.json is one atomic replace
+        # that comes after every shard is durable. No shard file is ever overwritten: a name that is taken by
+        # other content (left by a killed attempt, or by one that was cut off and is still writing) is
+        # avoided. So whatever an existing COMMIT.json lists stays true at every instant, on a disk and in an
+        # object store alike; renaming a whole directory would need a second protocol for S3 and cannot
+        # replace an existing directory in one step.
         contents = {role: encode(parts[role], self._identity, step, role) for role in ROLES if role in parts}
         # side by side: while the hash of one file is computed, the disk writes another
         placed = at_once([partial(place, folder, role, content) for role, content in contents.items()])
@@ -107,7 +109,8 @@ class Checkpoints:
         """
         commit = self._publish(commit)
         self._known_bad.discard(commit.step)
-        # The checkpoint is safe by now. A failed clean-up must not look like a failed commit; the next cleans again.
+        # The checkpoint is safe by now. A failed clean-up must not look like a failed commit;
+        # the next cleans again.
         with contextlib.suppress(ShardError):
             self._clean(commit)
         return commit
@@ -149,14 +152,16 @@ class Checkpoints:
         return [step for step in self._all_steps() if self._folder(step).exists(COMMIT)]
 
     def newest(self, report: Callable[[str], None] = _to_stderr, roles: Sequence[Role] | None = None) -> Loaded | None:
-        """The newest checkpoint whose every byte verifies, or None; ``report`` gets one line for each one skipped.
+        """The newest checkpoint whose every byte verifies, or None;
+        ``report`` gets one line for each one skipped.
 
         Args:
             roles: load and verify only these (those that the checkpoint has); default all.
 
         Raises:
-            ShardError: a checkpoint belongs to another run, block, config or codebook; or the storage cannot be
-                reached, which must not look like "no checkpoint" (the block would start again from nothing).
+            ShardError: a checkpoint belongs to another run, block, config or codebook; or the storage cannot
+                be reached, which must not look like "no checkpoint" (the block would start again from
+                nothing).
         """
         for step in reversed(self.steps()):
             try:
@@ -190,7 +195,8 @@ class Checkpoints:
         return find_problems(self._folder(step), step, self._identity)
 
     def stamp(self, step: int) -> dict[str, Any] | None:
-        """What changes when a file of a checkpoint is replaced: its commit, and size and version of each file.
+        """What changes when a file of a checkpoint is replaced:
+        its commit, and size and version of each file.
 
         None where the storage does not tell versions of files, or the checkpoint is not whole.
 
@@ -208,7 +214,8 @@ class Checkpoints:
         return {"step": step, "commit": commit.digest().hex(), "files": files}
 
     def newest_step(self) -> int | None:
-        """Newest step whose COMMIT.json is whole and whose files have its sizes; no content is read, so it is cheap.
+        """Newest step whose COMMIT.json is whole and whose files have its sizes;
+        no content is read, so it is cheap.
 
         Raises:
             ShardError: the storage cannot be reached.
@@ -233,12 +240,14 @@ class Checkpoints:
         return commit
 
     def _clean(self, commit: Commit) -> None:
-        """Remove what is not part of this checkpoint from its directory, and checkpoints that nobody needs."""
+        """Remove what is not part of this checkpoint from its directory,
+        and checkpoints that nobody needs."""
         folder = self._folder(commit.step)
         for name in folder.list(temporaries=True):
             if name != COMMIT and name not in commit.files:
                 folder.remove(name)
-        # Steps above this one are left alone: damaged ones that the attempt passed over, or another attempt's.
+        # Steps above this one are left alone: damaged ones that the attempt passed over,
+        # or another attempt's.
         below = [step for step in self._all_steps() if step < commit.step]
         good = [step for step in below if self._looks_good(step)]
         kept = good[max(0, len(good) - (self._keep - 1)) :]
@@ -258,7 +267,8 @@ class Checkpoints:
             return False
 
     def _drop(self, step: int) -> None:
-        """COMMIT.json goes first: a removal that is cut off leaves an uncommitted directory, not a damaged one."""
+        """COMMIT.json goes first: a removal that is cut off leaves an uncommitted directory,
+        not a damaged one."""
         self._folder(step).remove(COMMIT)
         self._store.remove(step_name(step))
 

@@ -52,7 +52,8 @@ def seal(fields: Mapping[str, Any], version: int, where: str) -> bytes:
     for taken in ("version", "digest"):
         if taken in fields:
             raise ShardError(f"{where}: the field {taken!r} is reserved; rename it")
-    # Through the text and back, so that the digest sees what a reader will see (tuples as lists, int keys as text).
+    # Through the text and back, so that the digest sees what a reader will see (tuples as lists,
+    # int keys as text).
     body = json.loads(canonical({**fields, "version": version}, where))
     body["digest"] = _digest(body, where)
     return (json.dumps(body, sort_keys=True, indent=1) + "\n").encode()
@@ -83,7 +84,8 @@ def _digest(body: dict[str, Any], where: str) -> str:
 
 
 class Fields:
-    """Typed access to the fields of a parsed JSON object; every miss is a DamagedError that names field and file."""
+    """Typed access to the fields of a parsed JSON object;
+    every miss is a DamagedError that names field and file."""
 
     def __init__(self, data: Any, where: str) -> None:
         if not isinstance(data, dict):

@@ -54,7 +54,8 @@ class Commit:
         return next((name for name in self.files if name.split(".", 1)[0] == role), None)
 
     def digest(self) -> bytes:
-        """32 bytes that stand for the content of all files: two commits with the same hold the same tensors."""
+        """32 bytes that stand for the content of all files:
+        two commits with the same hold the same tensors."""
         content = sorted((name.split(".", 1)[0], record["sha256"]) for name, record in self.files.items())
         return bytes.fromhex(sha256(json.dumps([self.step, content]).encode()))
 
@@ -131,7 +132,8 @@ def check_commit(record: bytes, folder: Store, step: int) -> Commit:
 
 
 def read_part(folder: Store, commit: Commit, name: str, identity: Identity) -> dict[str, Tensor]:
-    """Tensors of one file of a checkpoint. Bytes are judged before meaning: a flipped bit is not another run's shard.
+    """Tensors of one file of a checkpoint. Bytes are judged before meaning:
+    a flipped bit is not another run's shard.
 
     Raises:
         MissingError: there is no such file.

@@ -1,4 +1,5 @@
-"""Whether the tensors of a shard are those that the model wants, and numbers: hashes can be right and both can fail."""
+"""Whether the tensors of a shard are those that the model wants,
+and numbers: hashes can be right and both can fail."""
 
 from collections.abc import Mapping
 
@@ -12,7 +13,8 @@ SHOWN = 3
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise DamagedError if a tensor (any shape) holds NaN or infinity: nothing can be resumed or merged from it."""
+    """Raise DamagedError if a tensor (any shape) holds NaN or infinity:
+    nothing can be resumed or merged from it."""
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.numel()):
             continue
@@ -37,7 +39,8 @@ def check_fit(
         where: its file, for the message.
 
     Raises:
-        ShardError: a tensor is missing, is not of the model, or has another shape or type; all in one message.
+        ShardError: a tensor is missing, is not of the model,
+            or has another shape or type; all in one message.
     """
     wrong = [f"{name} is missing, expected {_kind(wanted[name])}" for name in sorted(required - found.keys())]
     for name, tensor in sorted(found.items()):

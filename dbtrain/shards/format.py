@@ -40,7 +40,8 @@ RESERVED_ROLES = ("adapter",)
 class Identity:
     """Whose tensors these are: what binds a shard to its run. An instance is always valid.
 
-    How long and in which batches a block was trained does not bind: it may differ by block, and a run may be extended.
+    How long and in which batches a block was trained does not bind:
+    it may differ by block, and a run may be extended.
 
     Raises:
         ShardError: a field is out of its range.
@@ -95,7 +96,8 @@ def _invalid(field: str, value: object, wanted: str) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """A decoded shard file; ``tensors`` are CPU tensors by global name (``<state>/<global name>`` for ``optim``)."""
+    """A decoded shard file; ``tensors`` are CPU tensors by
+    global name (``<state>/<global name>`` for ``optim``)."""
 
     tensors: dict[str, Tensor]
     identity: Identity

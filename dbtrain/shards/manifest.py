@@ -51,7 +51,8 @@ class Manifest:
     config_hash: str = ""
     """Of what determines the weights; another configuration is not trained in this run's directory."""
     architecture_hash: str = ""
-    """Of what a weight means: the network and its parametrisation. Shards are bound to it, not to the schedule."""
+    """Of what a weight means: the network and its parametrisation.
+    Shards are bound to it, not to the schedule."""
     data_hash: str = ""
     """Of the content of the data, '' where it is not known."""
     shape: Mapping[str, Any] = field(default_factory=dict)
@@ -65,8 +66,8 @@ class Manifest:
     data_paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data."""
     branch: bool = False
-    """Whether this is the branch of the run whose directory it lies in: one network over all levels, which every
-    block starts from."""
+    """Whether this is the branch of the run whose directory it lies in:
+    one network over all levels, which every block starts from."""
     init: Origin | None = None
     """Where the first weights came from; None where they were random."""
     frozen_hash: str = ""
@@ -79,7 +80,8 @@ class Manifest:
         """The manifest in the fields of a JSON object.
 
         Raises:
-            DamagedError: a field is missing or wrong, or layers or levels do not tile without gap and overlap.
+            DamagedError: a field is missing or wrong, or layers
+                or levels do not tile without gap and overlap.
         """
         known = {f.name for f in dataclasses.fields(Manifest)} - {"others"}
         found = Fields(dict(content), where)
@@ -249,7 +251,8 @@ def _check_tiles(manifest: Manifest, where: str) -> None:
                 where,
                 f"layers {short(one.layers)} and {short(two.layers)} of blocks {one.block}, {two.block} do not meet",
             )
-        # Block 0 is the noisiest, so a block's low end is the next one's high end; exactly, or levels fall between.
+        # Block 0 is the noisiest, so a block's low end is the next one's high end;
+        # exactly, or levels fall between.
         if one.edges[0] != two.edges[1]:
             damaged(
                 where,

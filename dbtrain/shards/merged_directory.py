@@ -39,7 +39,8 @@ class MergedBlock:
 
 
 def shard_name(block: int, blocks: int) -> str:
-    """File of a block by the Hugging Face convention, which counts from one: block 0 of 3 is model-00001-of-00003."""
+    """File of a block by the Hugging Face convention, which counts from one:
+    block 0 of 3 is model-00001-of-00003."""
     return f"model-{block + 1:05d}-of-{blocks:05d}.safetensors"
 
 
@@ -49,7 +50,8 @@ def dump_config(manifest: Manifest, blocks: list[MergedBlock], files: dict[str, 
 
 
 class MergedDirectory:
-    """A merged model; config.json and the index are read once. Every method raises ShardError for what is damaged.
+    """A merged model; config.json and the index are read once.
+    Every method raises ShardError for what is damaged.
 
     Args:
         store: its directory.
@@ -127,7 +129,8 @@ class MergedDirectory:
         return shard.tensors
 
     def codebook(self) -> Tensor | None:
-        """The codebook, (V, D) float32, or None if the run has none; ShardError if it is not the one of the run."""
+        """The codebook, (V, D) float32, or None if the run has none;
+        ShardError if it is not the one of the run."""
         expected = self.manifest.codebook_hash
         if not expected:
             return None

@@ -2,7 +2,8 @@
 
 It begins with the size and SHA-256 of everything in it, so that all of it is judged before anything is
 written, and it is read in pieces, from a disk or a URL. It is no tar and no zip on purpose: those can hold
-links, modes, sparse files and any path, each of which would have to be refused. This one has no words for them:
+links, modes, sparse files and any path, each of which would have to be refused. This one has no words for
+them:
 
     8 bytes     b"dbtrpack"
     8 bytes     length of the header, little-endian

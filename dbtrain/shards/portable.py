@@ -13,9 +13,9 @@ PLACES: Mapping[str, Any] = {"out": "runs", "cluster": {"address": None}}
 def portable(manifest: Manifest) -> Manifest:
     """The content of run.json without places on the machine that trained the run.
 
-    Of an absolute path its last part stays: a run knows its own data from run.json, and somebody who has the merged
-    model alone says where the data lies (``dbtrain eval DIRECTORY data.path=...``); ``data_hash`` tells whether it is
-    the same.
+    Of an absolute path its last part stays: a run knows its own data from run.json, and somebody who has the
+    merged model alone says where the data lies (``dbtrain eval DIRECTORY data.path=...``); ``data_hash``
+    tells whether it is the same.
     """
     config = _without_folders(dict(manifest.config))
     for key, value in PLACES.items():

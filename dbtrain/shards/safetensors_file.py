@@ -28,7 +28,8 @@ HEADER_LIMIT = 100_000_000
 """Bytes; safetensors itself refuses longer headers."""
 
 RECORD_KEY = "dbtrain"
-"""Metadata key of the sealed record; beside it is only ``format: pt``, which Hugging Face readers insist on."""
+"""Metadata key of the sealed record; beside it is only ``format:
+pt``, which Hugging Face readers insist on."""
 
 PICKLE_PROTOCOLS = range(2, 6)
 ZIP_MAGIC = b"PK\x03\x04"
@@ -222,7 +223,8 @@ def sealed_record(header: Any, where: str) -> str:
 
 
 def refuse_pickle(start: bytes, where: str) -> None:
-    """Say so by name; the ninth byte tells a pickle from a safetensors header whose length happens to look like one."""
+    """Say so by name; the ninth byte tells a pickle from a
+    safetensors header whose length happens to look like one."""
     is_pickle = len(start) > 1 and start[0] == 0x80 and start[1] in PICKLE_PROTOCOLS and start[8:9] != b"{"
     if is_pickle or start.startswith(ZIP_MAGIC):
         kind = "pickle" if is_pickle else "zip (a pickle of torch.save inside)"

@@ -69,7 +69,8 @@ MISSED_LEAST = ("steps/s", "peak mem", "layers", "levels", "time", "restarts")
 
 
 def make_console() -> Console:
-    """A console; where there is no terminal it is wide enough for the tables, whatever the width is said to be."""
+    """A console; where there is no terminal it is wide enough for the tables,
+    whatever the width is said to be."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 

@@ -26,7 +26,8 @@ HELD = 1000
 
 
 def events_of(writer: int | str, piece: int = 0) -> str:
-    """Name of the file of a rank, or of `COORDINATOR`: each has its own: adding to a file is for one process."""
+    """Name of the file of a rank, or of `COORDINATOR`: each has its own:
+    adding to a file is for one process."""
     name = EVENTS if writer == 0 else f"events-{writer}.jsonl"
     return f"{name}.{piece}" if piece else name
 
@@ -60,7 +61,8 @@ class EventLog:
             self._append(self._line(event, fields))
 
     def tell(self, event: str, **fields: Any) -> None:
-        """Like :meth:`emit` for what nobody depends on: a storage that is away does not end a worker that trains."""
+        """Like :meth:`emit` for what nobody depends on: a storage
+        that is away does not end a worker that trains."""
         with self._one_at_a_time:
             line = self._line(event, fields)
             try:

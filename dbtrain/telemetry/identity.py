@@ -9,7 +9,8 @@ FILE = "tracked.json"
 
 
 def tracked_as(run: Store) -> str:
-    """A random name, made once and kept in the run's directory: a run that is removed and begun anew is another.
+    """A random name, made once and kept in the run's directory:
+    a run that is removed and begun anew is another.
 
     Raises:
         ShardError: the file is no such name, or the directory cannot be written.

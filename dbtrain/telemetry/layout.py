@@ -9,7 +9,8 @@ from rich.text import Text
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Prose: on a terminal it wraps between words and cuts no path in two; elsewhere a message is one line."""
+    """Prose: on a terminal it wraps between words and cuts no path in two;
+    elsewhere a message is one line."""
     if console.is_terminal:
         lines = (
             textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
@@ -20,7 +21,8 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 
 def show_table(console: Console, table: Table) -> None:
-    """A table; where its longest words do not fit side by side, each row as a line of ``name value`` pairs."""
+    """A table; where its longest words do not fit side by side,
+    each row as a line of ``name value`` pairs."""
     headers = [_plain(column.header) for column in table.columns]
     columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
     words = [" ".join([head, *cells]).split() for head, cells in zip(headers, columns, strict=True)]

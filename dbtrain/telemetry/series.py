@@ -1,8 +1,8 @@
 """TensorBoard, W&B and MLflow: how each keeps the series of blocks that are at different steps at any moment.
 
-W&B drops what comes with a smaller step than the last of a run. So each block has a run of its own there, in the group
-of the dbtrain run, and so it has in TensorBoard, which overlays them. MLflow keeps the steps of every metric apart:
-there all blocks share one run. The only file that imports these packages.
+W&B drops what comes with a smaller step than the last of a run. So each block has a run of its own there, in
+the group of the dbtrain run, and so it has in TensorBoard, which overlays them. MLflow keeps the steps of
+every metric apart: there all blocks share one run. The only file that imports these packages.
 """
 
 import time
@@ -31,8 +31,8 @@ class Tracked:
     config: Mapping[str, Any]
     """Scalars by dotted key."""
     committed: Mapping[str, int]
-    """Steps that each part which is to be trained has committed: what was logged after them comes again. A part is a
-    block, such as ``block2``, or ``branch``."""
+    """Steps that each part which is to be trained has committed: what was logged after them comes again.
+    A part is a block, such as ``block2``, or ``branch``."""
 
 
 class Series(Protocol):
@@ -46,7 +46,8 @@ class Series(Protocol):
 
 
 class TensorBoardSeries:
-    """Event files in a folder for each block; what is repeated after a kill takes the place of what was there."""
+    """Event files in a folder for each block; what is repeated
+    after a kill takes the place of what was there."""
 
     def __init__(self, tracked: Tracked) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +58,8 @@ class TensorBoardSeries:
             folder = f"{tracked.directory}/{tracked.project}/{part}"
             writer: Any = SummaryWriter(folder, purge_step=committed + 1)
             self._writers[part] = writer
-            # add_hparams would begin another file, and TensorBoard reads only the newest of a folder on and on
+            # add_hparams would begin another file, and TensorBoard
+            # reads only the newest of a folder on and on
             for summary in hparams(dict(tracked.config), {}):  # type: ignore[no-untyped-call]
                 writer.file_writer.add_summary(summary, committed)
 

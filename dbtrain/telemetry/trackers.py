@@ -1,4 +1,5 @@
-"""Trackers follow the step events of all blocks; what a tracker shows can be made again from the events alone."""
+"""Trackers follow the step events of all blocks; what a
+tracker shows can be made again from the events alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -52,7 +53,8 @@ class Trackers:
                 ) from None
 
     def log(self, part: str, event: dict[str, Any]) -> None:
-        """Log an event if it is one of a step; a step that an attempt repeats has the same values, and is left out."""
+        """Log an event if it is one of a step; a step that an attempt repeats has the same values,
+        and is left out."""
         if event["event"] != "step" or event["step"] <= self._logged.get(part, 0):
             return
         self._logged[part] = event["step"]

@@ -24,4 +24,5 @@ class Assignment:
     place: str = ""
     """Name of the copy of the run that the attempt runs in."""
     config: dict[str, Any] | None = None
-    """Of this start of the run, which may differ from the one in run.json in what does not determine the weights."""
+    """Of this start of the run, which may differ from the one
+    in run.json in what does not determine the weights."""

@@ -48,7 +48,8 @@ class Batches:
         self._order = EpochOrder(len(split), shape.batch_size, derive_seed(seed, "order", block))
 
     def micro_batches(self, step: int) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """(batch, key, positions) for each accumulation of `step`; also seeds dropout, which follows the layout."""
+        """(batch, key, positions) for each accumulation of `step`;
+        also seeds dropout, which follows the layout."""
         key = self._key("noise", step)
         first = self.rank * self.shape.accumulation * self.shape.micro_batch
         for micro in range(self.shape.accumulation):
@@ -60,7 +61,8 @@ class Batches:
             yield self._augmented(batch, step, where), key, where
 
     def _key(self, purpose: str, step: int) -> Tensor:
-        # filled on the device: a tensor made from a number here would be copied there, which waits for the GPU
+        # filled on the device: a tensor made from a number here would be copied there,
+        # which waits for the GPU
         return torch.full((), derive_seed(self.seed, purpose, self.block, step), dtype=torch.int64, device=self.device)
 
     def _augmented(self, batch: dict[str, Tensor], step: int, positions: Tensor) -> dict[str, Tensor]:

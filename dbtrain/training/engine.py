@@ -27,8 +27,8 @@ SMALLEST_PART = 1 << 22
 """Elements that are worth a collective of their own: 16 MiB."""
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-# None of DeepSpeed's own ops is used. To find out which could be, it runs compilers in every worker; and on a CPU it
-# builds a shared-memory all-reduce, for a minute on every new host, without which gloo does as well.
+# None of DeepSpeed's own ops is used. To find out which could be, it runs compilers in every worker; and on a
+# CPU it builds a shared-memory all-reduce, for a minute on every new host, without which gloo does as well.
 vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 
@@ -89,7 +89,8 @@ class Engine:
     """One block's module under DeepSpeed, on this worker.
 
     Args:
-        module: returns a scalar loss; its parameter names are those on disk, its submodule `model` has the layers.
+        module: returns a scalar loss; its parameter names are those on disk,
+            its submodule `model` has the layers.
         config: training section.
         micro_batch, accumulation, workers: their product is the effective batch.
         tell: gets one line if host memory for snapshots cannot be pinned.
@@ -122,7 +123,8 @@ class Engine:
         if config.zero_stage == 0:
             base.register_step_pre_hook(self._measure(config.optimizer.clip))
         self.norm_is_of_gradient = not (config.zero_stage and config.optimizer.name == "muon")
-        """Whether `gradient_norm` is that; under ZeRO Muon's matrices are orthogonalised before DeepSpeed takes it."""
+        """Whether `gradient_norm` is that; under ZeRO Muon's
+        matrices are orthogonalised before DeepSpeed takes it."""
         self._make_states()
         self._ema = self._pieces() if config.ema else {}
         self._ema_decay = config.ema
@@ -157,7 +159,8 @@ class Engine:
             state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
 
     def _measure(self, clip: float) -> Callable[..., None]:
-        """A hook that takes the norm of all gradients, and scales them to at most `clip`; 0 for no such limit."""
+        """A hook that takes the norm of all gradients, and scales them to at most `clip`;
+        0 for no such limit."""
 
         def measure(*_: Any) -> None:
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -172,7 +175,8 @@ class Engine:
         return {n: piece.detach().clone() for n, piece in pieces if piece is not None}
 
     def accumulate(self, batch: Mapping[str, Tensor], key: Tensor, positions: Tensor) -> Tensor:
-        """Forward and backward of one micro-batch; its mean loss, detached. The last one of a step also updates."""
+        """Forward and backward of one micro-batch; its mean loss,
+        detached. The last one of a step also updates."""
         loss: Tensor = self._engine(batch, key, positions)
         self._engine.backward(loss)
         self._copies.before_update()
@@ -207,7 +211,8 @@ class Engine:
 
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
-        """Full float32 copies on the host: parts ``model``, ``ema`` and ``optim``, by parameter name; collective.
+        """Full float32 copies on the host: parts ``model``,
+        ``ema`` and ``optim``, by parameter name; collective.
 
         Empty parts on all ranks but the first, which alone writes them: the host has room for one copy. The
         copies go on when this returns.

@@ -18,9 +18,11 @@ def prepare_process(assignment: Assignment) -> None:
     """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(assignment.threads)
-    # not warn_only: the backward pass of attention on a GPU then adds up in any order, with nothing but a warning
+    # not warn_only: the backward pass of attention on a GPU then adds up in any order,
+    # with nothing but a warning
     torch.use_deterministic_algorithms(True)
-    # filling finds programs that read memory before they write it, and tests do so; ZeRO's buffers cost time every step
+    # filling finds programs that read memory before they write it,
+    # and tests do so; ZeRO's buffers cost time every step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -29,9 +31,9 @@ def prepare_process(assignment: Assignment) -> None:
 def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     """Run one rank of an attempt and record how it ended.
 
-    Errors that another attempt would meet again are recorded as ``failed``, and raised only where there are other
-    ranks: those would wait for this one in a collective, and Ray ends them when one raises. All others are raised, so
-    that the coordinator sees a crash.
+    Errors that another attempt would meet again are recorded as ``failed``, and raised only where there are
+    other ranks: those would wait for this one in a collective, and Ray ends them when one raises. All others
+    are raised, so that the coordinator sees a crash.
     """
     attempt = Run.at(assignment.run_url).block(assignment.block).attempt(assignment.attempt)
     log = EventLog(attempt, rank)

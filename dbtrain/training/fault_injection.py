@@ -1,7 +1,8 @@
 """Faults injected by name and step, for tests: ``DBTRAIN_FAULTS=[{"block": 1, "step": 30, "kind": "kill"}]``.
 The branch of a run is called ``"branch"`` in the place of a block's number.
 
-Each fault fires once: before it does, it leaves a marker in the block's directory, which also lets a test count it.
+Each fault fires once: before it does, it leaves a marker in the block's directory,
+which also lets a test count it.
 """
 
 import itertools
@@ -85,7 +86,8 @@ class FaultPlan:
             parameter.register_hook(lambda gradient: gradient + math.inf)  # type: ignore[no-untyped-call]
 
     def in_commit(self, step: int, fence: Callable[[], None]) -> Callable[[], None]:
-        """The fence of the commit of this step; a kill planned for it fires after the shards and before COMMIT.json."""
+        """The fence of the commit of this step; a kill planned
+        for it fires after the shards and before COMMIT.json."""
         calls = itertools.count(1)
 
         def then_kill() -> None:
@@ -123,7 +125,8 @@ def _flip(store: Store, name: str) -> None:
 
 
 def _exhaust_memory() -> None:
-    """Allocate under a limit of the address space until the allocator refuses: a MemoryError that nobody raised."""
+    """Allocate under a limit of the address space until the allocator refuses:
+    a MemoryError that nobody raised."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_SLACK, before[1]))

@@ -114,7 +114,8 @@ class _Memory:
 
 
 class Snapshot:
-    """A block's state as it was after some step; its holder gives it back once it is written or not wanted."""
+    """A block's state as it was after some step; its holder
+    gives it back once it is written or not wanted."""
 
     def __init__(self, memory: _Memory, give_back: Callable[[_Memory], None]) -> None:
         self._memory = memory

@@ -92,8 +92,8 @@ def train(
     """Train from `start` steps done to ``config.steps``, committing on the way and before returning.
 
     Raises:
-        NonFiniteLossError: a loss, a gradient or what would be committed was not finite; nothing after the last good
-            commit is kept.
+        NonFiniteLossError: a loss, a gradient or what would be committed was not finite;
+            nothing after the last good commit is kept.
     """
     step, committed = start, start
     window = Window(time.monotonic())
@@ -124,7 +124,8 @@ def train(
 
 
 def _refuse_non_finite(engine: Engine, step: int) -> None:
-    # loss and gradient can be finite and what they made of a weight or a moment not: it must not push a good commit out
+    # loss and gradient can be finite and what they made of a weight or a moment not:
+    # it must not push a good commit out
     wrong = engine.non_finite()
     if wrong:
         raise NonFiniteLossError(f"{wrong} is not finite after step {step}, though the loss was; {KEEPS} {REMEDY}")

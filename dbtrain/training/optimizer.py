@@ -18,7 +18,8 @@ def lr_scale(step: int, steps: int, warmup: int, final: float) -> float:
 
 
 def endless_warmup(training: TrainingConfig) -> str | None:
-    """One line for a warm-up that ends with the training or after it, which nothing else would tell; else None."""
+    """One line for a warm-up that ends with the training or after it,
+    which nothing else would tell; else None."""
     steps, optimizer = training.steps, training.optimizer
     if optimizer.warmup < steps:
         return None
@@ -55,5 +56,6 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """PyTorch's fused AdamW over groups of :func:`parameter_groups`; every hyperparameter comes from the groups."""
+    """PyTorch's fused AdamW over groups of :func:`parameter_groups`;
+    every hyperparameter comes from the groups."""
     return torch.optim.AdamW(groups, fused=True)

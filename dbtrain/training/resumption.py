@@ -1,7 +1,8 @@
-"""Which checkpoint the workers of a block resume from: the first one chooses, the others take the same or none at all.
+"""Which checkpoint the workers of a block resume from: the first one chooses,
+the others take the same or none at all.
 
-A file system over a network shows each machine what it saw a while ago. Workers that chose for themselves could take
-different steps, and would train on as if nothing were wrong.
+A file system over a network shows each machine what it saw a while ago. Workers that chose
+for themselves could take different steps, and would train on as if nothing were wrong.
 """
 
 import struct
@@ -15,15 +16,18 @@ from dbtrain.shards.storage.errors import DamagedError, MissingError
 from dbtrain.training.worker_sync import WorkerSync
 
 WIRE = struct.Struct(">q32s")
-"""What the first worker tells the others: a step, or one of the two below, and the digest of the checkpoint's files."""
+"""What the first worker tells the others: a step, or one of the two below,
+and the digest of the checkpoint's files."""
 BEGINNING, FAILED = -1, -2
 CATCH_UP_S = 60.0
-"""For a worker's machine to see what the first one's sees: NFS and gcsfuse trust what they saw for as long."""
+"""For a worker's machine to see what the first one's sees:
+NFS and gcsfuse trust what they saw for as long."""
 LOOK_S = 2.0
 
 
 def patience(hang_timeout_s: float) -> float:
-    """How long a worker looks for what the first one chose, which waits for it by the watchdog's clock meanwhile."""
+    """How long a worker looks for what the first one chose,
+    which waits for it by the watchdog's clock meanwhile."""
     return min(CATCH_UP_S, hang_timeout_s / 2)
 
 
@@ -46,7 +50,8 @@ class Resumption:
     patience_s: float
 
     def find(self, rank: int, report: Callable[[str], None]) -> Loaded | None:
-        """The checkpoint that all workers of the block resume from, None for the first step; a collective of them.
+        """The checkpoint that all workers of the block resume from,
+        None for the first step; a collective of them.
 
         Args:
             rank: of this worker; the first one chooses.
@@ -70,7 +75,8 @@ class Resumption:
 
         loaded = self.checkpoints.newest(skip)
         if loaded is None and skipped and not self.restart_damaged:
-            # starting from nothing would throw away, without a question, what a copy of one file may bring back
+            # starting from nothing would throw away, without a question,
+            # what a copy of one file may bring back
             raise WorkerError(
                 f"all {len(skipped)} checkpoints of block {self.block} are damaged ({'; '.join(skipped)}): restore one "
                 "from a copy, or train this block again from its first step with cluster.restart_damaged=true"

@@ -43,15 +43,15 @@ class StopRequest:
 class Watchdog:
     """Poll the run's directory from a daemon thread.
 
-    A worker that no longer owns its block ends at once: everything it could still write would be refused. One that
-    makes no step for `hang_timeout_s` ends too, so that the coordinator sees a crash and starts another.
+    A worker that no longer owns its block ends at once: everything it could still write would be refused. One
+    that makes no step for `hang_timeout_s` ends too, so that the coordinator sees a crash and starts another.
 
     Args:
         run, block: directories.
         assignment: of the worker.
         stop: where requests are noted.
-        log: of the first rank, which alone watches the clock: the others wait while it commits, and it waits for them
-            in every step.
+        log: of the first rank, which alone watches the clock: the others wait while it commits,
+            and it waits for them in every step.
     """
 
     def __init__(

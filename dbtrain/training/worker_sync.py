@@ -1,4 +1,5 @@
-"""What the workers of one block agree on: where they resume, the loss of a step, and whether to stop after it.
+"""What the workers of one block agree on: where they resume,
+the loss of a step, and whether to stop after it.
 
 No group spans two blocks.
 """
@@ -47,7 +48,8 @@ class WorkerSync:
         return shared[0] / self.workers
 
     def stops(self) -> bool:
-        """Whether all leave after the step whose loss :meth:`mean` saw last: some worker was asked to by then."""
+        """Whether all leave after the step whose loss :meth:`mean` saw last:
+        some worker was asked to by then."""
         if self.workers == 1:
             return self.stop.requested
         # reading it waits for the step, as the draw of the next batch does anyway
@@ -57,7 +59,8 @@ class WorkerSync:
         return True
 
     def _share_reason(self) -> None:
-        """Workers that were not asked learn why they stop: the first one tells it, and may not be the one that was."""
+        """Workers that were not asked learn why they stop: the first one tells it,
+        and may not be the one that was."""
         mine = (self.stop.reason or "").encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
         sent = torch.tensor(list(mine), dtype=torch.uint8, device=self.device)
         told = [torch.empty_like(sent) for _ in range(self.workers)]

@@ -1,7 +1,9 @@
-"""Where DeepSpeed keeps a float32 parameter and its optimizer states under each ZeRO stage, and full tensors of them.
+"""Where DeepSpeed keeps a float32 parameter and its optimizer states under each ZeRO stage,
+and full tensors of them.
 
-DeepSpeed's own ``safe_get_full_optimizer_state`` links the states of the first parameter group only when the others
-have not stepped yet (0.19.8, ZeRO 1 and 2), so the pieces are looked up here; every stage then gathers the same way.
+DeepSpeed's own ``safe_get_full_optimizer_state`` links the states of the first parameter group only when the
+others have not stepped yet (0.19.8, ZeRO 1 and 2), so the pieces are looked up here; every stage then gathers
+the same way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,8 @@ MOMENTUM = "momentum_buffer"
 
 
 class Layout(Protocol):
-    """The pieces of this rank, without padding. A piece shares memory with the optimizer; None: this rank has none."""
+    """The pieces of this rank, without padding. A piece shares memory with the optimizer;
+    None: this rank has none."""
 
     def owners(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """The tensors that the inner optimizer steps, each with its parameter group."""
@@ -69,8 +72,9 @@ class Replicated:
 class FlatPartition:
     """ZeRO 1 and 2: each rank holds a range of the group's parameters, laid end to end.
 
-    Muon's momentum is an exception, unless it is offloaded: a rank holds that of every matrix of which it has a part,
-    and holds it whole, because it orthogonalises the whole matrix. Ranks that share a matrix hold equal copies.
+    Muon's momentum is an exception, unless it is offloaded: a rank holds that of every matrix of which it has
+    a part, and holds it whole, because it orthogonalises the whole matrix. Ranks that share a matrix hold
+    equal copies.
     """
 
     def __init__(self, zero: Any) -> None:
@@ -135,7 +139,8 @@ def _starts(groups: Sequence[Sequence[nn.Parameter]]) -> Iterator[tuple[nn.Param
 
 
 class Sharded:
-    """ZeRO 3: each rank holds an equal part of every parameter; the last parts are padded, or nothing but padding."""
+    """ZeRO 3: each rank holds an equal part of every parameter;
+    the last parts are padded, or nothing but padding."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
@@ -181,7 +186,8 @@ class Sharded:
 
     @staticmethod
     def _bounds(parameter: nn.Parameter) -> tuple[int, int]:
-        """First element of this rank's part, and the one after its last: equal where it holds only padding."""
+        """First element of this rank's part, and the one after its last:
+        equal where it holds only padding."""
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         whole = parameter.ds_numel  # type: ignore[attr-defined]
         first = min(size * dist.get_rank(), whole)

@@ -1,4 +1,5 @@
-"""Where a cluster is, found and tried before Ray is asked: Ray ends the whole process where nothing answers."""
+"""Where a cluster is, found and tried before Ray is asked:
+Ray ends the whole process where nothing answers."""
 
 import os
 import socket
@@ -42,7 +43,8 @@ class Source(NamedTuple):
 
 
 def check_address(address: str | None) -> bool:
-    """Whether the cluster at an address, if one is given, is for this machine only, as that of launchers/local is.
+    """Whether the cluster at an address, if one is given,
+    is for this machine only, as that of launchers/local is.
 
     Raises:
         PlacementError: nothing answers there, or `auto` leads nowhere.
@@ -54,7 +56,8 @@ def check_address(address: str | None) -> bool:
     source = _auto() if address == "auto" else Source(address, f"cluster.address={address}", ELSE)
     host, port = _host_and_port(source)
     on_loopback = host in THIS_MACHINE and not source.address.startswith(CLIENT)
-    # Ray takes this machine's other address for 127.0.0.1, unless the cluster is told to be this machine's only
+    # Ray takes this machine's other address for 127.0.0.1,
+    # unless the cluster is told to be this machine's only
     if on_loopback and _refusal(_own_address(), port) is None:
         return False
     _check_answers(source, host, port)

@@ -19,7 +19,8 @@ from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
 CLIENT_TRIES = 3
-"""The process that Ray Client's server starts for a client now and then ends before it has begun (Ray 2.60)."""
+"""The process that Ray Client's server starts for a client
+now and then ends before it has begun (Ray 2.60)."""
 NODE_ANSWERS_S = 90.0
 """For a node to start a process and answer; the first one there also fetches this package."""
 
@@ -76,7 +77,8 @@ class RayCluster:
         return [Node(_name(node), dict(node["Resources"])) for node in _alive()]
 
     def addresses(self) -> dict[str, tuple[str, int, float]]:
-        """Address and port of each node that is alive, and its GPUs as Ray counts them; by the name in `nodes`."""
+        """Address and port of each node that is alive, and its GPUs as Ray counts them;
+        by the name in `nodes`."""
         return {
             _name(node): (node["NodeManagerAddress"], node["NodeManagerPort"], node["Resources"].get("GPU", 0.0))
             for node in _alive()

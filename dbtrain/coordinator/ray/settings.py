@@ -9,13 +9,16 @@ SETTINGS = {
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # the heartbeat: a worker process that is stopped or swapped out and answers nothing; ten minutes by default
+    # the heartbeat: a worker process that is stopped or swapped out and answers nothing;
+    # ten minutes by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    # waiting for resources is no error, however long it takes (a week): others hold them, or the node is not back yet
+    # waiting for resources is no error, however long it takes (a week):
+    # others hold them, or the node is not back yet
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
     # half a page about every worker that died, between our lines, which say it themselves
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",
-    # without it the next call after a lost connection quietly joins, or starts, another cluster on this machine
+    # without it the next call after a lost connection quietly joins,
+    # or starts, another cluster on this machine
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # helpers that we have no use for; without them four trainers start in 31 s and not in 40
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -26,15 +29,16 @@ SETTINGS = {
 }
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's switch for "this machine only": its address becomes 127.0.0.1, where otherwise a dozen ports are opened to all.
-An address given to `ray.init` does not do it, because Ray replaces 127.0.0.1 by one that others can reach."""
+"""Ray's switch for "this machine only": its address becomes 127.0.0.1, where otherwise a dozen ports are
+opened to all. An address given to `ray.init` does not do it, because Ray replaces 127.0.0.1 by one that
+others can reach."""
 
 
 def prepare(address: str | None, loopback: bool) -> None:
     """Set what is not set.
 
-    A cluster of this command's own is closed to other users of the machine by a token, and to other machines because it
-    listens on the loopback address only.
+    A cluster of this command's own is closed to other users of the machine by a token,
+    and to other machines because it listens on the loopback address only.
 
     Args:
         address: of a cluster, or None for an own one.

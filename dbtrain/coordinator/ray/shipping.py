@@ -16,9 +16,9 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def runtime_env(address: str | None) -> dict[str, Any]:
     """Ray's runtime environment of this driver.
 
-    On somebody's cluster the code of this very package goes along, so nodes need Python, torch, DeepSpeed and Ray, not
-    dbtrain, and never run another version of it. What `ray job submit` has fixed already is left to it: Ray refuses
-    a key that is set twice.
+    On somebody's cluster the code of this very package goes along, so nodes need Python, torch, DeepSpeed and
+    Ray, not dbtrain, and never run another version of it. What `ray job submit` has fixed already is left to
+    it: Ray refuses a key that is set twice.
     """
     variables = {k: v for k, v in os.environ.items() if k.startswith("DBTRAIN_") or k in SETTINGS}
     wanted: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGUSR1 in a worker process: Slurm's and Kubernetes' warnings become a request to commit and leave."""
+"""SIGTERM and SIGUSR1 in a worker process: Slurm's and
+Kubernetes' warnings become a request to commit and leave."""
 
 import _thread
 import os
@@ -20,8 +21,8 @@ REINSTALL = signal.SIGUSR2
 def install() -> None:
     """Listen; called by Ray in the main thread of every worker process it starts.
 
-    Ray's main thread waits in C++, where Python handlers do not run; the wake-up descriptor is written by the signal
-    itself, and a thread reads it.
+    Ray's main thread waits in C++, where Python handlers do not run; the
+    wake-up descriptor is written by the signal itself, and a thread reads it.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -32,10 +33,12 @@ def install() -> None:
 
 
 def take_over(patience_s: float = 15.0) -> bool:
-    """Handle the warnings in this process from now on; called from the training thread. Whether it worked in time.
+    """Handle the warnings in this process from now on; called from the training thread.
+    Whether it worked in time.
 
-    After `install` Ray sets a SIGTERM handler of its own, which leaves the process at the main thread's next Python
-    instruction, in the middle of our commit. Only the main thread may set handlers, so it is made to run `_take`.
+    After `install` Ray sets a SIGTERM handler of its own, which leaves the process at the main thread's next
+    Python instruction, in the middle of our commit. Only the main thread may set handlers, so it is made to
+    run `_take`.
     """
     until = time.monotonic() + patience_s
     while signal.getsignal(signal.SIGTERM) is not _nothing:

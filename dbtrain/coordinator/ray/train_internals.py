@@ -1,7 +1,9 @@
-"""What we need of Ray Train (2.60) that it does not offer in public, each with its reason; pinned by that version.
+"""What we need of Ray Train (2.60) that it does not offer in public,
+each with its reason; pinned by that version.
 
-A block's attempt is an ordinary `TorchTrainer` but for four things: two helper processes less; what a failed start or a
-dead controller held is given back; a lost node is told apart from a crash; and one worker alone opens no port.
+A block's attempt is an ordinary `TorchTrainer` but for four things: two helper processes less; what a failed
+start or a dead controller held is given back; a lost node is told apart from a crash; and one worker alone
+opens no port.
 """
 
 import asyncio
@@ -52,8 +54,9 @@ def _cause(error: BaseException) -> BaseException | None:
 class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     """Without two of Ray Train's helpers, each a process that imports PyTorch before a worker starts.
 
-    One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the dashboard who is
-    dead: without one it does nothing, and holds up the end of every attempt for 12 s. `release_orphans` does it here.
+    One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the
+    dashboard who is dead: without one it does nothing, and holds up the end of every attempt for 12 s.
+    `release_orphans` does it here.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -75,7 +78,8 @@ class StartGuard(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Around the start; why it failed would be lost on the way to the driver, where it tells a lost node."""
+        """Around the start; why it failed would be lost on the way to the driver,
+        where it tells a lost node."""
         try:
             yield
         except WorkerGroupStartupFailedError as error:
@@ -87,14 +91,16 @@ class StartGuard(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._nodes = {worker.metadata.node_id for worker in worker_group.get_workers()}
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Called at every change of the controller's state; the one before its shutdown has the error it will tell."""
+        """Called at every change of the controller's state; the
+        one before its shutdown has the error it will tell."""
         self._error = getattr(getattr(current_state, "next_state", None), "training_failed_error", self._error)
 
     async def before_controller_shutdown(self) -> None:
-        """Give back the placement group of workers that died later in the start, which the controller never got.
+        """Give back the placement group of workers that died later in the start,
+        which the controller never got.
 
-        And tell a lost node of several: the workers elsewhere raise at once, when their connections break, and Ray
-        Train ends the attempt long before Ray finds the node dead.
+        And tell a lost node of several: the workers elsewhere raise at once, when their connections break,
+        and Ray Train ends the attempt long before Ray finds the node dead.
         """
         if self._group is not None and self._group.has_started():
             self._group.shutdown()
@@ -132,7 +138,8 @@ def _answered(call: Any) -> bool:
 
 
 def release_orphans() -> None:
-    """Give back what controllers of this job held that died without doing so; Ray itself waits for the job's end."""
+    """Give back what controllers of this job held that died without doing so;
+    Ray itself waits for the job's end."""
     task = ray.remote(num_cpus=0, max_retries=2)(_remove_orphaned_groups)
     try:
         ray.get(task.remote(), timeout=RELEASE_S)
@@ -167,7 +174,8 @@ class ProcessGroup(_TorchBackend):  # type: ignore[misc]
 
 
 class ProcessGroupConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's configuration of PyTorch's process group, with :class:`ProcessGroup` in the place of its own."""
+    """Ray Train's configuration of PyTorch's process group,
+    with :class:`ProcessGroup` in the place of its own."""
 
     @property
     def backend_cls(self) -> type[ProcessGroup]:
@@ -176,7 +184,8 @@ class ProcessGroupConfig(TorchConfig):  # type: ignore[misc]
 
 
 def _choose_device(backend: str) -> None:
-    """Before anything asks for GPUs: DeepSpeed and CUDA look once, and Ray leaves them to who asked for none."""
+    """Before anything asks for GPUs: DeepSpeed and CUDA look once,
+    and Ray leaves them to who asked for none."""
     os.environ["DS_ACCELERATOR"] = "cuda" if backend == "nccl" else "cpu"
     if backend != "nccl":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

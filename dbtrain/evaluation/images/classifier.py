@@ -1,7 +1,8 @@
 """The recipe of the classifier whose features compare images where no Inception weights are at hand.
 
-A distance on its features is a Frechet *classifier* distance. It is never FID, and two of them compare only if one and
-the same classifier made the features: so it is trained once for a data set, kept, and named by its hash.
+A distance on its features is a Frechet *classifier* distance. It is never FID, and two of them compare only
+if one and the same classifier made the features: so it is trained once for a data set, kept, and named by its
+hash.
 """
 
 import hashlib
@@ -77,9 +78,11 @@ class Judge:
 
 
 def judge_of(data: DataSet, path: str | None, device: torch.device, count: Count = silent) -> Judge:
-    """The classifier at `path`, or else the one of this data set, trained when it is asked for the first time.
+    """The classifier at `path`, or else the one of this data set,
+    trained when it is asked for the first time.
 
-    That one is kept below ``$XDG_CACHE_HOME/dbtrain`` (``~/.cache/dbtrain``), under a hash of recipe and training data.
+    That one is kept below ``$XDG_CACHE_HOME/dbtrain`` (``~/.cache/dbtrain``),
+    under a hash of recipe and training data.
 
     Raises:
         ShardError: the file at `path` is missing, damaged, or a classifier of other images.
@@ -123,7 +126,8 @@ def _trained(network: Classifier, data: DataSet, device: torch.device, where: st
 
 
 def fit(network: Classifier, train: Split, device: torch.device, count: Count = silent) -> None:
-    """1,000 steps of 128 samples of AdamW, from 2e-3 to zero by a cosine; the order is that of one fixed seed."""
+    """1,000 steps of 128 samples of AdamW, from 2e-3 to zero by a cosine;
+    the order is that of one fixed seed."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LR)
     order = EpochOrder(len(train), BATCH, derive_seed(KIND, "order"))
     for step in counted(count, FITTING, range(STEPS)):

@@ -69,8 +69,8 @@ def distances(
     """Distances between samples with a split's classes and all its images, lower being better.
 
     ``<solver>_<steps>`` is the score. The rest are controls: ``first`` (block 0 alone, in its own slice),
-    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other samples' at every evaluation),
-    and ``training_images`` (real images instead of samples: the floor at these counts).
+    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other samples' at every
+    evaluation), and ``training_images`` (real images instead of samples: the floor at these counts).
     """
     distance, labels = _distance_to(split, features, section.batch_size, model.device)
     # over the whole split: it may be sorted by class

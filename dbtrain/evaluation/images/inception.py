@@ -61,7 +61,8 @@ def _network(weights: dict[str, Tensor], path: str) -> Any:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        # torch-fidelity reads its weights by an unrestricted pickle, and by no other way: it is given ours instead
+        # torch-fidelity reads its weights by an unrestricted pickle,
+        # and by no other way: it is given ours instead
         with mock.patch("torch.load", lambda *_, **__: weights):
             # without antialiasing images are resized as by the first TensorFlow, on which published FIDs rest
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], path, antialias=False)

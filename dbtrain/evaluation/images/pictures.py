@@ -38,10 +38,11 @@ def sample_run(
     seed: int,
     count_levels: Count = silent,
 ) -> str:
-    """Draw `count` samples, the classes in turn, and write them to `out`, or into the run; returns where they are.
+    """Draw `count` samples, the classes in turn, and write them to `out`,
+    or into the run; returns where they are.
 
-    A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32 as the data has them: pixels
-    in [-1, 1], or latents. Into the run goes `PICTURE`.
+    A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32
+    as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Raises:
         ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
@@ -81,7 +82,8 @@ def _keep(samples: Tensor, run: Run, out: Path | None, scale: float) -> str:
 
 
 def _saved(content: BytesIO, suffix: str) -> str:
-    """Keep samples that took a while in the folder for temporary files; says where, as the end of a message."""
+    """Keep samples that took a while in the folder for temporary files;
+    says where, as the end of a message."""
     try:
         with tempfile.NamedTemporaryFile(prefix="dbtrain-samples-", suffix=suffix, delete=False) as file:
             file.write(content.getvalue())
@@ -126,7 +128,8 @@ def _check(out: Path, shape: tuple[int, ...]) -> None:
 
 
 def grid(samples: Tensor) -> np.ndarray:
-    """Pictures (N, C, H, W) in [-1, 1] side by side, row by row, as uint8 (height, width) or (height, width, 3)."""
+    """Pictures (N, C, H, W) in [-1, 1] side by side, row by row,
+    as uint8 (height, width) or (height, width, 3)."""
     count, channels, height, width = samples.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -30,7 +30,8 @@ class Sampling:
     order: tuple[int, ...] | None = None
     """Block that is asked for each slice, the owner by default; another order is a control."""
     blend: bool = False
-    """Average the estimates of all blocks that were trained at a level: near a boundary, of both neighbours."""
+    """Average the estimates of all blocks that were trained at a level:
+    near a boundary, of both neighbours."""
     scrambled: bool = False
     """Tell the classes of other samples, others at every level: a control."""
 
@@ -145,7 +146,8 @@ def _chain(denoiser: SampleDenoiser, shape: Sequence[int]) -> Iterator[Evaluatio
 
 
 def scrambled(labels: Tensor, level: float, seed: int) -> Tensor:
-    """Labels (N,) of other samples, others at every level; of all samples, as those of a batch may be of one class."""
+    """Labels (N,) of other samples, others at every level; of all samples,
+    as those of a batch may be of one class."""
     key = torch.tensor(derive_seed(seed, "scrambled", level.hex()), device=labels.device)
     order = Draws(key, torch.arange(len(labels), device=labels.device)).uniform((), 0).argsort(stable=True)
     return labels[partners(order)]

@@ -1,4 +1,5 @@
-"""Bits per character of an autoregressive language model: a likelihood, whose noisy codes know nothing of the text."""
+"""Bits per character of an autoregressive language model: a likelihood,
+whose noisy codes know nothing of the text."""
 
 import math
 from collections import defaultdict
@@ -20,9 +21,10 @@ MOST_LOGITS = 1 << 26
 def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Bits a character by readout: ``first``, ``chain``, ``mean`` and ``after_<block>``.
 
-    Every code that a block sees is made from the prior and the blocks before it, never from the token that it stands
-    for, so each readout is a distribution of the next token given those before it. With ``evaluation.start=noise`` the
-    mean over draws of the noise is an upper bound of the bits of the mixture over them (Jensen).
+    Every code that a block sees is made from the prior and the blocks before it, never from the token that it
+    stands for, so each readout is a distribution of the next token given those before it. With
+    ``evaluation.start=noise`` the mean over draws of the noise is an upper bound of the bits of the mixture
+    over them (Jensen).
 
     Raises:
         ConfigError: the split is no text.

@@ -19,8 +19,9 @@ from dbtrain.telemetry.counting import counted
 def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Bits a character, an upper bound of -log2 p: ``total`` and each block's share ``block_<b>``.
 
-    The integral over the masked share t splits at the blocks' edges, so total = sum of the shares  # MD4, eq. (4).
-    Each text is seen at `steps_per_block` levels of every block, spread evenly over its slice and over the texts.
+    The integral over the masked share t splits at the blocks' edges, so total = sum of the shares  # MD4, eq.
+    (4). Each text is seen at `steps_per_block` levels of every block, spread evenly over its slice and over
+    the texts.
 
     Raises:
         ConfigError: the split is no text.

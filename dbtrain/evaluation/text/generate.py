@@ -1,4 +1,5 @@
-"""Text from a merged autoregressive model, token by token, with one cache of keys and values for each evaluation."""
+"""Text from a merged autoregressive model, token by token,
+with one cache of keys and values for each evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -28,7 +29,8 @@ class Generator:
     Args:
         model: all blocks.
         section: how the blocks are read out.
-        seed: of the noise that the chain starts from (under ``evaluation.start=noise``) and of the tokens drawn.
+        seed: of the noise that the chain starts from (under
+            ``evaluation.start=noise``) and of the tokens drawn.
         first: number of the first text, from which its draws follow.
     """
 
@@ -40,7 +42,8 @@ class Generator:
         self.blocks = [_with_cache(block) for block in model.blocks]
         self.noise: NoiseProcess = model.run_plan.noise()
         self.levels = chain_levels(model.run_plan, section.steps_per_block)
-        # a level of the chain is seen with its own codes, so each has its own cache: one a block with one step a block
+        # a level of the chain is seen with its own codes, so each has its own cache:
+        # one a block with one step a block
         self.caches = [self.blocks[0].new_cache() for _ in self.levels]
 
     def probabilities(self, context: Tensor) -> Tensor:
@@ -78,7 +81,8 @@ class Generator:
 
     @torch.no_grad()
     def continue_from(self, prompt: Tensor, length: int, temperature: float) -> Tensor:
-        """`length` more tokens (N, length) after prompts (N, P), P >= 0; at temperature 0 the likeliest each time."""
+        """`length` more tokens (N, length) after prompts (N,
+        P), P >= 0; at temperature 0 the likeliest each time."""
         start = torch.full((len(prompt), 1), self.blocks[0].start_token, device=prompt.device)
         context = torch.cat([start, prompt], dim=1)
         drawn: list[Tensor] = []
@@ -111,7 +115,8 @@ def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, 
 
 
 Generate = Callable[[MergedModel, Tensor, int, float, int, int], Tensor]
-"""(model, prompts (N, P), length, temperature, seed, number of the first) -> tokens after the prompts (N, length)."""
+"""(model, prompts (N, P), length, temperature, seed, number of the first) -> tokens after the prompts (N,
+length)."""
 
 GENERATORS: Mapping[Continuation, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
 """By what an architecture says of itself."""
@@ -121,8 +126,8 @@ def continue_text(model: MergedModel, prompt: str, length: int | None, temperatu
     """`length` tokens of text after a prompt; by default what the window has room for, at most `MOST`.
 
     Raises:
-        ConfigError: the prompt and the length do not fit the window that the model was trained on, or its architecture
-            continues no text.
+        ConfigError: the prompt and the length do not fit the window that the model was trained on,
+            or its architecture continues no text.
     """
     config = model.run_plan.located()
     kind = architecture(config.model.arch).continues

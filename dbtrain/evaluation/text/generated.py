@@ -26,13 +26,13 @@ SEED = 0
 
 
 def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
-    """``entropy`` (bits a token), ``distinct_2`` and, with a judge, ``perplexity`` of texts of full length drawn at
-    temperature 1; the same of as many texts of the split under ``text_...``, which is what they should be like; with
-    ``evaluation.mauve`` how near the two are, see :mod:`dbtrain.evaluation.text.mauve`.
+    """``entropy`` (bits a token), ``distinct_2`` and, with a judge, ``perplexity`` of texts of full length
+    drawn at temperature 1; the same of as many texts of the split under ``text_...``, which is what they
+    should be like; with ``evaluation.mauve`` how near the two are, see :mod:`dbtrain.evaluation.text.mauve`.
 
     Raises:
-        ConfigError: the model draws no texts, the judge cannot be read or reads no texts so long, or MAUVE's package is
-            missing.
+        ConfigError: the model draws no texts, the judge cannot be read or reads no texts so long,
+            or MAUVE's package is missing.
     """
     generates = architecture(model.run_plan.config.model.arch).continues
     if not isinstance(split, TokenWindows) or generates is None:
@@ -74,7 +74,7 @@ def _entropy(counts: Counter[int]) -> float:
 
 
 def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams within a text as a share of all its n-grams, mean over the texts  # Li et al. 2016."""
+    """Different n-grams within a text as a share of all its n-grams, mean over texts  # Li et al. 2016."""
     shares = []
     for row in rows:
         grams = list(zip(*(row[i:] for i in range(n)), strict=False))

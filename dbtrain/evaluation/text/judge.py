@@ -1,4 +1,5 @@
-"""A causal language model that others trained, from a folder, which reads texts: their perplexity and features."""
+"""A causal language model that others trained, from a folder,
+which reads texts: their perplexity and features."""
 
 import hashlib
 import math
@@ -33,7 +34,8 @@ class Judge:
             ) from error
         self.folder = folder
         self._device = device
-        # transformers 5 keeps the precision of the file, 4 had read it as float32: the score would follow the version
+        # transformers 5 keeps the precision of the file, 4 had read it as float32:
+        # the score would follow the version
         self._model = model.to(device, torch.float32).eval()
 
     def _ids(self, text: str) -> Tensor:
@@ -48,7 +50,8 @@ class Judge:
 
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:
-        """exp of the mean cross-entropy, in nats for each of the judge's own tokens after the first of a text.
+        """exp of the mean cross-entropy, in nats for each
+        of the judge's own tokens after the first of a text.
 
         Raises:
             ConfigError: no text has two tokens, or one has more than the judge reads.
@@ -64,7 +67,8 @@ class Judge:
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """The last layer's output at the last token of each text, (texts, width)  # Pillutla et al. 2021, section 3.
+        """The last layer's output at the last token of each text,
+        (texts, width)  # Pillutla et al. 2021, section 3.
 
         Raises:
             ConfigError: a text has more tokens than the judge reads.

@@ -1,7 +1,9 @@
-"""MAUVE: how near the distribution of drawn texts is to that of real ones, between 0 and 1  # Pillutla et al. 2021.
+"""MAUVE: how near the distribution of drawn texts is to that of real ones,
+between 0 and 1  # Pillutla et al. 2021.
 
-It compares features. With those of a judge it is called ``mauve``; without a judge, with counts of character n-grams in
-their place, ``ngram_mauve``. Neither compares with the other, nor with published figures of another judge.
+It compares features. With those of a judge it is called ``mauve``; without a judge, with counts of character
+n-grams in their place, ``ngram_mauve``. Neither compares with the other, nor with published figures of
+another judge.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""Text from any causal language model, token by token, without a cache: every token reads the whole text again."""
+"""Text from any causal language model, token by token,
+without a cache: every token reads the whole text again."""
 
 import torch
 from torch import Tensor
@@ -10,14 +11,16 @@ from dbtrain.method.draws import Draws, derive_seed
 
 @torch.no_grad()
 def uncached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
-    """`length` more tokens (N, length) after prompts (N, P), by the readout and steps of the run's configuration.
+    """`length` more tokens (N, length) after prompts (N,
+    P), by the readout and steps of the run's configuration.
 
     What is drawn for a text follows from the seed and its number, `first` and those after it.
     """
     section, text = model.run_plan.config.evaluation, prompt
     rows = first + torch.arange(len(prompt), device=model.device)
     for position in range(prompt.shape[1], prompt.shape[1] + length):
-        # in the last place stands the token to be drawn; as the model is causal, what is put there is not seen
+        # in the last place stands the token to be drawn; as the model is causal,
+        # what is put there is not seen
         batch = {"tokens": torch.cat([text, text.new_zeros(len(text), 1)], dim=1)}
         evaluations = model.evaluations(batch, model.draws(rows, seed), section.steps_per_block)
         probabilities = readouts(evaluations)[section.readout][:, -1]

@@ -13,16 +13,19 @@ from dbtrain.method.sampler import chain
 def unmask(
     model: MergedModel, start: Tensor, steps_per_block: int, temperature: float, seed: int, first: int = 0
 ) -> Tensor:
-    """Token ids (N, L) in place of the masks of `start` (N, L); what is seen there stays. A function of its arguments.
+    """Token ids (N, L) in place of the masks of `start` (N,
+    L); what is seen there stays. A function of its arguments.
 
-    Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). The first share is the greatest of
-    `start`: p(token | what is seen) does not depend on the level, and blocks of higher shares never saw so few masks. A
-    step reveals several tokens without their seeing each other: as many steps as there are tokens leave little of that.
+    Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). The first share is the
+    greatest of `start`: p(token | what is seen) does not depend on the level, and blocks of higher shares
+    never saw so few masks. A step reveals several tokens without their seeing each other: as many steps as
+    there are tokens leave little of that.
 
     Args:
         model: the merged model.
         start: token ids, the mask's where a token is to be drawn.
-        steps_per_block: steps in each block's slice; as many fewer in all as there are fewer masks than places.
+        steps_per_block: steps in each block's slice; as many
+            fewer in all as there are fewer masks than places.
         temperature: of the softmax; at 0 a revealed token is the likeliest.
         seed: of the draws.
         first: number of the first text, from which its draws follow.
@@ -53,7 +56,8 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
 
 
 def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
-    """`length` tokens (N, length) after prompts (N, P), in about as many steps as the window has masks after them."""
+    """`length` tokens (N, length) after prompts (N, P), in
+    about as many steps as the window has masks after them."""
     run_plan = model.run_plan
     window = int(run_plan.shape["length"])
     start = torch.full((len(prompt), window), int(run_plan.shape["vocabulary"]), device=model.device)

@@ -1,4 +1,5 @@
-"""The directory of a run: made for a command, taken away again if nothing is left in it; and paths that are none."""
+"""The directory of a run: made for a command, taken away again if nothing is left in it;
+and paths that are none."""
 
 import os
 from collections.abc import Iterator

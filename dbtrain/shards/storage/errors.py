@@ -34,7 +34,8 @@ class MissingError(ShardError):
 
 
 class DamagedError(ShardError):
-    """The content is torn, flipped or hostile, as opposed to: belongs to something else, or cannot be reached."""
+    """The content is torn, flipped or hostile, as opposed to:
+    belongs to something else, or cannot be reached."""
 
 
 def short(value: object, limit: int = 80) -> str:

@@ -1,4 +1,5 @@
-"""Who may commit to a block: its newest attempt; one that was cut off may go on after its replacement started."""
+"""Who may commit to a block: its newest attempt; one that
+was cut off may go on after its replacement started."""
 
 import os
 import socket
@@ -16,7 +17,8 @@ TRIES = 20
 
 
 def claim(store: Store, attempt: int, token: str) -> None:
-    """Make this attempt the owner of the block directory ``store``; claiming again with the same token is fine.
+    """Make this attempt the owner of the block directory ``store``;
+    claiming again with the same token is fine.
 
     Args:
         attempt: number of the attempt, >= 0; the highest one owns the block.

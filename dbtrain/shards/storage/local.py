@@ -1,4 +1,5 @@
-"""Files of a local or mounted directory, written so that a kill or a power cut leaves the old or the new file."""
+"""Files of a local or mounted directory, written so that a
+kill or a power cut leaves the old or the new file."""
 
 import contextlib
 import ctypes
@@ -73,7 +74,8 @@ class LocalFiles:
             return f"{state.st_mtime_ns}-{state.st_ino}"
 
     def write(self, name: str, data: bytes | Content) -> None:
-        """Replace a file: temporary file, fsync, rename, fsync of the directory (or the rename may not survive)."""
+        """Replace a file: temporary file, fsync, rename, fsync
+        of the directory (or the rename may not survive)."""
         path = self.root / name
         with _told("write", path), self._written(path, data) as temporary:
             os.replace(temporary, path)
@@ -87,7 +89,8 @@ class LocalFiles:
             fsync_dir(path.parent)
 
     def create(self, name: str, data: bytes | Content) -> bool:
-        """Like write, but False when the name is taken; a link fails on an existing name where a rename would not."""
+        """Like write, but False when the name is taken; a link
+        fails on an existing name where a rename would not."""
         path = self.root / name
         with _told("create", path), self._written(path, data) as temporary:
             try:
@@ -125,7 +128,8 @@ class LocalFiles:
                 os.close(fd)
 
     def swap(self, name: str, old: bytes, new: bytes | None) -> bool:
-        """Compare and swap under flock; the lock sits on a file beside, because a rename would take it away."""
+        """Compare and swap under flock; the lock sits on a file beside,
+        because a rename would take it away."""
         path = self.root / name
         with _told("replace", path), _flocked(flock_path(path)):
             try:
@@ -159,7 +163,8 @@ class LocalFiles:
                 os.unlink(path)
 
     def copy(self, name: str, to: str) -> None:
-        """Hard link, which costs no space and is safe because no file here is ever written in place; else a copy."""
+        """Hard link, which costs no space and is safe because no file here is ever written in place;
+        else a copy."""
         source, target = self.root / name, self.root / to
         with _told("link", source):
             ensure_dir(target.parent)
@@ -178,9 +183,11 @@ class LocalFiles:
             os.replace(temporary, target)
 
     def move(self, name: str, to: str) -> None:
-        """Rename a directory; one of that name is exchanged for it, since a rename cannot replace a full directory.
+        """Rename a directory; one of that name is exchanged for it,
+        since a rename cannot replace a full directory.
 
-        Where the two cannot be exchanged the old one steps aside first: for an instant there is none, never half a one.
+        Where the two cannot be exchanged the old one steps aside first:
+        for an instant there is none, never half a one.
         """
         source, target = self.root / name, self.root / to
         aside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
@@ -232,7 +239,8 @@ def make_dirs(path: Path) -> None:
 
 
 def ensure_dir(path: Path) -> None:
-    """Like :func:`make_dirs`, but an existing directory costs nothing; for the many writes into one directory."""
+    """Like :func:`make_dirs`, but an existing directory costs nothing;
+    for the many writes into one directory."""
     if not path.is_dir():
         make_dirs(path)
 
@@ -309,7 +317,8 @@ UNABLE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
 
 
 def exchange(one: Path, two: Path) -> bool:
-    """Swap two existing names atomically (Linux renameat2); False where system, C library or file system cannot.
+    """Swap two existing names atomically (Linux renameat2);
+    False where system, C library or file system cannot.
 
     Raises:
         OSError: the file system can, and refused.

@@ -1,4 +1,5 @@
-"""One coordinator a run: a lock in the run directory that outlives neither its owner nor its owner's heartbeat."""
+"""One coordinator a run: a lock in the run directory that
+outlives neither its owner nor its owner's heartbeat."""
 
 import contextlib
 import os
@@ -23,7 +24,8 @@ TTL_S = 30.0
 TRIES = 5
 BEATS_PER_TTL = 3
 WATCH_SHARE = 0.5
-"""Share of the ttl for which a lock that looks dead by the wall clock is watched: longer than one heartbeat."""
+"""Share of the ttl for which a lock that looks dead by the wall clock is watched:
+longer than one heartbeat."""
 VERSION = 1
 TIME_LIMIT_S = 1e11
 """Largest time in a lock that is believed: the year 5138."""
@@ -99,7 +101,8 @@ def is_process(pid: int) -> bool:
 
 
 def is_held(store: Store) -> bool:
-    """Whether a coordinator works on a run, by the clocks of this machine and its own: good enough to tell people.
+    """Whether a coordinator works on a run, by the clocks of this machine and its own:
+    good enough to tell people.
 
     Raises:
         ShardError: the storage cannot be reached, or LOCK.json is damaged.
@@ -123,7 +126,8 @@ class RunLock:
 
     Args:
         owner: who this is, in words, for the message that others get.
-        ttl_s: seconds without a heartbeat after which others may take the lock over; a heartbeat comes every third.
+        ttl_s: seconds without a heartbeat after which others may take the lock over;
+            a heartbeat comes every third.
     """
 
     def __init__(self, store: Store, owner: str, ttl_s: float = TTL_S) -> None:
@@ -141,8 +145,9 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock, or take it over from an owner that is dead, and start the heartbeat.
 
-        A lock whose heartbeat is old by the wall clock, and whose owner is not known to be dead, is first watched for
-        half its ttl: clocks of different machines differ, and a machine that slept goes on with an old heartbeat.
+        A lock whose heartbeat is old by the wall clock, and whose owner is not known to be dead, is first
+        watched for half its ttl: clocks of different machines differ, and a machine that slept goes on with
+        an old heartbeat.
 
         Raises:
             RunLockedError: another coordinator holds it: who, since when, and how to fix it.

@@ -1,4 +1,5 @@
-"""Objects of an object store (s3://, gs://) or of memory:// through fsspec; one put makes an object visible whole."""
+"""Objects of an object store (s3://, gs://) or of memory:// through fsspec;
+one put makes an object visible whole."""
 
 import contextlib
 import tempfile
@@ -37,7 +38,8 @@ T = TypeVar("T")
 
 
 def open_remote(url: str) -> "RemoteFiles":
-    """The objects below a URL. Credentials and endpoint come from the environment (AWS_*, FSSPEC_*), never from code.
+    """The objects below a URL. Credentials and endpoint come from the environment (AWS_*,
+    FSSPEC_*), never from code.
 
     Raises:
         ShardError: the protocol is unknown or its driver is not installed.
@@ -45,8 +47,8 @@ def open_remote(url: str) -> "RemoteFiles":
     protocol = url.split("://", 1)[0]
     options: dict[str, Any] = {"use_listings_cache": False}  # others write to the same directories
     if protocol in S3_PROTOCOLS:
-        # Retries nest (botocore 5 x s3fs 5 x ours 3: minutes for one hung request, and a conditional put whose reply
-        # was lost would be repeated unseen), so only ours are left on.
+        # Retries nest (botocore 5 x s3fs 5 x ours 3: minutes for one hung request, and a
+        # conditional put whose reply was lost would be repeated unseen), so only ours are left on.
         given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": 1}, **given}
     try:
@@ -69,7 +71,8 @@ class RemoteFiles:
         return f"{self.root}/{name}" if name else self.root
 
     def _try(self, doing: str, path: str, call: Callable[[], T]) -> T:
-        """Call up to three times; the drivers raise anything from OSError to botocore's own, hence the broad except."""
+        """Call up to three times; the drivers raise anything from OSError to botocore's own,
+        hence the broad except."""
         for delay in (*RETRY_DELAYS_S, None):
             try:
                 return call()
@@ -175,7 +178,8 @@ class RemoteFiles:
         self.write(name, before + data)
 
     def swap(self, name: str, old: bytes, new: bytes | None) -> bool:
-        """Compare and swap: If-Match on S3. Elsewhere, and for a removal, compare and then act (best effort)."""
+        """Compare and swap: If-Match on S3. Elsewhere, and for a removal,
+        compare and then act (best effort)."""
         path = self._path(name)
 
         def act() -> bool:
@@ -196,7 +200,8 @@ class RemoteFiles:
         return self._try("replace", path, act)
 
     def _put(self, path: str, data: bytes | Content, **condition: str) -> None:
-        """Put with a deadline: a server that never says "100 Continue" is waited for by s3fs without any timeout."""
+        """Put with a deadline: a server that never says "100
+        Continue" is waited for by s3fs without any timeout."""
         size = len(data)
         options: dict[str, Any] = {"timeout": PUT_LIMIT_S + size / SLOWEST_BYTES_S} if self.fs.async_impl else {}
         if size <= PART:

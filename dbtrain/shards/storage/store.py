@@ -1,4 +1,5 @@
-"""A directory that may lie on a disk or in an object store; everything this project keeps is read and written here."""
+"""A directory that may lie on a disk or in an object store;
+everything this project keeps is read and written here."""
 
 import contextlib
 import hashlib
@@ -16,7 +17,8 @@ from dbtrain.shards.storage.remote import RemoteFiles, open_remote
 
 
 class Files(Protocol):
-    """What a kind of storage must be able to do; names are relative, checked, and ``""`` is the directory itself."""
+    """What a kind of storage must be able to do; names are relative,
+    checked, and ``""`` is the directory itself."""
 
     def exists(self, name: str) -> bool:
         """True for a file or directory."""
@@ -78,9 +80,9 @@ class Files(Protocol):
 class Store:
     """A directory by local path or URL.
 
-    Every method raises ShardError (``faults.MissingError`` when the named file does not exist) with the path and a
-    fix; transient errors of an object store are tried three times first. Names may contain ``/`` but never leave the
-    directory. Names that begin with a dot are the store's own temporaries.
+    Every method raises ShardError (``faults.MissingError`` when the named file does not exist) with the path
+    and a fix; transient errors of an object store are tried three times first. Names may contain ``/`` but
+    never leave the directory. Names that begin with a dot are the store's own temporaries.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -156,7 +158,8 @@ class Store:
         return parse_json(self.read(name), self.where(name))
 
     def write(self, name: str, data: bytes | Content) -> None:
-        """Create or replace a file, atomically and durably: after a crash it is the old one or the new one."""
+        """Create or replace a file, atomically and durably:
+        after a crash it is the old one or the new one."""
         self._files.write(self._at(name), data)
 
     def write_stream(self, name: str, pieces: Callable[[], Iterable[bytes]]) -> None:
@@ -165,8 +168,8 @@ class Store:
         Args:
             name: of the file.
             pieces: makes its content; called again when a transient error of an object store ended the first
-                try. What it raises is raised here, and then the file is as it was before, on a disk and on S3; a
-                storage that shows what is being written may be left with a part of it.
+                try. What it raises is raised here, and then the file is as it was before, on a disk and on
+                S3; a storage that shows what is being written may be left with a part of it.
         """
         self._files.write_stream(self._at(name), pieces)
 
@@ -175,18 +178,21 @@ class Store:
         self.write(name, (canonical(value, self.where(name)) + "\n").encode())
 
     def append(self, name: str, data: bytes) -> None:
-        """Append to a file: O_APPEND locally; read, add and write elsewhere, which is for one writer at a time."""
+        """Append to a file: O_APPEND locally; read, add and write elsewhere,
+        which is for one writer at a time."""
         self._files.append(self._at(name), data)
 
     def create(self, name: str, data: bytes | Content) -> bool:
-        """Create a file unless it exists; True for the one creator. The content is complete when it is visible.
+        """Create a file unless it exists; True for the one creator.
+        The content is complete when it is visible.
 
         Exact locally, on S3 (If-None-Match) and on GCS; best effort on a storage without conditional puts.
         """
         return self._files.create(self._at(name), data)
 
     def swap(self, name: str, old: bytes, new: bytes | None) -> bool:
-        """Replace (None: remove) a file if its content is ``old``; False if it is not. Contents must be unique.
+        """Replace (None: remove) a file if its content is ``old``;
+        False if it is not. Contents must be unique.
 
         Exact locally (flock) and on S3 (If-Match) except for a removal there; best effort elsewhere.
         """
@@ -230,7 +236,8 @@ class Store:
         self._files.remove(self._at(name))
 
     def copy(self, name: str, to: str) -> None:
-        """Second name for the content of a file: a hard link, else a copy, else a copy inside the object store."""
+        """Second name for the content of a file: a hard link,
+        else a copy, else a copy inside the object store."""
         self._files.copy(self._at(name), self._at(to))
 
     def makedirs(self) -> None:
