@@ -18,7 +18,7 @@ MOST_TOKENS = 1 << 25
 
 
 def corpus_codebook(split: Split, vocabulary: int, dim: int, seed: int) -> Tensor:
-    """(vocabulary, dim) float32 rows of norm 1: singular vectors of the positive pointwise mutual information.
+    """(vocabulary, dim) float32 rows of norm 1: singular vectors of positive pointwise mutual information.
 
     # Levy & Goldberg 2014, section 3: PPMI of neighbours, truncated SVD, columns weighted by root values
     Where the text leaves a row empty (a token that never occurs) it is a random direction; where it has fewer
