@@ -22,7 +22,7 @@ from dbtrain.run.branch import awaits_branch, branch_plan, start_from_branch
 from dbtrain.run.calibrate import described
 from dbtrain.run.disk import shortage
 from dbtrain.run.make_plan import Calibrate
-from dbtrain.run.places import other_versions, place_of
+from dbtrain.run.places import keep_place, other_versions, place_of
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.prepare import check_alone, prepare_branch, prepare_checked
 from dbtrain.run.requests import Request, requests
@@ -165,7 +165,9 @@ def _train_branch(run: Run, run_plan: RunPlan, start: Start) -> None:
     waiting = [block_status(block).row for block in run.blocks]
     states = _train_jobs(run.branch, plan, start, run, after=waiting)
     _raise_if_incomplete(run.branch, states)
-    for line in start_from_branch(run, start.view.tell).lines():
+    origin = start_from_branch(run, start.view.tell)
+    keep_place(run.store, start.place)  # run.json is another file now, and this copy the same place
+    for line in origin.lines():
         start.view.tell(f"init: {line}")
 
 

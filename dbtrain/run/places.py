@@ -29,10 +29,22 @@ def place_of(run: Store) -> str:
         found = run.read_json(PLACE) if run.exists(PLACE) else None
         if isinstance(found, dict) and found.get("mark") == mark and isinstance(found.get("place"), str):
             return str(found["place"])
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().split(".")[0]) or "host"
-    place = f"{host}-{secrets.token_hex(3)}"
-    run.write_json(PLACE, {"place": place, "mark": mark})
+    place = f"{_host()}-{secrets.token_hex(3)}"
+    keep_place(run, place)
     return place
+
+
+def keep_place(run: Store, place: str) -> None:
+    """Give this copy of a run a name, which stays until run.json is another file.
+
+    Raises:
+        ShardError: the folder cannot be read or written.
+    """
+    run.write_json(PLACE, {"place": place, "mark": _mark(run)})
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().split(".")[0]) or "host"
 
 
 def _mark(run: Store) -> str:

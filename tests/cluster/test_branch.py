@@ -1,6 +1,8 @@
 """A run that branches: its one network first, then the blocks from it, whatever is killed meanwhile."""
 
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,28 @@ def test_a_command_that_is_killed_while_the_branch_trains_is_resumed(
     for arguments in (["status", "runs/run"], ["eval", "runs/run"], ["inspect", "runs/run/branch"]):
         command = dbtrain(*arguments)
         assert command.wait() == 0, command.output()
+
+
+def test_places_get_the_branch_with_the_folder(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
+    """Each would train another on other hardware: a place without the branch trains no block."""
+
+    def say(code: int, *arguments: str) -> str:
+        command = dbtrain(*arguments)
+        assert command.wait() == code, command.output()
+        return " ".join(command.output().split())
+
+    say(0, "prepare", *RUN[1:])
+    assert "the branch that every block starts from is not trained" in say(2, "train", "runs/run", "--blocks", "1")
+    first = say(0, "train", "runs/run", "--blocks", "branch")
+    assert "branch: done at step 25" in first and "block 0: attempt" not in first
+    shutil.copytree(tmp_path / "runs/run", tmp_path / "elsewhere/run")
+    told = say(0, "train", "elsewhere/run", "--blocks", "1")
+    assert "block 1: done at step 20" in told and "block 0: attempt" not in told
+    places = [
+        re.search(r"place (\S+);", text)[1] for text in (first, say(0, "train", "runs/run", "--blocks", "0"), told)
+    ]  # type: ignore[index]
+    assert places[0] == places[1] != places[2]
+    assert "has no branch" in say(2, "train", CONFIG, "name=other", *TINY, "--blocks", "branch")
 
 
 def test_a_command_that_is_asked_to_stop_says_that_the_branch_goes_on(
