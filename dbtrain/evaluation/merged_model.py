@@ -98,12 +98,12 @@ class MergedModel:
         a control of what the order gives.
         """
         run_plan, noise = self.run_plan, self.run_plan.noise()
-        example = self._example(batch)
+        example = self.example(batch)
         start = noise.prior(tuple(example.clean.shape[1:]), draws)
         if run_plan.config.evaluation.start == "zero":
             start = noise.centre(start)
         levels, shape = chain_levels(run_plan, steps_per_block), noise.level_shape(example)
-        denoise = self._denoiser(example.context, rotate)
+        denoise = self.denoiser(example.context, rotate)
         return list(chain(denoise, noise, run_plan.ranges, levels, start, level_shape=shape, draws=draws))
 
     def on_true_codes(self, batch: Batch, others: Batch, draws: Draws, steps_per_block: int = 1) -> list[Evaluation]:
@@ -112,8 +112,8 @@ class MergedModel:
 
         A control: it tells how much of the answer is left in the noise.
         """
-        noise, example = self.run_plan.noise(), self._example(batch)
-        denoise = self._denoiser(self._example(others).context)
+        noise, example = self.run_plan.noise(), self.example(batch)
+        denoise = self.denoiser(self.example(others).context)
         evaluations = []
         for value in chain_levels(self.run_plan, steps_per_block):
             level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
@@ -128,11 +128,15 @@ class MergedModel:
         key = derive_seed(self.run_plan.config.seed, "evaluation", seed)
         return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
 
-    def _example(self, batch: Batch) -> Example:
+    def example(self, batch: Batch) -> Example:
+        """A batch in the terms of the method, as every block reads it."""
         return self.blocks[0].example(batch)
 
-    def _denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
-        """Each block, or the one so many after it, on this context."""
+    def denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
+        """(block, noisy, level) -> (output, denoised) of that block on this context (N, ...).
+
+        `rotate` asks the block so many after it instead.
+        """
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
             number = (block + rotate) % len(self.blocks)
@@ -234,40 +238,6 @@ def check_shard(
     required = frozenset(filter(holds, wanted))
     check_fit(named, wanted, required, shard, where)
     return named
-
-
-def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
-    """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
-
-    Both are given what the block's own checkpoint is given along the chain,
-    so that only a block that is wrong itself is named, not those after it.
-
-    Args:
-        apart: the blocks from their own checkpoints.
-        batch: samples to run.
-
-    Returns:
-        One line for each evaluation whose output differs or is not finite.
-    """
-    draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
-    # of the block's own checkpoint, not the merged one: what is wrong with that one is told first
-    example = apart._example(batch)
-    denoise = merged._denoiser(example.context)
-    shape = (len(example.clean), *merged.run_plan.noise().level_shape(example))
-    name = merged.run_plan.noise().level_name
-    wrong: list[str] = []
-    with torch.no_grad():
-        for theirs in apart.evaluations(batch, draws):
-            place = f"block {theirs.block} at {name} {theirs.level:g}"
-            # not the output: a masked language model gives minus infinity to the tokens that it rules out
-            if not theirs.denoised.isfinite().all():
-                # what follows in the chain is spoiled by this block, not by its own weights
-                return [*wrong, f"{place} computes values that are NaN or infinite, from its own checkpoint already"]
-            level = torch.full(shape, theirs.level, dtype=torch.float32, device=merged.device)
-            ours, _ = denoise(theirs.block, theirs.noisy, level)
-            if not torch.equal(ours, theirs.output):
-                wrong.append(f"{place} differs from its checkpoint")
-    return wrong
 
 
 def readouts(evaluations: list[Evaluation]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 
 from dbtrain.config import Config
 from dbtrain.errors import IncompleteRunError, ShardError
-from dbtrain.evaluation.merged_model import MergedModel, verify
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
 from dbtrain.run.merge import MergeResult, merge
 from dbtrain.run.run import WEIGHTS, Run
@@ -42,6 +42,40 @@ def merge_and_verify(run: Run, config: Config | None = None) -> tuple[MergeResul
     batch = test.batch(torch.arange(samples), CPU)
     result = merge(run, lambda merged: _check(run, MergedDirectory(merged), batch))
     return result, samples
+
+
+def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
+    """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
+
+    Both are given what the block's own checkpoint is given along the chain,
+    so that only a block that is wrong itself is named, not those after it.
+
+    Args:
+        apart: the blocks from their own checkpoints.
+        batch: samples to run.
+
+    Returns:
+        One line for each evaluation whose output differs or is not finite.
+    """
+    draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
+    # of the block's own checkpoint, not the merged one: what is wrong with that one is told first
+    example = apart.example(batch)
+    denoise = merged.denoiser(example.context)
+    shape = (len(example.clean), *merged.run_plan.noise().level_shape(example))
+    name = merged.run_plan.noise().level_name
+    wrong: list[str] = []
+    with torch.no_grad():
+        for theirs in apart.evaluations(batch, draws):
+            place = f"block {theirs.block} at {name} {theirs.level:g}"
+            # not the output: a masked language model gives minus infinity to the tokens that it rules out
+            if not theirs.denoised.isfinite().all():
+                # what follows in the chain is spoiled by this block, not by its own weights
+                return [*wrong, f"{place} computes values that are NaN or infinite, from its own checkpoint already"]
+            level = torch.full(shape, theirs.level, dtype=torch.float32, device=merged.device)
+            ours, _ = denoise(theirs.block, theirs.noisy, level)
+            if not torch.equal(ours, theirs.output):
+                wrong.append(f"{place} differs from its checkpoint")
+    return wrong
 
 
 def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:

@@ -10,8 +10,8 @@ from functools import partial
 
 from dbtrain.errors import ShardError
 from dbtrain.run.choice import choose
+from dbtrain.run.gather_sources import Source, check_same_run, open_source
 from dbtrain.run.run import Run, RunBlock
-from dbtrain.run.sources import Source, check_same_run, open_source
 from dbtrain.shards.checkpoint import Checkpoints, Commit
 from dbtrain.shards.copies import CheckpointCopy, adopt, agree, described
 from dbtrain.shards.manifest import MANIFEST

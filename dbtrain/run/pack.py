@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from dbtrain.errors import ShardError
+from dbtrain.run.gather_sources import copy_of
 from dbtrain.run.run import Run, RunBlock
-from dbtrain.run.sources import copy_of
 from dbtrain.shards.checkpoint import Commit
 from dbtrain.shards.commit import COMMIT, dump_commit
 from dbtrain.shards.copies import CheckpointCopy

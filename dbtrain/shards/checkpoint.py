@@ -19,11 +19,11 @@ from dbtrain.shards.commit import (
     check_values,
     dump_commit,
     find_problems,
-    place,
     read_commit,
     read_part,
     step_name,
     step_number,
+    store_shard,
 )
 from dbtrain.shards.format import ROLES, Identity, Role, encode
 from dbtrain.shards.side_by_side import at_once
@@ -97,7 +97,7 @@ class Checkpoints:
         # replace an existing directory in one step.
         contents = {role: encode(parts[role], self._identity, step, role) for role in ROLES if role in parts}
         # side by side: while the hash of one file is computed, the disk writes another
-        placed = at_once([partial(place, folder, role, content) for role, content in contents.items()])
+        placed = at_once([partial(store_shard, folder, role, content) for role, content in contents.items()])
         fence()
         return self.publish(Commit(step, loss, attempt, dict(placed), time.time(), from_place))
 

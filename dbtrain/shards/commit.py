@@ -205,7 +205,7 @@ def _problem(folder: Store, commit: Commit, name: str, identity: Identity) -> st
     return None
 
 
-def place(folder: Store, role: Role, content: Content) -> tuple[str, FileRecord]:
+def store_shard(folder: Store, role: Role, content: Content) -> tuple[str, FileRecord]:
     """Store a shard under a name that holds exactly these bytes; no file is overwritten by other content."""
     plain = f"{role}.safetensors"
     hashing = Beside(lambda: content_sha256(content))

@@ -11,7 +11,7 @@ from dbtrain.errors import ShardError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.split import local_name
 from dbtrain.shards.checksummed_json import Fields
-from dbtrain.shards.safetensors_file import Raw, pack, record_of, sha256, unpack
+from dbtrain.shards.safetensors_file import Raw, as_file, record_of, sha256, unpack
 from dbtrain.shards.storage.content import Content, Reader
 from dbtrain.shards.storage.errors import damaged, short
 
@@ -121,7 +121,7 @@ def encode(tensors: Mapping[str, Tensor], identity: Identity, step: int, role: R
     problem = misnamed(tensors, identity, role)
     if problem:
         raise ShardError(f"{where}: {problem}; name tensors by method.split.global_name")
-    return pack(tensors, {"kind": "shard", "step": step, "role": role, "identity": _as_fields(identity)}, where)
+    return as_file(tensors, {"kind": "shard", "step": step, "role": role, "identity": _as_fields(identity)}, where)
 
 
 def decode(data: bytes | Reader, *, where: str) -> Shard:
@@ -231,7 +231,7 @@ def encode_codebook(codes: Tensor) -> bytes:
     problem = _not_codes(codes)
     if problem:
         raise ShardError(f"codebook: {problem}; build it with one of the codebook sources")
-    return pack({"codes": codes}, {"kind": "codebook"}, "codebook")[:]
+    return as_file({"codes": codes}, {"kind": "codebook"}, "codebook")[:]
 
 
 def decode_codebook(data: bytes, where: str) -> Tensor:

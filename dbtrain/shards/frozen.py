@@ -8,7 +8,7 @@ from dbtrain.errors import ShardError
 from dbtrain.method.content import content_hash
 from dbtrain.method.split import PRIVATE_GROUPS
 from dbtrain.shards.fit import refuse_non_finite
-from dbtrain.shards.safetensors_file import pack, unpack
+from dbtrain.shards.safetensors_file import as_file, unpack
 from dbtrain.shards.storage.errors import damaged, short
 
 FROZEN = "frozen.safetensors"
@@ -19,7 +19,7 @@ def encode_frozen(tensors: Mapping[str, Tensor]) -> bytes:
     """File of the parts, named as in a block's model (``stem.*``, ``head.*``); ShardError for other names."""
     if odd := _odd(tensors):
         raise ShardError(f"{FROZEN} cannot hold {short(odd)}: only stem and head can be frozen")
-    return pack(tensors, {"kind": KIND}, FROZEN)[:]
+    return as_file(tensors, {"kind": KIND}, FROZEN)[:]
 
 
 def decode_frozen(data: bytes, frozen_hash: str, where: str) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pack(tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Content:
+def as_file(tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Content:
     """A safetensors file of the tensors (any shapes, moved to the CPU) whose metadata hold the sealed record.
 
     The tensors must stay as they are until the file is written. The hash of their content, which stands in
@@ -126,7 +126,7 @@ class Raw:
 
 
 def read_raw(reader: Reader, where: str) -> Raw:
-    """Read a file of :func:`pack` into new tensors and hash it on the way, once.
+    """Read a file of :func:`as_file` into new tensors and hash it on the way, once.
 
     Raises:
         DamagedError: it is a pickle, a zip, torn, hostile, or not written by dbtrain.

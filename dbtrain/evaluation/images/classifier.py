@@ -22,7 +22,7 @@ from dbtrain.errors import ShardError
 from dbtrain.method.content import content_hash
 from dbtrain.method.draws import derive_seed
 from dbtrain.shards.checksummed_json import Fields
-from dbtrain.shards.safetensors_file import pack, unpack
+from dbtrain.shards.safetensors_file import as_file, unpack
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, counted, silent
 
@@ -122,7 +122,7 @@ def _trained(network: Classifier, data: DataSet, device: torch.device, where: st
                 part.reset_parameters()
     fit(network.to(device), data.train, device, count)
     record = {"kind": KIND, "accuracy": accuracy_of(network, data.test, device)}
-    return pack(network.state_dict(), record, where)[:]
+    return as_file(network.state_dict(), record, where)[:]
 
 
 def fit(network: Classifier, train: Split, device: torch.device, count: Count = silent) -> None:

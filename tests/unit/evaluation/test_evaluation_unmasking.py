@@ -3,10 +3,11 @@ import torch
 
 from dbtrain.config import load_config
 from dbtrain.data.splits import DataSet
-from dbtrain.evaluation.merged_model import MergedModel, readouts, verify
+from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.uncached import uncached
 from dbtrain.evaluation.text.unmasking import sharpened, unmask
+from dbtrain.evaluation.verify import verify
 from dbtrain.method.split import global_name
 from dbtrain.run.make_plan import design
 from tests.unit.conftest import never

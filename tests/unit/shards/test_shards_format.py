@@ -21,7 +21,7 @@ from dbtrain.shards.format import (
     tensor_hash,
 )
 from dbtrain.shards.format import encode as encode_content
-from dbtrain.shards.safetensors_file import pack
+from dbtrain.shards.safetensors_file import as_file
 from dbtrain.shards.side_by_side import content_sha256
 from dbtrain.shards.storage import content
 
@@ -222,14 +222,14 @@ def record(make, **changes):
     ],
 )
 def test_well_sealed_nonsense_is_refused(make, changes, match):
-    refused(pack({"layers.2.w": torch.zeros(2)}, record(make, **changes), "w")[:], match)
+    refused(as_file({"layers.2.w": torch.zeros(2)}, record(make, **changes), "w")[:], match)
 
 
 def test_missing_record_keys(make):
     for key in ("kind", "step", "role", "identity"):
         fields = record(make)
         del fields[key]
-        refused(pack({"layers.2.w": torch.zeros(2)}, fields, "w")[:], f"{key} is missing")
+        refused(as_file({"layers.2.w": torch.zeros(2)}, fields, "w")[:], f"{key} is missing")
 
 
 def test_pickles_and_zips_are_refused_by_name(tmp_path):
