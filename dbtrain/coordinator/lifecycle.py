@@ -58,7 +58,7 @@ class BlockState:
     block: int
     phase: Phase = Phase.PENDING
     attempt: int = 0
-    """Of the newest attempt; 0 before the first."""
+    """Number of the newest attempt; 0 before the first."""
     committed: int = 0
     """Newest committed step known when the attempt started."""
     crashes: int = 0

@@ -1,7 +1,8 @@
 """The plug: what an architecture (`BlockModel`) and a noise process (`NoiseProcess`, `NoiseKind`) must offer.
 
-A model has exactly these parameter groups: ``codebook.*`` (frozen buffers, common to all blocks), ``stem.*``,
-``layers.<i>.*`` with i numbered over the whole model, and ``head.*``. Split and merge know only names.
+A model has exactly these parameter groups: ``stem.*``, ``layers.<i>.*`` with i numbered over the whole model,
+and ``head.*``. Split and merge know only names. The codebook is common to all blocks and no parameter: it is
+a buffer with ``persistent=False``, because it is stored once beside the blocks and never in a shard.
 """
 
 from abc import ABC, abstractmethod
@@ -121,13 +122,16 @@ class NoiseKind(Protocol):
     level_name: str
     noises: Noised
     policies: tuple[str, ...]
-    """Values of `noise.ranges` that it knows, the default first."""
+    """Values of `noise.ranges` that it knows, the default first. One that is measured (`calibrated`,
+    `equal_information`) needs `uniform` beside it, which stands in where nothing is measured."""
 
     def plan(
         self, settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]
     ) -> Mapping[str, Any]:
-        """Distribution of the levels, as it is stored in run.json;
-        `read_distribution` in method/levels.py reads those that are there already.
+        """Distribution of the levels, as it is stored in run.json: a mapping with `kind` and its numbers.
+
+        `read_distribution` in method/levels.py reads those that are there already. The kind `none` is
+        reserved for runs that show no noise.
 
         Args:
             settings: of the run.

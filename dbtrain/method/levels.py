@@ -1,4 +1,8 @@
-"""Distributions of the noise level: they say how often a level is trained, and so where equal shares lie."""
+"""Distributions of the noise level: they say how often a level is trained, and so where equal shares lie.
+
+Masking is the exception: `Uniform` only places its edges, and `MaskingNoise.quantile` says how often a level
+is trained.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -138,7 +142,9 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 def read_distribution(spec: Mapping[str, Any]) -> LevelDistribution:
-    """A level distribution from its description in run.json.
+    """A level distribution from its description in run.json: `lognormal`, `loguniform` or `uniform`.
+
+    Any other kind is taken for a table and must have `levels` and `shares`.
 
     Raises:
         ConfigError: its numbers make no distribution.

@@ -92,7 +92,10 @@ class MaskingNoise:
         return clean.masked_fill(hidden, self.mask)
 
     def weight(self, level: Tensor) -> Tensor:
-        """-alpha'/(1 - alpha) = 1/t of the ELBO  # MD4, eq. (4), over the density of the levels."""
+        """2/sqrt(t): the ELBO's weight -alpha'/(1 - alpha) = 1/t  # MD4, eq. (4)
+
+        divided by the density 1/(2 sqrt(t)) with which levels are drawn.
+        """
         return 2 * level.rsqrt()
 
     def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:

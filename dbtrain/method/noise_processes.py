@@ -13,8 +13,11 @@ NOISE_PROCESSES: dict[str, Any] = {
     "gaussian": "dbtrain.method.gaussian:GaussianNoise",
     "masking": "dbtrain.method.masking:MaskingNoise",
 }
-"""By name: the class, or ``package.module:Class``. A program
-of your own adds a row to this table before it calls."""
+"""By name: the class, or ``package.module:Class``, imported when it is asked for.
+
+A program of your own may add a row, but only its own process sees it: rows do not travel to Ray's workers,
+which import the package anew. What `dbtrain train` trains needs its class and its row in the package.
+"""
 
 
 def noise_process(name: str) -> NoiseKind:

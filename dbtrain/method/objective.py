@@ -22,8 +22,8 @@ class Slice:
     low: float
     high: float
     share: float = 1.0
-    """Of the training levels that lie in the block's slice without overlap;
-    what counts is its ratio to the others'."""
+    """Share of all training levels in the block's own slice, without overlap.
+    `JointObjective` divides it by the sum over the blocks."""
 
 
 class BlockObjective(nn.Module):
@@ -46,7 +46,7 @@ class BlockObjective(nn.Module):
         self.precision = precision
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
-        """Mean loss over the N samples, a float32 scalar.
+        """Mean of weight times loss over the N samples (and their positions), a float32 scalar.
 
         Args:
             batch: N samples.

@@ -192,5 +192,5 @@ PARAMETRISATIONS: Mapping[str, Callable[[float, InputScaling], Parametrisation]]
     "vp_eps": lambda sigma_data, input_scaling: VpEps(),
     "tokens": lambda sigma_data, input_scaling: Tokens(),
 }
-"""(sigma_data, input_scaling) -> parametrisation, by the
-name that an architecture has as its `parametrisation`."""
+"""(sigma_data, input_scaling) -> parametrisation, by the name that an architecture gives as its
+`natural_parametrisation`."""

@@ -20,7 +20,7 @@ class Ranges:
     its upper edge, is the block's own.
 
     Raises:
-        ConfigError: the edges do not fall strictly, or are not finite and positive.
+        ConfigError: the edges do not fall strictly, or one is below 0 or not finite.
     """
 
     edges: tuple[float, ...]
@@ -44,11 +44,11 @@ class Ranges:
         return self.edges[block + 1], self.edges[block]
 
     def widened(self, block: int, overlap: float) -> tuple[float, float]:
-        """(low, high) for training: wider by `overlap` of the slice's log width at both ends,
-        within the full range.
+        """(low, high) for training: wider by `overlap` of the slice's log width at both ends, within the
+        full range  # paper, section 3.3 (gamma)
 
-        Of a range that ends at 0, masked shares, by `overlap` of the width itself  # paper,
-        section 3.3 (gamma)
+        A range that ends at 0 (masked shares) has no log width, so there the slice grows by `overlap` times
+        its plain width.
         """
         low, high = self.of(block)
         if overlap == 0:

@@ -25,7 +25,7 @@ class Scheme:
     """What blocks see of the target: its noisy code; nothing;
     or what the architecture's end-to-end baseline sees."""
     shared: bool = False
-    """One worker trains all blocks, into one shard."""
+    """One job trains all blocks, into one shard."""
     cumulative: bool = False
     """A block runs all layers up to its own last one, not only its own."""
     in_turn: bool = False
@@ -36,7 +36,7 @@ class Scheme:
     """(model, every block's layers in order) -> model behind the same plug, if the plain one will not do."""
 
     def shards(self, split: LayerSplit) -> LayerSplit:
-        """Layers of each worker, and so of each shard."""
+        """Layers of each shard."""
         return LayerSplit((split.bounds[0], split.bounds[-1])) if self.shared else split
 
     def runs(self, split: LayerSplit, block: int) -> range:

@@ -14,9 +14,6 @@ PRIVATE_GROUPS = ("stem", "head")
 """Parameter groups of which every block has its own copy;
 ``layers.<i>`` are numbered over the whole model."""
 
-SHARED_GROUP = "codebook"
-"""Frozen, common to all blocks, stored once beside them and never in a shard."""
-
 
 @dataclass(frozen=True)
 class LayerSplit:
@@ -68,8 +65,9 @@ def split_by_sizes(num_layers: int, sizes: Sequence[int]) -> LayerSplit:
 
 
 def partition(name: str, num_layers: int, blocks: int) -> tuple[int, ...]:
-    """Layers of each block: `front` in proportion B : B-1 :
-    ... : 1, rounded and at least one; `back` reversed.
+    """Layers of each block: `front` in proportion B : B-1 : ... : 1, rounded, at least one; `back` reversed.
+
+    Only `dbtrain ablate` asks for it; a run is split evenly or by `layers_per_block`.
 
     Raises:
         ConfigError: there is no such partition, or there are more blocks than layers.
@@ -90,7 +88,8 @@ def global_name(block: int, name: str) -> str:
     """Name of a worker's parameter in the merged model.
 
     A worker's layers already carry their number in the whole model; its stem and head are private, so
-    they get the block's prefix: ``stem.patch.weight`` of block 2 is ``blocks.2.stem.patch.weight``.
+    they get the block's prefix: ``stem.patch.weight`` of block 2 is ``blocks.2.stem.patch.weight``. Frozen
+    stems and heads are of no block; they do not pass through here and stay ``stem.*`` and ``head.*``.
 
     Raises:
         ValueError: the parameter is in none of the groups that a block owns.

@@ -18,7 +18,10 @@ ARCHITECTURES: dict[str, Any] = {
     "ar_lm": "dbtrain.models.ar_lm:ARLM",
 }
 """By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for.
-A program of your own adds a row to this table before it calls."""
+
+A program of your own may add a row, but only its own process sees it: rows do not travel to Ray's workers,
+which import the package anew. What `dbtrain train` trains needs its class and its row in the package.
+"""
 
 
 def architecture(name: str) -> type[BlockModel]:

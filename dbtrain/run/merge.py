@@ -81,7 +81,8 @@ def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
 
     Args:
         run: the run.
-        check: raises if what lies in this directory is not to become the merged model.
+        check: raises if what lies in this directory is not to become the merged model. The command passes the
+            comparison of `evaluation/verify.py`; the default only reads back.
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that

@@ -38,7 +38,10 @@ SHOWN = 16
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that is settled before training, from which any worker builds its own block."""
+    """Everything that is settled before training, from which any worker builds its own block.
+
+    `shard` is the number of the job that writes shards: the block, or 0 where one job trains all blocks.
+    """
 
     config: Config
     split: LayerSplit
@@ -97,11 +100,11 @@ class RunPlan:
 
     @property
     def shards(self) -> LayerSplit:
-        """Layers of each worker: the blocks', or all of them for one worker that trains all blocks."""
+        """Layers of each shard: one per block, or a single one where one job trains all blocks."""
         return self.scheme.shards(self.split)
 
     def levels(self, shard: int) -> tuple[float, float]:
-        """(low, high) of a worker."""
+        """(low, high) that the shard owns, without `noise.overlap`; what it trains on is `Ranges.widened`."""
         return (self.ranges.edges[-1], self.ranges.edges[0]) if self.scheme.shared else self.ranges.of(shard)
 
     def runs(self, block: int) -> tuple[int, ...]:
@@ -109,7 +112,7 @@ class RunPlan:
         return self._order(self.scheme.runs(self.split, block))
 
     def applied(self, shard: int) -> tuple[int, ...]:
-        """Layers that a worker applies in one training step, in order."""
+        """Layers that one training step of a shard applies, in order."""
         return self._order(self.scheme.runs(self.shards, shard))
 
     def _order(self, layers: range) -> tuple[int, ...]:
@@ -118,7 +121,7 @@ class RunPlan:
         return tuple(layer for own in blocks for layer in order(own, self.config.model.loops))
 
     def model(self, shard: int, device: str = "cpu") -> BlockModel:
-        """The model with the layers that a worker runs, initialised as a function of (seed, shard)."""
+        """The model with the layers that a shard's job runs, initialised as a function of (seed, shard)."""
         kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.arguments()
         arguments |= {name: self.shape[name] for name in kind.takes}
@@ -145,7 +148,7 @@ class RunPlan:
                 parameter.copy_(self.frozen[name])
 
     def objective(self, shard: int, device: str = "cpu") -> nn.Module:
-        """What a worker trains: (batch, key, positions) -> loss."""
+        """What a worker of this shard trains: (batch, key, positions) -> loss."""
         model, blocks = self.model(shard, device), range(self.split.blocks)
         if self.config.training.activation_checkpointing:
             recompute(model)
@@ -154,7 +157,7 @@ class RunPlan:
         return self.scheme.objective(model, slices, shard, self.config.training.precision)
 
     def _share(self, block: int) -> float:
-        """Of the training levels that the slice of a block holds."""
+        """Share of all training levels in a block's own slice."""
         low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
         return high - low
 
@@ -216,7 +219,7 @@ def read_plan(
     manifest: Manifest, codebook: Tensor | None, frozen: Mapping[str, Tensor] = MappingProxyType({})
 ) -> RunPlan:
     """The plan of a run from its manifest, and what it keeps beside it for all blocks."""
-    # where one worker trains all blocks, the plan has one row and the blocks have their own
+    # where one job trains all blocks, the plan has one row and the blocks have their own
     rows = manifest.slices or manifest.plan
     bounds = [row.layers[0] for row in rows] + [rows[-1].layers[1]]
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.shape.items()}

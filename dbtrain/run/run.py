@@ -212,8 +212,8 @@ class RunBlock:
         """Newest committed step, 0 if there is none.
 
         A checkpoint before the last step counts when its files have the recorded sizes; a worker verifies its
-        bytes when it resumes. Nothing comes after the last step, so that one counts only when every byte was
-        verified: once, as long as its files stay as they were.
+        bytes when it resumes. No worker resumes from the last step, so its bytes are verified before it
+        counts. The result is remembered until its files change.
 
         Raises:
             ShardError: the storage cannot be reached.

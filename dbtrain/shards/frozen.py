@@ -26,7 +26,7 @@ def decode_frozen(data: bytes, frozen_hash: str, where: str) -> dict[str, Tensor
     """Inverse of :func:`encode_frozen`.
 
     Args:
-        frozen_hash: :func:`frozen_hash` of the run's parts.
+        frozen_hash: :func:`frozen_hash_of` the run's parts.
 
     Raises:
         DamagedError: torn, flipped or not such a file.

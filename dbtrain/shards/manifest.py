@@ -1,4 +1,7 @@
-"""run.json: what a run is. Written once before training; every shard is checked against it."""
+"""run.json: what a run is. Every shard is checked against it.
+
+It is written before training, and once more when a branch is done.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +26,7 @@ HASH_DIGITS = 64
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One block, or one worker that trains several: which layers and levels are its own."""
+    """One shard, of a block or of all blocks together: which layers and levels are its own."""
 
     block: int
     layers: tuple[int, int]
@@ -39,13 +42,14 @@ class Manifest:
     config: Mapping[str, Any]
     """The whole configuration, as it was when the run began."""
     plan: tuple[PlanRow, ...]
-    """One row for each worker that writes shards; block 0 first and noisiest."""
+    """One row per shard: one for each block, the noisiest first, or a single one for all blocks."""
     codebook_hash: str
     """``tensor_hash`` of the codebook, '' when there is none."""
     versions: Mapping[str, str]
     """Of what decides the numbers, dbtrain among them."""
     noise: Mapping[str, Any]
-    """The distribution of the levels: its kind, its numbers, and how they were found."""
+    """The distribution of the levels: its kind, its numbers, and how they were found. For masking it is
+    `uniform`, which only places the edges; `MaskingNoise.quantile` says how often a level is trained."""
     run: str = ""
     """Name of the run; '' for that of the configuration."""
     config_hash: str = ""
@@ -62,7 +66,7 @@ class Manifest:
     data_notes: tuple[str, ...] = ()
     """What was decided about the data that its files do not say, such as a split that was made."""
     slices: tuple[PlanRow, ...] = ()
-    """Rows of the blocks where one worker trains them all, and the plan has one row."""
+    """Rows of the blocks where one job trains them all, and the plan has one row."""
     data_paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data."""
     branch: bool = False
@@ -119,7 +123,7 @@ class Manifest:
 
     @property
     def blocks(self) -> int:
-        """Workers that write shards: the blocks, or one that trains them all."""
+        """How many shards there are: one per block, or a single one where one job trains all blocks."""
         return len(self.plan)
 
     def steps(self, block: int) -> int:

@@ -1,6 +1,7 @@
 """Where a run's first weights came from, as run.json keeps it: enough to read one block alone.
 
-It is written once, before training. The files that it names are needed until every block has a commit.
+It is written before training; that of a run with a branch is written when the branch is done. The files that
+it names are needed until every block has a commit.
 """
 
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ class Origin:
     files: Mapping[str, str]
     """SHA-256 of each file that was taken from, by its name below that directory."""
     blocks: tuple[BlockOrigin, ...]
-    """One row for each worker that writes shards."""
+    """One row for each shard."""
     notes: tuple[str, ...] = ()
     """What people should be told of the source."""
 

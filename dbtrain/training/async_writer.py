@@ -14,10 +14,10 @@ class _Job:
 class BackgroundWriter:
     """Runs one function at a time on a daemon thread. One more may wait, until a newer one takes its place.
 
-    A commit that has not begun when the next one comes is not worth its time: that one holds all that it
-    would. The function must own what it writes (a snapshot): the training thread goes on changing its
-    parameters. The thread is a daemon so that a crash of the training thread is not held up; a commit that is
-    cut off was never committed.
+    A commit that still waits when a newer one comes is dropped: the newer one makes it pointless. The
+    function must own what it writes (a snapshot): the training thread goes on changing its parameters. The
+    thread is a daemon so that a crash of the training thread is not held up; a commit that is cut off was
+    never committed.
     """
 
     def __init__(self) -> None:

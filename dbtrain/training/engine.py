@@ -214,8 +214,8 @@ class Engine:
         """Full float32 copies on the host: parts ``model``,
         ``ema`` and ``optim``, by parameter name; collective.
 
-        Empty parts on all ranks but the first, which alone writes them: the host has room for one copy. The
-        copies go on when this returns.
+        Only the first rank's snapshot has tensors: it alone writes, and a copy per rank would not fit into
+        the host's memory. The copies go on when this returns.
         """
         snapshot = self._copies.begin()
         for part, key, parameter, piece in self._held():

@@ -144,7 +144,8 @@ class HostCopies:
     """Snapshots of tensors of fixed shapes; memory for as many as are held at the same time is kept.
 
     The copies of a snapshot go on while the next step's gradients are computed; its update waits for them, on
-    the device. So a snapshot costs the step no more than what its copies take longer than these gradients.
+    the device. So a snapshot delays a step only if its copies take longer than the next forward and backward
+    pass.
 
     Args:
         shapes: of the tensors that a snapshot has.

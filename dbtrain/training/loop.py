@@ -1,4 +1,4 @@
-"""What a worker does: step, average, log, commit, until the last step or until it is asked to stop."""
+"""The training loop of a worker: step, average, log, commit, until the last step or a request to stop."""
 
 import math
 import time

@@ -179,7 +179,8 @@ class BlockWorker:
         """Hand a snapshot to the background writer; the event follows when it is durable."""
         started = time.monotonic()
         with self.watchdog.patient():
-            # the snapshot to come takes its memory: the host has room for two, and one may be being written
+            # Free the waiting snapshot first, so that the new one can use its memory: there are at most two,
+            # and the other may be being written.
             self.writer.drop_waiting()
             snapshot = take()
             if self.rank:

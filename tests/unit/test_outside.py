@@ -1,4 +1,4 @@
-"""An architecture and a noise process from outside the package: one class and one row of a table each."""
+"""An architecture and a noise process from outside the package, within one process: a class and a row each."""
 
 from collections.abc import Mapping
 from typing import Annotated

@@ -80,9 +80,9 @@ class Files(Protocol):
 class Store:
     """A directory by local path or URL.
 
-    Every method raises ShardError (``faults.MissingError`` when the named file does not exist) with the path
-    and a fix; transient errors of an object store are tried three times first. Names may contain ``/`` but
-    never leave the directory. Names that begin with a dot are the store's own temporaries.
+    Every method raises ShardError (``storage.errors.MissingError`` when the named file does not exist) with
+    the path and a fix; transient errors of an object store are tried three times first. Names may contain
+    ``/`` but never leave the directory. Names that begin with a dot are the store's own temporaries.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
