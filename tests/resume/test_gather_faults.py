@@ -174,7 +174,7 @@ def stop_child(scenario, packed, where):
 
         setattr(remote.RemoteFiles, kind, call)
 
-    for kind in ("exists", "read", "read_range", "size", "write", "write_stream", "create", "swap", "list", "remove"):
+    for kind in ("exists", "read", "reading", "size", "write", "write_stream", "create", "swap", "list", "remove"):
         arm(kind)
     for nth in range(2000):
         store = Store(f"memory://stopped-{nth}/toy")
