@@ -1,4 +1,8 @@
-"""The loss of one block: draw a level in its slice, corrupt the target, run its layers, compare."""
+"""The loss of one block: draw a level in its slice, corrupt the target, run its layers, and compare.
+
+It is the mean of noise.weight(level) * model.loss(output, target). Levels are drawn from the slice as it is
+widened by `noise.overlap`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +112,10 @@ class JointObjective(nn.Module):
         super().compile(*arguments, **options)
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:
-        """Mean loss over blocks and samples, a float32 scalar; arguments as in :class:`BlockObjective`."""
+        """Mean over samples, and over blocks by their shares, a float32 scalar.
+
+        Arguments are those of :class:`BlockObjective`.
+        """
         losses = [part(batch, key + block, positions) for block, part in enumerate(self._parts)]
         weighted = [weight * loss for weight, loss in zip(self._weights, losses, strict=True)]
         return torch.stack(weighted).sum()

@@ -1,5 +1,7 @@
-"""Which noise range block b owns. Block 0 owns the noisiest slice;
-``block_of`` is the one map from level to block."""
+"""Which noise range block b owns (`of`), and the wider one that it trains on (`widened`).
+
+Block 0 owns the noisiest slice; ``block_of`` is the one map from level to block.
+"""
 
 import math
 from collections.abc import Sequence

@@ -106,7 +106,8 @@ def local_name(block: int, name: str) -> str:
     """Inverse of :func:`global_name` for a name that the block owns.
 
     Raises:
-        ValueError: the name belongs to another block or to no block.
+        ValueError: the name is of another block's stem or head, or in no group that a block owns. Numbers of
+            layers are not checked here.
     """
     prefix = f"blocks.{block}."
     local = name.removeprefix(prefix)

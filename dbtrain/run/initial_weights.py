@@ -75,7 +75,8 @@ def read_block(
         origin: of its weights.
         shard: number of the block.
         first_layer: of the block, in the run's whole model.
-        wanted: names in the block's model; what the source does not have is left out.
+        wanted: names in the block's model; what the source does not have is skipped;
+            :meth:`InitialWeights.of` has refused whatever was needed.
 
     Raises:
         MissingError: a file is gone.

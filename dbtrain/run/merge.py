@@ -1,4 +1,5 @@
-"""Put the blocks together into one model: a directory of their shards that copies nothing it need not."""
+"""Put the blocks together into one model: a directory of their shards,
+by hard links on a disk and by copies within an object store."""
 
 import contextlib
 import json

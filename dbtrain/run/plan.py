@@ -121,7 +121,10 @@ class RunPlan:
         return tuple(layer for own in blocks for layer in order(own, self.config.model.loops))
 
     def model(self, shard: int, device: str = "cpu") -> BlockModel:
-        """The model with the layers that a shard's job runs, initialised as a function of (seed, shard)."""
+        """The model with the layers that a shard's job runs, initialised as a function of (seed, shard).
+
+        The shard is the block, but where one job trains all of them.
+        """
         kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.arguments()
         arguments |= {name: self.shape[name] for name in kind.takes}

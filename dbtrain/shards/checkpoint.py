@@ -1,4 +1,5 @@
-"""Checkpoints of one block: complete or absent, verified before use, and never the last good one removed."""
+"""Checkpoints of one block: complete or absent, verified before use, and the last good one is never removed
+but by :meth:`Checkpoints.go_back_to`."""
 
 import contextlib
 import sys
@@ -67,8 +68,9 @@ class Checkpoints:
         fence: Callable[[], None],
         from_place: str = "",
     ) -> Commit:
-        """Write a checkpoint; when this returns it survives a power cut,
-        and when it does not the ones before remain.
+        """Write a checkpoint: its shards, in any order, then COMMIT.json.
+
+        When this returns it survives a power cut, and when it does not the ones before remain.
 
         Args:
             parts: ``model`` and, if there are any, ``ema`` (same names and shapes) and ``optim``

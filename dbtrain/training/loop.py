@@ -89,7 +89,9 @@ def train(
     observer: Observer,
     should_stop: Callable[[int], bool],
 ) -> Outcome:
-    """Train from `start` steps done to ``config.steps``, committing on the way and before returning.
+    """Train from `start` steps done to ``config.steps``; commits are handed over on the way and at the end.
+
+    They are durable once the writer is closed.
 
     Raises:
         NonFiniteLossError: a loss, a gradient or what would be committed was not finite;
@@ -114,7 +116,7 @@ def train(
             observer.progress(step, Report(loss, seconds, count, lr, shown))
         if step % config.checkpoint_every == 0 or last:
             _refuse_non_finite(engine, step)
-            # a commit makes a step impossible to lose
+            # handed to the writer: durable later, or replaced by a newer one
             observer.commit(step, engine.snapshot, loss)
             committed = step
         if stopping and step < config.steps:

@@ -86,6 +86,7 @@ class BlockWorker:
         finally:
             try:
                 with self.watchdog.patient():
+                    # waits for the last commit: the end is not told before that is durable
                     self.writer.close()
             finally:
                 self.watchdog.close()
