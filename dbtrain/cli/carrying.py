@@ -28,7 +28,7 @@ def pack(
     console, whole = make_console(), Run.at(run)
     check_run_path(whole.store)
     with LiveView(console) as view:
-        packed = make(whole, to, numbers(blocks) if blocks else None, weights_only, view.count)
+        packed = make(whole, to, None if blocks is None else numbers(blocks), weights_only, view.count)
     for block, commit in packed.commits.items():
         say(console, f"block {block}: {described(commit)}")
     say(console, f"packed into {packed.url}, SHA-256 {packed.sha256}; dbtrain gather takes it at another place")
@@ -60,6 +60,6 @@ def gather(
     console, whole = make_console(), Run.at(run)
     check_run_path(whole.store)
     with LiveView(console) as view:
-        take_all(whole, sources or [], take, numbers(blocks) if blocks else None, view.tell, view.count)
+        take_all(whole, sources or [], take, None if blocks is None else numbers(blocks), view.tell, view.count)
     left = missing(whole)
     say(console, f"missing: {', '.join(left)}" if left else f"all blocks are done; now: dbtrain merge {run}")

@@ -40,8 +40,10 @@ def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
     say(
         console,
         f"sealed {chosen.run_url}: {run_plan.shards.blocks} block(s), data {run_plan.data_hash[:16]}; copy this folder "
-        f"to other places, and train there with dbtrain train {chosen.name} --blocks NUMBERS",
+        f"to other places, and train there with dbtrain train FOLDER --blocks NUMBERS",
     )
+    if chosen.init.branch:
+        say(console, f"before it is copied, train its branch: dbtrain train {chosen.run_url} --blocks branch")
 
 
 @app.command()
@@ -68,7 +70,7 @@ def train(
     chosen = at_address(chosen, address)
     if evaluate or chosen.evaluation.metric is not None:
         check_metric(chosen)
-    only = None if not blocks else () if blocks == BRANCH else numbers(blocks)
+    only = None if blocks is None else () if blocks == BRANCH else numbers(blocks)
     merged = train_and_merge(chosen, console, verbose, only)
     if evaluate and merged:
         from dbtrain.cli.results import evaluate_and_say  # not above: --help lists commands as they are imported

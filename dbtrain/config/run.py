@@ -96,7 +96,7 @@ class Config(Section):
         if scheme.shared and (init.layers == "repeat" or init.branch):
             raise ValueError(
                 f"method={self.method} trains all blocks as one network, which starts from one of the same depth: "
-                "init.layers=repeat and init.branch are for blocks of their own; set init.layers=slice"
+                f"{'leave init.branch out' if init.branch else 'set init.layers=slice'}"
             )
         return self
 

@@ -68,6 +68,7 @@ def train(
         check_alone(config)
         check_installed(config.telemetry.trackers)
         _asked(requests(config, "cpu"), only)
+        _check_branch(config, run, only)
         own = config.cluster.address is None
         if own:
             # Ray need not run for it; it starts after the pilot, which takes the whole machine
@@ -109,6 +110,20 @@ def _asked(wanted: Sequence[Request], only: Collection[int] | None) -> list[Requ
     return [request for request in wanted if only is None or request.block in only]
 
 
+def _check_branch(config: Config, run: Run, only: Collection[int] | None) -> None:
+    """Refuse to train single blocks before the branch: each place would train one of its own, and on other
+    hardware another."""
+    if only is None:
+        return
+    if not only and not config.init.branch:
+        raise ConfigError("--blocks branch: the run has no branch: give numbers of blocks, or set init.branch.steps")
+    if only and config.init.branch and not (run.exists and not awaits_branch(run)):
+        raise ConfigError(
+            f"--blocks {','.join(map(str, only))}: the branch that every block starts from is not trained: train it "
+            "in one place (--blocks branch), and copy the folder to the others then"
+        )
+
+
 def _check_room(config: Config, run: Run, nodes: Sequence[Node], only: Collection[int] | None) -> None:
     """Refuse a new run whose blocks fit on no node; of one
     that exists only blocks that are not done must fit."""
@@ -145,15 +160,7 @@ class Start:
 
 def _train_in_order(run: Run, run_plan: RunPlan, start: Start) -> list[BlockState]:
     """Train the branch, if the run has one that is not done, and then the blocks."""
-    if start.only == () and not run_plan.config.init.branch:
-        raise ConfigError("--blocks branch: the run has no branch: give numbers of blocks, or set init.branch.steps")
     if awaits_branch(run):
-        if start.only:
-            # each place would train one of its own, and on other hardware another
-            raise ConfigError(
-                f"--blocks {','.join(map(str, start.only))}: the branch that every block starts from is not trained: "
-                "train it in one place (--blocks branch), and copy the folder to the others then"
-            )
         _train_branch(run, run_plan, start)
     return _train_blocks(run, run_plan, start)
 

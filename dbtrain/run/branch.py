@@ -36,6 +36,7 @@ def branch_plan(run_plan: RunPlan) -> RunPlan:
         config=branch_config(run_plan.config, depth),
         split=LayerSplit((0, depth)),
         ranges=Ranges((edges[0], edges[-1])),
+        init=None,  # the run's own, once its branch is done
     )
 
 
@@ -100,10 +101,16 @@ def common_depth(split: LayerSplit) -> int:
 
 
 def awaits_branch(run: Run) -> bool:
-    """Whether blocks are left that have not begun, and the branch that they start from is not done."""
-    if not run.config.init.branch or (run.branch.exists and run.branch.block(0).done):
+    """Whether blocks are left that have not begun, and their branch is not done, or not noted in run.json."""
+    if not run.config.init.branch or (run.branch.exists and run.branch.block(0).done and _is_noted(run)):
         return False
     return any(block.committed == 0 for block in run.blocks)
+
+
+def _is_noted(run: Run) -> bool:
+    """Whether the files that run.json names are there: a command may have ended before it noted them."""
+    origin = run.manifest.init
+    return origin is not None and all(run.store.exists(f"{origin.place}/{name}") for name in origin.files)
 
 
 def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
@@ -122,10 +129,16 @@ def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
     if found is None or found[0].step < branch.steps:
         raise ShardError(f"{branch.store.url} lost the last checkpoint of the branch: the same command trains it again")
     loaded, role = found
-    source = WeightSource.open(f"{run.branch.store.url}/{branch.shard(loaded.step, role)}")
+    # a shard that was written anew beside a damaged one has a name of its own
+    place = f"{BRANCH}/{branch.path}/{step_name(loaded.step)}"
+    source = WeightSource.open(f"{run.store.url}/{place}/{loaded.commit.file_of(role)}")
     origin = InitialWeights.of(run.plan, source, "repeat").origin
     # relative to the run's directory, which may be moved or copied with its branch in it
-    place = f"{BRANCH}/{branch.path}/{step_name(loaded.step)}"
     origin = replace(origin, place=place)
+    before = run.manifest.init
+    if before is not None and set(before.files.values()) != set(origin.files.values()):
+        report(
+            "the branch was trained again and ended in other bits: blocks that have begun started from the one before"
+        )
     run.record(replace(run.manifest, init=origin))
     return origin

@@ -131,6 +131,8 @@ class BlockWorker:
         """Take the weights that the run starts from; only a block without a checkpoint needs them."""
         origin = self.run_plan.init
         if origin is None:
+            if self.config.init.branch:
+                raise WorkerError(f"run.json of {self.of_run.store.url} names no branch to start from: train it first")
             return
         own = [name.removeprefix(MODEL_PREFIX) for name in engine.names]
         block, first_layer = self.assignment.block, self.identity.layers[0]
