@@ -124,6 +124,8 @@ def block_status(block: RunBlock) -> BlockStatus:
     )
     since = time.time() - float(state["since"]) if "since" in state else None
     error = state.get("error") if phase != Phase.DONE.value else None
+    if damaged:
+        error = f"its last checkpoint is damaged (dbtrain inspect names the file), and step {committed} counts"
     worker = progress.worker if phase == Phase.RUNNING.value else None
     return BlockStatus(row, attempts, committed, since, error, worker, _origin(block, committed))
 
