@@ -157,7 +157,7 @@ def commit_child(scenario, where):
     keep, step, old, new = prepare(scenario, base, make)
     told = {"kills": 0, "finished": 0, "old": 0, "new": 0, "wrong": []}
     if scenario == "sabotaged":
-        real = checkpoint.place
+        real = checkpoint.store_shard
 
         def early(folder, role, data):
             folder.write("COMMIT.json", Store(base).read("step_00000010/COMMIT.json"))
@@ -165,7 +165,7 @@ def commit_child(scenario, where):
                 Store(base.parent / "try").write("step_00000010/model.safetensors", data[: len(data) // 2])
             return real(folder, role, data)
 
-        checkpoint.place = early
+        checkpoint.store_shard = early
     for nth in range(1000):
         trial = base.parent / "try"
         shutil.rmtree(trial, ignore_errors=True)
