@@ -42,7 +42,7 @@ def place(wanted: Sequence[Request], nodes: Sequence[Node]) -> dict[int, list[st
     for request in wanted:
         if (why := obstacle(request, nodes)) is not None:
             raise PlacementError(why)
-    free = {node.name: dict(node.resources) for node in nodes}
+    free = _all_of(nodes)
     return {request.block: _fit(request, free) for request in wanted}
 
 
@@ -57,17 +57,19 @@ def fits(request: Request, busy: Sequence[Request], nodes: Sequence[Node]) -> bo
 
 def count_at_once(wanted: Sequence[Request], nodes: Sequence[Node]) -> int:
     """How many of these blocks train at the same time on an empty cluster."""
-    running: list[Request] = []
-    for request in wanted:
-        if fits(request, running, nodes):
-            running.append(request)
-    return len(running)
+    free = _all_of(nodes)
+    return sum(_fit(request, free) is not None for request in wanted)
 
 
 def obstacle(request: Request, nodes: Sequence[Node]) -> str | None:
     """Why a block would not fit even if nothing else ran; None if it would."""
-    free = {node.name: dict(node.resources) for node in nodes}
+    free = _all_of(nodes)
     return _why(request, nodes) if _fit(request, free) is None else None
+
+
+def _all_of(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
+    """What the nodes have when nothing runs, to be taken from."""
+    return {node.name: dict(node.resources) for node in nodes}
 
 
 def _fit(request: Request, free: dict[str, dict[str, float]]) -> list[str] | None:

@@ -7,7 +7,6 @@ from typing import Any
 from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
-from dbtrain.run.branch import branch_plan
 from dbtrain.run.plan import level_name
 from dbtrain.run.run import BRANCH, Run, RunBlock
 from dbtrain.shards.storage.lock import holder_of, is_held
@@ -76,23 +75,21 @@ def branch_status(run: Run) -> BlockStatus:
     """The branch of a run that has one, whether or not it has begun."""
     if run.branch.exists:
         return block_status(run.branch.block(0))
-    first, plan = run.blocks[0].identity, run.plan
-    levels = (plan.ranges.edges[-1], plan.ranges.edges[0])
-    steps = branch_plan(plan).config.training.steps
-    nothing = Progress()
+    branch, rows = run.config.init.branch, [block.identity for block in run.blocks]
+    assert branch is not None, "asked of a run that has one"
     row = Row(
-        BRANCH,
-        first.layers,
-        levels,
-        Phase.PENDING.value,
-        0,
-        steps,
-        None,
-        None,
-        nothing.seconds,
-        None,
-        0,
-        level_name(run.manifest),
+        name=BRANCH,
+        layers=rows[0].layers,
+        levels=(rows[-1].edges[0], rows[0].edges[1]),
+        phase=Phase.PENDING.value,
+        step=0,
+        steps=branch.steps,
+        loss=None,
+        rate=None,
+        seconds=0.0,
+        memory=None,
+        restarts=0,
+        level_name=level_name(run.manifest),
     )
     return BlockStatus(row, attempts=0, committed=0, since=None, error=None)
 

@@ -170,8 +170,7 @@ def _train_branch(run: Run, run_plan: RunPlan, start: Start) -> None:
     plan = branch_plan(run_plan)
     prepare_branch(run, plan)
     waiting = [block_status(block).row for block in run.blocks]
-    states = _train_jobs(run.branch, plan, start, run, after=waiting)
-    _raise_if_incomplete(run.branch, states)
+    _train_jobs(run.branch, plan, start, run, after=waiting)
     origin = start_from_branch(run, start.view.tell)
     keep_place(run.store, start.place)  # run.json is another file now, and this copy the same place
     for line in origin.lines():
@@ -206,9 +205,12 @@ def _train_jobs(
         name = whole.config.name
         trackers.start(whole.store, name, config.telemetry.project, config.model_dump(mode="json"), left)
         with _stopping(controller, start.view.tell):
-            return controller.run()
+            states = controller.run()
     finally:
         trackers.close()
+    if run is not whole:
+        _raise_if_incomplete(run, states, controller.stopping)
+    return states
 
 
 @dataclass(frozen=True)
@@ -276,9 +278,12 @@ def _stopping(controller: Controller, tell: Callable[[str], None]) -> Iterator[N
             signal.signal(number, handler)
 
 
-def _raise_if_incomplete(run: Run, states: list[BlockState]) -> None:
+def _raise_if_incomplete(run: Run, states: list[BlockState], stopping: bool = False) -> None:
     asked = [s for s in states if s.phase is not Phase.ELSEWHERE]
     missing = [s for s in asked if s.phase is not Phase.DONE]
+    if run.manifest.branch and stopping and not missing:
+        # asked in its last steps: what follows must not begin
+        raise IncompleteRunError("the branch is done, and no block has begun. The same command continues with them.")
     if not missing:
         return
     ends = [f"{run.block(s.block).name} {s.phase.value} at step {s.committed} ({s.error})" for s in missing]

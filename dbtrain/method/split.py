@@ -27,6 +27,11 @@ class LayerSplit:
         """Number of blocks."""
         return len(self.bounds) - 1
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of layers of each block."""
+        return tuple(len(self.layers(block)) for block in range(self.blocks))
+
     def layers(self, block: int) -> range:
         """Layer numbers of a block, as in the whole model."""
         return range(self.bounds[block], self.bounds[block + 1])
@@ -76,7 +81,7 @@ def partition(name: str, num_layers: int, blocks: int) -> tuple[int, ...]:
         raise ConfigError(f"partition {name!r} is none of {', '.join(get_args(Partition))}")
     even = split_evenly(num_layers, blocks)
     if name == "even":
-        return tuple(len(even.layers(b)) for b in range(blocks))
+        return even.sizes
     shares = [2 * num_layers * (blocks - b) / (blocks * (blocks + 1)) for b in range(blocks)]
     sizes = [1] * blocks
     for _ in range(num_layers - blocks):

@@ -14,11 +14,10 @@ from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.split import LayerSplit
-from dbtrain.run.initial_weights import InitialWeights
+from dbtrain.run.initial_weights import InitialWeights, store_of
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import BRANCH, Run
 from dbtrain.run.weight_source import WeightSource
-from dbtrain.shards.commit import step_name
 from dbtrain.shards.origin import Origin
 
 
@@ -90,7 +89,7 @@ def common_depth(split: LayerSplit) -> int:
     Raises:
         ConfigError: they do not.
     """
-    sizes = [len(split.layers(block)) for block in range(split.blocks)]
+    sizes = split.sizes
     if len(set(sizes)) > 1:
         raise ConfigError(
             f"init.branch copies one network into every block, and the blocks have {', '.join(map(str, sizes))} "
@@ -110,7 +109,7 @@ def awaits_branch(run: Run) -> bool:
 def _is_noted(run: Run) -> bool:
     """Whether the files that run.json names are there: a command may have ended before it noted them."""
     origin = run.manifest.init
-    return origin is not None and all(run.store.exists(f"{origin.place}/{name}") for name in origin.files)
+    return origin is not None and all(map(store_of(run, origin).exists, origin.files))
 
 
 def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
@@ -119,22 +118,19 @@ def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
 
     Args:
         run: the whole run.
-        report: gets one line for each checkpoint of the branch that is damaged.
+        report: gets a line if the blocks that have begun started from other weights.
 
     Raises:
         ShardError: the branch is damaged, or the storage fails.
     """
     branch = run.branch.block(0)
-    found = branch.newest_weights(report)
-    if found is None or found[0].step < branch.steps:
+    if not branch.done:
         raise ShardError(f"{branch.store.url} lost the last checkpoint of the branch: the same command trains it again")
-    loaded, role = found
-    # a shard that was written anew beside a damaged one has a name of its own
-    place = f"{BRANCH}/{branch.path}/{step_name(loaded.step)}"
-    source = WeightSource.open(f"{run.store.url}/{place}/{loaded.commit.file_of(role)}")
+    source = WeightSource.open(run.branch.store.url)
     origin = InitialWeights.of(run.plan, source, "repeat").origin
-    # relative to the run's directory, which may be moved or copied with its branch in it
-    origin = replace(origin, place=place)
+    # relative to the run's directory, which may be moved or copied with its branch in it; and its own weights
+    # mean there what they meant in the branch, whatever keys of the model follow the depth
+    origin = replace(origin, place=source.store.url.removeprefix(f"{run.store.url}/"), notes=())
     before = run.manifest.init
     if before is not None and set(before.files.values()) != set(origin.files.values()):
         report(

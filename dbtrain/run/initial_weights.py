@@ -82,13 +82,14 @@ def read_block(
         MissingError: a file is gone.
         DamagedError: a file is not the one that the run was started with, or holds NaN or infinity.
     """
-    row, store = origin.blocks[shard], _place(run, origin)
+    row, store = origin.blocks[shard], store_of(run, origin)
     names = {row.source_name(name, first_layer): name for name in wanted}
     for file in row.files:
         yield from read_tensors(store, file, origin.files[file], names)
 
 
-def _place(run: Run, origin: Origin) -> Store:
+def store_of(run: Run, origin: Origin) -> Store:
+    """Directory of the files that a run's first weights are read from."""
     own = not origin.place.startswith("/") and "://" not in origin.place
     return run.store.child(origin.place) if own else Store(origin.place)
 
@@ -99,7 +100,7 @@ def check_layers(split: LayerSplit, layers: Layers) -> None:
     Raises:
         ConfigError: naming the depths.
     """
-    depths = [len(split.layers(block)) for block in range(split.blocks)]
+    depths = split.sizes
     if layers == "repeat" and len(set(depths)) > 1:
         raise ConfigError(
             "init.layers=repeat starts every block from all layers of one network, and the blocks have "

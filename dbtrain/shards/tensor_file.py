@@ -1,7 +1,6 @@
 """Tensors of a safetensors file by name, one at a time; its header tells what is there."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dbtrain.data.content import file_hash
 from dbtrain.shards.checksummed_json import unseal
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.safetensors_file import FORMAT_VERSION, RECORD_KEY, refuse_pickle
 from dbtrain.shards.storage.errors import damaged, one_line
 from dbtrain.shards.storage.store import Store
 
-PIECE = 1 << 20
-"""Bytes that are hashed at a time."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Safetensors' names of the types that become float32 weights."""
 
@@ -96,12 +94,3 @@ def _opened(path: Path, where: str) -> Iterator[Any]:
         damaged(where, f"it is no safetensors file ({one_line(err)})")
     with opened as file:
         yield file
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a local file, as 64 hex digits, in constant memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

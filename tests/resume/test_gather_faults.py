@@ -1,16 +1,16 @@
 """A gather that is killed, stopped, cut off or short of room leaves a run as it was or as it becomes, and goes on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.resume.test_shards_kill import REPOSITORY, killed_at, small_disk
+from tests.resume.test_shards_kill import killed_at, run_child, small_disk
 
 pytestmark = pytest.mark.fault
 
@@ -23,21 +23,12 @@ SCENARIOS = {
 """Steps that are here, steps that come, and whether those are asked for with --take."""
 
 
-def run_child(*arguments):
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        timeout=550,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+run_here = partial(run_child, program=__file__, timeout=550)
 
 
 @pytest.mark.parametrize(("scenario", "packed"), [("newer", "folder"), *((name, "packed") for name in SCENARIOS)])
 def test_kill_at_every_operation_of_a_gather(tmp_path, scenario, packed):
-    told = run_child("kill", scenario, packed, tmp_path)
+    told = run_here("kill", scenario, packed, tmp_path)
     assert told["wrong"] == []
     assert told["kills"] >= 40 and told["finished"] == 1
     assert told["old"] > 10 and told["new"] > 2
@@ -45,7 +36,7 @@ def test_kill_at_every_operation_of_a_gather(tmp_path, scenario, packed):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_stopped_at_every_operation_of_an_object_store(tmp_path, scenario):
-    told = run_child("stop", scenario, "packed", tmp_path)
+    told = run_here("stop", scenario, "packed", tmp_path)
     assert told["wrong"] == []
     assert told["kills"] >= 20 and told["finished"] == 1
     assert told["old"] > 5 and told["new"] > 2
@@ -56,7 +47,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     if not small_disk(disk):
         pytest.skip("cannot mount a tmpfs here")
     try:
-        told = run_child("full", "first", "packed", disk)
+        told = run_here("full", "first", "packed", disk)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert told["error"].count("the disk is full; free space") == 1 and "\n" not in told["error"]

@@ -18,13 +18,14 @@ OPERATIONS = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "
 COMMITS = ["first", "second", "prune", "keep-one", "other-content", "same-content", "over-leftovers", "no-links"]
 
 
-def run_child(*arguments):
+def run_child(*arguments, program=__file__, timeout=500):
+    """What a process of its own, which runs `program` with these arguments, prints as its last line of JSON."""
     done = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
+        [sys.executable, program, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        timeout=500,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -21,16 +21,9 @@ from dbtrain.shards.manifest import write_manifest
 from dbtrain.shards.storage.store import Store
 from tests.unit.run.carried import commit, copied, sealed
 from tests.unit.small_runs import BASE
+from tests.unit.test_elsewhere import TEXT as ELSEWHERE
 
-TEXT = {
-    "name": "toy",
-    "blocks": 2,
-    "model": {"arch": "ar_lm", "depth": 2, "dim": 16, "heads": 2, "level_dim": 8},
-    "data": {"source": "text", "path": "corpus.txt", "length": 8, "cache": "packed"},
-    "codebook": {"dim": 32},
-    "noise": {"ranges": "uniform", "sigma_min": 0.5, "sigma_max": 20.0},
-    "training": {"steps": 4, "batch_size": 4},
-}
+TEXT = {**ELSEWHERE, "name": "toy", "training": {"steps": 4, "batch_size": 4}}
 
 
 def said(*arguments: object) -> tuple[int, str]:
