@@ -12,7 +12,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.branch import branch_plan
 from dbtrain.run.cost import estimate, recomputed
-from dbtrain.run.initial_weights import InitialWeights
+from dbtrain.run.initial_weights import InitialWeights, as_its_source
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import sketch
 from dbtrain.run.run import Run
@@ -107,7 +107,8 @@ def _misfit(config: Config, data: DataSet) -> str:
         # the source is needed no more: what was decided when the run was started stands in it
         return "" if existing.config.init == config.init else "its run was started so"
     try:
-        InitialWeights.of(sketch(config, data), source, config.init.layers)
+        layers = config.init.layers
+        InitialWeights.of(as_its_source(sketch(config, data), source, layers), source, layers)
     except ConfigError as error:
         return str(error)
     return ""

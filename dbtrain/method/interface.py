@@ -183,6 +183,10 @@ class BlockModel(nn.Module, ABC):
     continues: ClassVar[Continuation | None] = None
     """How it continues a text; None if it does not."""
 
+    settled: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Arguments marked `FromRun` that a new run gives and keeps in run.json; a run from before there were
+    any has the constructor's defaults. So a better choice for new networks changes none that is trained."""
+
     hides_target: ClassVar[bool] = False
     """It learns without seeing its target: so does its end-to-end baseline,
     which otherwise denoises in one block."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from torch.nn import functional
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
-from dbtrain.models.bounds import Count, Positive
+from dbtrain.models.bounds import Count, FromRun, Positive
 from dbtrain.models.layers import check_heads
-from dbtrain.models.llama import KVCache, LlamaBlock, LlamaHead, TokenStem, View
+from dbtrain.models.llama import ALIGNED, KVCache, LlamaBlock, LlamaHead, TokenStem, View, hidden_width
 
 StreamName = Literal["single", "concat"]
 
@@ -93,11 +93,12 @@ class ARLM(BlockModel):
         depth: layers of the whole model.
         dim: width of the hidden states.
         heads: attention heads of a layer.
-        mlp_ratio: hidden width of SwiGLU as a multiple of dim.
+        mlp_ratio: hidden width of SwiGLU as a multiple of dim; a new run rounds it up to a multiple of 64.
         level_dim: width of the level's embedding, from which every layer is modulated at every position.
         stream: `single`: a slot holds a token and the noisy code of the next;
             `concat`: 2L slots, as in the paper.
         layers: numbers of the layers that this instance holds; all of them by default.
+        hidden_multiple: of which the hidden width of SwiGLU is a multiple.
 
     Raises:
         ConfigError: dim is not an even multiple of heads.
@@ -108,6 +109,7 @@ class ARLM(BlockModel):
     likelihood = "next_token"
     continues = "cached"
     hides_target = True
+    settled = ALIGNED
 
     noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.1})
     """Pure noise of unit variance in the stream keeps the top block from learning;
@@ -126,6 +128,7 @@ class ARLM(BlockModel):
         level_dim: Count = 64,
         stream: StreamName = "single",
         layers: range | None = None,
+        hidden_multiple: Annotated[int, FromRun()] = 1,
     ) -> None:
         super().__init__()
         self.num_layers = depth
@@ -139,7 +142,7 @@ class ARLM(BlockModel):
         # one more than there are tokens: the last stands before the first of a sample
         self.stem = TokenStem(vocabulary + 1, code_dim, dim, level_dim)
         held = range(depth) if layers is None else layers
-        hidden = round(dim * mlp_ratio)
+        hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
 

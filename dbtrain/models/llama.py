@@ -1,7 +1,10 @@
 """Llama's layer (Touvron et al. 2023): RMSNorm, rotary positions,
 SwiGLU; conditioned on a level at each position."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +99,16 @@ class RotaryAttention(nn.Module):
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.causal)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, slots, dim))
         return out
+
+
+ALIGNED: Mapping[str, Any] = MappingProxyType({"hidden_multiple": 64})
+"""What new runs settle: 8/3 of a width is odd as often as not, and matrix products of odd widths run on
+kernels for unaligned operands, on an H100 at half the speed (docs/log.md, 2026-11-26)."""
+
+
+def hidden_width(dim: int, ratio: float, multiple: int) -> int:
+    """Hidden width of SwiGLU: `ratio` times `dim`, rounded up to a multiple, as Llama's is to one of 256."""
+    return -(-round(dim * ratio) // multiple) * multiple
 
 
 class SwiGLU(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from torch.nn import functional
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
-from dbtrain.models.bounds import Count, Positive
+from dbtrain.models.bounds import Count, FromRun, Positive
 from dbtrain.models.layers import LevelEmbedding, check_heads
-from dbtrain.models.llama import LlamaBlock, LlamaHead, View
+from dbtrain.models.llama import ALIGNED, LlamaBlock, LlamaHead, View, hidden_width
 
 
 class MaskedStem(nn.Module):
@@ -44,9 +44,10 @@ class MaskedLM(BlockModel):
         depth: layers of the whole model.
         dim: width of the hidden states.
         heads: attention heads of a layer.
-        mlp_ratio: hidden width of SwiGLU as a multiple of dim.
+        mlp_ratio: hidden width of SwiGLU as a multiple of dim; a new run rounds it up to a multiple of 64.
         level_dim: width of the level's embedding.
         layers: numbers of the layers that this instance holds; all of them by default.
+        hidden_multiple: of which the hidden width of SwiGLU is a multiple.
 
     Raises:
         ConfigError: dim is not an even multiple of heads.
@@ -58,6 +59,7 @@ class MaskedLM(BlockModel):
     natural_parametrisation = "tokens"
     likelihood = "elbo"
     continues = "unmasking"
+    settled = ALIGNED
 
     noise_defaults = MappingProxyType({"ranges": "alpha", "overlap": 0.0})
     """The ELBO splits exactly at the edges of the blocks."""
@@ -74,6 +76,7 @@ class MaskedLM(BlockModel):
         mlp_ratio: Positive = 8 / 3,
         level_dim: Count = 64,
         layers: range | None = None,
+        hidden_multiple: Annotated[int, FromRun()] = 1,
     ) -> None:
         super().__init__()
         self.num_layers = depth
@@ -82,7 +85,7 @@ class MaskedLM(BlockModel):
         self.vocabulary = vocabulary
         self.stem = MaskedStem(vocabulary, dim, level_dim)
         held = range(depth) if layers is None else layers
-        hidden = round(dim * mlp_ratio)
+        hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
 

@@ -15,7 +15,7 @@ from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Number, Positive
 from dbtrain.models.layers import LevelEmbedding, check_heads
-from dbtrain.models.llama import LlamaBlock, LlamaHead, View
+from dbtrain.models.llama import ALIGNED, LlamaBlock, LlamaHead, View, hidden_width
 
 
 class RecurrentStem(nn.Module):
@@ -95,10 +95,11 @@ class Recurrent(BlockModel):
         heads: attention heads of a layer.
         iterations: of the core, in the end-to-end baseline.
         backprop: the last iterations, through which the baseline's gradients go.
-        mlp_ratio: hidden width of SwiGLU as a multiple of dim.
+        mlp_ratio: hidden width of SwiGLU as a multiple of dim; a new run rounds it up to a multiple of 64.
         level_dim: width of the level's embedding.
         layers: numbers of the core's layers that this instance holds; all of them by default.
         unrolled: whether the core is iterated.
+        hidden_multiple: of which the hidden width of SwiGLU is a multiple.
 
     Raises:
         ConfigError: dim is not an even multiple of heads, or backprop is more than iterations.
@@ -110,6 +111,7 @@ class Recurrent(BlockModel):
     continues = "uncached"
     hides_target = True
     baseline_spread = 1.0
+    settled = ALIGNED
 
     noise_defaults = MappingProxyType({"input_scaling": "signal", "overlap": 0.0})
 
@@ -130,6 +132,7 @@ class Recurrent(BlockModel):
         level_dim: Count = 64,
         layers: range | None = None,
         unrolled: Annotated[bool, FromRun()] = False,
+        hidden_multiple: Annotated[int, FromRun()] = 1,
     ) -> None:
         super().__init__()
         _check_backprop(iterations, backprop)
@@ -140,9 +143,10 @@ class Recurrent(BlockModel):
 
         vocabulary, code_dim = codebook.shape
         self.start_token = vocabulary
+        hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
 
         def several(count: int) -> nn.ModuleList:
-            return nn.ModuleList([LlamaBlock(dim, heads, round(dim * mlp_ratio), level_dim) for _ in range(count)])
+            return nn.ModuleList([LlamaBlock(dim, heads, hidden, level_dim) for _ in range(count)])
 
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)

@@ -65,6 +65,24 @@ class InitialWeights:
         return _read(self.source, {name: own for own, name in self.frozen_names.items()})
 
 
+def as_its_source(run_plan: RunPlan, source: WeightSource, layers: Layers) -> RunPlan:
+    """The plan of a new run, without what it settled if that is why the source does not fit.
+
+    The network of a run of before has hidden widths that a new one would round, and goes on with them.
+    """
+    before = replace(run_plan, settled={})
+    fits_before_only = run_plan.settled and not _fits(run_plan, source, layers) and _fits(before, source, layers)
+    return before if fits_before_only else run_plan
+
+
+def _fits(run_plan: RunPlan, source: WeightSource, layers: Layers) -> bool:
+    try:
+        InitialWeights.of(run_plan, source, layers)
+    except ConfigError:
+        return False
+    return True
+
+
 def read_block(
     run: Run, origin: Origin, shard: int, first_layer: int, wanted: Iterable[str]
 ) -> Iterator[tuple[str, Tensor]]:

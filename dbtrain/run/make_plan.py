@@ -46,7 +46,8 @@ def design(config: Config, data: DataSet, calibrate: Calibrate, codes: Tensor | 
     if kind.codes:
         codebook = _codebook(config, data, int(str(data.shape[kind.codes])), codes)
     if target_of(config) == "hidden":
-        return RunPlan(config, split, NoNoise().split(split.blocks), {"kind": "none"}, codebook, data.shape)
+        levels = NoNoise().split(split.blocks)
+        return RunPlan(config, split, levels, {"kind": "none"}, codebook, data.shape, settled=kind.settled)
     target = noise_target(config, data.shape, codebook)
 
     def measure() -> Mapping[str, Any]:
@@ -58,7 +59,7 @@ def design(config: Config, data: DataSet, calibrate: Calibrate, codes: Tensor | 
     given = explicit(edges, split.blocks) if edges else None
     noise = process.make(distribution, config.noise, target)  # refuses an empty or unbounded range
     ranges = given or noise.split(split.blocks)
-    return RunPlan(config, split, ranges, distribution, codebook, data.shape)
+    return RunPlan(config, split, ranges, distribution, codebook, data.shape, settled=kind.settled)
 
 
 def split_of(config: Config) -> LayerSplit:

@@ -61,6 +61,9 @@ class RunPlan:
     """What people should be told of the data."""
     init: Origin | None = None
     """Where the first weights come from; None where they are random."""
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the architecture that the run settled when it began;
+    empty in a run from before there were any."""
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of the parts that no block trains, by their names in a block's model."""
 
@@ -91,6 +94,8 @@ class RunPlan:
         scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
         content = {"model": config.model.content(), "method": config.method, "noise": scales}
         content["shape"] = dict(self.shape)
+        if self.settled:  # so that the shards of runs of before stay theirs
+            content["settled"] = dict(self.settled)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -126,7 +131,7 @@ class RunPlan:
         The shard is the block, but where one job trains all of them.
         """
         kind, scheme = architecture(self.config.model.arch), self.scheme
-        arguments = self.config.model.arguments()
+        arguments = self.config.model.arguments() | dict(self.settled)
         arguments |= {name: self.shape[name] for name in kind.takes}
         if kind.codes:
             arguments["codebook"] = self.codebook
@@ -238,5 +243,6 @@ def read_plan(
         class_names=manifest.class_names,
         data_notes=manifest.data_notes,
         init=manifest.init,
+        settled=manifest.settled,
         frozen=frozen,
     )

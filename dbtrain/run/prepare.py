@@ -25,7 +25,7 @@ from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.branch import branch_plan, common_depth
 from dbtrain.run.config_diff import but_for_places, difference
-from dbtrain.run.initial_weights import InitialWeights, check_layers
+from dbtrain.run.initial_weights import InitialWeights, as_its_source, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
@@ -123,7 +123,8 @@ def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
         early = sketch(config, data)
         _check_models(early)
         if source is not None:
-            InitialWeights.of(early, source, config.init.layers)
+            layers = config.init.layers
+            InitialWeights.of(as_its_source(early, source, layers), source, layers)
     run_plan = replace(
         design(config, data, calibrate, codes),
         data_hash=data.content,
@@ -137,7 +138,9 @@ def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
 def _with_weights(run_plan: RunPlan, source: WeightSource) -> RunPlan:
     """The plan with where its first weights come from, and with the parts that no block trains."""
     check_codebook(run_plan, source)
-    initial = InitialWeights.of(run_plan, source, run_plan.config.init.layers)
+    layers = run_plan.config.init.layers
+    run_plan = as_its_source(run_plan, source, layers)
+    initial = InitialWeights.of(run_plan, source, layers)
     return replace(run_plan, init=initial.origin, frozen=initial.frozen())
 
 
@@ -210,6 +213,7 @@ def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
         slices=slices if slices != plan else (),
         data_paths=run_plan.paths or resolved_paths(run_plan.config.data),
         init=run_plan.init,
+        settled=dict(run_plan.settled),
         frozen_hash=frozen_hash_of(run_plan.frozen),
     )
 

@@ -74,6 +74,9 @@ class Manifest:
     one network over all levels, which every block starts from."""
     init: Origin | None = None
     """Where the first weights came from; None where they were random."""
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    """What the run settled about its network when it began, beyond its configuration;
+    empty in one from before there was any."""
     frozen_hash: str = ""
     """``frozen_hash_of`` the stem and head that no block trains, '' where every block has its own."""
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +94,7 @@ class Manifest:
         found = Fields(dict(content), where)
         texts = ("run", "config_hash", "architecture_hash", "data_hash", "frozen_hash")
         optional: dict[str, Any] = {name: found.text(name) for name in texts if name in content}
-        optional |= {name: found.mapping(name) for name in ("shape", "data_paths") if name in content}
+        optional |= {name: found.mapping(name) for name in ("shape", "data_paths", "settled") if name in content}
         if "branch" in content:
             optional["branch"] = found.flag("branch")
         plan = _rows(found, "plan", where)
