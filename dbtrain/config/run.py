@@ -135,9 +135,9 @@ class Config(Section):
         if not content["init"]:
             content.pop("init")
         training = content["training"]
-        for key in ("micro_batch", "zero_stage", "offload", "compile", "activation_checkpointing"):
+        for key in ("micro_batch", "zero_stage", "offload", "compile", "deterministic"):
             training.pop(key)
-        for key in ("checkpoint_every", "keep", "keep_optimizer", "log_every"):
+        for key in ("activation_checkpointing", "checkpoint_every", "keep", "keep_optimizer", "log_every"):
             training.pop(key)
         if not training["blocks"]:
             # so that runs from before there were exceptions go on

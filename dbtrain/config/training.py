@@ -75,6 +75,10 @@ class TrainingConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"
     """`optimizer`: its states to host memory (ZeRO 1 to 3); `all`: the parameters too (ZeRO 3)."""
+    deterministic: bool = True
+    """Whether a step gives the same bits each time, which resuming bitwise needs. `false` is faster on some
+    GPUs and models (docs/benchmarks.md has the price): a block that was killed then ends as another training
+    with the same seed would, equally good but not in the same bits."""
     compile: bool = False
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass,

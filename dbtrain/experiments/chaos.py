@@ -52,6 +52,8 @@ class Punisher:
     ) -> None:
         if "://" in config.out:
             raise ConfigError(f"out={config.out}: faults are made on this machine, give a local directory")
+        if not config.training.deterministic:
+            raise ConfigError("punish compares bits, which training.deterministic=false does not promise: leave it out")
         if config.cluster.address is not None:
             raise ConfigError(
                 f"cluster.address={config.cluster.address}: faults are made on this machine, leave it out"

@@ -13,6 +13,7 @@ from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive, Share
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
+from dbtrain.models.lookup import Embedding
 
 LABEL_STREAM = 2
 """Stream of the draws that drops labels; 0 makes the levels and 1 the noise."""
@@ -28,7 +29,7 @@ class DiTStem(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, (height // patch) * (width // patch), dim))
         self.level = LevelEmbedding(dim)
         # one more than there are classes: the last stands for no class
-        self.classes = nn.Embedding(classes + 1, dim)
+        self.classes = Embedding(classes + 1, dim)
         nn.init.normal_(self.classes.weight, std=0.02)
 
     def forward(self, image: Tensor, c_noise: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.models.layers import LevelEmbedding, check_heads
+from dbtrain.models.lookup import Embedding
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class TokenStem(nn.Module):
 
     def __init__(self, vocabulary: int, code_dim: int, dim: int, level_dim: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, dim)
+        self.tokens = Embedding(vocabulary, dim)
         # the bias keeps a slot that holds nothing but an empty code from being zero, which no gradient leaves
         self.code = nn.Linear(code_dim, dim)
         self.level = LevelEmbedding(level_dim)

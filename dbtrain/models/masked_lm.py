@@ -14,6 +14,7 @@ from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Positive
 from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import ALIGNED, LlamaBlock, LlamaHead, View, hidden_width
+from dbtrain.models.lookup import Embedding
 
 
 class MaskedStem(nn.Module):
@@ -22,7 +23,7 @@ class MaskedStem(nn.Module):
 
     def __init__(self, vocabulary: int, dim: int, level_dim: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary + 1, dim)
+        self.tokens = Embedding(vocabulary + 1, dim)
         self.level = LevelEmbedding(level_dim)
 
     def forward(self, tokens: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Number, Positive
 from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import ALIGNED, LlamaBlock, LlamaHead, View, hidden_width
+from dbtrain.models.lookup import Embedding
 
 
 class RecurrentStem(nn.Module):
@@ -25,7 +26,7 @@ class RecurrentStem(nn.Module):
     def __init__(self, vocabulary: int, dim: int, level_dim: int, prelude: nn.ModuleList, start: nn.Module) -> None:
         super().__init__()
         # one more than the vocabulary: the last stands before the first token
-        self.tokens = nn.Embedding(vocabulary + 1, dim)
+        self.tokens = Embedding(vocabulary + 1, dim)
         self.prelude = prelude
         self.start = start
         self.adapter = nn.Linear(2 * dim, dim, bias=False)

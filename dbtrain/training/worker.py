@@ -35,6 +35,7 @@ from dbtrain.training.worker_sync import WorkerSync
 
 MODEL_PREFIX = "model."
 """Of the objective's parameter names, which wrap the model's."""
+NOT_THE_SAME_BITS = "training.deterministic=false: a block that is resumed does not end in the bits of one that is not"
 
 
 class BlockWorker:
@@ -79,6 +80,9 @@ class BlockWorker:
         """
         where = {"host": os.uname().nodename, "place": self.assignment.place}
         self._emit("start", rank=self.rank, pid=os.getpid(), **where, device=str(self.device))
+        if not self.training.deterministic:
+            torch.use_deterministic_algorithms(False)
+            self._note(NOT_THE_SAME_BITS)
         # before anything that may compile or wait for others: a start that hangs ends as well
         self.watchdog.start()
         try:

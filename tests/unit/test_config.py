@@ -356,6 +356,7 @@ def test_the_noise_process_is_the_architectures_own_unless_chosen():
         "training.micro_batch=4",
         "training.checkpoint_every=7",
         "training.log_every=7",
+        "training.deterministic=false",
     ],
 )
 def test_where_a_run_runs_does_not_change_its_hash(override):

@@ -43,6 +43,8 @@ def test_only_a_local_run_of_its_own_cluster_is_punished(make_config, tmp_path):
         punisher(make_config, "out=s3://bucket")
     with pytest.raises(ConfigError, match="leave it out"):
         punisher(make_config, "cluster.address=auto")
+    with pytest.raises(ConfigError, match="compares bits"):
+        punisher(make_config, "training.deterministic=false")
     punisher(make_config)
     with pytest.raises(ConfigError, match="remove it"):
         punisher(make_config)  # the shards of an earlier punishment would prove nothing

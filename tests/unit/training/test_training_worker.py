@@ -212,3 +212,24 @@ def test_a_block_without_a_commit_begins_from_the_source_and_another_file_there_
     file.write_bytes(content)
     with pytest.raises(WorkerError, match="block 1 cannot start from init.from: .*or start another run"):
         worker._begin(engine)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_worker_that_need_not_repeat_its_bits_says_so(make_worker, monkeypatch, deterministic):
+    overrides = [] if deterministic else ["training.deterministic=false"]
+    worker, seen = make_worker(overrides=overrides), []
+
+    def trained():
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return "done"
+
+    monkeypatch.setattr(worker, "_train", trained)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # as its process is prepared
+    try:
+        assert worker.run() == "done"
+    finally:
+        torch.use_deterministic_algorithms(before)
+    notes = [event["reason"] for event in read_events(worker.log.store) if event["event"] == "note"]
+    assert seen == [deterministic]
+    assert len(notes) == (not deterministic) and all("training.deterministic=false" in note for note in notes)
