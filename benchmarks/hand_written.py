@@ -73,6 +73,8 @@ class HandWritten:
         )
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.loss: Any = Loss(objective)
+        # a measured distribution sends its table to the device when it is first asked, which shall be in no graph
+        objective.model.noise.quantile(torch.rand(1, device=device))
         if config.compile:
             self.loss = torch.compile(self.loss)
         self.batches = self._batches()

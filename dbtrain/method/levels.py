@@ -121,17 +121,25 @@ class Tabulated:
         _check_range(levels[0], levels[-1])
         self.low, self.high = levels[0], levels[-1]
         self.levels, self.shares = tuple(levels), tuple(shares)
-        self._logs = torch.tensor(levels, dtype=torch.float64).log()
-        self._shares = torch.tensor(shares, dtype=torch.float64)
+        table = torch.tensor(levels, dtype=torch.float64).log(), torch.tensor(shares, dtype=torch.float64)
+        self._tables = {table[0].device: table}
 
     def cdf(self, level: Tensor) -> Tensor:
         """Linear interpolation in log sigma."""
-        return _interpolate(level.double().log(), self._logs.to(level.device), self._shares.to(level.device))
+        logs, shares = self._table(level.device)
+        return _interpolate(level.double().log(), logs, shares)
 
     def quantile(self, share: Tensor) -> Tensor:
         """Inverse of the interpolation."""
-        logs = _interpolate(share.double(), self._shares.to(share.device), self._logs.to(share.device))
-        return logs.exp().clamp(self.low, self.high)
+        logs, shares = self._table(share.device)
+        return _interpolate(share.double(), shares, logs).exp().clamp(self.low, self.high)
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Logarithms of the levels, and the shares; sent to a GPU once: sending waits for all its work."""
+        if device not in self._tables:
+            logs, shares = self._tables[torch.device("cpu")]
+            self._tables[device] = logs.to(device), shares.to(device)
+        return self._tables[device]
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

@@ -122,6 +122,8 @@ class Engine:
         self._gradient_norm = torch.zeros(())
         if config.zero_stage == 0:
             base.register_step_pre_hook(self._measure(config.optimizer.clip))
+            # DeepSpeed's own walks over all modules by name, in every step while the GPU waits for work
+            self._engine.zero_grad = self._drop_gradients
         self.norm_is_of_gradient = not (config.zero_stage and config.optimizer.name == "muon")
         """Whether `gradient_norm` is that; under ZeRO Muon's
         matrices are orthogonalised before DeepSpeed takes it."""
@@ -169,6 +171,10 @@ class Engine:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), clip, norm, foreach=True)
 
         return measure
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def _pieces(self) -> dict[str, Tensor]:
         pieces = ((n, self._layout.piece(p, None)) for n, p in self._parameters.items())
