@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
@@ -236,6 +237,20 @@ class BlockModel(nn.Module, ABC):
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Unweighted loss, in the shape of the levels: (N,) or (N, L)."""
+
+    def predict_loss(
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, target: Tensor
+    ) -> Tensor:
+        """Unweighted loss of what `predict` gives, float32, in the shape of the levels: what is trained.
+
+        An architecture with very many outputs may compute it piece by piece.
+        """
+        output = self.predict(layers, noisy, level, context)
+        with torch.autocast(noisy.device.type, enabled=False):
+            return self.loss(output.float(), target)
+
+    def compile_parts(self) -> None:
+        """Compile what is to be no part of the one graph of a compiled step; nothing by default."""
 
     @abstractmethod
     def denoised(self, output: Tensor) -> Tensor:

@@ -60,14 +60,14 @@ class BlockObjective(nn.Module):
         model = self.model
         example, noisy, level = self._noisy(batch, Draws(key, positions))
         with torch.autocast(positions.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = model.predict(self.layers, noisy, level, example.context)
-        loss = model.loss(output.float(), example.target)
+            loss = model.predict_loss(self.layers, noisy, level, example.context, example.target)
         return (model.noise.weight(level) * loss).mean()
 
     def compile(self, *arguments: Any, **options: Any) -> None:
         """As of every module, but without the draws: noise is then the same with and without compilation,
         and Triton refuses their 64-bit constants."""
         self.keep_draws_eager()
+        self.model.compile_parts()
         super().compile(*arguments, **options)
 
     def keep_draws_eager(self) -> None:
@@ -109,6 +109,7 @@ class JointObjective(nn.Module):
         """As of :class:`BlockObjective`."""
         for part in self._parts:
             part.keep_draws_eager()
+        self.model.compile_parts()
         super().compile(*arguments, **options)
 
     def forward(self, batch: Batch, key: Tensor, positions: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Positive
+from dbtrain.models.chunked_loss import CrossEntropy
 from dbtrain.models.layers import check_heads
 from dbtrain.models.llama import ALIGNED, KVCache, LlamaBlock, LlamaHead, TokenStem, View, hidden_width
 
@@ -145,6 +146,7 @@ class ARLM(BlockModel):
         hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
+        self.cross_entropy = CrossEntropy()
 
     @classmethod
     def baseline(cls, **arguments: Any) -> "ARLM":
@@ -181,6 +183,13 @@ class ARLM(BlockModel):
             context: (N, T) the token before each.
             cache: of the positions before these T, to which they are added; None if there are none.
         """
+        logits: Tensor = self.head(*self._read(layers, noisy, level, context, cache))
+        return logits
+
+    def _read(
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the head takes: hidden states (N, T, dim) and conditions (N, T, level_dim)."""
         new, past = context.shape[1], 0 if cache is None else cache.length
         token, code, own = self.stem(
             context, self.parametrisation.scale_input(noisy, level), self.parametrisation.time(level)
@@ -192,8 +201,21 @@ class ARLM(BlockModel):
         if cache is not None:
             cache.length += new
         # the last slots are those of the noisy codes
-        logits: Tensor = self.head(hidden[:, -new:], own.to(hidden.dtype))
-        return logits
+        return hidden[:, -new:], own.to(hidden.dtype)
+
+    def predict_loss(
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, target: Tensor
+    ) -> Tensor:
+        """Cross-entropy (N, T); in chunks where the logits of all positions are too many."""
+        vocabulary = self.start_token
+        if not self.cross_entropy.wants_chunks(target.numel(), vocabulary):
+            return super().predict_loss(layers, noisy, level, context, target)
+        hidden, condition = self._read(layers, noisy, level, context)
+        return self.cross_entropy(self.head, hidden, condition, target, vocabulary)
+
+    def compile_parts(self) -> None:
+        """The chunks of the loss."""
+        self.cross_entropy.compile()
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N, T), in nats."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dbtrain.errors import ConfigError
+from dbtrain.method.interface import BlockModel
 
 
 def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
@@ -172,6 +173,7 @@ def compile_recomputed(model: nn.Module, **options: Any) -> None:
     In one graph of the whole model most of the memory that recomputation saves is lost again: the
     peak was 0.74 to 0.80 of that without it, and is 0.26 layer by layer (docs/benchmarks.md).
     """
+    cast(BlockModel, model).compile_parts()
     for layer in model.get_submodule("layers").children():
         again = cast(Recomputed, layer.forward)
         again.forward = torch.compile(again.forward, **options)

@@ -12,6 +12,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Positive
+from dbtrain.models.chunked_loss import CrossEntropy
 from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import ALIGNED, LlamaBlock, LlamaHead, View, hidden_width
 from dbtrain.models.lookup import Embedding
@@ -89,6 +90,7 @@ class MaskedLM(BlockModel):
         hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
         self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
         self.head = LlamaHead(dim, level_dim, vocabulary)
+        self.cross_entropy = CrossEntropy()
 
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:
@@ -102,15 +104,33 @@ class MaskedLM(BlockModel):
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, L, vocabulary); of a token that is seen, all but its own are -inf."""
+        logits: Tensor = self.head(*self._read(layers, noisy, level))
+        others = noisy[..., None] != torch.arange(self.vocabulary, device=noisy.device)
+        seen = (noisy < self.vocabulary)[..., None]
+        return logits.masked_fill(seen & others, -torch.inf)
+
+    def _read(self, layers: Sequence[int], noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head takes: hidden states (N, L, dim) and conditions (N, L, level_dim)."""
         hidden, condition = self.stem(noisy, self.parametrisation.time(level))
         length = noisy.shape[1]
         everyone = View(torch.arange(length, device=noisy.device), mask=None, causal=False, kept=length)
         for i in layers:
             hidden = self.layers[str(i)](hidden, condition, everyone)
-        logits: Tensor = self.head(hidden, condition.expand(-1, length, -1).to(hidden.dtype))
-        others = noisy[..., None] != torch.arange(self.vocabulary, device=noisy.device)
-        seen = (noisy < self.vocabulary)[..., None]
-        return logits.masked_fill(seen & others, -torch.inf)
+        return hidden, condition.expand(-1, length, -1).to(hidden.dtype)
+
+    def predict_loss(
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, target: Tensor
+    ) -> Tensor:
+        """Cross-entropy (N,) as of `loss`; in chunks where the logits of all positions are too many."""
+        if not self.cross_entropy.wants_chunks(target.numel(), self.vocabulary):
+            return super().predict_loss(layers, noisy, level, context, target)
+        losses = self.cross_entropy(self.head, *self._read(layers, noisy, level), target, self.vocabulary)
+        # a token that is seen stays, whatever the logits are
+        return losses.masked_fill(noisy < self.vocabulary, 0.0).mean(dim=1)
+
+    def compile_parts(self) -> None:
+        """The chunks of the loss."""
+        self.cross_entropy.compile()
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N,) in nats a token, the mean over all tokens: those that are seen have none."""

@@ -14,6 +14,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Number, Positive
+from dbtrain.models.chunked_loss import CrossEntropy
 from dbtrain.models.layers import LevelEmbedding, check_heads
 from dbtrain.models.llama import ALIGNED, LlamaBlock, LlamaHead, View, hidden_width
 from dbtrain.models.lookup import Embedding
@@ -69,10 +70,14 @@ class RecurrentHead(nn.Module):
 
     def forward(self, state: Tensor, condition: Tensor, view: View) -> Tensor:
         """Logits (N, L, vocabulary)."""
+        logits: Tensor = self.linear(self.finish(state, condition, view), condition)
+        return logits
+
+    def finish(self, state: Tensor, condition: Tensor, view: View) -> Tensor:
+        """The coda's output (N, L, dim), which is read out."""
         for layer in self.coda:
             state = layer(state, condition, view)
-        logits: Tensor = self.linear(state, condition)
-        return logits
+        return state
 
 
 class Recurrent(BlockModel):
@@ -156,6 +161,7 @@ class Recurrent(BlockModel):
         held = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict(dict(zip(map(str, held), several(len(held)), strict=True)))
         self.head = RecurrentHead(dim, level_dim, vocabulary, several(coda))
+        self.cross_entropy = CrossEntropy()
 
     @classmethod
     def baseline(cls, **arguments: Any) -> "Recurrent":
@@ -185,10 +191,28 @@ class Recurrent(BlockModel):
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, L, V) of the token in each place."""
-        state, condition = self.iterate(layers, noisy, level, context)
-        condition = condition.expand(-1, context.shape[1], -1).to(state.dtype)
-        logits: Tensor = self.head(state, condition, _causal(context))
+        logits: Tensor = self.head(*self._read(layers, noisy, level, context), _causal(context))
         return logits
+
+    def _read(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head takes: the core's state (N, L, dim) and conditions (N, L, level_dim)."""
+        state, condition = self.iterate(layers, noisy, level, context)
+        return state, condition.expand(-1, context.shape[1], -1).to(state.dtype)
+
+    def predict_loss(
+        self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, target: Tensor
+    ) -> Tensor:
+        """Cross-entropy (N,) as of `loss`; in chunks where the logits of all positions are too many."""
+        vocabulary = self.start_token
+        if not self.cross_entropy.wants_chunks(target.numel(), vocabulary):
+            return super().predict_loss(layers, noisy, level, context, target)
+        state, condition = self._read(layers, noisy, level, context)
+        hidden = self.head.finish(state, condition, _causal(context))
+        return self.cross_entropy(self.head.linear, hidden, condition, target, vocabulary).mean(dim=1)
+
+    def compile_parts(self) -> None:
+        """The chunks of the loss."""
+        self.cross_entropy.compile()
 
     def iterate(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The core's state (N, L, dim) after its iterations, and the condition (N, 1, level_dim)."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dbtrain.data.batching import blank
+from dbtrain.models.chunked_loss import MOST_LOGITS
 from dbtrain.run.plan import RunPlan
 
 FLOAT_BYTES = 4
@@ -63,7 +64,7 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers.
     Activations are what autograd keeps for the backward pass, without what the allocator and the kernels add;
     with activation checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward
-    and backward, without what activation checkpointing computes again.
+    and backward, without what activation checkpointing or a loss in chunks computes again.
     """
     training = run_plan.config.training.of_block(block)
     module = run_plan.objective(block, "meta")
@@ -72,7 +73,10 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     # without ZeRO's partition the average is kept whole
     shared = [workers if training.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     optimizer = 0 if training.offload != "none" else 2 * size // shared[2]
-    activations, flops = _activations(_with_checkpointing(run_plan, False), block, micro_batch)
+    plain = _with_checkpointing(run_plan, False)
+    activations, flops = _activations(plain, block, micro_batch)
+    if _has_chunks(run_plan.shape, micro_batch):
+        _, flops = _activations(plain, block, micro_batch, whole_loss=True)
     if training.activation_checkpointing:
         inputs, _ = _activations(run_plan, block, micro_batch)
         # a looped layer keeps an input for each time that it is applied
@@ -99,9 +103,18 @@ def _with_checkpointing(run_plan: RunPlan, on: bool) -> RunPlan:
     return dataclasses.replace(run_plan, config=run_plan.config.model_copy(update={"training": training}))
 
 
-def _activations(run_plan: RunPlan, block: int, micro_batch: int) -> tuple[int, int]:
-    """Bytes kept for the backward pass, and FLOPs of forward and backward, of one micro-batch."""
+def _has_chunks(shape: Mapping[str, Any], micro_batch: int) -> bool:
+    return micro_batch * shape.get("length", 0) * shape.get("vocabulary", 0) > MOST_LOGITS
+
+
+def _activations(run_plan: RunPlan, block: int, micro_batch: int, whole_loss: bool = False) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and FLOPs of forward and backward, of one micro-batch.
+
+    With `whole_loss` the loss is not computed in chunks, whatever its size.
+    """
     objective = run_plan.objective(block, "meta")
+    if whole_loss:
+        cast(Any, objective.get_submodule("model")).cross_entropy.most = None
     kept: dict[int, int] = {}
     # fake tensors have a device and so take part in autocast, which meta tensors do not
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -1,8 +1,12 @@
 import pytest
 
+from dbtrain.config import load_config
 from dbtrain.experiments.baseline import end_to_end
+from dbtrain.models import chunked_loss
+from dbtrain.run import cost
 from dbtrain.run.cost import estimate
 from dbtrain.run.make_plan import design
+from dbtrain.run.plan import load_data
 from tests.unit.conftest import never
 
 SIZE = ("model.dim=32", "training.ema=0.9")
@@ -107,3 +111,17 @@ def test_the_baseline_gets_the_flops_of_the_blocks_and_all_layers(make_config, d
 @pytest.mark.parametrize("ranges", ["uniform", "paper"])
 def test_every_policy_can_be_estimated(plan, ranges):
     assert estimate(plan(f"noise.ranges={ranges}"), 0, 4, 1).flops > 0
+
+
+def test_a_loss_in_chunks_is_counted_once_and_keeps_no_logits(tmp_path, monkeypatch):
+    base = {"name": "toy", "model": {"arch": "masked_lm", "depth": 3, "dim": 16, "heads": 2}}
+    base |= {"data": {"source": "python_topics", "tokenizer": "bytes", "length": 32, "cache": str(tmp_path)}}
+    config = load_config(None, base=base)
+    run_plan = design(config, load_data(config), never)
+    whole = estimate(run_plan, 0, 4, 1)
+    for module in (cost, chunked_loss):
+        monkeypatch.setattr(module, "MOST_LOGITS", 256 * 32)
+    chunks = estimate(run_plan, 0, 4, 1)
+    assert chunks.flops == whole.flops
+    logits = 4 * 4 * 32 * 256
+    assert whole.activations - chunks.activations > logits
