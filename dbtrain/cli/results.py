@@ -32,6 +32,7 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
             section,
             show=lambda metric, scores: show_table(console, scores_table(metric, scores)),
             count=view.count,
+            tell=lambda line: say(console, f"took {line}"),
         )
 
 
@@ -51,18 +52,23 @@ def sample(
     ] = "karras",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    overrides: Overrides = None,
 ) -> None:
-    """Draw samples from the merged model of a run, with one block at a time in memory."""
+    """Draw samples from the merged model of a run, with one block at a time in memory;
+    overrides such as evaluation.batch_size=2048."""
     from dbtrain.evaluation.images.pictures import sample_run
     from dbtrain.run.run import Run
     from dbtrain.shards.merged_directory import MergedDirectory
 
     console, of = make_console(), Run.at(run)
+    took: list[str] = []
     with LiveView(console) as view:
-        where = sample_run(of, out, count, steps, solver, spacing, guidance, seed, view.count)
+        drawn = (of, out, count, steps, solver, spacing, guidance, seed)
+        where = sample_run(*drawn, view.count, overrides or [], took.append)
     names = MergedDirectory(of.merged).manifest.class_names
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}")
+    say(console, f"took {took[0]}")
 
 
 @app.command()

@@ -16,6 +16,11 @@ class EvaluationConfig(Section):
     start: Literal["zero", "noise"] = "zero"
     """Where the chain starts: noise, as in the paper, or its mean, which makes a classifier deterministic."""
     batch_size: Count = 512
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the blocks' predictions; by default that of training on a GPU, and fp32 on a CPU."""
+    compile: bool | None = None
+    """Compile the blocks' layers; by default where training did, on a GPU, if at least 1,000 samples are
+    drawn from noise: for less it takes longer than it saves."""
     metric: str | None = None
     """An entry of evaluation/metrics.py; by default the first that fits what the architecture can do."""
     samples: Annotated[int, Field(ge=2)] = 10_000

@@ -38,6 +38,8 @@ class Metric:
     check: Callable[[Config], None] = lambda config: None
     """Raises ConfigError if something that it needs is missing,
     so that this shows before anything is trained."""
+    draws: bool = False
+    """Whether it draws `evaluation.samples` samples from noise."""
     percent: bool = False
     """Whether scores are shares, which people read in percent."""
 
@@ -84,8 +86,8 @@ METRICS: Mapping[str, Metric] = {
     "generated": Metric(
         "generated texts", GENERATED_BETTER, _plain(generated, describe_judge), lambda kind: kind.continues is not None
     ),
-    "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, _draws_images),
-    "frechet_inception": Metric("FID", "lower", frechet_inception, _draws_images, check_inception),
+    "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, _draws_images, draws=True),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, _draws_images, check_inception, draws=True),
 }
 
 

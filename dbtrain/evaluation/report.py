@@ -8,13 +8,13 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from dbtrain.config import Config, EvaluationConfig, load_config
-from dbtrain.config.data import PLACES
-from dbtrain.errors import ConfigError
+from dbtrain.config import EvaluationConfig
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
+from dbtrain.evaluation.overrides import overridden
+from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.run import Run
 from dbtrain.telemetry.counting import Count, silent
 
@@ -42,6 +42,7 @@ def evaluate_run(
     section: EvaluationConfig | None = None,
     show: Callable[[Metric, Scores], None] = lambda metric, scores: None,
     count: Count = silent,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout;
     also written to ``evaluation.json``, once they were shown.
@@ -52,38 +53,36 @@ def evaluate_run(
         section: how to evaluate, if not as the run's own configuration says.
         show: called with the result before it is written.
         count: told how far it has come.
+        tell: gets a line with how long the parts took.
 
     Raises:
         ConfigError: an override is wrong or of another section.
         ShardError: the run is not merged, its files are damaged, or the scores cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    watch = Stopwatch()
     model = MergedModel.of_run(run, device)
     config = model.run_plan.config
-    config = _overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
+    config = overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
     model.run_plan = replace(model.run_plan, config=config, paths=_not_said(model.run_plan.paths, overrides))
     data = model.run_plan.data()
     model.count = count
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
+    watch.lap("reading")
+    speed = Speed.of(config, device, config.evaluation.samples if metric.draws else 0)
+    for block in model.blocks:
+        speed.apply(block)
     measure, depends_on = metric.begin(model, data, config.evaluation)
+    watch.lap("preparing")
     scores = {split: measure(samples) for split, samples in splits.items()}
+    tell(watch.line("measuring", speed))
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
     if depends_on:
         record["depends_on"] = depends_on
     show(metric, scores)
     keep(run, "evaluation.json", record, "the scores")
     return metric, scores
-
-
-def _overridden(config: Config, overrides: Sequence[str]) -> Config:
-    for override in overrides:
-        if not override.startswith(("evaluation.", *PLACES)):
-            raise ConfigError(
-                f"{override!r} would change the run, which is trained: override evaluation.*, or where the data lies "
-                f"({', '.join(PLACES)})"
-            )
-    return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
 
 
 def _not_said(paths: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:

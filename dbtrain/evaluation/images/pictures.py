@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
 from dbtrain.evaluation.merged_model import merged_of, merged_plan
+from dbtrain.evaluation.overrides import overridden
+from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.method.sampler import Solver, Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
@@ -37,6 +40,8 @@ def sample_run(
     guidance: float,
     seed: int,
     count_levels: Count = silent,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Draw `count` samples, the classes in turn, and write them to `out`,
     or into the run; returns where they are.
@@ -44,21 +49,28 @@ def sample_run(
     A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
+    Args:
+        overrides: of the section `evaluation`: batch size, precision and compilation count.
+        tell: gets a line with how long the parts took.
+
     Raises:
         ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
         ShardError: the run is not merged, or its files are damaged.
     """
-    merged = merged_of(run)
+    watch, merged = Stopwatch(), merged_of(run)
     run_plan = merged_plan(merged)
+    config = overridden(run_plan.config, overrides)
     shape = sample_shape(run_plan)
     _check(out or Path(PICTURE), shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
     levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
     sampling = Sampling(levels, solver, guidance, seed)
-    blocks = OneBlock(run_plan, merged.block, device, merged.where)
-    size, levels_done = run_plan.config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
-    samples = draw(run_plan, blocks, labels, shape, sampling, size, levels_done).cpu()
+    blocks, speed = OneBlock(run_plan, merged.block, device, merged.where), Speed.of(config, device, count)
+    size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
+    watch.lap("starting")
+    samples = draw(run_plan, lambda b: speed.apply(blocks(b)), labels, shape, sampling, size, levels_done).cpu()
+    tell(watch.line("drawing", speed))
     return _keep(samples, run, out, float(str(run_plan.shape.get("latent_scale", 1.0))))
 
 

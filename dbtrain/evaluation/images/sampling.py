@@ -110,22 +110,22 @@ class SampleDenoiser:
 
     def __call__(self, owner: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate (n, ...) at a level (n,) of the owner's slice; twice, as it is the output too."""
-        value = float(level[0])
-        classes = self._classes(value)
-        estimates = [self._estimate(block, noisy, level, classes) for block in self._blocks(owner, value)]
-        denoised = torch.stack(estimates).mean(dim=0)
+        classes = self._classes(level)
+        estimates = [self._estimate(block, noisy, level, classes) for block in self._blocks(owner, level)]
+        denoised = estimates[0] if len(estimates) == 1 else torch.stack(estimates).mean(dim=0)
         return denoised, denoised
 
-    def _blocks(self, owner: int, level: float) -> list[int]:
+    def _blocks(self, owner: int, level: Tensor) -> list[int]:
         """Blocks whose estimates are averaged: the owner, or under `blend` all that were trained there."""
         overlap, order = self.run_plan.config.noise.overlap, self.sampling.order
-        trained = self.run_plan.ranges.trained_at(level, overlap) if self.sampling.blend else (owner,)
+        # reading the level waits for the GPU, so only who needs it does
+        trained = self.run_plan.ranges.trained_at(float(level[0]), overlap) if self.sampling.blend else (owner,)
         return [order[block] if order else block for block in trained]
 
-    def _classes(self, level: float) -> Tensor:
+    def _classes(self, level: Tensor) -> Tensor:
         """Classes (n,) that the blocks are told."""
-        labels = scrambled(self.labels, level, self.sampling.seed) if self.sampling.scrambled else self.labels
-        return labels[self.batch]
+        labels, seed = self.labels, self.sampling.seed
+        return (scrambled(labels, float(level[0]), seed) if self.sampling.scrambled else labels)[self.batch]
 
     def _estimate(self, block: int, noisy: Tensor, level: Tensor, classes: Tensor) -> Tensor:
         """A block's estimate; with guidance it is asked a second time, without the classes."""

@@ -118,7 +118,7 @@ def test_each_readout_of_generated_texts_says_which_way_is_better():
 def test_train_evaluates_as_this_command_says(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(cli.training, "train_and_merge", lambda *_: True)
-    monkeypatch.setattr(report, "evaluate_run", lambda run, overrides, section, show, count: told.append(section))
+    monkeypatch.setattr(report, "evaluate_run", lambda run, overrides, section, show, count, tell: told.append(section))
     monkeypatch.setattr(report, "scores_table", lambda *_: Table())
     arguments = ["train", "--evaluate", str(CONFIGS / "vit_digits.yaml"), f"out={tmp_path}", "evaluation.batch_size=7"]
     result = CliRunner().invoke(cli.app, arguments)

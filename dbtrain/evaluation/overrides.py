@@ -1,0 +1,22 @@
+"""What may be said anew of a run that is trained: how it is evaluated, and where its data lies."""
+
+from collections.abc import Sequence
+
+from dbtrain.config import Config, load_config
+from dbtrain.config.data import PLACES
+from dbtrain.errors import ConfigError
+
+
+def overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration of a run with overrides such as ``evaluation.steps=100``.
+
+    Raises:
+        ConfigError: one is wrong, or of another section.
+    """
+    for override in overrides:
+        if not override.startswith(("evaluation.", *PLACES)):
+            raise ConfigError(
+                f"{override!r} would change the run, which is trained: override evaluation.*, or where the data lies "
+                f"({', '.join(PLACES)})"
+            )
+    return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
