@@ -1,10 +1,15 @@
 """Fixtures that several rooms' tests share: a small configuration, and runs of the real command."""
 
+import atexit
+import fcntl
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +42,28 @@ TRAIN = ["train", *RUN, "cluster.cpus_per_worker=0.5"]
 """The run that is disturbed in many ways; all of them end in the same bits."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file with a cluster or faults in one process of `--dist loadgroup`, for they share fixtures.
+
+    Those of a file marked `apart` share none: each may run beside the others.
+    """
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if marks & {"cluster", "fault"} and not marks & {"apart", "xdist_group"}:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+
+
+@functools.cache
+def ray_folder() -> str:
+    """Where the clusters of this process keep their files: Ray notes the address of "the" cluster of a machine there.
+
+    Its path is short because sockets lie in it.
+    """
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _hear_ctrl_c() -> None:
     """Parallel test runners ignore it, and so would what they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -54,7 +81,7 @@ class Command:
         **variables: str,
     ) -> None:
         environment = {**os.environ, "DBTRAIN_FAULTS": json.dumps(list(faults)), "NO_COLOR": "1", "COLUMNS": "200"}
-        environment |= variables
+        environment |= {"RAY_TMPDIR": ray_folder(), **variables}
         environment.pop("RAY_ADDRESS", None)
         self.folder = folder
         self.log = folder / f"command-{time.monotonic_ns()}.log"
@@ -104,14 +131,24 @@ def dbtrain(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the run that nothing happened to; its blocks trained side by side."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    """Directory of the run that nothing happened to; its blocks trained side by side, once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _train_undisturbed(folder)
+            (folder / "done").touch()
+    return folder / "runs" / "run"
+
+
+def _train_undisturbed(folder: Path) -> None:
     command = Command(folder, [*TRAIN, "telemetry.trackers=[tensorboard]"])
     try:
         assert command.wait() == 0, command.output()
     finally:
         command.kill()
-    return folder / "runs" / "run"
 
 
 @pytest.fixture(scope="session")

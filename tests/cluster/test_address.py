@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from dbtrain.coordinator.ray.settings import LOOPBACK, SETTINGS
-from tests.conftest import ROOT, TINY, Command, events, wait_for
+from tests.conftest import ROOT, TINY, Command, events, ray_folder, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 SHORT = [CONFIG, *TINY, "blocks=1", "training.steps=20", "cluster.cpus_per_worker=0.5"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone]
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("heads")]  # on the host itself one at a time: of their ports
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,7 +44,8 @@ class SomeCluster:
     def __init__(self, folder: Path) -> None:
         self.gcs, self.dashboard, self.client, agent = free_ports(4)
         self.environment = {
-            **os.environ, **SETTINGS, **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            **os.environ, **SETTINGS, **LOOPBACK, "RAY_TMPDIR": ray_folder(),
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }  # fmt: skip
         self.environment.pop("PYTHONPATH", None)
         self.python = self._bare_python(folder / "bare")

@@ -21,13 +21,13 @@ SMALLER = [
 ]
 RANGE = ["noise.ranges=uniform", "noise.sigma_min=0.5", "noise.sigma_max=20"]
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.apart]
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "readouts"),
     [
-        ("masked_tiny", ["model.depth=3"], {"total", "block_0", "block_1", "block_2"}),
+        ("masked_tiny", ["blocks=2", "model.depth=2"], {"total", "block_0", "block_1"}),
         ("recurrent_tiny", RANGE, {"chain", "mean", "first"}),
     ],
     ids=["masked", "recurrent"],
