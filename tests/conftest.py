@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -42,15 +43,30 @@ TRAIN = ["train", *RUN, "cluster.cpus_per_worker=0.5"]
 """The run that is disturbed in many ways; all of them end in the same bits."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file with a cluster or faults in one process of `--dist loadgroup`, for they share fixtures.
+TOGETHER = {"tests/cluster/test_address.py": "heads", "tests/cluster/test_launchers.py": "heads"}
+"""Files that start heads of Ray on this machine itself, of which one must end before another begins."""
+APART = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        *("cluster/test_branch_starts", "cluster/test_isolation", "cluster/test_language_models"),
+        *("resume/test_covering_array", "resume/test_engine", "resume/test_gather_faults"),
+        *("resume/test_start_faults", "resume/test_zero_faults"),
+    )
+)
+"""Files whose tests share no fixture, and take long enough to be done by several processes."""
 
-    Those of a file marked `apart` share none: each may run beside the others.
-    """
-    for item in items:
-        marks = {mark.name for mark in item.iter_markers()}
-        if marks & {"cluster", "fault"} and not marks & {"apart", "xdist_group"}:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+
+class Scheduling(LoadScopeScheduling):
+    """Gives whole files to processes, but for those above."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return nodeid if file in APART else TOGETHER.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """For `--dist loadgroup`, whose own scheduler sees no marks under pytest 9.2 (pytest-xdist 3.8.0)."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from tests.conftest import ROOT, TINY, Command, events, ray_folder, wait_for
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 SHORT = [CONFIG, *TINY, "blocks=1", "training.steps=20", "cluster.cpus_per_worker=0.5"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("heads")]  # on the host itself one at a time: of their ports
+pytestmark = pytest.mark.cluster
 
 
 def free_ports(count: int) -> list[int]:

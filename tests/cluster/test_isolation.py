@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from tests.conftest import CONFIG, TINY, TRAIN, Command, events, shards
 
-pytestmark = [pytest.mark.cluster, pytest.mark.apart]
+pytestmark = pytest.mark.cluster
 
 
 def test_blocks_are_isolated(undisturbed: Path, expected: dict[str, bytes]) -> None:

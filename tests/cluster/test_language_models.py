@@ -21,7 +21,7 @@ SMALLER = [
 ]
 RANGE = ["noise.ranges=uniform", "noise.sigma_min=0.5", "noise.sigma_max=20"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.apart]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.parametrize(

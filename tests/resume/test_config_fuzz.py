@@ -11,7 +11,7 @@ from dbtrain.errors import ConfigError
 from tests.conftest import CONFIG, ROOT
 from tests.resume.test_shards_fuzz import mutate
 
-pytestmark = [pytest.mark.fault, pytest.mark.apart]
+pytestmark = pytest.mark.fault
 
 TRIALS = 1500
 VALUES = [

@@ -34,7 +34,6 @@ def test_the_array_covers_every_pair_that_the_configuration_allows():
 
 
 @pytest.mark.fault
-@pytest.mark.apart
 @pytest.mark.parametrize("workers", FACTORS["workers"])
 def test_every_row_resumes_bitwise_and_sees_an_infinite_gradient(workers: int, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"

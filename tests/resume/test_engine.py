@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.fault, pytest.mark.apart]
+pytestmark = pytest.mark.fault
 
 
 @pytest.mark.parametrize("workers", [1, 3])  # of 3 every tensor is padded, or has parts that are empty

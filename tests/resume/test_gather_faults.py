@@ -12,7 +12,7 @@ import pytest
 
 from tests.resume.test_shards_kill import killed_at, run_child, small_disk
 
-pytestmark = [pytest.mark.fault, pytest.mark.apart]
+pytestmark = pytest.mark.fault
 
 SCENARIOS = {
     "first": ([], [20], False),

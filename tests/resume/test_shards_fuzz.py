@@ -18,7 +18,7 @@ from dbtrain.shards.storage.fence import check, claim
 from dbtrain.shards.storage.lock import LOCK, RunLock
 from dbtrain.shards.storage.store import Store
 
-pytestmark = [pytest.mark.fault, pytest.mark.apart]
+pytestmark = pytest.mark.fault
 
 TRIALS = 1500
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, Command, events, shards
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.apart, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 STEPS = 12
 TRAINING = [
