@@ -90,8 +90,8 @@ class DiT(BlockModel):
         self.no_class = classes
         self.label_dropout = label_dropout
         self.stem = DiTStem(image, patch, dim, classes)
-        held = range(depth) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in held})
+        numbers = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in numbers})
         self.head = AdaLNHead(dim, image[0] * patch * patch)
 
     @classmethod

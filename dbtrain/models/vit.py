@@ -83,8 +83,8 @@ class ViT(BlockModel):
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)
         self.stem = ViTStem(image, patch, dim, codebook.shape[1])
-        held = range(depth) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
+        numbers = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in numbers})
         self.head = AdaLNHead(dim, len(codebook))
 
     @classmethod

@@ -33,7 +33,8 @@ def test_every_command_reads_a_finished_run(undisturbed: Path) -> None:
         return " ".join(" ".join(command.output().split()) for command in commands)
 
     all_end(0, ["status", run], ["inspect", run], ["inspect", f"{run}/merged"], ["eval", run])
-    assert "placed" not in all_end(0, TRAIN)
+    again = all_end(0, TRAIN)
+    assert "placed" not in again and "nothing is left to train: 3 of 3 block(s) were done already" in again
     all_end(0, ["merge", run])
     assert list(undisturbed.glob("blocks/*/attempts/*")) == attempts
     assert list((undisturbed / "trackers").rglob("events.out.tfevents.*"))
