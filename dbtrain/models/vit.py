@@ -22,7 +22,7 @@ class ViTStem(nn.Module):
         channels, height, width = image
         self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.code = nn.Linear(code_dim, dim)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (height // patch) * (width // patch), dim))
+        self.positions = nn.Parameter(torch.randn(1, 1 + (height // patch) * (width // patch), dim).mul_(0.02))
         self.level = LevelEmbedding(dim)
 
     def forward(self, image: Tensor, code: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
