@@ -84,6 +84,8 @@ class SomeCluster:
         return True
 
     def close(self) -> None:
+        if self.head.poll() is not None:
+            return
         for process in [*psutil.Process(self.head.pid).children(recursive=True), self.head]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -197,8 +199,8 @@ def test_an_own_cluster_is_for_this_machine_and_keeps_its_token(
     assert not [path for path in read if token.encode() in path.read_bytes()]
 
 
-def test_a_head_that_dies_under_a_client_ends_the_command_with_one_line(tmp_path: Path) -> None:
-    cluster = SomeCluster(tmp_path)
+def test_a_head_that_dies_under_a_client_ends_the_command_with_one_line(cluster: SomeCluster, tmp_path: Path) -> None:
+    """The last test of the file: it ends the cluster of all."""
     try:
         address = ["--address", f"ray://127.0.0.1:{cluster.client}"]
         slow = json.dumps([{"block": 0, "step": step, "kind": "slow"} for step in range(12, 20)])

