@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SLOW := tests/cluster tests/resume tests/unit/shards  # where all tests of clusters and faults lie
 
 .PHONY: demo test test-launchers test-long test-unit lint clean
 
@@ -21,8 +22,7 @@ test-unit: $(READY)
 
 test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; of Docker, Slurm and SSH if they are installed
 	$(BIN)/pytest -n auto --maxprocesses 8
-	$(BIN)/pytest -n 2 --dist loadfile -m "fault and not cluster and not long"
-	$(BIN)/pytest -m "cluster and not long"
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "(cluster or fault) and not long" $(SLOW)
 
 test-launchers: $(READY)  ## the image, Slurm and SSH, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge openssh-server
 	$(BIN)/pytest -m "docker or slurm or ssh"

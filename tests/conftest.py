@@ -1,16 +1,22 @@
 """Fixtures that several rooms' tests share: a small configuration, and runs of the real command."""
 
+import atexit
+import fcntl
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -37,6 +43,43 @@ TRAIN = ["train", *RUN, "cluster.cpus_per_worker=0.5"]
 """The run that is disturbed in many ways; all of them end in the same bits."""
 
 
+TOGETHER = {"tests/cluster/test_address.py": "heads", "tests/cluster/test_launchers.py": "heads"}
+"""Files that start heads of Ray on this machine itself, of which one must end before another begins."""
+APART = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        *("cluster/test_branch_starts", "cluster/test_isolation", "cluster/test_language_models"),
+        *("resume/test_covering_array", "resume/test_engine", "resume/test_gather_faults"),
+        *("resume/test_start_faults", "resume/test_zero_faults"),
+    )
+)
+"""Files whose tests share no fixture, and take long enough to be done by several processes."""
+
+
+class Scheduling(LoadScopeScheduling):
+    """Gives whole files to processes, but for those above."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return nodeid if file in APART else TOGETHER.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """For `--dist loadgroup`, whose own scheduler sees no marks under pytest 9.2 (pytest-xdist 3.8.0)."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+@functools.cache
+def ray_folder() -> str:
+    """Where the clusters of this process keep their files: Ray notes the address of "the" cluster of a machine there.
+
+    Its path is short because sockets lie in it.
+    """
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _hear_ctrl_c() -> None:
     """Parallel test runners ignore it, and so would what they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -54,7 +97,7 @@ class Command:
         **variables: str,
     ) -> None:
         environment = {**os.environ, "DBTRAIN_FAULTS": json.dumps(list(faults)), "NO_COLOR": "1", "COLUMNS": "200"}
-        environment |= variables
+        environment |= {"RAY_TMPDIR": ray_folder(), **variables}
         environment.pop("RAY_ADDRESS", None)
         self.folder = folder
         self.log = folder / f"command-{time.monotonic_ns()}.log"
@@ -104,14 +147,24 @@ def dbtrain(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the run that nothing happened to; its blocks trained side by side."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    """Directory of the run that nothing happened to; its blocks trained side by side, once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _train_undisturbed(folder)
+            (folder / "done").touch()
+    return folder / "runs" / "run"
+
+
+def _train_undisturbed(folder: Path) -> None:
     command = Command(folder, [*TRAIN, "telemetry.trackers=[tensorboard]"])
     try:
         assert command.wait() == 0, command.output()
     finally:
         command.kill()
-    return folder / "runs" / "run"
 
 
 @pytest.fixture(scope="session")

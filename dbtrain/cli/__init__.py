@@ -2,11 +2,12 @@
 
 # in the order of --help
 from dbtrain.cli import training, carrying, results, comparison, places, keys  # isort: skip
-from dbtrain.cli.command import app
+from dbtrain.cli.command import app, hear_sigterm
 
 __all__ = ["app", "carrying", "comparison", "keys", "main", "places", "results", "training"]
 
 
 def main() -> None:
     """Entry point."""
+    hear_sigterm()
     app()

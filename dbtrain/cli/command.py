@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -49,6 +51,19 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """No fault of the program's: the disk is full or read-only."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it holds, such as a run's lock, is given back."""
+
+
+def hear_sigterm() -> None:
+    """Raise :class:`Terminated` when SIGTERM comes; `train` answers it itself while blocks train."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def numbers(text: str) -> list[int]:
     """Whole numbers with commas.
 
@@ -72,9 +87,10 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except DbtrainError as error:
             say(Console(stderr=True), f"error: {error}", "red")
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             say(Console(stderr=True), "stopped; the same command continues from the last commits")
-            raise typer.Exit(130) from None
+            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            raise typer.Exit(128 + number) from None
         except (typer.Exit, BrokenPipeError):  # a reader that has seen enough, such as head, is no bug: click ends it
             raise
         except OSError as error:

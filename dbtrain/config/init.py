@@ -56,6 +56,11 @@ class InitConfig(_From):
             raise ValueError(
                 f"init.from={self.source} and init.branch exclude each other: a branch is trained to start from"
             )
+        if self.layers == "repeat" and self.source is None and not self.branch:
+            raise ValueError(
+                "init.layers=repeat starts every block from all layers of init.from, which is not set: set it to a "
+                "network of a block's depth, or leave init.layers out"
+            )
         if self.branch and self.frozen:
             raise ValueError(f"{frozen} needs weights that are there already: with init.branch leave it out")
         if self.frozen and self.source is None:

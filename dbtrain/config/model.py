@@ -17,6 +17,11 @@ GIVEN = frozenset({"self", "codebook", "noise", "parametrisation", "layers"})
 """Arguments that the run gives, besides what the class takes of the data and what it marks as `FromRun`."""
 
 
+MOST_LOOPS = 1000
+"""The published models loop 4 to 64 times; a count of millions is a slip, and would fill the memory."""
+Loop = Annotated[Count, Field(le=MOST_LOOPS)]
+
+
 class ModelConfig(Section):
     """What every architecture has; its own keys are in the class that :func:`model_section` makes."""
 
@@ -27,7 +32,7 @@ class ModelConfig(Section):
     """Row of the table in models/registry.py."""
     depth: Count
     """Layers of the whole model."""
-    loops: tuple[Count, ...] | None = None
+    loops: tuple[Loop, ...] | None = None
     """How often each layer of the whole model is applied, one count a layer; neighbours of a block with the
     same count are applied as one group, so that 1,2,2,1 is 0,1,2,1,2,3. By default every layer once."""
 

@@ -1,5 +1,6 @@
 """Section `training`, with the optimizer."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -47,6 +48,17 @@ class BlockTraining(Section):
     batch_size: Count | None = None
     """Effective batch of this block; the learning rate stays as it is."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+def steps_of(training: Mapping[str, Any], block: int) -> int:
+    """Optimizer steps after which a block is done: its own where it has some, else those of all.
+
+    Args:
+        training: the section, as JSON.
+        block: number of the block.
+    """
+    own = training.get("blocks", {}).get(str(block), {})
+    return int(own.get("steps") or training["steps"])
 
 
 class AugmentationConfig(Section):
@@ -103,8 +115,8 @@ class TrainingConfig(Section):
 
     def of_block(self, block: int) -> "TrainingConfig":
         """What holds for one block, with its exceptions."""
-        own = self.blocks.get(block, BlockTraining()).model_dump(exclude_none=True)
-        stretched = self.over(own.pop("steps", self.steps))
+        own = self.blocks.get(block, BlockTraining()).model_dump(exclude_none=True, exclude={"steps"})
+        stretched = self.over(steps_of(self.model_dump(mode="json", include={"steps", "blocks"}), block))
         beside: dict[str, Any] = {key: own.pop(key) for key in ("batch_size", "ema") if key in own}
         return stretched.model_copy(update=beside | {"optimizer": stretched.optimizer.model_copy(update=own)})
 

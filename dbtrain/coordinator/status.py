@@ -7,6 +7,7 @@ from typing import Any
 from dbtrain.coordinator.lifecycle import FINAL, Phase
 from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
+from dbtrain.run.branch import awaits_branch
 from dbtrain.run.plan import level_name
 from dbtrain.run.run import BRANCH, Run, RunBlock
 from dbtrain.shards.storage.lock import holder_of, is_held
@@ -52,8 +53,7 @@ def status(run: Run) -> list[BlockStatus]:
     Raises:
         ShardError: it is no run, or its manifest is damaged.
     """
-    branch = [branch_status(run)] if run.config.init.branch else []
-    statuses = [*branch, *(block_status(block) for block in run.blocks)]
+    statuses = [*branch_rows(run), *(block_status(block) for block in run.blocks)]
     # after the blocks: a command that ends meanwhile has
     # written their last states before it gives the lock back
     return statuses if is_held(run.store) else [_without_command(status) for status in statuses]
@@ -69,6 +69,13 @@ def _without_command(status: BlockStatus) -> BlockStatus:
     return replace(
         status, row=replace(status.row, phase=Phase.LOST.value), since=None, error=error + before, worker=None
     )
+
+
+def branch_rows(run: Run) -> list[BlockStatus]:
+    """The branch of a run, where it has one; none if that was removed once no block needed it any more."""
+    if not run.config.init.branch or not (run.branch.exists or awaits_branch(run)):
+        return []
+    return [branch_status(run)]
 
 
 def branch_status(run: Run) -> BlockStatus:

@@ -15,12 +15,13 @@ from dbtrain.coordinator.preflight import check_packages
 from dbtrain.coordinator.progress import Progress
 from dbtrain.coordinator.ray.address import check_address, connect, this_machine
 from dbtrain.coordinator.ray.shipping import refuse_lost_output
-from dbtrain.coordinator.status import block_status, branch_status
+from dbtrain.coordinator.status import block_status, branch_rows
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import ConfigError, IncompleteRunError
 from dbtrain.run.branch import awaits_branch, branch_plan, start_from_branch
 from dbtrain.run.calibrate import described
 from dbtrain.run.disk import shortage
+from dbtrain.run.initial_weights import check_there
 from dbtrain.run.make_plan import Calibrate
 from dbtrain.run.places import keep_place, other_versions, place_of
 from dbtrain.run.plan import RunPlan
@@ -74,6 +75,7 @@ def train(
             # Ray need not run for it; it starts after the pilot, which takes the whole machine
             _check_room(config, run, [this_machine()], only)
             run_plan = prepare_checked(config, run, calibrate)
+            check_there(run, only)
         cluster = connect(config.cluster.address)
         try:
             if not own:
@@ -81,6 +83,7 @@ def train(
                 check_packages(cluster, config.data.source)
                 _check_room(config, run, cluster.nodes(), only)
                 run_plan = prepare_checked(config, run, calibrate)
+                check_there(run, only)
             for line in _described(run, run_plan):
                 view.tell(line)
             if verbose:
@@ -178,7 +181,7 @@ def _train_branch(run: Run, run_plan: RunPlan, start: Start) -> None:
 
 
 def _train_blocks(run: Run, run_plan: RunPlan, start: Start) -> list[BlockState]:
-    branch = [branch_status(run).row] if run_plan.config.init.branch else []
+    branch = [status.row for status in branch_rows(run)]
     return _train_jobs(run, run_plan, start, run, before=branch)
 
 
@@ -200,6 +203,8 @@ def _train_jobs(
     at_once = count_at_once(_asked(wanted, only), start.cluster.nodes())
     for line in shortage(run_plan, run.store, at_once, only):
         start.view.tell(line)
+    if nothing_left := _nothing_left(controller.states):
+        start.view.tell(nothing_left)
     left = {run.block(s.block).key: s.committed for s in controller.states if s.phase not in FINAL}
     try:
         name = whole.config.name
@@ -211,6 +216,14 @@ def _train_jobs(
     if run is not whole:
         _raise_if_incomplete(run, states, controller.stopping)
     return states
+
+
+def _nothing_left(states: Sequence[BlockState]) -> str | None:
+    """What to say where all blocks that are asked for were done before the command began; None elsewhere."""
+    asked = [s for s in states if s.phase is not Phase.ELSEWHERE]
+    if not asked or any(s.phase is not Phase.DONE for s in asked):
+        return None
+    return f"nothing is left to train: {len(asked)} of {len(asked)} block(s) were done already"
 
 
 @dataclass(frozen=True)

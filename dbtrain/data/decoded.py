@@ -76,8 +76,8 @@ def _key(parts: Mapping[str, Part], rows: Rows, labels: Mapping[str, Tensor], wa
     stamps = {name: part.stamp for name, part in parts.items()}
     chosen = samples_hash((which, labels[split]) for split, (_, which) in rows.items())
     origin = [[split, part] for split, (part, _) in rows.items()]
-    told = json.dumps([FORMAT, __version__, stamps, origin, chosen, asdict(want)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    description = json.dumps([FORMAT, __version__, stamps, origin, chosen, asdict(want)], sort_keys=True)
+    return hashlib.sha256(description.encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
@@ -147,9 +147,9 @@ def _reserve(draft: Path, total: int, shape: tuple[int, ...]) -> None:
     """Take the room on the disk before the work: a full disk would end the process without a word later."""
     size, free = total * math.prod(shape), shutil.disk_usage(draft.parent).free
     if size > free:
-        told = "x".join(map(str, shape))
+        shape_in_words = "x".join(map(str, shape))
         raise DataError(
-            f"{total:,} pictures of {told} bytes take {size / 2**30:.2f} GiB decoded, and {draft.parent} has "
+            f"{total:,} pictures of {shape_in_words} bytes take {size / 2**30:.2f} GiB decoded, and {draft.parent} has "
             f"{free / 2**30:.2f} GiB free: set data.cache to a folder on a larger disk, or a smaller data.size"
         )
     with draft.open("wb") as stream:
@@ -164,7 +164,7 @@ def _fill(
     check: Callable[[NDArray[np.uint8], str], None],
 ) -> None:
     """Decode every part in its own order, each picture into its place."""
-    done, told, start = 0, time.monotonic(), 0
+    done, told_at, start = 0, time.monotonic(), 0
     places = {name: torch.full((len(parts[name]),), -1) for name, _ in rows.values()}
     for name, which in rows.values():
         places[name][which] = torch.arange(start, start + len(which))
@@ -177,18 +177,18 @@ def _fill(
                 for i, job in enumerate(jobs):
                     out[int(place[at + i])] = job.result()
                 at, done = at + len(chunk), done + len(chunk)
-                if time.monotonic() - told > TOLD_EVERY_S:
-                    told = time.monotonic()
-                    print(f"decoded {done:,} of {len(out):,} pictures", file=sys.stderr, flush=True)
+                if time.monotonic() - told_at > TOLD_EVERY_S:
+                    told_at = time.monotonic()
+                    print(f"image {done:,} of {len(out):,} pictures", file=sys.stderr, flush=True)
 
 
 def _one(
     part: Part, row: int, value: Any, want: Want, check: Callable[[NDArray[np.uint8], str], None]
 ) -> NDArray[np.uint8]:
     where = _where(part, row, value)
-    found = pixels(value, where, want)
-    check(found, where)
-    return found
+    image = pixels(value, where, want)
+    check(image, where)
+    return image
 
 
 def _where(part: Part, row: int, value: Any) -> str:

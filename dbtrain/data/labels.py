@@ -41,23 +41,23 @@ def number_classes(
     """
     for labels in splits.values():
         _check_kinds(labels)
-    found = sorted({_key(value) for value in splits["train"].values}, key=lambda key: (isinstance(key, str), key))
-    numbers = bool(found) and not isinstance(found[0], str)
+    keys = sorted({_key(value) for value in splits["train"].values}, key=lambda key: (isinstance(key, str), key))
+    numbers = bool(keys) and not isinstance(keys[0], str)
     if known is not None:
         names, places = tuple(known), {place: place for place in range(len(known))}
     elif numbers and classes is not None:
         names, places = tuple(map(str, range(classes))), {place: place for place in range(classes)}
     else:
-        names, places = tuple(map(str, found)), {key: place for place, key in enumerate(found)}
+        names, places = tuple(map(str, keys)), {key: place for place, key in enumerate(keys)}
     if classes is not None and classes != len(names):
         raise DataError(
-            f"data.classes={classes}, and the data has {len(names)}: {told(names)}; leave data.classes out, or fix "
+            f"data.classes={classes}, and the data has {len(names)}: {listed(names)}; leave data.classes out, or fix "
             "the data"
         )
     return {split: _numbers(labels, places, names) for split, labels in splits.items()}, names
 
 
-def told(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names with commas, the first ten of many."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
@@ -89,7 +89,7 @@ def _numbers(labels: Labels, places: Mapping[Any, int], names: Sequence[str]) ->
         if place is None:
             raise DataError(
                 f"{labels.where(row)} has the label {value!r}, which is none of the {len(names)} classes "
-                f"of train ({told(names)}): fix the data or set data.classes"
+                f"of train ({listed(names)}): fix the data or set data.classes"
             )
         numbers[row] = place
     return numbers

@@ -167,10 +167,12 @@ def _stamp(files: Sequence[str | Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            found = os.stat(file)
+            status = os.stat(file)
         except OSError as error:
             raise DataError(f"{file} cannot be read ({error.strerror}): fix its link or permissions") from error
-        digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n".encode(errors="replace"))
+        digest.update(
+            f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode(errors="replace")
+        )
     return digest.hexdigest()
 
 
@@ -188,9 +190,9 @@ def _split_files(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     if set(splits) == {""}:
         return {"train": splits[""]}
     if "" in splits or not any(split_named(name) == "train" for name in splits):
-        told = splits.get("", files)[0]
+        stray = splits.get("", files)[0]
         raise DataError(
-            f"the Parquet files of {root} cannot be told into splits: {told} is of none, or there is no train; name "
+            f"the Parquet files of {root} cannot be told into splits: {stray} is of none, or there is no train; name "
             "all of them as in train-0.parquet and test-0.parquet, or none"
         )
     return splits
@@ -209,8 +211,8 @@ def _class_names(file: Path, image: str, label: str) -> tuple[str, ...] | None:
     """Names of the classes, where the datasets library wrote them into the file; the columns are checked."""
     schema = _read(file, lambda opened: opened.schema_arrow)
     check_columns(schema.names, image, label, str(file))
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = told.get("info", {}).get("features", {}).get(label, {}).get("names")
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = described.get("info", {}).get("features", {}).get(label, {}).get("names")
     return tuple(names) if names else None
 
 

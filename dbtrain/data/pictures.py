@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.data.decoded import decoded
-from dbtrain.data.labels import Labels, number_classes, told
+from dbtrain.data.labels import Labels, listed, number_classes
 from dbtrain.data.packed import cache_folder
 from dbtrain.data.picture_files import Found, find_pictures, hub_pictures, split_named
 from dbtrain.data.pixels import Want
@@ -45,8 +45,8 @@ def images(
         DataError: something is missing, damaged, or not what it should be;
             the message names the file and row.
     """
-    found = find_pictures(path, image, label)
-    return _data_set(found, path, classes, validation, test, test_split, cache, Want(**shape))
+    pictures = find_pictures(path, image, label)
+    return _data_set(pictures, path, classes, validation, test, test_split, cache, Want(**shape))
 
 
 def hugging_face(
@@ -69,12 +69,12 @@ def hugging_face(
     Raises:
         DataError: it cannot be loaded, or something is missing, damaged, or not what it should be.
     """
-    found = hub_pictures(path, image, label)
-    return _data_set(found, path, classes, validation, test, test_split, cache, Want(**shape), mix)
+    pictures = hub_pictures(path, image, label)
+    return _data_set(pictures, path, classes, validation, test, test_split, cache, Want(**shape), mix)
 
 
 def _data_set(
-    found: Found,
+    collection: Found,
     path: str,
     classes: int | None,
     validation: float,
@@ -84,27 +84,27 @@ def _data_set(
     want: Want,
     mix: bool = True,
 ) -> DataSet:
-    roles = _roles(found, path, test_split)
-    used = {name: found.parts[name] for name in roles.values()}
+    roles = _roles(collection, path, test_split)
+    used = {name: collection.parts[name] for name in roles.values()}
     told_labels = {split: Labels(used[name].labels, used[name].where) for split, name in roles.items()}
-    numbers, names = number_classes(told_labels, found.classes, classes)
+    numbers, names = number_classes(told_labels, collection.classes, classes)
     rows, made = _rows({split: len(used[name]) for split, name in roles.items()}, validation, test, mix)
     labels = {split: numbers[origin][which] for split, (origin, which) in rows.items()}
     sources = {split: (roles[origin], which) for split, (origin, which) in rows.items()}
     pictures, content = decoded(used, sources, labels, want, cache_folder(cache))
     train, held_out, last = (LabelledImages(pictures[split], labels[split], len(names)) for split in rows)
-    notes = (*_described((train, held_out, last), names), *made, *_left(found, roles), *found.notes)
+    notes = (*_described((train, held_out, last), names), *made, *_left(collection, roles), *collection.notes)
     size = {"image": tuple(train.images.shape[1:]), "classes": len(names)}
     return DataSet(train, held_out, last, size, content, names, notes)
 
 
-def _roles(found: Found, path: str, test_split: str | None) -> dict[str, str]:
+def _roles(collection: Found, path: str, test_split: str | None) -> dict[str, str]:
     """The part of the data for each of ``train``,
     ``validation`` and ``test``; without those that it lacks."""
-    if test_split is not None and test_split not in found.parts:
-        raise DataError(f"data.test_split={test_split} is no split of {path}, which has {', '.join(found.parts)}")
+    if test_split is not None and test_split not in collection.parts:
+        raise DataError(f"data.test_split={test_split} is no split of {path}, which has {', '.join(collection.parts)}")
     roles: dict[str, str] = {} if test_split is None else {"test": test_split}
-    for name in found.parts:
+    for name in collection.parts:
         split = split_named(name)
         if split is None or name == test_split:
             continue
@@ -112,7 +112,7 @@ def _roles(found: Found, path: str, test_split: str | None) -> dict[str, str]:
             raise DataError(f"{path} has {roles[split]} and {name}, which are both {split}: take one away")
         roles.setdefault(split, name)
     if "train" not in roles:
-        raise DataError(f"{path} has the splits {', '.join(found.parts)}, and none is called train: add it")
+        raise DataError(f"{path} has the splits {', '.join(collection.parts)}, and none is called train: add it")
     return {split: roles[split] for split in ("train", "validation", "test") if split in roles}
 
 
@@ -142,15 +142,15 @@ def _described(splits: tuple[LabelledImages, ...], names: tuple[str, ...]) -> li
     sizes = [f"{len(split):,} {name}" for name, split in zip(("training", "validation", "test"), splits, strict=True)]
     notes = [
         f"{', '.join(sizes)} pictures of {width}x{height} (width x height) in {channels} channel(s), "
-        f"{len(names)} class(es): {told(names)}"
+        f"{len(names)} class(es): {listed(names)}"
     ]
     counts = splits[0].labels.bincount(minlength=len(names)).tolist()
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
-        notes.append(f"{len(empty)} class(es) have no training picture: {told(empty)}")
+        notes.append(f"{len(empty)} class(es) have no training picture: {listed(empty)}")
     return notes
 
 
-def _left(found: Found, roles: Mapping[str, str]) -> list[str]:
-    left = [name for name in found.parts if name not in roles.values()]
+def _left(collection: Found, roles: Mapping[str, str]) -> list[str]:
+    left = [name for name in collection.parts if name not in roles.values()]
     return [f"not used: split {', '.join(left)}"] if left else []

@@ -30,11 +30,11 @@ def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    found = sorted(_visible(path)) if path.exists() else []
-    files = [file for file in found if file.name.lower().endswith(tuple(suffixes))]
+    there = sorted(_visible(path)) if path.exists() else []
+    files = [file for file in there if file.name.lower().endswith(tuple(suffixes))]
     if not files:
         raise DataError(
-            f"data.path={str(path)!r} is no file, and no folder with {' or '.join(suffixes[:2])} files{_others(found)}"
+            f"data.path={str(path)!r} is no file, and no folder with {' or '.join(suffixes[:2])} files{_others(there)}"
         )
     return files
 
@@ -51,9 +51,9 @@ def _stop(error: OSError) -> NoReturn:
     raise error
 
 
-def _others(found: Sequence[Path]) -> str:
-    kinds = sorted({"".join(file.suffixes[-2:]) or file.name for file in found if file.is_file()})
-    if any(file.name.lower().endswith(JSON_LINES) for file in found):
+def _others(there: Sequence[Path]) -> str:
+    kinds = sorted({"".join(file.suffixes[-2:]) or file.name for file in there if file.is_file()})
+    if any(file.name.lower().endswith(JSON_LINES) for file in there):
         return "; for those of JSON Lines in it set data.source=jsonl"
     return f" (there are {', '.join(kinds[:SHOWN])})" if kinds else ""
 

@@ -66,10 +66,10 @@ def _facts_of(cluster: Nodes, planned: int) -> dict[str, Any]:
 
 
 def _count(facts: Mapping[str, Any], planned: int | None) -> Finding:
-    told = f"{len(facts)} node(s): {', '.join(facts)}"
+    listed = f"{len(facts)} node(s): {', '.join(facts)}"
     if planned is not None and len(facts) < planned:
-        return Finding("nodes", "bad", f"{told}; planned {planned}", "look at the logs of the nodes that are missing")
-    return Finding("nodes", "ok", told)
+        return Finding("nodes", "bad", f"{listed}; planned {planned}", "look at the logs of the nodes that are missing")
+    return Finding("nodes", "ok", listed)
 
 
 def _versions(facts: Mapping[str, Any]) -> list[Finding]:
@@ -97,21 +97,21 @@ def _sources(packages: Sequence[str]) -> str:
 
 def _gpus(cluster: Nodes, facts: Mapping[str, Any], planned: int | None) -> list[Finding]:
     counted = {node: gpus for node, (_, _, gpus) in cluster.addresses().items()}
-    found = []
+    findings = []
     for node, fact in facts.items():
         seen, by_ray = len(fact["gpus"]), counted.get(node, 0)
         kinds = ", ".join(f"{gpu['name']} ({gpu['memory'] / 2**30:.0f} GiB)" for gpu in fact["gpus"]) or "none"
         detail = f"{node}: {kinds}; Ray gives out {by_ray:g}"
         if planned is not None and by_ray != planned:
             fix = "start Ray where the GPUs are visible, or change the plan"
-            found.append(Finding("GPUs", "bad", f"{detail}; planned {planned}", fix))
+            findings.append(Finding("GPUs", "bad", f"{detail}; planned {planned}", fix))
         elif by_ray > seen:
-            found.append(
+            findings.append(
                 Finding("GPUs", "bad", detail, "nvidia-smi does not see them: driver, or too large --num-gpus")
             )
         else:
-            found.append(Finding("GPUs", "ok", detail))
-    return found
+            findings.append(Finding("GPUs", "ok", detail))
+    return findings
 
 
 def _machines(facts: Mapping[str, Any]) -> list[Finding]:
@@ -147,12 +147,12 @@ def _shared_storage(cluster: Nodes, storage: str) -> list[Finding]:
     read = cluster.on_every_node(probe.read_mark, storage, mark)
     written = cluster.on_every_node(probe.echo_mark, storage, mark)
     both = read.keys() & written.keys()  # a node may go between the two questions
-    found = [
+    wrong = [
         line for node in sorted(both) if (line := _unshared(node, read[node], written[node], storage, mark, content))
     ]
     probe.remove_marks(storage, mark)
-    if found:
-        return [Finding("storage", "bad", line, fix) for line in found]
+    if wrong:
+        return [Finding("storage", "bad", line, fix) for line in wrong]
     return [Finding("storage", "ok", f"{storage}: what one node writes the others read; {len(both)} node(s)")]
 
 
@@ -170,7 +170,7 @@ def _clocks(cluster: Nodes) -> list[Finding]:
     before = time.time()
     clocks = cluster.on_every_node(probe.clock)
     after = time.time()
-    found = []
+    findings = []
     for node, there in clocks.items():
         if isinstance(there, Exception):
             continue
@@ -178,10 +178,10 @@ def _clocks(cluster: Nodes) -> list[Finding]:
         skew = max(before - there, there - after, 0.0)
         level: Level = "ok" if skew < CLOCK_WARN_S else "warn" if skew < CLOCK_BAD_S else "bad"
         if level != "ok":
-            found.append(
+            findings.append(
                 Finding("clocks", level, f"{node} differs by {skew:.1f} s or more", "run chrony or ntpd there")
             )
-    return found or [Finding("clocks", "ok", f"equal within {after - before + CLOCK_WARN_S:.1f} s")]
+    return findings or [Finding("clocks", "ok", f"equal within {after - before + CLOCK_WARN_S:.1f} s")]
 
 
 def _reach(cluster: Nodes) -> list[Finding]:

@@ -47,8 +47,8 @@ def doctor(address: str | None, storage: str, nodes: int | None, gpus: int | Non
     show_table(console, table(findings, f"dbtrain {__version__} on {where}"))
     bad = [finding for finding in findings if finding.level == "bad"]
     if bad:
-        told = "; ".join(f"{finding.what}: {finding.detail} ({finding.fix})" for finding in bad)
-        raise PreflightError(f"{len(bad)} thing(s) would not work: {told}")
+        problems = "; ".join(f"{finding.what}: {finding.detail} ({finding.fix})" for finding in bad)
+        raise PreflightError(f"{len(bad)} thing(s) would not work: {problems}")
     say(console, "a run would work here", "green")
 
 
@@ -78,11 +78,11 @@ def examine_machine(storage: str) -> list[Finding]:
     """Every finding about this machine."""
     fact = probe.facts()
     missing = [name for name, version in fact["versions"].items() if version == "missing"] + fact["absent"]
-    told = ", ".join(f"{name} {version}" for name, version in fact["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in fact["versions"].items())
     return [
         Finding("versions", "bad", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")
         if missing
-        else Finding("versions", "ok", told),
+        else Finding("versions", "ok", versions),
         _processor(fact["cpus"], fact["memory"]),
         _gpus(fact["gpus"]),
         *machine_findings(fact),
@@ -92,10 +92,10 @@ def examine_machine(storage: str) -> list[Finding]:
 
 
 def _processor(cpus: int, memory: int) -> Finding:
-    told = f"{cpus} CPUs, {size(memory)} memory"
+    node = f"{cpus} CPUs, {size(memory)} memory"
     if memory < 2 * MEMORY_PER_BLOCK:
-        return Finding("machine", "warn", told, "each block takes about 1 GiB beside its model; run few at a time")
-    return Finding("machine", "ok", told)
+        return Finding("machine", "warn", node, "each block takes about 1 GiB beside its model; run few at a time")
+    return Finding("machine", "ok", node)
 
 
 def _gpus(seen: Sequence[dict[str, object]]) -> Finding:
@@ -119,8 +119,8 @@ def _ports() -> Finding:
         return Finding("ports", "bad", f"cannot listen on 127.0.0.1: {error}", "bring the loopback device up")
     taken = [f"{port} ({use})" for port, use in RAY_PORTS.items() if _answers(port)]
     if taken:
-        told = f"in use: {', '.join(taken)}"
-        return Finding("ports", "ok", f"{told}; a cluster runs here? then --address auto, else ray start --port=...")
+        in_use = f"in use: {', '.join(taken)}"
+        return Finding("ports", "ok", f"{in_use}; a cluster runs here? then --address auto, else ray start --port=...")
     return Finding("ports", "ok", "loopback works; those of a Ray head are free")
 
 
@@ -140,20 +140,20 @@ def _storage(url: str) -> list[Finding]:
         store = Store(url)
         unmounted = _unmounted(store)
         store.makedirs()
-        found = [*unmounted, _commits(store, name, content, fix), _its_clock(store, name)]
+        findings = [*unmounted, _commits(store, name, content, fix), _its_clock(store, name)]
     except DbtrainError as error:
         return [Finding("storage", "bad", str(error), fix)]
     finally:
         _tidy(url, name)
-    return found
+    return findings
 
 
 def _unmounted(store: Store) -> list[Finding]:
     """A typing error, or a file system that is not mounted, would otherwise pass as a new folder."""
     if not store.is_local or store.path.parent.exists():
         return []
-    told = f"{store.path.parent} did not exist and was made to try it"
-    return [Finding("storage", "warn", told, "is the path right, and its file system mounted on every node?")]
+    was_made = f"{store.path.parent} did not exist and was made to try it"
+    return [Finding("storage", "warn", was_made, "is the path right, and its file system mounted on every node?")]
 
 
 def _commits(store: Store, name: str, content: bytes, fix: str) -> Finding:

@@ -89,18 +89,41 @@ def _run(run: Run, console: Console) -> None:
         say(console, f"init: {line}")
     if run.frozen:
         say(console, f"frozen parts of all blocks, {run.manifest.frozen_hash}: whole")
-    table, damaged = Table("block", "step", "verified"), 0
-    for block in run.blocks:
-        for step in block.checkpoints.steps():
-            wrong = "; ".join(block.checkpoints.verify(step)) or _misfit(block, step)
-            table.add_row(str(block.number), str(step), wrong or "whole")
-            damaged += bool(wrong)
+    table = Table("block", "step", "verified")
+    verified = {block.number: _verified(block) for block in run.blocks}
+    for number, steps in verified.items():
+        for step, wrong in steps.items():
+            table.add_row(str(number), str(step), wrong or "whole")
     show_table(console, table)
-    if damaged:
-        raise ShardError(
-            f"{damaged} checkpoint(s) of {run.store.url} are damaged: restore copies of them, or let dbtrain resume "
-            "train their blocks on from the ones before"
+    _refuse_damaged(run, verified)
+
+
+def _verified(block: RunBlock) -> dict[int, str]:
+    """What is wrong with each checkpoint of a block, '' where nothing is."""
+    checkpoints = block.checkpoints
+    return {step: "; ".join(checkpoints.verify(step)) or _misfit(block, step) for step in checkpoints.steps()}
+
+
+def _refuse_damaged(run: Run, verified: Mapping[int, Mapping[int, str]]) -> None:
+    """Say how to go on where checkpoints are damaged.
+
+    Args:
+        verified: by block, what is wrong with each of its checkpoints.
+
+    Raises:
+        ShardError: one is damaged.
+    """
+    damaged = sum(bool(wrong) for steps in verified.values() for wrong in steps.values())
+    if not damaged:
+        return
+    lost = [str(block) for block, steps in verified.items() if steps and all(steps.values())]
+    advice = "or let dbtrain resume train their blocks on from the ones before"
+    if lost:
+        advice = (
+            f"for of block(s) {', '.join(lost)} no other is whole; without a copy dbtrain train {run.store.url} "
+            "cluster.restart_damaged=true trains them again from their first step"
         )
+    raise ShardError(f"{damaged} checkpoint(s) of {run.store.url} are damaged: restore copies of them, {advice}")
 
 
 def _misfit(block: RunBlock, step: int) -> str:

@@ -70,8 +70,8 @@ class ConcatStream:
         """A mask of the kind above."""
         positions = torch.arange(past, past + new, device=device).repeat(2)
         clean = _no_later(past, new, device)
-        own = torch.eye(new, dtype=torch.bool, device=device)
-        mask = torch.cat([clean.repeat(2, 1), torch.cat([torch.zeros_like(own), own])], dim=1)
+        same = torch.eye(new, dtype=torch.bool, device=device)
+        mask = torch.cat([clean.repeat(2, 1), torch.cat([torch.zeros_like(same), same])], dim=1)
         return View(positions, mask, causal=False, kept=new)
 
 
@@ -142,9 +142,9 @@ class ARLM(BlockModel):
         self.start_token = vocabulary
         # one more than there are tokens: the last stands before the first of a sample
         self.stem = TokenStem(vocabulary + 1, code_dim, dim, level_dim)
-        held = range(depth) if layers is None else layers
+        numbers = range(depth) if layers is None else layers
         hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
-        self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
+        self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in numbers})
         self.head = LlamaHead(dim, level_dim, vocabulary)
         self.cross_entropy = CrossEntropy()
 
@@ -191,17 +191,17 @@ class ARLM(BlockModel):
     ) -> tuple[Tensor, Tensor]:
         """What the head takes: hidden states (N, T, dim) and conditions (N, T, level_dim)."""
         new, past = context.shape[1], 0 if cache is None else cache.length
-        token, code, own = self.stem(
+        token, code, code_level = self.stem(
             context, self.parametrisation.scale_input(noisy, level), self.parametrisation.time(level)
         )
-        hidden, condition = self.stream.join(token, code), self.stream.conditions(own)
+        hidden, condition = self.stream.join(token, code), self.stream.conditions(code_level)
         view = self.stream.view(past, new, context.device)
         for depth, i in enumerate(layers):
             hidden = self.layers[str(i)](hidden, condition, view, cache, depth)
         if cache is not None:
             cache.length += new
         # the last slots are those of the noisy codes
-        return hidden[:, -new:], own.to(hidden.dtype)
+        return hidden[:, -new:], code_level.to(hidden.dtype)
 
     def predict_loss(
         self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, target: Tensor

@@ -26,7 +26,7 @@ class DiTStem(nn.Module):
         super().__init__()
         channels, height, width = image
         self.patches = nn.Conv2d(channels, dim, patch, patch)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (height // patch) * (width // patch), dim))
+        self.positions = nn.Parameter(torch.randn(1, (height // patch) * (width // patch), dim).mul_(0.02))
         self.level = LevelEmbedding(dim)
         # one more than there are classes: the last stands for no class
         self.classes = Embedding(classes + 1, dim)
@@ -90,8 +90,8 @@ class DiT(BlockModel):
         self.no_class = classes
         self.label_dropout = label_dropout
         self.stem = DiTStem(image, patch, dim, classes)
-        held = range(depth) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in held})
+        numbers = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in numbers})
         self.head = AdaLNHead(dim, image[0] * patch * patch)
 
     @classmethod

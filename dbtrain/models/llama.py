@@ -47,16 +47,16 @@ class KVCache:
         The owner adds `kept` to `length` when all depths have been extended.
         """
         end = self.length + kept
-        held = self.layers.get(depth, (key[:, :, :0], value[:, :, :0]))
-        if held[0].shape[2] < end:
-            room = max(end, 2 * held[0].shape[2]) - self.length
-            held = tuple(torch.cat([h[:, :, : self.length], _blank(h, room)], dim=2) for h in held)  # type: ignore[assignment]
-            self.layers[depth] = held
-        for buffer, new in zip(held, (key, value), strict=True):
+        buffers = self.layers.get(depth, (key[:, :, :0], value[:, :, :0]))
+        if buffers[0].shape[2] < end:
+            room = max(end, 2 * buffers[0].shape[2]) - self.length
+            buffers = tuple(torch.cat([h[:, :, : self.length], _blank(h, room)], dim=2) for h in buffers)  # type: ignore[assignment]
+            self.layers[depth] = buffers
+        for buffer, new in zip(buffers, (key, value), strict=True):
             buffer[:, :, self.length : end] = new[:, :, :kept]
         if kept == key.shape[2]:
-            return held[0][:, :, :end], held[1][:, :, :end]
-        joined = [torch.cat([h[:, :, : self.length], new], 2) for h, new in zip(held, (key, value), strict=True)]
+            return buffers[0][:, :, :end], buffers[1][:, :, :end]
+        joined = [torch.cat([h[:, :, : self.length], new], 2) for h, new in zip(buffers, (key, value), strict=True)]
         return joined[0], joined[1]
 
 

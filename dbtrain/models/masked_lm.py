@@ -86,9 +86,9 @@ class MaskedLM(BlockModel):
         self.parametrisation = parametrisation
         self.vocabulary = vocabulary
         self.stem = MaskedStem(vocabulary, dim, level_dim)
-        held = range(depth) if layers is None else layers
+        numbers = range(depth) if layers is None else layers
         hidden = hidden_width(dim, mlp_ratio, hidden_multiple)
-        self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in held})
+        self.layers = nn.ModuleDict({str(i): LlamaBlock(dim, heads, hidden, level_dim) for i in numbers})
         self.head = LlamaHead(dim, level_dim, vocabulary)
         self.cross_entropy = CrossEntropy()
 

@@ -158,8 +158,8 @@ class Recurrent(BlockModel):
         self.register_buffer("codebook", codebook, persistent=False)
         start = NoiseStart(dim) if unrolled else nn.Linear(code_dim, dim, bias=False)
         self.stem = RecurrentStem(vocabulary, dim, level_dim, several(prelude), start)
-        held = range(depth) if layers is None else layers
-        self.layers = nn.ModuleDict(dict(zip(map(str, held), several(len(held)), strict=True)))
+        numbers = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict(dict(zip(map(str, numbers), several(len(numbers)), strict=True)))
         self.head = RecurrentHead(dim, level_dim, vocabulary, several(coda))
         self.cross_entropy = CrossEntropy()
 

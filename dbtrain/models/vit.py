@@ -22,7 +22,7 @@ class ViTStem(nn.Module):
         channels, height, width = image
         self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.code = nn.Linear(code_dim, dim)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (height // patch) * (width // patch), dim))
+        self.positions = nn.Parameter(torch.randn(1, 1 + (height // patch) * (width // patch), dim).mul_(0.02))
         self.level = LevelEmbedding(dim)
 
     def forward(self, image: Tensor, code: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +83,8 @@ class ViT(BlockModel):
         # not persistent: the codebook is stored once for all blocks, never in a shard
         self.register_buffer("codebook", codebook, persistent=False)
         self.stem = ViTStem(image, patch, dim, codebook.shape[1])
-        held = range(depth) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in held})
+        numbers = range(depth) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio, dropout) for i in numbers})
         self.head = AdaLNHead(dim, len(codebook))
 
     @classmethod

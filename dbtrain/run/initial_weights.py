@@ -1,12 +1,12 @@
 """Which of a source's tensors each block starts from, settled from headers before anything is written."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.split import PRIVATE_GROUPS, LayerSplit
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
@@ -110,6 +110,30 @@ def store_of(run: Run, origin: Origin) -> Store:
     """Directory of the files that a run's first weights are read from."""
     own = not origin.place.startswith("/") and "://" not in origin.place
     return run.store.child(origin.place) if own else Store(origin.place)
+
+
+def check_there(run: Run, only: Collection[int] | None = None) -> None:
+    """Refuse to start workers that would look for their first weights in vain.
+
+    Args:
+        run: that was prepared; a branch is not looked for, since it is trained again where it is gone.
+        only: the blocks that are to be trained; all for None. Those with a commit need no first weights.
+
+    Raises:
+        ShardError: a file of the source is gone, or the storage cannot be reached.
+    """
+    origin = run.manifest.init
+    if origin is None or run.config.init.branch:
+        return
+    store = store_of(run, origin)
+    for block in run.blocks:
+        if (only is None or block.number in only) and not block.committed:
+            gone = [file for file in origin.blocks[block.number].files if not store.exists(file)]
+            if gone:
+                raise ShardError(
+                    f"init.from: {store.where(gone[0])} is gone, from which {block.name} starts: put it back (its "
+                    f"SHA-256 is {origin.files[gone[0]]}), or start another run"
+                )
 
 
 def check_layers(split: LayerSplit, layers: Layers) -> None:

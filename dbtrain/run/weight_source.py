@@ -20,6 +20,8 @@ from dbtrain.shards.tensor_file import Described, read_header
 SINGLE = "model.safetensors"
 """What a folder of one file calls it, by the Hugging Face convention."""
 SUFFIX = ".safetensors"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Endings of PyTorch's own files. They hold programs, which run when they are read."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,15 @@ class WeightSource:
             ConfigError: there is nothing to start from.
             ShardError: its files are damaged, or the storage cannot be reached.
         """
+        if url.endswith(PICKLES):
+            raise ConfigError(
+                f"init.from={url} is a pickle by its name, which is never read since it may hold a program: save its "
+                "tensors with safetensors.torch.save_file, under the names of the model, and give that file"
+            )
         if url.endswith(SUFFIX):
             folder, name = posixpath.split(url)
-            return _of_file(Store(folder or "."), name, url)
-        store = Store(url)
+            return _of_file(_opened(folder or ".", url), name, url)
+        store = _opened(url, url)
         if store.exists(MANIFEST):
             return _of_run(Run(store), url)
         if store.exists(CONFIG) and _is_merged(store):
@@ -99,6 +106,14 @@ class WeightSource:
                 f"layers are theirs: give the merged model with its {CONFIG}, or a file with one {group}.*"
             )
         return private[owner if owner is not None else next(iter(private))]
+
+
+def _opened(folder: str, url: str) -> Store:
+    """The store of a folder; ConfigError names the key where it is no place that is known."""
+    try:
+        return Store(folder)
+    except ShardError as error:
+        raise ConfigError(f"init.from={url}: {error}") from error
 
 
 def _of_file(store: Store, name: str, url: str) -> WeightSource:

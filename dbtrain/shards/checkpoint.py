@@ -228,9 +228,9 @@ class Checkpoints:
         folder = self._folder(step)
         commit = read_commit(folder, step)
         files = {role: commit.file_of(role) for role in (ROLES if roles is None else roles)}
-        held = {role: name for role, name in files.items() if name is not None}
-        read = at_once([partial(read_part, folder, commit, name, self._identity) for name in held.values()])
-        return Loaded(step, commit, dict(zip(held, read, strict=True)))
+        names = {role: name for role, name in files.items() if name is not None}
+        read = at_once([partial(read_part, folder, commit, name, self._identity) for name in names.values()])
+        return Loaded(step, commit, dict(zip(names, read, strict=True)))
 
     def _publish(self, commit: Commit) -> Commit:
         folder = self._folder(commit.step)

@@ -73,9 +73,9 @@ def unseal(data: bytes, version: int, where: str) -> dict[str, Any]:
     # The digest comes first: a flipped version number is damage, not another version.
     if digest != _digest(body, where):
         damaged(where, "its digest does not match its content (it was edited or a bit flipped)")
-    found = body.pop("version", None)
-    if found != version or isinstance(found, bool):
-        raise ShardError(f"{where} has format version {short(found)}, this dbtrain reads {version}: use that release")
+    stored = body.pop("version", None)
+    if stored != version or isinstance(stored, bool):
+        raise ShardError(f"{where} has format version {short(stored)}, this dbtrain reads {version}: use that release")
     return body
 
 

@@ -88,15 +88,15 @@ def dump_commit(commit: Commit, where: str) -> bytes:
 def parse_commit(data: bytes, where: str) -> Commit:
     """Read COMMIT.json; DamagedError if anything in it is not as :func:`dump_commit` writes it."""
     content = unseal(data, VERSION, where)
-    found = Fields(content, where)
-    loss = None if content.get("loss", 0) is None else found.number("loss")
+    fields = Fields(content, where)
+    loss = None if content.get("loss", 0) is None else fields.number("loss")
     commit = Commit(
-        step=found.integer("step"),
+        step=fields.integer("step"),
         loss=loss,
-        attempt=found.integer("attempt"),
-        files=parse_files(found.mapping("files"), where),
-        time=found.number("time"),
-        place=found.text("place") if "place" in content else "",
+        attempt=fields.integer("attempt"),
+        files=parse_files(fields.mapping("files"), where),
+        time=fields.number("time"),
+        place=fields.text("place") if "place" in content else "",
     )
     roles = [name.split(".", 1)[0] for name in commit.files]
     odd = [name for name in commit.files if not FILE_NAME.fullmatch(name)]
@@ -189,8 +189,8 @@ def find_problems(folder: Store, step: int, identity: Identity) -> list[str]:
         commit = check_commit(record, folder, step)
     except ShardError as err:
         return [one_line(err)]
-    found = [_problem(folder, commit, name, identity) for name in commit.files]
-    return [problem for problem in found if problem is not None]
+    problems = [_problem(folder, commit, name, identity) for name in commit.files]
+    return [problem for problem in problems if problem is not None]
 
 
 def _problem(folder: Store, commit: Commit, name: str, identity: Identity) -> str | None:

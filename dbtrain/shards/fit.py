@@ -27,12 +27,12 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def check_fit(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], required: frozenset[str], block: int, where: str
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], required: frozenset[str], block: int, where: str
 ) -> None:
     """Compare names, shapes and types of a shard with the model's.
 
     Args:
-        found: the shard's tensors, by the names of the model.
+        tensors: the shard's tensors, by the names of the model.
         wanted: the model's, by the same names; their values are not looked at.
         required: names of ``wanted`` that this shard must hold.
         block: number of the shard's block, for the message.
@@ -42,8 +42,8 @@ def check_fit(
         ShardError: a tensor is missing, is not of the model,
             or has another shape or type; all in one message.
     """
-    wrong = [f"{name} is missing, expected {_kind(wanted[name])}" for name in sorted(required - found.keys())]
-    for name, tensor in sorted(found.items()):
+    wrong = [f"{name} is missing, expected {_kind(wanted[name])}" for name in sorted(required - tensors.keys())]
+    for name, tensor in sorted(tensors.items()):
         if name not in wanted:
             wrong.append(f"{short(name)} ({_kind(tensor)}) is no tensor of the model")
         elif (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):

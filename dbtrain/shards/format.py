@@ -147,10 +147,10 @@ def whose(record: Mapping[str, Any], names: Iterable[str], where: str) -> tuple[
         DamagedError: it is no shard, or holds a tensor that its block does not own.
         ShardError: it is undamaged, and of a newer version of dbtrain.
     """
-    found = Fields(record, where)
-    if found.text("kind") != "shard":
+    fields = Fields(record, where)
+    if fields.text("kind") != "shard":
         damaged(where, f"it holds a {short(record['kind'])}, not a shard")
-    role, step = found.text("role"), found.integer("step")
+    role, step = fields.text("role"), fields.integer("step")
     if role in RESERVED_ROLES:
         raise ShardError(f"{where} holds the role {role!r}, which a newer version of dbtrain writes: read it with that")
     if role not in ROLES:
@@ -184,12 +184,12 @@ def _owns(identity: Identity, name: str) -> bool:
     return bool(rest) and rest[0].isdecimal() and len(rest[0]) < 10 and int(rest[0]) in range(*identity.layers)
 
 
-def check_identity(found: Identity, expected: Identity, where: str) -> None:
+def check_identity(stored: Identity, expected: Identity, where: str) -> None:
     """Raise ShardError naming every field that differs, with both values; None if they are equal."""
     differing = [
-        f"{field.name} is {getattr(found, field.name)!r}, expected {getattr(expected, field.name)!r}"
+        f"{field.name} is {getattr(stored, field.name)!r}, expected {getattr(expected, field.name)!r}"
         for field in fields(Identity)
-        if getattr(found, field.name) != getattr(expected, field.name)
+        if getattr(stored, field.name) != getattr(expected, field.name)
     ]
     if differing:
         raise ShardError(f"{where} belongs elsewhere: {'; '.join(differing)}; use the run directory it came from")
@@ -204,23 +204,23 @@ def _as_fields(identity: Identity) -> dict[str, Any]:
 def identity_of(record: Mapping[str, Any], where: str) -> Identity:
     """Identity in the record of a shard file; DamagedError if there is none."""
     data = Fields(dict(record), where).mapping("identity")
-    found = Fields(data, where)
-    layers, levels = found.items("layers"), found.items("levels")
+    fields = Fields(data, where)
+    layers, levels = fields.items("layers"), fields.items("levels")
     if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
-        found.reject("layers", "two integers")
+        fields.reject("layers", "two integers")
     if len(levels) != 2 or not all(isinstance(level, str) for level in levels):
-        found.reject("levels", "two hex floats")
+        fields.reject("levels", "two hex floats")
     try:
         return Identity(
-            run=found.text("run"),
-            block=found.integer("block"),
-            blocks=found.integer("blocks", low=1),
+            run=fields.text("run"),
+            block=fields.integer("block"),
+            blocks=fields.integer("blocks", low=1),
             layers=(layers[0], layers[1]),
             levels=(levels[0], levels[1]),
-            architecture_hash=found.text("architecture_hash"),
-            codebook_hash=found.text("codebook_hash"),
-            data_hash=found.text("data_hash"),
-            frozen_hash=found.text("frozen_hash") if "frozen_hash" in data else "",
+            architecture_hash=fields.text("architecture_hash"),
+            codebook_hash=fields.text("codebook_hash"),
+            data_hash=fields.text("data_hash"),
+            frozen_hash=fields.text("frozen_hash") if "frozen_hash" in data else "",
         )
     except ShardError as err:
         damaged(where, str(err))

@@ -35,9 +35,9 @@ def decode_frozen(data: bytes, frozen_hash: str, where: str) -> dict[str, Tensor
     tensors, record = unpack(data, where)
     if record.get("kind") != KIND or not tensors or _odd(tensors):
         damaged(where, f"it holds a {short(record.get('kind'))} of {len(tensors)} tensors, not frozen stems and heads")
-    found = frozen_hash_of(tensors)
-    if found != frozen_hash:
-        raise ShardError(f"{where} has hash {found}, the run was trained with {frozen_hash}: restore the run's own")
+    actual = frozen_hash_of(tensors)
+    if actual != frozen_hash:
+        raise ShardError(f"{where} has hash {actual}, the run was trained with {frozen_hash}: restore the run's own")
     refuse_non_finite(tensors, where)
     return tensors
 

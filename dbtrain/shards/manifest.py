@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbtrain import __version__
+from dbtrain.config.training import steps_of
 from dbtrain.errors import ShardError
 from dbtrain.shards.checksummed_json import Fields, canonical, parse_json, seal, unseal
 from dbtrain.shards.format import Identity
@@ -91,29 +92,29 @@ class Manifest:
                 or levels do not tile without gap and overlap.
         """
         known = {f.name for f in dataclasses.fields(Manifest)} - {"others"}
-        found = Fields(dict(content), where)
+        fields = Fields(dict(content), where)
         texts = ("run", "config_hash", "architecture_hash", "data_hash", "frozen_hash")
-        optional: dict[str, Any] = {name: found.text(name) for name in texts if name in content}
-        optional |= {name: found.mapping(name) for name in ("shape", "data_paths", "settled") if name in content}
+        optional: dict[str, Any] = {name: fields.text(name) for name in texts if name in content}
+        optional |= {name: fields.mapping(name) for name in ("shape", "data_paths", "settled") if name in content}
         if "branch" in content:
-            optional["branch"] = found.flag("branch")
-        plan = _rows(found, "plan", where)
+            optional["branch"] = fields.flag("branch")
+        plan = _rows(fields, "plan", where)
         if "init" in content:
-            optional["init"] = Origin.parse(found.mapping("init"), len(plan), where)
+            optional["init"] = Origin.parse(fields.mapping("init"), len(plan), where)
         manifest = Manifest(
-            config=found.mapping("config"),
-            versions=found.mapping("versions"),
-            noise=found.mapping("noise"),
+            config=fields.mapping("config"),
+            versions=fields.mapping("versions"),
+            noise=fields.mapping("noise"),
             plan=plan,
-            codebook_hash=found.text("codebook_hash"),
-            slices=_rows(found, "slices", where) if "slices" in content else (),
-            class_names=_words(found, "class_names") if "class_names" in content else (),
-            data_notes=_words(found, "data_notes") if "data_notes" in content else (),
+            codebook_hash=fields.text("codebook_hash"),
+            slices=_rows(fields, "slices", where) if "slices" in content else (),
+            class_names=_words(fields, "class_names") if "class_names" in content else (),
+            data_notes=_words(fields, "data_notes") if "data_notes" in content else (),
             others={name: value for name, value in content.items() if name not in known},
             **optional,
         )
         if manifest.codebook_hash and len(manifest.codebook_hash) != HASH_DIGITS:
-            found.reject("codebook_hash", f"'' or {HASH_DIGITS} hex digits")
+            fields.reject("codebook_hash", f"'' or {HASH_DIGITS} hex digits")
         _check_tiles(manifest, where)
         return manifest
 
@@ -130,10 +131,8 @@ class Manifest:
         return len(self.plan)
 
     def steps(self, block: int) -> int:
-        """Optimizer steps after which a block is done: its own if the configuration gives it some."""
-        training = self.config["training"]
-        own = training.get("blocks", {}).get(str(block), {})
-        return int(own.get("steps") or training["steps"])
+        """Optimizer steps after which a block is done."""
+        return steps_of(self.config["training"], block)
 
     @property
     def name(self) -> str:
@@ -217,30 +216,30 @@ def _refuse_older(data: bytes, where: str) -> None:
     )
 
 
-def _words(found: Fields, name: str) -> tuple[str, ...]:
-    words = found.items(name)
+def _words(fields: Fields, name: str) -> tuple[str, ...]:
+    words = fields.items(name)
     if not all(isinstance(word, str) for word in words):
-        found.reject(name, "a list of texts")
+        fields.reject(name, "a list of texts")
     return tuple(words)
 
 
-def _rows(found: Fields, name: str, where: str) -> tuple[PlanRow, ...]:
-    entries = found.items(name)
+def _rows(fields: Fields, name: str, where: str) -> tuple[PlanRow, ...]:
+    entries = fields.items(name)
     if not entries:
-        found.reject(name, "a list of at least one block")
+        fields.reject(name, "a list of at least one block")
     return tuple(_row(entry, block, where) for block, entry in enumerate(entries))
 
 
 def _row(entry: Any, block: int, where: str) -> PlanRow:
     """One row with the right types; its values are judged by Identity."""
-    found = Fields(entry, f"{where}, plan of block {block},")
-    if found.integer("block") != block:
-        found.reject("block", f"{block}, its place in the list")
+    fields = Fields(entry, f"{where}, plan of block {block},")
+    if fields.integer("block") != block:
+        fields.reject("block", f"{block}, its place in the list")
     for name, kind in (("layers", int), ("levels", str)):
-        value = found.items(name)
+        value = fields.items(name)
         if len(value) != 2 or not all(type(end) is kind for end in value):
-            found.reject(name, f"two values of type {kind.__name__}")
-    layers, levels = found.items("layers"), found.items("levels")
+            fields.reject(name, f"two values of type {kind.__name__}")
+    layers, levels = fields.items("layers"), fields.items("levels")
     return PlanRow(block, (layers[0], layers[1]), (levels[0], levels[1]))
 
 

@@ -94,10 +94,10 @@ class MergedDirectory:
         if len(rows) != blocks or INDEX not in self.files:
             damaged(where, f"{len(rows)} blocks and files {short(list(self.files))} do not fit a plan of {blocks}")
         for block, row in enumerate(rows):
-            found = Fields(row, where)
-            found.integer("step"), found.text("sha256")
-            fits = found.integer("block") == block and found.text("file") in self.files
-            if not fits or found.text("role") == "optim" or set(row) != set(MergedBlock.__dataclass_fields__):
+            fields = Fields(row, where)
+            fields.integer("step"), fields.text("sha256")
+            fits = fields.integer("block") == block and fields.text("file") in self.files
+            if not fits or fields.text("role") == "optim" or set(row) != set(MergedBlock.__dataclass_fields__):
                 damaged(where, f"the entry of block {block} is {short(row)}")
 
     def where(self, block: int) -> str:
@@ -169,7 +169,7 @@ class MergedDirectory:
 def checked_codebook(data: bytes, codebook_hash: str, where: str) -> Tensor:
     """Codes (V, D) float32 of a codebook file; ShardError unless their hash is the given one."""
     codes = decode_codebook(data, where)
-    found = tensor_hash(codes)
-    if found != codebook_hash:
-        raise ShardError(f"{where} has hash {found}, the run was trained with {codebook_hash}: restore the run's own")
+    actual = tensor_hash(codes)
+    if actual != codebook_hash:
+        raise ShardError(f"{where} has hash {actual}, the run was trained with {codebook_hash}: restore the run's own")
     return codes

@@ -74,9 +74,9 @@ class Origin:
 
     def lines(self) -> list[str]:
         """A line for each group of neighbours that start alike, then the notes."""
-        told = [(block, row.told(self.where)) for block, row in enumerate(self.blocks)]
+        sources = [(block, row.told(self.where)) for block, row in enumerate(self.blocks)]
         lines = []
-        for what, group in groupby(told, key=lambda pair: pair[1]):
+        for what, group in groupby(sources, key=lambda pair: pair[1]):
             blocks = [block for block, _ in group]
             one = len(blocks) == 1
             lines.append(f"block{'' if one else 's'} {blocks[0]}{'' if one else f'-{blocks[-1]}'}: {what}")
@@ -85,20 +85,20 @@ class Origin:
     @staticmethod
     def parse(content: Mapping[str, Any], blocks: int, where: str) -> "Origin":
         """From the JSON object that `dataclasses.asdict` makes of it; DamagedError for anything else."""
-        found = Fields(dict(content), where)
-        rows = tuple(_row(entry, where) for entry in found.items("blocks"))
-        files, notes = found.mapping("files"), found.items("notes") if "notes" in content else []
+        fields = Fields(dict(content), where)
+        rows = tuple(_row(entry, where) for entry in fields.items("blocks"))
+        files, notes = fields.mapping("files"), fields.items("notes") if "notes" in content else []
         texts = [*files.values(), *notes, *(name for row in rows for name in row.files)]
         if len(rows) != blocks or not all(isinstance(text, str) for text in texts):
             damaged(where, f"init must name files and notes as texts, and have a row for each of {blocks} blocks")
         if lost := {name for row in rows for name in row.files} - files.keys():
             damaged(where, f"init gives no hash of {', '.join(sorted(lost))}")
-        return Origin(found.text("place"), files, rows, tuple(notes))
+        return Origin(fields.text("place"), files, rows, tuple(notes))
 
 
 def _row(entry: Any, where: str) -> BlockOrigin:
-    found = Fields(entry, f"{where}, init,")
-    layers = found.items("layers")
+    fields = Fields(entry, f"{where}, init,")
+    layers = fields.items("layers")
     if len(layers) != 2 or not all(type(end) is int for end in layers) or not 0 <= layers[0] < layers[1]:
-        found.reject("layers", "two layer numbers, the first below the second")
-    return BlockOrigin((layers[0], layers[1]), found.text("stem"), found.text("head"), tuple(found.items("files")))
+        fields.reject("layers", "two layer numbers, the first below the second")
+    return BlockOrigin((layers[0], layers[1]), fields.text("stem"), fields.text("head"), tuple(fields.items("files")))

@@ -80,14 +80,14 @@ def pieces(read: Callable[[int, int], bytes], size: int) -> Iterator[bytes]:
 
 def verified(content: Iterable[bytes], size: int, digest: str, where: str) -> Iterator[bytes]:
     """The pieces as they are; at their end DamagedError if they are not of this size and SHA-256 (hex)."""
-    found, count = hashlib.sha256(), 0
+    actual, count = hashlib.sha256(), 0
     for piece in content:
-        found.update(piece)
+        actual.update(piece)
         count += len(piece)
         yield piece
     if count != size:
         damaged(where, f"it has {count} bytes, its record says {size}")
-    if found.hexdigest() != digest:
+    if actual.hexdigest() != digest:
         damaged(where, "its SHA-256 is not the recorded one (a flipped bit)")
 
 
@@ -161,9 +161,9 @@ class PackedFile:
         size = self.store.size(self.name)
         first = self.store.read_range(self.name, 0, PREFIX) if size else b""
         if not first.startswith(MAGIC):
-            told = next((kind for start, kind in OTHERS.items() if first.startswith(start)), "something else")
+            what = next((kind for start, kind in OTHERS.items() if first.startswith(start)), "something else")
             raise ShardError(
-                f"{self.where} is no packed file but {told}: give a file that dbtrain pack made, or a run's directory"
+                f"{self.where} is no packed file but {what}: give a file that dbtrain pack made, or a run's directory"
             )
         length = int.from_bytes(first[len(MAGIC) :], "little")
         if length > JSON_LIMIT:
@@ -197,17 +197,17 @@ class PackedFile:
         return parse_manifest(self._json(MANIFEST), f"{self.where}: {MANIFEST}")
 
     def _commits(self) -> dict[int, Commit]:
-        found: dict[int, Commit] = {}
+        commits: dict[int, Commit] = {}
         for entry in self.entries.values():
             if (of := entry.commit_of) is None:
                 continue
             block, step = of
             commit = parse_commit(self._json(entry.name), f"{self.where}: {entry.name}")
-            if block in found or commit.step != step:
+            if block in commits or commit.step != step:
                 damaged(self.where, f"{entry.name} is of step {commit.step}, or not the only one of block {block}")
-            found[block] = commit
-        self._check_shards(found)
-        return found
+            commits[block] = commit
+        self._check_shards(commits)
+        return commits
 
     def _check_shards(self, commits: Mapping[int, Commit]) -> None:
         """Every shard has size and hash of a commit, and none is missing."""
@@ -224,11 +224,11 @@ class PackedFile:
 
 def _entries(header: Mapping[str, Any], where: str) -> dict[str, Entry]:
     """The entries by name, in their order; refused are names and fields that a packed file does not have."""
-    found = Fields(dict(header), where)
-    if found.text("kind") != "packed":
+    fields = Fields(dict(header), where)
+    if fields.text("kind") != "packed":
         damaged(where, f"it holds a {short(header['kind'])}")
     entries: dict[str, Entry] = {}
-    for row in found.items("entries"):
+    for row in fields.items("entries"):
         fields = Fields(row, f"{where}, an entry,")
         entry = Entry(fields.text("name"), fields.integer("size"), fields.text("sha256"))
         if set(row) != {"name", "size", "sha256"} or not DIGEST.fullmatch(entry.sha256):

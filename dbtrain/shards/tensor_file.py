@@ -75,9 +75,9 @@ def read_tensors(store: Store, name: str, sha256: str, names: Mapping[str, str])
     """
     where = store.where(name)
     with store.open_local(name) as path, _opened(path, where) as file:
-        found = file_hash(path)
-        if found != sha256:
-            damaged(where, f"its SHA-256 is {found[:16]}, and {sha256[:16]} was expected")
+        actual = file_hash(path)
+        if actual != sha256:
+            damaged(where, f"its SHA-256 is {actual[:16]}, and {sha256[:16]} was expected")
         for source in sorted(names.keys() & set(file.keys())):
             tensor = file.get_tensor(source).to(torch.float32)
             refuse_non_finite({source: tensor}, where)

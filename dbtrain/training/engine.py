@@ -1,15 +1,13 @@
-"""DeepSpeed around one block. The only file that imports it.
+"""DeepSpeed around one block.
 
 DeepSpeed gives ZeRO 0 to 3, offload, clipping and accumulation. What goes to disk are full float32 tensors by
 parameter name, so a block resumes under another ZeRO stage or on another number of workers.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import ShardError
 from dbtrain.models.layers import compile_recomputed
+from dbtrain.training.deepspeed_import import deepspeed
 from dbtrain.training.host_copies import FromGpu, FromHost, HostCopies, Snapshot
 from dbtrain.training.optimizer import adamw, parameter_groups
 from dbtrain.training.zero_tensors import MOMENTUM, layout_of
@@ -25,11 +24,6 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 MUON_STATES = (MOMENTUM,)
 SMALLEST_PART = 1 << 22
 """Elements that are worth a collective of their own: 16 MiB."""
-
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-# None of DeepSpeed's own ops is used. To find out which could be, it runs compilers in every worker; and on a
-# CPU it builds a shared-memory all-reduce, for a minute on every new host, without which gloo does as well.
-vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 
 def _sizes(elements: int) -> dict[str, int]:

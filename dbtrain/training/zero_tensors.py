@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
+
+from dbtrain.training.deepspeed_import import deepspeed
 
 MOMENTUM = "momentum_buffer"
 """Muon's only state."""
@@ -164,7 +165,7 @@ class Sharded:
     def gather(self, parameter: nn.Parameter, piece: Tensor | None) -> Tensor:
         part: Any = parameter.ds_tensor  # type: ignore[attr-defined]
         # not where the part lies: it may be offloaded, and NCCL gathers on GPUs only
-        padded = torch.zeros(part.ds_numel, device=get_accelerator().current_device_name())
+        padded = torch.zeros(part.ds_numel, device=deepspeed.accelerator.get_accelerator().current_device_name())
         if piece is not None:
             padded[: piece.numel()].copy_(piece)
         parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]

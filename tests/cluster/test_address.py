@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from dbtrain.coordinator.ray.settings import LOOPBACK, SETTINGS
-from tests.conftest import ROOT, TINY, Command, events, wait_for
+from tests.conftest import ROOT, TINY, Command, events, ray_folder, wait_for
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 SHORT = [CONFIG, *TINY, "blocks=1", "training.steps=20", "cluster.cpus_per_worker=0.5"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone]
+pytestmark = pytest.mark.cluster
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,7 +44,8 @@ class SomeCluster:
     def __init__(self, folder: Path) -> None:
         self.gcs, self.dashboard, self.client, agent = free_ports(4)
         self.environment = {
-            **os.environ, **SETTINGS, **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            **os.environ, **SETTINGS, **LOOPBACK, "RAY_TMPDIR": ray_folder(),
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }  # fmt: skip
         self.environment.pop("PYTHONPATH", None)
         self.python = self._bare_python(folder / "bare")
@@ -83,6 +84,8 @@ class SomeCluster:
         return True
 
     def close(self) -> None:
+        if self.head.poll() is not None:
+            return
         for process in [*psutil.Process(self.head.pid).children(recursive=True), self.head]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -196,8 +199,8 @@ def test_an_own_cluster_is_for_this_machine_and_keeps_its_token(
     assert not [path for path in read if token.encode() in path.read_bytes()]
 
 
-def test_a_head_that_dies_under_a_client_ends_the_command_with_one_line(tmp_path: Path) -> None:
-    cluster = SomeCluster(tmp_path)
+def test_a_head_that_dies_under_a_client_ends_the_command_with_one_line(cluster: SomeCluster, tmp_path: Path) -> None:
+    """The last test of the file: it ends the cluster of all."""
     try:
         address = ["--address", f"ray://127.0.0.1:{cluster.client}"]
         slow = json.dumps([{"block": 0, "step": step, "kind": "slow"} for step in range(12, 20)])

@@ -31,10 +31,10 @@ def test_it_trains_resumes_bitwise_merges_and_samples(dbtrain: Callable[..., Com
     killed = dbtrain(*arguments, "out=killed", faults=[{"block": 1, "step": 13, "kind": "kill"}])
     assert killed.wait() == 0, killed.output()
     assert len(list((tmp_path / "killed/run/blocks/01/attempts").iterdir())) == 2
-    quiet = dbtrain(*arguments, "out=quiet")
+    quiet = dbtrain(*arguments, "out=quiet", "--blocks", "1")
     assert quiet.wait() == 0, quiet.output()
     one, two = (shards(tmp_path / out / "run", STEPS) for out in ("quiet", "killed"))
-    assert len(one) == 6 and one == two
+    assert len(one) == 3 and len(two) == 6 and one.items() <= two.items()
     drawn = dbtrain("sample", "killed/run", "--count", "9", "--steps", "4", "--guidance", "1.5", "--out", "a.png")
     assert drawn.wait() == 0, drawn.output()
     with Image.open(tmp_path / "a.png") as picture:

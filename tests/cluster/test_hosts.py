@@ -50,10 +50,11 @@ def test_a_host_that_was_lost_a_moment_ago_is_left_out(machines: Machines, expec
     spare = machines.start_ray(SPARE, 1)
     assert spare.wait(60) == 0, spare.output()
     machines.network.plug(SPARE, False)
-    command = machines.train("lost")
+    command = machines.train("lost", "--blocks", "0")
     assert command.wait(RUN_S) == 0, command.output()
     assert "4 node(s), cpu" in command.output()
-    assert shards(machines.folder / "lost" / "run", STEPS) == expected
+    own = {name: data for name, data in expected.items() if name.startswith("00/")}
+    assert shards(machines.folder / "lost" / "run", STEPS) == own
     machines.network.plug(SPARE, True)
     machines.stop_ray([SPARE])
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.cluster
 @pytest.mark.parametrize(
     ("config", "changes", "readouts"),
     [
-        ("masked_tiny", ["model.depth=3"], {"total", "block_0", "block_1", "block_2"}),
+        ("masked_tiny", ["blocks=2", "model.depth=2"], {"total", "block_0", "block_1"}),
         ("recurrent_tiny", RANGE, {"chain", "mean", "first"}),
     ],
     ids=["masked", "recurrent"],
@@ -36,13 +36,13 @@ def test_train_die_resume_merge_and_evaluate(
     config: str, changes: list[str], readouts: set[str], dbtrain: Callable[..., Command], tmp_path: Path
 ) -> None:
     arguments = ["train", str(ROOT / "configs" / f"{config}.yaml"), *SMALLER, *changes]
-    undisturbed = dbtrain(*arguments, "out=whole")
+    undisturbed = dbtrain(*arguments, "out=whole", "--blocks", "0")
     assert undisturbed.wait() == 0, undisturbed.output()
     killed = dbtrain(*arguments, "out=killed", faults=[{"block": 0, "step": 13, "kind": "kill"}])
     assert killed.wait() == 0, killed.output()
     assert len(list((tmp_path / "killed/run/blocks/00/attempts").iterdir())) == 2
     expected = shards(tmp_path / "whole" / "run", 24)
-    assert expected and shards(tmp_path / "killed" / "run", 24) == expected
+    assert len(expected) == 3 and expected.items() <= shards(tmp_path / "killed" / "run", 24).items()
     assert "bit for bit" in killed.output()
     evaluated = dbtrain("eval", "killed/run")
     assert evaluated.wait() == 0, evaluated.output()

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, wait_for
 
 LOCAL = ROOT / "launchers" / "local" / "cluster.sh"
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone]
+pytestmark = pytest.mark.cluster
 
 
 class Desk:

@@ -10,7 +10,7 @@ import pytest
 
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import read_events
-from tests.conftest import CONFIG, ROOT, TINY
+from tests.conftest import CONFIG, ROOT, TINY, ray_folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -20,7 +20,7 @@ OWN = ["blocks=1", "training.steps=200000", "cluster.workers=2", "cluster.cpus_p
 def test_a_lost_node_of_a_block_of_two_workers_is_a_preemption(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/cluster/lose_node.py"), str(tmp_path), CONFIG, *TINY, *OWN],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_folder(), "NO_COLOR": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=380,

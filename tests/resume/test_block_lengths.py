@@ -52,7 +52,7 @@ def test_a_block_has_the_bits_of_a_run_in_which_all_blocks_are_like_it(
     """Its own steps, batch and schedule are those of a whole run, and the block without exceptions keeps its bits."""
     # 50 of 60 steps of warm-up are 61 of 73
     alike = ["training.steps=73", "training.batch_size=11", "training.optimizer.warmup=61"]
-    command = dbtrain(*TRAIN, *alike)
+    command = dbtrain(*TRAIN, *alike, "--blocks", "0")
     assert command.wait(600) == 0, command.output()
     assert last_shards(whole, 0) == last_shards(tmp_path / "runs" / "run", 0)
     assert last_shards(whole, 1) == {name: data for name, data in expected.items() if name.startswith("01/")}

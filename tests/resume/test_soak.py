@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 
 def test_a_minute_of_random_faults(dbtrain: Callable[..., Command]) -> None:
     small = ["blocks=1", *TINY, "training.steps=200"]
-    command = dbtrain("punish", CONFIG, *small, "--mtbf", "2", "--runs", "9", "--time-limit", "100", "--seed", "7")
+    command = dbtrain("punish", CONFIG, *small, "--mtbf", "2", "--runs", "9", "--time-limit", "60", "--seed", "7")
     assert command.wait() == 0, command.output()
     assert "the same bits as the undisturbed run" in command.output()
     made = re.search(r"all\W+(\d+)", command.output())

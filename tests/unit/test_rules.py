@@ -79,3 +79,11 @@ def test_no_architecture_is_asked_for_by_name(path):
 def test_words_are_those_of_the_field(path):
     """Words that readers stumbled over."""
     assert not re.search(r"\b(mend|mends|mended)\b", path.read_text(), re.IGNORECASE)
+
+
+def test_tests_of_clusters_and_faults_lie_where_make_test_looks_for_them():
+    root = Path(__file__).parents[2]
+    places = re.search(r"^SLOW := ([^#\n]+)", (root / "Makefile").read_text(), re.MULTILINE)[1].split()
+    mark = re.compile(r"pytest\.mark\.(cluster|fault)\b")
+    marked = [str(path.relative_to(root)) for path in (root / "tests").rglob("*.py") if mark.search(path.read_text())]
+    assert len(marked) > 20 and [path for path in marked if not path.startswith(tuple(places))] == []

@@ -1,4 +1,4 @@
-"""One attempt of one block as a Ray Train `TorchTrainer`, in a thread that waits for it."""
+"""One attempt of one block by Ray Train, in a thread that waits for it."""
 
 import dataclasses
 import os
@@ -8,7 +8,6 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from dbtrain.coordinator.ray.train_internals import WHOLE, LeanTrainer, ProcessGroupConfig, reason, release_orphans
@@ -46,7 +45,7 @@ class Attempt:
         return self._error
 
 
-def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTrainer:
+def _trainer(assignment: Assignment, request: Request, name: str) -> LeanTrainer:
     resources = dict(request.resources)
     return LeanTrainer(
         _loop,
@@ -54,7 +53,7 @@ def _trainer(assignment: Assignment, request: Request, name: str) -> TorchTraine
         scaling_config=ScalingConfig(
             num_workers=request.workers, use_gpu="GPU" in resources, resources_per_worker=resources
         ),
-        torch_config=ProcessGroupConfig(backend="nccl" if request.device == "cuda" else "gloo"),
+        backend_config=ProcessGroupConfig(backend="nccl" if request.device == "cuda" else "gloo"),
         run_config=RunConfig(
             name=name,
             # nothing of ours is kept there: our own commits are the truth

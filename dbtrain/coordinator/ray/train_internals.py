@@ -1,27 +1,29 @@
 """What we need of Ray Train (2.60) that it does not offer in public,
 each with its reason; pinned by that version.
 
-A block's attempt is an ordinary `TorchTrainer` but for four things: two helper processes less; what a failed
-start or a dead controller held is given back; a lost node is told apart from a crash; and one worker alone
-opens no port.
+A block's attempt is what Ray's `TorchTrainer` makes but for five things: two helper processes less; what a
+failed start or a dead controller held is given back; a lost node is told apart from a crash; one worker alone
+opens no port; and its controller does not import PyTorch, which was half of the time that it took to start.
+So nothing here imports PyTorch, nor `ray.train.torch`, before it runs in a worker.
 """
 
 import asyncio
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from ray.exceptions import GetTimeoutError
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -30,6 +32,8 @@ from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S
 
 RELEASE_S = 60.0
 """For a process that gives back what a dead controller held."""
+LEAVE_S = 30.0
+"""For workers to leave their process group; as long as Ray's own backend gives them."""
 SHORT, WHOLE = 500, 4000
 """Characters of an exception in a message, and in what is kept of it."""
 
@@ -51,7 +55,7 @@ def _cause(error: BaseException) -> BaseException | None:
     return error.__cause__ or getattr(error, "cause", None) or getattr(error, "controller_failure", None)
 
 
-class LeanTrainer(TorchTrainer):  # type: ignore[misc]
+class LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
     """Without two of Ray Train's helpers, each a process that imports PyTorch before a worker starts.
 
     One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the
@@ -157,30 +161,61 @@ def _remove_orphaned_groups() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
-class ProcessGroup(_TorchBackend):  # type: ignore[misc]
+class ProcessGroup(Backend):  # type: ignore[misc]
     """Process group of a block's workers; one worker alone gets a store in its own memory.
 
     PyTorch's TCP store listens on all addresses, without authentication, whatever address it is given.
     """
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: "ProcessGroupConfig") -> None:
         """Called by Ray Train when the workers of an attempt are there."""
         worker_group.execute(_choose_device, backend_config.backend)
         if len(worker_group) > 1:
-            super().on_start(worker_group, backend_config)
+            from ray.train.torch.config import TorchConfig, _TorchBackend
+
+            _TorchBackend().on_start(worker_group, TorchConfig(backend=backend_config.backend))
             return
-        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(_tell_ranks)
         worker_group.execute(_join_alone, backend_config.backend)
 
+    def on_shutdown(self, worker_group: Any, backend_config: "ProcessGroupConfig") -> None:
+        """Called by Ray Train at the end of an attempt; it ends the workers' processes after it."""
+        try:
+            ray.get(worker_group.execute_async(_leave, len(worker_group) > 1), timeout=LEAVE_S)
+        except GetTimeoutError:
+            return
 
-class ProcessGroupConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's configuration of PyTorch's process group,
-    with :class:`ProcessGroup` in the place of its own."""
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):  # type: ignore[misc]
+    """Tells Ray Train to make :class:`ProcessGroup`.
+
+    Args:
+        backend: PyTorch's name of it: ``gloo`` or ``nccl``.
+    """
+
+    backend: str
 
     @property
     def backend_cls(self) -> type[ProcessGroup]:
         """What Ray Train makes the group with."""
         return ProcessGroup
+
+    @property
+    def train_func_context(self) -> Callable[[], AbstractContextManager[None]]:
+        """Around the training in a worker."""
+        return _on_own_gpu
+
+
+@contextmanager
+def _on_own_gpu() -> Iterator[None]:
+    """PyTorch's current device is the GPU that Ray gave to this worker, if it gave one."""
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
 
 
 def _choose_device(backend: str) -> None:
@@ -191,5 +226,21 @@ def _choose_device(backend: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def _tell_ranks() -> None:
+    """Set PyTorch's variables RANK, WORLD_SIZE and so on in this worker."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars
+
+    _set_torch_distributed_env_vars()
+
+
+def _leave(several: bool) -> None:
+    """Leave the process group, where there are others in it, and give the memory of GPUs back."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=several)
+
+
 def _join_alone(backend: str) -> None:
+    import torch.distributed as dist
+
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

@@ -38,11 +38,11 @@ class Content:
     def __getitem__(self, part: slice) -> bytes:
         """A copy of some of the bytes, for drivers that cut an upload into parts of their own size."""
         start, stop, _ = part.indices(self._size)
-        found, at = [], 0
+        parts, at = [], 0
         for piece in (memoryview(self._known_head()), *self._body):
-            found.append(piece[max(0, start - at) : max(0, stop - at)])
+            parts.append(piece[max(0, start - at) : max(0, stop - at)])
             at += len(piece)
-        return b"".join(found)
+        return b"".join(parts)
 
     def in_order(self) -> Iterator[memoryview]:
         """All bytes, head first."""

@@ -58,19 +58,19 @@ def parse_holder(data: bytes, where: str) -> Holder:
         ShardError: it is damaged, or its times are absurd.
     """
     try:
-        found = Fields(unseal(data, VERSION, where), where)
+        fields = Fields(unseal(data, VERSION, where), where)
         holder = Holder(
-            owner=found.text("owner"),
-            host=found.text("host"),
-            machine=found.text("machine"),
-            pid=found.integer("pid", low=1),
-            token=found.text("token"),
-            since=found.number("since"),
-            beat=found.number("beat"),
-            ttl=found.number("ttl"),
+            owner=fields.text("owner"),
+            host=fields.text("host"),
+            machine=fields.text("machine"),
+            pid=fields.integer("pid", low=1),
+            token=fields.text("token"),
+            since=fields.number("since"),
+            beat=fields.number("beat"),
+            ttl=fields.number("ttl"),
         )
         if not 0 < holder.ttl <= TIME_LIMIT_S or not 0 <= holder.since <= TIME_LIMIT_S:
-            found.reject("ttl", f"positive, and since={holder.since} a time")
+            fields.reject("ttl", f"positive, and since={holder.since} a time")
     except DamagedError as err:
         raise ShardError(f"{err}; delete it once no coordinator works on this run") from err
     return holder
@@ -265,10 +265,10 @@ class RunLock:
         for _ in range(TRIES):
             if self._store.swap(LOCK, self._mine.dump(self._where), new):
                 return True
-            found = self._ours()
-            if found is None:
+            ours = self._ours()
+            if ours is None:
                 return False
-            self._mine = found
+            self._mine = ours
         raise ShardError(f"{self._where} refuses to be replaced: see whether its storage compares and swaps")
 
     def _ours(self) -> Holder | None:

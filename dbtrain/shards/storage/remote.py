@@ -45,6 +45,10 @@ def open_remote(url: str) -> "RemoteFiles":
         ShardError: the protocol is unknown or its driver is not installed.
     """
     protocol = url.split("://", 1)[0]
+    if protocol not in fsspec.available_protocols():
+        raise ShardError(
+            f"cannot open {url}: {protocol}:// is no kind of place that is known here; give a path, s3:// or gs://"
+        )
     options: dict[str, Any] = {"use_listings_cache": False}  # others write to the same directories
     if protocol in S3_PROTOCOLS:
         # Retries nest (botocore 5 x s3fs 5 x ours 3: minutes for one hung request, and a
@@ -185,12 +189,12 @@ class RemoteFiles:
         def act() -> bool:
             try:
                 etag = self.fs.info(path).get("ETag")
-                found = self.fs.cat_file(path)
+                now = self.fs.cat_file(path)
             except FileNotFoundError:
                 return False
-            if found == new:
+            if now == new:
                 return True  # our own put, whose reply was lost
-            if found != old:
+            if now != old:
                 return False
             if new is None:
                 self.fs.rm_file(path)
@@ -238,10 +242,10 @@ class RemoteFiles:
 
         def names() -> list[str]:
             try:
-                found = self.fs.ls(path, detail=False)
+                entries = self.fs.ls(path, detail=False)
             except FileNotFoundError:
                 return []
-            return [child for child in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found) if child]
+            return [child for child in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries) if child]
 
         return self._try("list", path, names)
 

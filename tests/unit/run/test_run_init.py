@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dbtrain.config import load_config
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.content import tensor_hash
-from dbtrain.run.initial_weights import InitialWeights, read_block
+from dbtrain.run.initial_weights import InitialWeights, check_there, read_block
 from dbtrain.run.merge import merge
 from dbtrain.run.run import Run
 from dbtrain.run.weight_source import WeightSource
@@ -239,6 +239,20 @@ def test_what_is_no_source_is_told(source, tmp_path, name, said):
     assert said in refusal(tmp_path, {"from": str(tmp_path / name)})
 
 
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt"])
+def test_pytorchs_own_files_are_refused_whether_or_not_they_are_there(tmp_path, ending):
+    said = refusal(tmp_path, {"from": str(tmp_path / f"weights{ending}")})
+    assert "is a pickle by its name, which is never read" in said and "save_file" in said
+
+
+def test_a_place_of_an_unknown_kind_is_told_with_its_key(tmp_path):
+    said = refusal(tmp_path, {"from": "foo://bar"})
+    assert (
+        said == "init.from=foo://bar: cannot open foo://bar: foo:// is no kind of place that is known here; "
+        "give a path, s3:// or gs://"
+    )
+
+
 def test_a_pickle_is_refused_by_name(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"PK\x03\x04" + bytes(40))
     with pytest.raises(DamagedError, match="dbtrain never reads those"):
@@ -258,6 +272,18 @@ def test_another_file_under_the_same_name_since_is_refused(source, tmp_path):
     file.unlink()
     with pytest.raises(MissingError, match="model-00002-of-00002"):
         first(run, 1)
+
+
+def test_a_source_that_is_gone_is_told_before_workers_look_for_it(source, tmp_path):
+    run = started(tmp_path, {"from": source.store.url})
+    check_there(run)
+    file = source.merged.path / "model-00002-of-00002.safetensors"
+    file.unlink()
+    check_there(run, only=(0,))  # it starts from the other file
+    with pytest.raises(ShardError, match="model-00002-of-00002.safetensors is gone, from which block 1 starts: put it"):
+        check_there(run)
+    commit(run.store, blocks=(1,))
+    check_there(Run(run.store))  # it goes on from its own commit
 
 
 def test_values_that_are_no_numbers_are_refused_when_they_are_read(source, tmp_path):
@@ -352,6 +378,10 @@ def test_another_source_is_another_run_and_the_key_is_told(source, tmp_path):
         (["method=joint", "init.from=a", "init.layers=repeat"], "set init.layers=slice"),
         (["init.from=a", "init.branch.steps=3"], "init.from=a and init.branch exclude each other"),
         (["init.branch.steps=3", "init.stem=frozen"], "with init.branch leave it out"),
+        (
+            ["init.layers=repeat"],
+            "starts every block from all layers of init.from, which is not set",
+        ),
         (["init.head=frozen"], "init.head=frozen would keep random weights: set init.from"),
         (["init.form=a"], "unknown key init.form; did you mean from?"),
         (["init=runs/a"], "init=runs/a is no section of keys: write init.KEY=VALUE with one of from, layers"),

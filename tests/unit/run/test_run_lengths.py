@@ -24,6 +24,12 @@ OWN = "training.blocks={0: {steps: 7, batch_size: 5}, 2: {steps: 3, ema: 0.9}}"
 LENGTHS = (7, 4, 3)
 
 
+def test_a_manifest_and_a_configuration_tell_the_same_lengths(make_run):
+    config, store = make_run(OWN)
+    told = [(Run(store).manifest.steps(block), config.training.of_block(block).steps) for block in range(3)]
+    assert told == [(steps, steps) for steps in LENGTHS]
+
+
 def commit(run, block, step, roles=("model",)):
     """Commit a block's first weights, moved by some noise of its own."""
     own = run.block(block)

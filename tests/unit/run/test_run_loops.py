@@ -57,6 +57,11 @@ def plan(configure):
     return make
 
 
+def test_a_count_of_millions_is_refused(configure):
+    with pytest.raises(ConfigError, match=r"model.loops.*less than or equal to 1000"):
+        configure("vit", "model.loops=[1,1000000,1,1]")
+
+
 def awake(run_plan, block):
     """The objective of a block whose layers are no longer the identity, as they are at the start."""
     objective = run_plan.objective(block)
