@@ -1,13 +1,16 @@
 """A real worker's step beside a hand-written loop on the same block and data, in one process, in turn.
 
 Command:  python benchmarks/worker.py [--rows vit:1024 ar:4096:4:16:1024 ...] [--rounds 5] [--steps 20]
-          [--set training.deterministic=false] [--profile FOLDER] [--syncs] [--out worker.json]
+          [--set training.deterministic=false] [--cuda-graphs] [--profile FOLDER] [--syncs] [--out worker.json]
 
 A row is ARCH:DIM[:LAYERS[:BATCH[:TOKENS]]], ARCH one of vit, dit, ar, masked. The worker is what `dbtrain train`
 starts in a process that it has for itself, but for Ray: its entry, plan, data, engine, average, log, watchdog and
 process settings. It trains the first of two blocks of LAYERS layers. Whenever it has made `--steps` steps it lets
 the hand-written loop make as many, which runs without the deterministic mode. So both see the same card, as warm and
 as busy. The two share a process, hence peak memory is what each adds to the other's resting memory.
+
+Where the device works for less than a step takes, as the profiles tell, the host is too slow at giving it kernels.
+`--cuda-graphs` then tries whether recording them pays; both sides use it, though the product has no such setting.
 
 Without a GPU it runs on the CPU in float32, uncompiled; then only the ratio means anything.
 """
@@ -33,6 +36,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from dbtrain.config import Config, load_config
@@ -122,6 +126,8 @@ class Turns:
         self.plan += ["syncs"] if given.syncs and GPU else []
         self.seconds: dict[str, list[float]] = {WORKER: [], HAND: []}
         self.peaks: dict[str, int] = {WORKER: 0, HAND: 0}
+        self.busy: dict[str, float] = {}
+        """Seconds of a step in which kernels of the device ran, from the profile."""
         self.waits: dict[str, int] = {}
         self.resting = 0
         """Bytes that the hand-written loop holds between its turns."""
@@ -190,7 +196,10 @@ class Turns:
             _wait()
             wall = time.perf_counter() - started
         averages = taken.key_averages()
-        busy = sum(event.self_device_time_total for event in averages) / 1e6
+        # of kernels alone: the same time is counted once more for the operations that launched them
+        kernels = [event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+        busy = sum(event.self_device_time_total for event in kernels) / 1e6
+        self.busy[side] = busy / self.given.steps
         keys = ["self_cuda_time_total"] * GPU + ["self_cpu_time_total"]
         tables = [averages.table(sort_by=key, row_limit=25, max_name_column_width=110) for key in keys]
         head = (
@@ -239,6 +248,10 @@ def matmul_rate() -> float:
 def measure(row: Row, given: argparse.Namespace, out: Any) -> None:
     """Take all turns of a row in this process, and send what was found."""
     rate = matmul_rate()
+    if given.cuda_graphs:
+        from torch._inductor import config as inductor
+
+        inductor.triton.cudagraphs = True
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cuda" if GPU else "cpu"}
     dist.init_process_group("nccl" if GPU else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     turns = Turns(given, row)
@@ -266,6 +279,7 @@ def measure(row: Row, given: argparse.Namespace, out: Any) -> None:
                 entry.work(assignment, 0, StopRequest())
         except Enough:
             out.put(summary(row, turns, cost, rate))
+        dist.destroy_process_group()
 
 
 def measured(*_: object) -> dict[str, Any]:
@@ -296,6 +310,7 @@ def summary(row: Row, turns: Turns, cost: Any, rate: float) -> dict[str, Any]:
         "worker_bytes": turns.peaks[WORKER],
         "hand_bytes": turns.peaks[HAND],
         "planned_bytes": cost.total,
+        "busy_ms": {side: 1000 * seconds for side, seconds in turns.busy.items()},
         "waits": turns.waits,
     }
 
@@ -348,6 +363,7 @@ def main() -> None:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the run's configuration"
     )
     parser.add_argument("--profile", metavar="FOLDER")
+    parser.add_argument("--cuda-graphs", action="store_true", help="record the kernels of compiled code")
     parser.add_argument("--syncs", action="store_true", help="tell where the host waits for the GPU")
     parser.add_argument("--out", metavar="FILE.json")
     given = parser.parse_args()
@@ -358,7 +374,9 @@ def main() -> None:
         rows.append(in_own_process(row, given))
         console.print(f"{row.name}: {time.monotonic() - started:.0f} s", rows[-1].get("error", ""))
         if given.out:
-            Path(given.out).write_text(json.dumps({**said, "set": given.set, "rows": rows}, indent=1))
+            Path(given.out).write_text(
+                json.dumps({**said, "set": given.set, "cuda_graphs": given.cuda_graphs, "rows": rows}, indent=1)
+            )
     for place, count in ((p, c) for row in rows for p, c in row.get("waits", {}).items()):
         console.print(f"waits: {place} {count} times in {given.steps} steps", soft_wrap=True)
     console.print(f"{said['machine']}, commit {said['commit'][:9]}", *given.set, table_of(rows))

@@ -28,7 +28,9 @@ def offloaded(monkeypatch):
     part = torch.arange(3.0, 7.0)
     part.ds_numel = 4
     vars(parameter).update(ds_tensor=part, ds_numel=4, ds_shape=(2, 2))
-    monkeypatch.setattr(layout.deepspeed.accelerator, "get_accelerator", lambda: SimpleNamespace(current_device_name=lambda: "meta"))
+    monkeypatch.setattr(
+        layout.deepspeed.accelerator, "get_accelerator", lambda: SimpleNamespace(current_device_name=lambda: "meta")
+    )
     monkeypatch.setattr(layout.dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(layout.dist, "get_rank", lambda: 0)
     return Sharded(zero), parameter, flat, optimizer.state[flat]["exp_avg"]
