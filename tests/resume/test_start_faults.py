@@ -80,7 +80,7 @@ def altered(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Altered]
 
 
 def test_a_worker_that_dies_before_its_first_word_costs_one_attempt(altered: Altered) -> None:
-    assert altered.wait(150) == 0, altered.output()
+    assert altered.wait(280) == 0, altered.output()
     assert altered.marker.exists()
     attempts = sorted(path.name for path in altered.folder.glob("runs/run/blocks/00/attempts/*"))
     assert attempts[-1] == "2", altered.output()

@@ -13,16 +13,20 @@ from typing import Any
 import psutil
 import ray
 from ray._private import services
+from ray._private.node import Node
 
 from dbtrain.errors import PlacementError
 
 DAEMONS = ("gcs_server", "raylet")
 """Without either no worker goes on, and 5 s after the first Ray ends this process without a word of ours."""
 
+HELPERS = ("start_monitor", "start_log_monitor")
+"""Methods that start what is left out."""
+
 
 def start(arguments: dict[str, Any]) -> list[psutil.Process]:
     """Start Ray on this machine and connect to it; returns its processes that a command cannot do without."""
-    with _in_sessions_of_their_own():
+    with _in_sessions_of_their_own(), _without_helpers():
         ray.init(address="local", include_dashboard=False, **arguments)
     return [child for child in psutil.Process().children() if child.name() in DAEMONS]
 
@@ -36,6 +40,23 @@ def _in_sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+@contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Leave out what a cluster of one machine has no use for; Ray 2.60 has no setting for it.
+
+    These are two Python processes: one asks a cloud for more nodes, the other sends the workers' logs to this
+    process, which asks for none (`log_to_driver`).
+    """
+    started = {name: getattr(Node, name) for name in HELPERS}
+    for name in HELPERS:
+        setattr(Node, name, lambda node: None)
+    try:
+        yield
+    finally:
+        for name, method in started.items():
+            setattr(Node, name, method)
 
 
 def check_alive(daemons: list[psutil.Process]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 from ray._private import services
+from ray._private.node import Node
 
 from dbtrain.coordinator.ray import own_cluster
 from dbtrain.errors import PlacementError
@@ -33,6 +34,16 @@ def test_what_ray_starts_has_a_session_and_a_group_of_its_own(daemon: subprocess
 def test_ray_still_starts_its_processes_with_this_class() -> None:
     """A new version may not, and then a signal to the command's group ends Ray first."""
     assert "ConsolePopen(" in inspect.getsource(services.start_ray_process)
+
+
+def test_ray_still_starts_its_helpers_with_these_methods() -> None:
+    """A new version may not, and then they run again, or something else calls what is missing."""
+    source = inspect.getsource(Node.start_head_processes) + inspect.getsource(Node.start_ray_processes)
+    assert all(source.count(f"self.{name}()") == 1 for name in own_cluster.HELPERS)
+    before = {name: getattr(Node, name) for name in own_cluster.HELPERS}
+    with own_cluster._without_helpers():
+        assert all(getattr(Node, name) is not method for name, method in before.items())
+    assert {name: getattr(Node, name) for name in own_cluster.HELPERS} == before
 
 
 def test_a_cluster_that_has_ended_is_told(daemon: subprocess.Popen[bytes]) -> None:
