@@ -112,7 +112,7 @@ class Command:
                 preexec_fn=_hear_ctrl_c,
             )
 
-    def wait(self, timeout: float = 360) -> int:
+    def wait(self, timeout: float = 480) -> int:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -10,7 +10,7 @@ from tests.cluster.hosts import GCS_PORT, Network, Program
 from tests.conftest import CONFIG, TINY, events, wait_for
 
 HEAD, WORKERS, SPARE = "head", ("ada", "bob", "cyd"), "dan"
-RUN_S = 240.0
+RUN_S = 360.0
 
 SEND = """
 import socket, sys, time
@@ -46,7 +46,7 @@ class Machines:
         """Start Ray, first on the head, which stands first."""
         for part in (cpus[:1], cpus[1:]):
             for program in [self.start_ray(name, number) for name, number in part]:
-                assert program.wait(60) == 0, program.output()
+                assert program.wait(120) == 0, program.output()
 
     def start_ray(self, name: str, cpus: int) -> Program:
         return self.network.start_ray(name, cpus, HEAD, self.folder / f"ray-{name}.log")
@@ -54,7 +54,7 @@ class Machines:
     def stop_ray(self, names: Sequence[str]) -> None:
         stop = [str(Path(sys.executable).parent / "ray"), "stop", "--force"]
         for program in [self.network.start(name, stop, self.folder / f"stop-{name}.log") for name in names]:
-            assert program.wait(60) == 0, program.output()
+            assert program.wait(120) == 0, program.output()
 
     def sigkill(self, name: str, program: str) -> None:
         """Kill a program of Ray on a host, by the name of its file."""

@@ -41,14 +41,14 @@ def test_the_services_survive_a_killed_worker(docker: Docker, expected: dict[str
     wanted = " ".join(RUN[1:])
     docker.compose("up", "-d", "--scale", "worker=3", DBTRAIN_OVERRIDES=wanted, DBTRAIN_FAULTS=json.dumps(SLOW))
     run = docker.volume("runs") / "run"
-    wait_for(lambda: all(seen(run, block, "commit", 20) for block in range(3)), 180, "step 20 of all blocks")
+    wait_for(lambda: all(seen(run, block, "commit", 20) for block in range(3)), 300, "step 20 of all blocks")
     first = min(event["t"] for block in range(3) for event in events(run, block) if event["event"] == "ready")
     print(f"first step {first - time.time() + time.monotonic() - start:.1f} s after compose up")
     victim = next(event["host"] for event in events(run, 1) if event["event"] == "start")
     before = state(docker, victim)
     os.kill(before["Pid"], signal.SIGKILL)  # and not `docker kill`, which Docker takes for a wish to stop it
     train = docker.compose("ps", "-q", "train").strip()
-    code = docker.call("docker", "wait", train, seconds=240).strip()
+    code = docker.call("docker", "wait", train, seconds=400).strip()
     log = docker.call("docker", "logs", train)
     assert code == "0", log + docker.compose("logs", "--tail=30")
     assert "merged 3 block(s)" in log and "test accuracy %" in log

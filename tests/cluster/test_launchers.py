@@ -42,7 +42,7 @@ class Desk:
 
     def run(self, line: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**self.environment, **variables}
-        return subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=240)
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Of a cluster: all that name its address or port, or are below one that does."""
@@ -75,7 +75,7 @@ def test_down_ends_its_own_cluster_and_the_other_lives(desk: Desk) -> None:
         done = desk.launcher("up", name)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (desk.home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
-    wait_for(lambda: desk.answers("one") and desk.answers("two"), 60, "their start")
+    wait_for(lambda: desk.answers("one") and desk.answers("two"), 180, "their start")
     second = {p for p in desk.processes("two") if p.name() in ("raylet", "gcs_server")}
     assert len(second) == 2
     # the newer one, from a shell that the launcher has not set up: Ray alone would look beyond 127.0.0.1

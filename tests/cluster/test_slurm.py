@@ -14,9 +14,9 @@ from tests.conftest import RUN, STEPS, events, shards, wait_for
 JOB = [*RUN, "out=runs", "cluster.cpus_per_worker=1", "--nodes", "2", "--cpus-per-node", "2"]
 SLOW = [{"block": block, "step": step, "kind": "slow"} for block in range(3) for step in range(21, 26)]
 """Three seconds each: time to pull a plug between the commits of steps 20 and 30."""
-START_S = 180.0
+START_S = 300.0
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slurm]
+pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 from tests.conftest import STEPS, TRAIN, Command, events, shards, wait_for
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 DISK = "6m"
 FROZEN_S = 20
@@ -81,7 +81,7 @@ def test_the_same_command_continues_whatever_ended_it(disk: Path, tmp_path: Path
 
 def a_signal_to_the_group_commits(command: Command, run: Path, number: int) -> None:
     before = count(run, "step")
-    wait_for(lambda: count(run, "step") > before, 120, "a step")
+    wait_for(lambda: count(run, "step") > before, 300, "a step")
     os.killpg(command.process.pid, number)  # as a terminal and `timeout` do: to the command and its group
     assert command.wait() == 1, command.output()
     assert "The same command continues" in command.output()
@@ -96,7 +96,7 @@ def a_signal_to_the_group_commits(command: Command, run: Path, number: int) -> N
 def a_full_disk_loses_no_commit(command: Command, run: Path, disk: Path) -> None:
     before, newest = count(run, "ready"), commits(run)
     assert max(newest) > 0
-    wait_for(lambda: count(run, "ready") > before, 120, "a block that trains")
+    wait_for(lambda: count(run, "ready") > before, 300, "a block that trains")
     filler = fill(disk)
     assert command.wait() == 1, command.output()
     output = " ".join(command.output().split())
@@ -120,10 +120,10 @@ def commits(run: Path) -> list[int]:
 def a_dead_controller_gives_its_resources_back(command: Command, run: Path) -> None:
     """Ray Train's controllers go, also of blocks that wait; while they hold what they held nothing can be placed."""
     before = count(run, "ready")
-    wait_for(lambda: count(run, "ready") > before, 120, "a block that trains")
+    wait_for(lambda: count(run, "ready") > before, 300, "a block that trains")
     there = controllers(command.process.pid)
     assert there and all(send(controller, signal.SIGKILL) for controller in there)
-    wait_for(lambda: count(run, "ready") > before + 1, 120, "a block that trains again")
+    wait_for(lambda: count(run, "ready") > before + 1, 300, "a block that trains again")
 
 
 def sigkill(command: Command) -> None:
@@ -137,7 +137,7 @@ def frozen_after(seconds: float) -> dict[str, str]:
 
 def a_frozen_worker_is_replaced_and_a_rival_refused(command: Command, run: Path, start: object) -> None:
     before, lost = count(run, "ready"), attempts(run)
-    wait_for(lambda: count(run, "ready") > before, 120, "a block that trains")
+    wait_for(lambda: count(run, "ready") > before, 300, "a block that trains")
     block = next(b for b in range(3) if attempts(run)[b] > lost[b])
     pid = [e["pid"] for e in events(run, block) if e["event"] == "start"][-1]
     os.kill(pid, signal.SIGSTOP)

@@ -12,7 +12,7 @@ from dbtrain.coordinator.exit_reasons import KILLED
 from dbtrain.coordinator.ray.settings import SETTINGS
 from tests.conftest import CONFIG, ROOT, TINY, Command
 
-pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 KILLED_ONCE = """
 import os, signal, sys
