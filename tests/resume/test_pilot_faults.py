@@ -16,9 +16,10 @@ def test_a_signal_in_the_pilot_gives_the_lock_back(
     dbtrain: Callable[..., Command], tmp_path: Path, number: signal.Signals
 ) -> None:
     command = dbtrain("train", CONFIG, "name=run")
-    wait_for(lambda: "training the pilots" in command.output(), 120, "the pilot's start")
+    wait_for(lambda: "training the pilots" in command.output(), 300, "the pilot's start")
     assert (tmp_path / "runs/run/LOCK.json").exists()
     command.process.send_signal(number)
-    assert command.wait(60) == 128 + number, command.output()
+    # Python ends itself by SIGINT where that met it in C code that had taken note of it
+    assert command.wait(120) in (128 + number, -number), command.output()
     assert "stopped; the same command" in command.output() and "Traceback" not in command.output()
     assert not (tmp_path / "runs/run/LOCK.json").exists()
