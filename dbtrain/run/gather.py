@@ -145,7 +145,8 @@ class Gathering:
 
 def _bring(choice: Choice, tick: Callable[[int], None]) -> None:
     block, copy, token = choice.block, choice.copy, secrets.token_hex(8)
-    checkpoints = Checkpoints(block.store, block.identity, block.run.config.training.keep)
+    keep, held = block.run.config.training.keep, block.schedule.held
+    checkpoints = Checkpoints(block.store, block.identity, keep, held)
     if choice.is_here:
         assert choice.here is not None
         checkpoints.publish(choice.here)  # writes nothing, and removes what a call that was cut off has left

@@ -14,6 +14,7 @@ from torch import Tensor
 from dbtrain.config import Config, parse_config
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.run.schedule import Schedule, schedule_of
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
 from dbtrain.shards.commit import step_name
 from dbtrain.shards.format import Identity, Role
@@ -183,6 +184,11 @@ class RunBlock:
     def steps(self) -> int:
         """Optimizer steps after which the block is done."""
         return self.run.manifest.steps(self.number)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its learning rate over all steps."""
+        return schedule_of(self.run.config.training, self.run.manifest.extensions, self.number)
 
     @property
     def attempts(self) -> list[int]:

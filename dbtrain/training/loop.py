@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import NonFiniteLossError
+from dbtrain.run.schedule import Schedule
 from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
 from dbtrain.training.host_copies import Snapshot
-from dbtrain.training.optimizer import lr_scale
 
 Outcome = Literal["done", "stopped"]
 KEEPS = "this block stops and keeps its last good checkpoint:"
@@ -85,6 +85,7 @@ def train(
     engine: Engine,
     batches: Batches,
     config: TrainingConfig,
+    schedule: Schedule,
     start: int,
     observer: Observer,
     should_stop: Callable[[int], bool],
@@ -102,19 +103,19 @@ def train(
     loss = math.nan
     while step < config.steps:
         observer.before_step(step)
-        scale = lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr)
+        scale = schedule.scale(step)
         engine.set_lr(scale)
         micro = [engine.accumulate(*inputs) for inputs in batches.micro_batches(step)]
         window.add(observer.see_loss(step, torch.stack(micro).mean()), engine.gradient_norm)
         step += 1
         engine.update_ema(step)
         stopping = should_stop(step)
-        last = stopping or step == config.steps
-        if _reported(step, config) or last:
+        commits = stopping or step in (config.steps, schedule.held) or step % config.checkpoint_every == 0
+        if commits or step % config.log_every == 0:
             loss, seconds, count, norm = window.close(step)
             lr, shown = config.optimizer.lr * scale, norm if engine.norm_is_of_gradient else None
             observer.progress(step, Report(loss, seconds, count, lr, shown))
-        if step % config.checkpoint_every == 0 or last:
+        if commits:
             _refuse_non_finite(engine, step)
             # handed to the writer: durable later, or replaced by a newer one
             observer.commit(step, engine.snapshot, loss)
@@ -131,7 +132,3 @@ def _refuse_non_finite(engine: Engine, step: int) -> None:
     wrong = engine.non_finite()
     if wrong:
         raise NonFiniteLossError(f"{wrong} is not finite after step {step}, though the loss was; {KEEPS} {REMEDY}")
-
-
-def _reported(step: int, config: TrainingConfig) -> bool:
-    return step % config.checkpoint_every == 0 or step % config.log_every == 0 or step == config.steps

@@ -60,7 +60,8 @@ class BlockWorker:
         self.training = self.config.training.of_block(assignment.block)
         block = run.block(assignment.block)
         self.store, self.identity = block.store, block.identity
-        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
+        self.schedule = self.run_plan.schedule(assignment.block)
+        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep, self.schedule.held)
         self.log = log
         self.step: int | None = None
         """Steps done when the one under way began, None before the first."""
@@ -114,7 +115,7 @@ class BlockWorker:
         self._emit(
             "ready", step=start, parameters=parameters, world_size=dist.get_world_size(), zero_stage=engine.zero_stage
         )
-        return train(engine, batches, self.training, start, self, self.should_stop)
+        return train(engine, batches, self.training, self.schedule, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
         cluster, assignment = self.config.cluster, self.assignment
