@@ -130,6 +130,25 @@ def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False)
 
 @app.command()
 @reported
+def extend(
+    run: RunDirectory,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="LENGTHS...", help="training.steps=4000, or training.blocks.2.steps=4000 of one block."),
+    ] = None,
+) -> None:
+    """Make the blocks of a run longer, all or single ones; resume trains them on from their commits."""
+    from dbtrain.cli.continued import longer
+    from dbtrain.run.extend import extend as make_longer
+    from dbtrain.run.run import Run
+
+    console = make_console()
+    made = make_longer(Run.at(run), longer(run, lengths or []), lambda line: say(console, line))
+    say(console, f"{len(made.stretches)} block(s) of {run} became longer; now: dbtrain resume {run}")
+
+
+@app.command()
+@reported
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Show blocks, layers, ranges, memory and placement.
     Needs no GPU; trains at most a pilot for the range."""

@@ -31,6 +31,8 @@ BRANCH = "branch"
 """Directory of a run's branch, a run of its own below it, and what messages call that one's only block."""
 WEIGHTS: tuple[Role, ...] = ("ema", "model")
 """What a block gives to others: the first of these that it has."""
+STATE = "state.json"
+"""In a block's directory: how its last command here left it, for `status`."""
 VERIFIED = "verified.json"
 """In a block's directory: which files of its last checkpoint were read and found whole."""
 

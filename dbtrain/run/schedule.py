@@ -108,6 +108,8 @@ class Schedule:
         if held and self.held is not None:
             return Stretch(block, self.held, steps, 0)
         longer = steps - self.end
+        if self.end <= self.warmup:  # it has not fallen yet
+            return Stretch(block, self.end, steps, 0)
         return Stretch(block, self.end, steps, min(longer, round(self.warmup * longer / self.steps)))
 
     def _of_length(self, steps: int, step: int) -> float:
@@ -120,6 +122,12 @@ class Schedule:
 def lengths_of(training: TrainingConfig) -> Lengths:
     """How long the blocks are trained."""
     return Lengths(training.steps, {block: own.steps for block, own in training.blocks.items() if own.steps})
+
+
+def in_words(lengths: Lengths) -> str:
+    """Lengths as overrides say them."""
+    own = [f"training.blocks.{block}.steps={steps}" for block, steps in sorted(lengths.blocks.items())]
+    return " ".join([f"training.steps={lengths.steps}", *own])
 
 
 def with_lengths(training: TrainingConfig, lengths: Lengths) -> TrainingConfig:

@@ -1,5 +1,5 @@
 """Checkpoints of one block: complete or absent, verified before use, and the last good one is never removed
-but by :meth:`Checkpoints.go_back_to`."""
+but by :meth:`Checkpoints.go_back_to` and :meth:`Checkpoints.set_aside`."""
 
 import contextlib
 import sys
@@ -147,6 +147,21 @@ class Checkpoints:
         for later in self._all_steps():
             if later > step:
                 self._drop(later)
+
+    def set_aside(self, step: int, folder: str) -> None:
+        """Move all checkpoints after a step into a folder of this directory, where none of them counts.
+
+        Each is whole there before it goes here; on a disk the files get a second name.
+
+        Raises:
+            ShardError: the storage cannot be reached; the same call goes on.
+        """
+        for later in reversed([found for found in self.steps() if found > step]):
+            here, there = step_name(later), f"{folder}/{step_name(later)}"
+            self._store.remove(there)  # of a call that was cut off
+            for name in sorted(self._folder(later).list(), key=lambda name: name == COMMIT):
+                self._store.copy(f"{here}/{name}", f"{there}/{name}")
+            self._drop(later)
 
     def newest_commit(self) -> Commit | None:
         """What :meth:`newest_step` finds, None if there is none; no content of a shard is read.

@@ -55,6 +55,11 @@ def test_a_wsd_run_without_a_checkpoint_before_its_decay_climbs_as_well():
     assert found[600] == pytest.approx(1 / 60) and found[659:960] == [1.0] * 301 and found[961] < 1
 
 
+def test_a_warm_up_that_has_not_ended_goes_on():
+    section, extensions = extended(training(60, warmup=100), 200)
+    assert rates(schedule_of(section, extensions, 0)) == rates(schedule_of(training(200, warmup=100), (), 0))
+
+
 def test_a_block_of_its_own_length_keeps_its_warm_up_when_the_others_become_longer():
     before = training(600, {2: {"steps": 900, "lr": 0.5}}, warmup=100)
     section, extensions = extended(before, 4000)
