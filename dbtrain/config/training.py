@@ -103,6 +103,9 @@ class TrainingConfig(Section):
     and compute the rest again: less memory, more time."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the averaged weights; 0 for none."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between two measurements of each block's loss on validation samples of its own slice, by its
+    averaged weights if it has some; 0 for none. No bit of the training depends on it."""
     checkpoint_every: Count = 200
     keep: Annotated[int, Field(ge=2)] = 2
     keep_optimizer: bool = True

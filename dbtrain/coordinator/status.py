@@ -125,6 +125,7 @@ def block_status(block: RunBlock) -> BlockStatus:
         memory=progress.memory,
         restarts=max(0, attempts - 1),
         level_name=level_name(manifest),
+        validation=progress.validation,
     )
     since = time.time() - float(state["since"]) if "since" in state else None
     error = state.get("error") if phase != Phase.DONE.value else None

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -32,6 +33,9 @@ class Observer(Protocol):
 
     def progress(self, step: int, report: "Report") -> None:
         """What the steps up to `step` were like."""
+
+    def validate(self, step: int) -> None:
+        """Measure the block after `step` steps, a collective of its workers, and leave it as it is."""
 
     def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
         """Take a snapshot, a collective of the block's workers, after `step` steps, and store it.
@@ -64,6 +68,13 @@ class Window:
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Take those of one step, scalars."""
         self.seen.append(torch.stack([loss.float(), norm.to(loss.device, non_blocking=True)]))
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What is done here is no part of the steps, and its time not of theirs."""
+        began = time.monotonic()
+        yield
+        self.since += time.monotonic() - began
 
     def close(self, step: int) -> tuple[float, float, int, float]:
         """(mean loss, seconds, steps, norm of the last step's gradient), and start anew.
@@ -115,6 +126,9 @@ def train(
             loss, seconds, count, norm = window.close(step)
             lr, shown = config.optimizer.lr * scale, norm if engine.norm_is_of_gradient else None
             observer.progress(step, Report(loss, seconds, count, lr, shown))
+        if validates(step, config) and not stopping:
+            with window.left_out():
+                observer.validate(step)
         if commits:
             _refuse_non_finite(engine, step)
             # handed to the writer: durable later, or replaced by a newer one
@@ -124,6 +138,11 @@ def train(
             return "stopped"
     assert committed == config.steps
     return "done"
+
+
+def validates(step: int, config: TrainingConfig) -> bool:
+    """Whether the block is measured after this step: at the end too, if it is measured at all."""
+    return config.validate_every > 0 and (step % config.validate_every == 0 or step == config.steps)
 
 
 def _refuse_non_finite(engine: Engine, step: int) -> None:

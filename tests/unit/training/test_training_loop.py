@@ -32,7 +32,7 @@ class Run:
         self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after
         self.norms, self.wrong_after = norms or {}, wrong_after
         self.trained, self.commits, self.reports, self.rates, self.averaged, self.begun = [], [], [], [], [], []
-        self.norm_is_of_gradient, self.told = True, []
+        self.norm_is_of_gradient, self.told, self.validated = True, [], []
 
     def micro_batches(self, step):
         return iter([(step, m) for m in range(self.micro)])
@@ -68,6 +68,9 @@ class Run:
     def progress(self, step, report):
         self.reports.append((step, report.loss, report.steps))
         self.told.append((step, report.lr, report.grad_norm))
+
+    def validate(self, step):
+        self.validated.append((step, self.committed[-1] if self.commits else 0))
 
     def commit(self, step, take, loss):
         self.commits.append((step, int(take()["model"]["steps"]), loss))
@@ -136,6 +139,31 @@ def test_the_step_before_the_decay_is_committed_so_that_an_extension_can_go_on_f
     run.go(train, optimizer={"schedule": "wsd", "decay": 0.3, "warmup": 2})
     assert run.committed == [4, 7, 8, 10]
     assert run.rates[1:8] == [1.0] * 7 and 1 > run.rates[8] > run.rates[9] > 0
+
+
+def test_a_block_is_measured_before_the_commit_of_its_step_and_at_the_end(train):
+    run, plain = Run(), Run()
+    run.go(train, validate_every=4)
+    plain.go(train)
+    assert run.validated == [(4, 0), (8, 4), (10, 8)] and plain.validated == []
+    assert (run.trained, run.commits, run.reports) == (plain.trained, plain.commits, plain.reports)
+
+
+def test_a_block_that_is_asked_to_leave_is_not_measured_first(train):
+    run = Run(stop_after=4)
+    run.go(train, validate_every=4)
+    assert run.validated == [] and run.committed == [4]
+
+
+def test_the_time_of_a_measurement_is_not_that_of_the_steps(train, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(f"{LOOP}.time.monotonic", lambda: now[0])
+    run, seconds = Run(), []
+    run.validate = lambda step: now.__setitem__(0, now[0] + 100.0)
+    run.before_step = lambda step: now.__setitem__(0, now[0] + 1.0)
+    run.progress = lambda step, report: seconds.append(report.seconds)
+    run.go(train, validate_every=1)
+    assert seconds == [3.0, 1.0, 2.0, 2.0, 1.0, 1.0]
 
 
 def test_a_block_that_is_at_its_end_trains_nothing(train):
