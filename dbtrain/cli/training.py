@@ -192,21 +192,28 @@ def status(run: RunDirectory) -> None:
 
 @app.command()
 @reported
-def merge(run: RunDirectory, overrides: Overrides = None) -> None:
+def merge(
+    run: RunDirectory,
+    overrides: Overrides = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="Take blocks that are not done as far as they are; the run may be training.")
+    ] = False,
+) -> None:
     """Put the blocks of a finished run together and verify the result; overrides say where the data lies."""
     from dbtrain.cli.continued import moved
 
-    merge_and_say(run, make_console(), moved(run, overrides) if overrides else None)
+    merge_and_say(run, make_console(), moved(run, overrides) if overrides else None, now)
 
 
-def merge_and_say(run: str, console: Console, config: Config | None = None) -> None:
+def merge_and_say(run: str, console: Console, config: Config | None = None, now: bool = False) -> None:
     """Merge and verify a run, and say what was made."""
     from dbtrain.evaluation.verify import merge_and_verify
     from dbtrain.run.run import Run
 
-    result, samples = merge_and_verify(Run.at(run), config)
+    result, samples = merge_and_verify(Run.at(run), config, now)
+    progress = f"; its blocks are not done: {result.progress}" if result.progress else ""
     say(
         console,
         f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "
-        "samples it equals the blocks bit for bit",
+        f"samples it equals the blocks bit for bit{progress}",
     )

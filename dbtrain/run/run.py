@@ -260,11 +260,20 @@ class RunBlock:
         Raises:
             ShardError: a checkpoint belongs elsewhere, or the storage cannot be reached.
         """
-        loaded = self.checkpoints.newest(report, roles=WEIGHTS)
-        if loaded is None or loaded.step < self.steps:
+        found = self.weights(report)
+        if found is None or found[0].step < self.steps:
             # whoever found the last one whole did so before it was damaged: the block must train on
             with suppress(ShardError):
                 self.store.remove(VERIFIED)
+        return found
+
+    def weights(self, report: Callable[[str], None]) -> tuple[Loaded, Role] | None:
+        """As :meth:`newest_weights`, of a run that may be training: nothing is written.
+
+        Raises:
+            ShardError: a checkpoint belongs elsewhere, or the storage cannot be reached.
+        """
+        loaded = self.checkpoints.newest(report, roles=WEIGHTS)
         return None if loaded is None else (loaded, next(role for role in WEIGHTS if role in loaded.parts))
 
     def shard(self, step: int, role: str) -> str:
