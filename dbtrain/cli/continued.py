@@ -35,6 +35,11 @@ def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
     check_run_path(whole.store)
     config, url = whole.config, whole.store.url
     out, _, name = url.rpartition("/")
+    if whole.manifest.branch:
+        raise ConfigError(
+            f"{url} is the branch of the run {out}, which is trained with it: give {out}, and --blocks branch to train "
+            "nothing but its branch"
+        )
     if name != config.name:
         raise ConfigError(
             f"{url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
