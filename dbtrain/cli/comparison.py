@@ -66,7 +66,7 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
                 evaluate_run(
                     run,
                     section=isolated.evaluation,
-                    show=lambda metric, scores: found.append((metric, scores)),
+                    show=lambda metric, scores, progress: found.append((metric, scores)),
                     count=view.count,
                 )
             except ShardError as error:

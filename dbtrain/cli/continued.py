@@ -1,15 +1,20 @@
 """The configuration of a run that exists, where the run is now, with what may be said anew for this place."""
 
 import os
+import re
 from collections.abc import Sequence
 
 from dbtrain.config import Config, load_config
 from dbtrain.config.data import PLACES, absolute_paths
 from dbtrain.errors import ConfigError
+from dbtrain.run.extend import KEYS
 from dbtrain.run.run import Run
 from dbtrain.shards.manifest import MANIFEST
 from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
+
+LENGTHS = re.compile(r"(training\.steps|training\.blocks(\.\d+\.steps)?|cluster\.restart_optimizer)=")
+"""How an override of `dbtrain extend` begins."""
 
 
 def is_run(target: str) -> bool:
@@ -30,6 +35,11 @@ def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
     check_run_path(whole.store)
     config, url = whole.config, whole.store.url
     out, _, name = url.rpartition("/")
+    if whole.manifest.branch:
+        raise ConfigError(
+            f"{url} is the branch of the run {out}, which is trained with it: give {out}, and --blocks branch to train "
+            "nothing but its branch"
+        )
     if name != config.name:
         raise ConfigError(
             f"{url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
@@ -66,3 +76,18 @@ def _with_places(config: Config, overrides: Sequence[str]) -> Config:
     found = absolute_paths(config.data)
     paths = {key: getattr(found, key) for key in said if hasattr(found, key)}
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+
+
+def longer(run: str, overrides: Sequence[str]) -> Config:
+    """The configuration of a run with other lengths.
+
+    Raises:
+        ConfigError: an override is of something else.
+        ShardError: there is no run.
+    """
+    others = [override for override in overrides if not LENGTHS.match(override)]
+    if others:
+        raise ConfigError(f"{others[0]!r} is not for this command: extend makes blocks longer, and takes {KEYS}")
+    whole = Run.at(run)
+    check_run_path(whole.store)
+    return load_config(None, overrides, base=whole.config.model_dump(mode="json"))

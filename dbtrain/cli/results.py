@@ -11,6 +11,11 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
 
+Now = Annotated[
+    bool,
+    typer.Option("--now", help="By the newest commits of a run that trains or is not done; it is left as it is."),
+]
+
 
 @app.command(name="eval")
 @reported
@@ -30,7 +35,7 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
             Run.at(run),
             overrides,
             section,
-            show=lambda metric, scores: show_table(console, scores_table(metric, scores)),
+            show=lambda metric, scores, progress: show_table(console, scores_table(metric, scores, progress)),
             count=view.count,
             tell=lambda line: say(console, f"took {line}"),
         )
@@ -53,22 +58,29 @@ def sample(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     overrides: Overrides = None,
+    now: Now = False,
 ) -> None:
     """Draw samples from the merged model of a run, with one block at a time in memory;
     overrides such as evaluation.batch_size=2048."""
     from dbtrain.evaluation.images.pictures import sample_run
+    from dbtrain.evaluation.merged_model import model_of, progress_of
     from dbtrain.run.run import Run
-    from dbtrain.shards.merged_directory import MergedDirectory
 
     console, of = make_console(), Run.at(run)
     took: list[str] = []
-    with LiveView(console) as view:
+    with model_of(of, now) as merged, LiveView(console) as view:
+        if now and out is None:
+            out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
         drawn = (of, out, count, steps, solver, spacing, guidance, seed)
-        where = sample_run(*drawn, view.count, overrides or [], took.append)
-    names = MergedDirectory(of.merged).manifest.class_names
+        where = sample_run(*drawn, view.count, overrides or [], took.append, merged)
+        names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
-    say(console, f"{count} samples of {run} in {where}{classes}")
+    say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
     say(console, f"took {took[0]}")
+
+
+def _not_done(progress: str) -> str:
+    return f"; its blocks are not done: {progress}" if progress else ""
 
 
 @app.command()
@@ -82,12 +94,19 @@ def generate(
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
+    now: Now = False,
 ) -> None:
     """Continue a text with the merged model of a run."""
+    from dbtrain.evaluation.merged_model import model_of, progress_of
     from dbtrain.evaluation.text.generate import generate_text
     from dbtrain.run.run import Run
 
-    print(prompt + generate_text(Run.at(run), prompt, length, temperature, seed))
+    of = Run.at(run)
+    with model_of(of, now) as merged:
+        text, progress = generate_text(of, prompt, length, temperature, seed, merged), progress_of(of, merged)
+    print(prompt + text)
+    if progress:
+        say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
 
 
 @app.command()
@@ -99,13 +118,14 @@ def losses(
 ) -> None:
     """Show the loss of every block by noise level; at a boundary, of both neighbours."""
     from dbtrain.evaluation.losses import losses_table, measure_losses
+    from dbtrain.evaluation.merged_model import merged_of, progress_of
     from dbtrain.run.run import Run
 
-    console = make_console()
+    console, of = make_console(), Run.at(run)
     with LiveView(console) as view:
-        measure_losses(
-            Run.at(run), levels, samples, lambda points: show_table(console, losses_table(points)), view.count
-        )
+        measure_losses(of, levels, samples, lambda points: show_table(console, losses_table(points)), view.count)
+    if progress := progress_of(of, merged_of(of)):
+        say(console, f"its blocks are not done: {progress}")
 
 
 @app.command()

@@ -130,6 +130,25 @@ def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False)
 
 @app.command()
 @reported
+def extend(
+    run: RunDirectory,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="LENGTHS...", help="training.steps=4000, or training.blocks.2.steps=4000 of one block."),
+    ] = None,
+) -> None:
+    """Make the blocks of a run longer, all or single ones; resume trains them on from their commits."""
+    from dbtrain.cli.continued import longer
+    from dbtrain.run.extend import extend as make_longer
+    from dbtrain.run.run import Run
+
+    console = make_console()
+    made = make_longer(Run.at(run), longer(run, lengths or []), lambda line: say(console, line))
+    say(console, f"{len(made.stretches)} block(s) of {run} became longer; now: dbtrain resume {run}")
+
+
+@app.command()
+@reported
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Show blocks, layers, ranges, memory and placement.
     Needs no GPU; trains at most a pilot for the range."""
@@ -173,21 +192,28 @@ def status(run: RunDirectory) -> None:
 
 @app.command()
 @reported
-def merge(run: RunDirectory, overrides: Overrides = None) -> None:
+def merge(
+    run: RunDirectory,
+    overrides: Overrides = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="Take blocks that are not done as far as they are; the run may be training.")
+    ] = False,
+) -> None:
     """Put the blocks of a finished run together and verify the result; overrides say where the data lies."""
     from dbtrain.cli.continued import moved
 
-    merge_and_say(run, make_console(), moved(run, overrides) if overrides else None)
+    merge_and_say(run, make_console(), moved(run, overrides) if overrides else None, now)
 
 
-def merge_and_say(run: str, console: Console, config: Config | None = None) -> None:
+def merge_and_say(run: str, console: Console, config: Config | None = None, now: bool = False) -> None:
     """Merge and verify a run, and say what was made."""
     from dbtrain.evaluation.verify import merge_and_verify
     from dbtrain.run.run import Run
 
-    result, samples = merge_and_verify(Run.at(run), config)
+    result, samples = merge_and_verify(Run.at(run), config, now)
+    progress = f"; its blocks are not done: {result.progress}" if result.progress else ""
     say(
         console,
         f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "
-        "samples it equals the blocks bit for bit",
+        f"samples it equals the blocks bit for bit{progress}",
     )

@@ -139,6 +139,11 @@ class Config(Section):
             training.pop(key)
         for key in ("activation_checkpointing", "checkpoint_every", "keep", "keep_optimizer", "log_every"):
             training.pop(key)
+        training.pop("validate_every")
+        optimizer = training["optimizer"]
+        if optimizer["schedule"] == "cosine":
+            # so that runs from before there was a choice go on
+            optimizer.pop("schedule"), optimizer.pop("decay")
         if not training["blocks"]:
             # so that runs from before there were exceptions go on
             training.pop("blocks")

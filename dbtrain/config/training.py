@@ -17,8 +17,14 @@ class OptimizerConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.99)
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up: a cosine to `final_lr`; or `wsd` (warmup-stable-decay): the peak rate until the last
+    part, in which it falls to `final_lr`. A `wsd` run that `dbtrain extend` makes longer goes on as if it
+    had been so long from the beginning; the rate of a cosine has to climb again."""
     warmup: Annotated[int, Field(ge=0)] = 100
-    """Steps of linear warm-up, before a cosine to `final_lr`."""
+    """Steps of linear warm-up."""
+    decay: Share = 0.1
+    """Share of all steps in which the rate falls under `wsd`; the checkpoint before it is kept."""
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate at the last step as a share of the peak."""
     clip: Annotated[float, Field(ge=0)] = 1.0
@@ -97,6 +103,9 @@ class TrainingConfig(Section):
     and compute the rest again: less memory, more time."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the averaged weights; 0 for none."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between two measurements of each block's loss on validation samples of its own slice, by its
+    averaged weights if it has some; 0 for none. No bit of the training depends on it."""
     checkpoint_every: Count = 200
     keep: Annotated[int, Field(ge=2)] = 2
     keep_optimizer: bool = True

@@ -4,7 +4,7 @@ import dataclasses
 import time
 
 from dbtrain.coordinator.lifecycle import BlockState, Phase
-from dbtrain.run.run import Run
+from dbtrain.run.run import STATE, Run
 from dbtrain.shards.storage.fence import claim
 from dbtrain.telemetry.events import COORDINATOR, EventLog, EventTail
 
@@ -35,4 +35,4 @@ class BlockRecords:
         """Write a state for `status`."""
         content = {**dataclasses.asdict(state), "phase": state.phase.value, "since": time.time()}
         del content["not_before"]
-        self.blocks[state.block].store.write_json("state.json", content)
+        self.blocks[state.block].store.write_json(STATE, content)

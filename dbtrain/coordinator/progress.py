@@ -10,6 +10,8 @@ class Progress:
 
     step: int = 0
     loss: float | None = None
+    validation: float | None = None
+    """Newest loss on validation samples."""
     rate: float | None = None
     """Steps per second over the last log interval."""
     memory: int | None = None
@@ -29,6 +31,8 @@ class Progress:
             self.step = event["step"]
         if kind in ("resumed", "step"):
             self.loss = event.get("loss")
+        if kind == "validation":
+            self.validation = event["loss"]
         if kind == "step":
             self.rate = event["steps"] / event["seconds"] if event["seconds"] else None
             self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]

@@ -9,7 +9,7 @@ from dbtrain.coordinator.progress import Progress
 from dbtrain.errors import ShardError
 from dbtrain.run.branch import awaits_branch
 from dbtrain.run.plan import level_name
-from dbtrain.run.run import BRANCH, Run, RunBlock
+from dbtrain.run.run import BRANCH, STATE, Run, RunBlock
 from dbtrain.shards.storage.lock import holder_of, is_held
 from dbtrain.telemetry.console import Row
 from dbtrain.telemetry.events import read_events
@@ -125,6 +125,7 @@ def block_status(block: RunBlock) -> BlockStatus:
         memory=progress.memory,
         restarts=max(0, attempts - 1),
         level_name=level_name(manifest),
+        validation=progress.validation,
     )
     since = time.time() - float(state["since"]) if "since" in state else None
     error = state.get("error") if phase != Phase.DONE.value else None
@@ -152,10 +153,10 @@ def _attempts(block: RunBlock) -> int:
 
 
 def _state(block: RunBlock) -> dict[str, Any]:
-    if not block.store.exists("state.json"):
+    if not block.store.exists(STATE):
         return {}
     try:
-        state = block.store.read_json("state.json")
+        state = block.store.read_json(STATE)
     except ShardError:
         return {}
     return state if isinstance(state, dict) else {}

@@ -269,6 +269,7 @@ def row(run: Run, run_plan: RunPlan, state: BlockState, progress: Progress) -> R
         memory=progress.memory,
         restarts=max(0, state.attempt - 1),
         level_name=run_plan.noise().level_name,
+        validation=progress.validation,
     )
 
 

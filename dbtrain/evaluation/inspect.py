@@ -142,9 +142,13 @@ def _misfit(block: RunBlock, step: int) -> str:
 def _merged(store: Store, console: Console) -> None:
     merged = MergedDirectory(store)
     run_plan = merged_plan(merged)
+    if merged.progress:
+        say(console, f"not done: {merged.progress}")
     table = Table("block", "step", "weights", "tensors", "file")
     for row in merged.blocks:
         tensors, wanted = merged.block(row.block), run_plan.model(row.block, "meta").state_dict()
         check_shard(run_plan, row.block, tensors, wanted, merged.where(row.block))
-        table.add_row(str(row.block), str(row.step), row.role, str(len(tensors)), row.file)
+        steps = merged.manifest.steps(row.block)
+        step = f"{row.step} of {steps}" if row.step < steps else str(row.step)
+        table.add_row(str(row.block), step, row.role, str(len(tensors)), row.file)
     show_table(console, table)

@@ -1,6 +1,7 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
 from dbtrain.method.split import local_name
+from dbtrain.run.newest import newest_model
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.run.run import Run
 from dbtrain.shards.fit import check_fit
-from dbtrain.shards.manifest import read_manifest
-from dbtrain.shards.merged_directory import CONFIG, MergedDirectory
+from dbtrain.shards.manifest import Manifest, read_manifest
+from dbtrain.shards.merged_directory import CONFIG, MergedDirectory, unfinished
 from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
@@ -60,6 +62,8 @@ class MergedModel:
 
     count: Count = staticmethod(silent)
     """Told how far a measurement of this model has come."""
+    progress = ""
+    """What `progress_of` says of it."""
 
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
@@ -76,16 +80,22 @@ class MergedModel:
         return MergedModel(merged_plan(merged), merged.block, device, merged.where, one_at_a_time)
 
     @staticmethod
-    def of_run(run: Run, device: torch.device) -> "MergedModel":
+    def of_run(run: Run, device: torch.device, merged: MergedDirectory | None = None) -> "MergedModel":
         """The merged model of a run, with the places that only run.json keeps,
         if it is there, such as its data's.
+
+        Args:
+            run: the run.
+            device: of the blocks.
+            merged: a model of its blocks that lies elsewhere.
 
         Raises:
             ShardError: the run is not merged, or its files are damaged.
         """
-        merged = merged_of(run)
+        merged = merged or merged_of(run)
         model = MergedModel.of(merged, device)
-        if run.exists and run.manifest.config_hash == merged.manifest.config_hash:
+        model.progress = progress_of(run, merged)
+        if run.exists and _same_run(run.manifest, merged.manifest):
             located = read_plan(run.manifest, None)
             model.run_plan = replace(model.run_plan, config=located.config, paths=located.paths)
         return model
@@ -172,6 +182,33 @@ def merged_of(run: Run) -> MergedDirectory:
         check_run_path(run.store)
         read_manifest(run.store)
     return MergedDirectory(run.merged)
+
+
+@contextmanager
+def model_of(run: Run, now: bool) -> Iterator[MergedDirectory]:
+    """The merged model of a run; or, of a run that may be training, one of its newest commits.
+
+    Raises:
+        ShardError: there is none, or a block has no commit.
+    """
+    if not now:
+        yield merged_of(run)
+        return
+    check_run_path(run.store)
+    with newest_model(run) as merged:
+        yield merged
+
+
+def progress_of(run: Run, merged: MergedDirectory) -> str:
+    """How far the blocks were trained, if the run is longer than that; '' for the model of a whole run."""
+    longest = run.manifest if run.exists and _same_run(run.manifest, merged.manifest) else merged.manifest
+    return unfinished(longest, merged.blocks)
+
+
+def _same_run(ours: Manifest, theirs: Manifest) -> bool:
+    """Whether blocks of one are blocks of the other; the run may have been extended meanwhile."""
+    count = ours.blocks
+    return count == theirs.blocks and all(ours.identity(block) == theirs.identity(block) for block in range(count))
 
 
 class LoadedBlocks(Sequence[BlockModel]):

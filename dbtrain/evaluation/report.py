@@ -16,6 +16,7 @@ from dbtrain.evaluation.metrics import Metric, metric_of
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import UNFINISHED
 from dbtrain.telemetry.counting import Count, silent
 
 Scores = dict[str, dict[str, float]]
@@ -40,7 +41,7 @@ def evaluate_run(
     run: Run,
     overrides: Sequence[str] = (),
     section: EvaluationConfig | None = None,
-    show: Callable[[Metric, Scores], None] = lambda metric, scores: None,
+    show: Callable[[Metric, Scores, str], None] = lambda metric, scores, progress: None,
     count: Count = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[Metric, Scores]:
@@ -51,7 +52,7 @@ def evaluate_run(
         overrides: of the section `evaluation`, such as ``evaluation.steps=100``, and of where the data lies,
             such as ``data.path=/elsewhere``; it must be the same data.
         section: how to evaluate, if not as the run's own configuration says.
-        show: called with the result before it is written.
+        show: called with the result before it is written, and with how far blocks are that are not done.
         count: told how far it has come.
         tell: gets a line with how long the parts took.
 
@@ -78,9 +79,11 @@ def evaluate_run(
     scores = {split: measure(samples) for split, samples in splits.items()}
     tell(watch.line("measuring", speed))
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
+    if model.progress:
+        record[UNFINISHED] = model.progress
     if depends_on:
         record["depends_on"] = depends_on
-    show(metric, scores)
+    show(metric, scores, model.progress)
     keep(run, "evaluation.json", record, "the scores")
     return metric, scores
 
@@ -101,9 +104,13 @@ def label(readout: str) -> str:
     return READOUTS.get(readout, readout)
 
 
-def scores_table(metric: Metric, scores: Scores) -> Table:
-    """One line for each readout, then one for each class, or for those that are worst if there are many."""
-    table = Table("readout", *(f"{split} {metric.label}" for split in scores))
+def scores_table(metric: Metric, scores: Scores, progress: str = "") -> Table:
+    """One line for each readout, then one for each class, or for those that are worst if there are many.
+
+    Above them stands how far the blocks are trained, if they are not done.
+    """
+    title = f"not done: {progress}" if progress else None
+    table = Table("readout", *(f"{split} {metric.label}" for split in scores), title=title, title_justify="left")
     names = dict.fromkeys(name for split in scores.values() for name in split)
     classes = [name for name in names if name.startswith(CLASS)]
     if len(classes) > MOST_CLASSES:

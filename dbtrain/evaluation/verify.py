@@ -9,6 +9,7 @@ from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
 from dbtrain.run.merge import MergeResult, merge
+from dbtrain.run.newest import while_it_trains
 from dbtrain.run.run import WEIGHTS, Run
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
@@ -17,7 +18,7 @@ SAMPLES = 32
 CPU = torch.device("cpu")
 
 
-def merge_and_verify(run: Run, config: Config | None = None) -> tuple[MergeResult, int]:
+def merge_and_verify(run: Run, config: Config | None = None, now: bool = False) -> tuple[MergeResult, int]:
     """Merge, and compare every block's output with that of its own checkpoint on a few test samples.
 
     A merged model exists only when this has succeeded; one of before stays until then.
@@ -25,6 +26,7 @@ def merge_and_verify(run: Run, config: Config | None = None) -> tuple[MergeResul
     Args:
         run: directory of the run.
         config: of the run with the data where it lies now; by default where run.json says.
+        now: take blocks that are not done as far as they are, of a run that may be training.
 
     Returns:
         The result of the merge, and on how many samples it was verified.
@@ -35,13 +37,17 @@ def merge_and_verify(run: Run, config: Config | None = None) -> tuple[MergeResul
         DataError: the test samples cannot be read.
     """
     check_run_path(run.store)
-    _check_finished(run)
+    if not now:
+        _check_finished(run)
     run_plan = run.plan if config is None else replace(run.plan, config=config)
     test = run_plan.data().test
     samples = min(SAMPLES, len(test))
     batch = test.batch(torch.arange(samples), CPU)
-    result = merge(run, lambda merged: _check(run, MergedDirectory(merged), batch))
-    return result, samples
+
+    def act() -> MergeResult:
+        return merge(run, lambda merged: _check(run, MergedDirectory(merged), batch), now)
+
+    return while_it_trains(run, act) if now else act(), samples
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
@@ -107,4 +113,7 @@ def _check_finished(run: Run) -> None:
     reached = [(block, max(block.checkpoints.steps(), default=0)) for block in run.blocks]
     behind = [f"block {block.number} at step {step} of {block.steps}" for block, step in reached if step < block.steps]
     if behind:
-        raise IncompleteRunError(f"{run.store.url} is not finished: {', '.join(behind)}; run dbtrain train again first")
+        raise IncompleteRunError(
+            f"{run.store.url} is not finished: {', '.join(behind)}; run dbtrain train again first, or merge what "
+            "there is by now (--now)"
+        )

@@ -17,6 +17,7 @@ from dbtrain.method.split import LayerSplit
 from dbtrain.run.initial_weights import InitialWeights, store_of
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import BRANCH, Run
+from dbtrain.run.schedule import first_training
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.origin import Origin
 
@@ -30,9 +31,12 @@ def branch_plan(run_plan: RunPlan) -> RunPlan:
     """
     depth = common_depth(run_plan.split)
     edges = run_plan.ranges.edges
+    # as it was when the run was prepared: the branch does not become longer with the blocks
+    training = first_training(run_plan.config.training, run_plan.extensions)
     return replace(
         run_plan,
-        config=branch_config(run_plan.config, depth),
+        config=branch_config(run_plan.config.model_copy(update={"training": training}), depth),
+        extensions=(),
         split=LayerSplit((0, depth)),
         ranges=Ranges((edges[0], edges[-1])),
         init=None,  # the run's own, once its branch is done

@@ -35,8 +35,9 @@ def of_block(run_plan: RunPlan, block: int) -> BlockDisk:
     weights = count_parameters(run_plan.objective(block, "meta")) * FLOAT_BYTES
     kept = weights * (2 if training.ema else 1)
     checkpoint = kept + ADAM_STATES * weights
-    done = training.keep * checkpoint if training.keep_optimizer else kept
-    return BlockDisk(checkpoint, (training.keep + 1) * checkpoint, done)
+    count = training.keep + (run_plan.schedule(block).held is not None)
+    done = count * checkpoint if training.keep_optimizer else kept
+    return BlockDisk(checkpoint, (count + 1) * checkpoint, done)
 
 
 def peak_and_after(blocks: Sequence[BlockDisk], at_once: int) -> tuple[int, int]:

@@ -10,8 +10,12 @@ from functools import partial
 
 from dbtrain.errors import ShardError
 from dbtrain.run.choice import choose
+from dbtrain.run.extend import apply as extend_as
+from dbtrain.run.extend import described as extended
+from dbtrain.run.extend import same_course, trained_alike
 from dbtrain.run.gather_sources import Source, check_same_run, open_source
-from dbtrain.run.run import Run, RunBlock
+from dbtrain.run.run import STATE, Run, RunBlock
+from dbtrain.run.schedule import in_words
 from dbtrain.shards.checkpoint import Checkpoints, Commit
 from dbtrain.shards.copies import CheckpointCopy, adopt, agree, described
 from dbtrain.shards.manifest import MANIFEST
@@ -20,9 +24,6 @@ from dbtrain.shards.storage.fence import check, claim
 from dbtrain.shards.storage.lock import RunLock
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Bytes, Count, silent
-
-STATE = "state.json"
-"""In a block's directory: how its last command here left it, which says nothing of what was gathered."""
 
 Tell = Callable[[str], None]
 
@@ -56,6 +57,8 @@ def gather(
     with RunLock(run.store, "dbtrain gather") as lock:
         gathering = Gathering(run, tell)
         sources = gathering.open([*urls, *([take] if take else [])])
+        for line in (line for source in sources for line in source.damaged):
+            tell(line)
         choices = gathering.choices(blocks, sources, Store(take).url if take else None)
         coming = Bytes(sum(choice.copy.size for choice in choices if not choice.is_here), "MiB gathered", count)
         for choice in choices:
@@ -96,22 +99,58 @@ class Gathering:
             try:
                 source = open_source(url)
                 check_same_run(self.run, source)
+                self._extend_as(source)
                 sources[source.url] = source
             except ShardError as err:
                 self.problems.append(str(err))
         return list(sources.values())
 
+    def _extend_as(self, source: Source) -> None:
+        """Make the run here as long as a place has made it, if that place knows all that is known here.
+
+        Raises:
+            ShardError: both were extended, and otherwise.
+        """
+        ours, theirs = self.run.manifest.extensions, source.manifest.extensions
+        common = min(len(ours), len(theirs))
+        if not same_course(ours[:common], theirs[:common]):
+            raise ShardError(
+                f"{source.url} was extended to {in_words(theirs[common - 1].after)}, and {self.run.store.url} "
+                f"otherwise, to {in_words(ours[common - 1].after)}: blocks of the two do not fit together; extend a "
+                "run in one place and gather from there"
+            )
+        for extension in theirs[common:]:
+            self.tell(f"{source.url} was extended to {in_words(extension.after)}, and so this run is now:")
+            for line in extended(self.run, extension):
+                self.tell(line)
+            extend_as(self.run, [extension])
+
     def choices(self, blocks: Sequence[RunBlock], sources: Sequence[Source], take: str | None) -> list[Choice]:
         """What is taken of each block that is offered, looked at before anything is written."""
         made = []
         for block in blocks:
-            offers = [source.copies[block.number] for source in sources if block.number in source.copies]
+            offers = [source.copies[block.number] for source in self._alike(block, sources)]
             try:
                 if offers:
                     made.append(self._choice(block, offers, take))
             except ShardError as err:
                 self.problems.append(f"block {block.number}: {err}")
         return made
+
+    def _alike(self, block: RunBlock, sources: Sequence[Source]) -> list[Source]:
+        """The places that have the block as the schedule here trains it."""
+        alike = []
+        for source in sources:
+            copy = source.copies.get(block.number)
+            why = copy and trained_alike(block.schedule, source.schedule(block.number), copy.commit.step)
+            if why:
+                self.problems.append(
+                    f"block {block.number} of {source.url}: {why}; bring the extension there first (dbtrain gather "
+                    f"there, from {self.run.store.url}), and train the block on from where it holds"
+                )
+            elif copy:
+                alike.append(source)
+        return alike
 
     def _choice(self, block: RunBlock, offers: Sequence[CheckpointCopy], take: str | None) -> Choice:
         here = block.checkpoints.newest_commit()
@@ -145,7 +184,8 @@ class Gathering:
 
 def _bring(choice: Choice, tick: Callable[[int], None]) -> None:
     block, copy, token = choice.block, choice.copy, secrets.token_hex(8)
-    checkpoints = Checkpoints(block.store, block.identity, block.run.config.training.keep)
+    keep, held = block.run.config.training.keep, block.schedule.held
+    checkpoints = Checkpoints(block.store, block.identity, keep, held)
     if choice.is_here:
         assert choice.here is not None
         checkpoints.publish(choice.here)  # writes nothing, and removes what a call that was cut off has left
@@ -155,7 +195,7 @@ def _bring(choice: Choice, tick: Callable[[int], None]) -> None:
     adopt(copy, block.store, checkpoints, partial(check, block.store, token), tick)
     if choice.here is not None and choice.here.step > copy.commit.step:
         checkpoints.go_back_to(copy.commit.step)
-    block.store.remove(STATE)
+    block.store.remove(STATE)  # it says nothing of what was gathered
 
 
 def missing(run: Run) -> list[str]:

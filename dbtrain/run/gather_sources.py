@@ -2,13 +2,14 @@
 
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dbtrain.config import parse_config
+from dbtrain.config import Config, parse_config
 from dbtrain.errors import ShardError
 from dbtrain.run.config_diff import but_for_places, difference
 from dbtrain.run.run import Run, RunBlock
+from dbtrain.run.schedule import Schedule, first_training, schedule_of
 from dbtrain.shards.checkpoint import Commit
 from dbtrain.shards.commit import step_name
 from dbtrain.shards.copies import CheckpointCopy
@@ -27,6 +28,13 @@ class Source:
     manifest: Manifest
     copies: Mapping[int, CheckpointCopy]
     """The newest checkpoint of each block that it has."""
+    damaged: Sequence[str] = ()
+    """Newer checkpoints that it has and that are not whole, in words."""
+
+    def schedule(self, block: int) -> Schedule:
+        """What the block is trained with there."""
+        config = parse_config(dict(self.manifest.config), f"{self.url}: {MANIFEST}")
+        return schedule_of(config.training, self.manifest.extensions, block)
 
 
 def open_source(url: str) -> Source:
@@ -39,7 +47,7 @@ def open_source(url: str) -> Source:
     if store.exists(MANIFEST):
         run = Run(store)
         copies = {block.number: copy for block in run.blocks if (copy := copy_of(block)) is not None}
-        return Source(store.url, run.manifest, copies)
+        return Source(store.url, run.manifest, copies, _damaged(run, copies))
     parent, name = posixpath.split(store.url)
     if os.path.isdir(url) or parent.endswith(":/") or not (folder := Store(parent)).exists(name):
         check_run_path(store)
@@ -56,6 +64,21 @@ def copy_of(block: RunBlock) -> CheckpointCopy | None:
         return None
     folder = block.store.child(step_name(commit.step))
     return CheckpointCopy(commit, block.run.store.url, folder.read_range)
+
+
+def _damaged(run: Run, copies: Mapping[int, CheckpointCopy]) -> list[str]:
+    """Checkpoints of a folder that are newer than what it offers, and not whole; a line for each block."""
+    lines = []
+    for block in run.blocks:
+        offered = copies[block.number].commit.step if block.number in copies else 0
+        newer = [step for step in block.checkpoints.steps() if step > offered]
+        if newer:
+            count = f"step {offered} is the newest that is whole" if offered else "it has no other"
+            lines.append(
+                f"block {block.number}: {run.store.url} has a checkpoint of step {newer[-1]} that is damaged (dbtrain "
+                f"inspect names the file), and {count}"
+            )
+    return lines
 
 
 def _packed_copy(packed: PackedFile, block: int, commit: Commit) -> CheckpointCopy:
@@ -77,17 +100,24 @@ def check_same_run(run: Run, source: Source) -> None:
     if ours.blocks == theirs.blocks:
         for block in range(ours.blocks):
             check_identity(theirs.identity(block), ours.identity(block), where)
-    stored = parse_config(dict(theirs.config), where)
-    if but_for_places(stored, run.config).content_hash() != ours.config_hash:
+    ours_sealed = _as_sealed(run.config, ours)
+    stored = _as_sealed(parse_config(dict(theirs.config), where), theirs)
+    if but_for_places(stored, run.config).content_hash() != ours_sealed.content_hash():
         raise ShardError(
             f"{source.url} is of a run of another configuration than {run.store.url}: "
-            f"{difference(dict(ours.config), stored)} there; copy one sealed folder (dbtrain prepare) to all places"
+            f"{difference(ours_sealed.model_dump(mode='json'), stored)} there; copy one sealed folder (dbtrain "
+            "prepare) to all places, and make a run longer with dbtrain extend"
         )
     if _began_with(ours) != _began_with(theirs):
         raise ShardError(
             f"{source.url} began with other weights than {run.store.url} (init in {MANIFEST}): of a run that branches, "
             "copy its folder to all places once the branch is trained"
         )
+
+
+def _as_sealed(config: Config, manifest: Manifest) -> Config:
+    """The configuration without the extensions of the run."""
+    return config.model_copy(update={"training": first_training(config.training, manifest.extensions)})
 
 
 def _began_with(manifest: Manifest) -> dict[str, str]:

@@ -5,8 +5,9 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from dbtrain.shards.merged_directory import (
     dump_config,
     shard_name,
 )
+from dbtrain.shards.packed_file import pieces as in_pieces
+from dbtrain.shards.packed_file import verified
 from dbtrain.shards.portable import portable
 from dbtrain.shards.safetensors_file import sha256
 from dbtrain.shards.storage.errors import MissingError
@@ -42,6 +45,8 @@ class MergeResult:
     """(block, step, loss, SHA-256 of its shard), in the order of the blocks."""
     tensors: int
     parameters: int
+    progress: str
+    """How far the blocks are trained, if they are not done."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def read_back(merged: Store) -> None:
     model.frozen()
 
 
-def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
+def merge(run: Run, check: Callable[[Store], None] = read_back, now: bool = False) -> MergeResult:
     """Merge each block's newest verified checkpoint, its averaged weights if it has them,
     into ``merged`` of the run.
 
@@ -84,27 +89,25 @@ def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
         run: the run.
         check: raises if what lies in this directory is not to become the merged model. The command passes the
             comparison of `evaluation/verify.py`; the default only reads back.
+        now: take blocks that are not done as far as they are; config.json then says so.
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that
             belongs elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or
             storage out of reach; and what `check` raises.
     """
-    common = _read_common(run)
-    pieces = _collect(run)
-    common[INDEX] = _index(pieces, run.frozen)
-    config = _config(run.manifest, pieces, common)
+    pieces, files = _planned(run, now)
     store = run.store
     # Not hidden, so that list() finds what a killed merge left behind.
     building = f"{MERGED}.building-{secrets.token_hex(8)}"
     _remove_leftovers(store)
     try:
-        _fill(store, building, pieces, {**common, CONFIG: config})
+        _fill(store, building, pieces, files)
         check(store.child(building))
         if store.is_local:
             store.move(building, MERGED)
         else:
-            _publish(store, building, config)
+            _publish(store, building, files[CONFIG])
     finally:
         with contextlib.suppress(ShardError):
             store.remove(building)
@@ -113,7 +116,36 @@ def merge(run: Run, check: Callable[[Store], None] = read_back) -> MergeResult:
         blocks=[(piece.block, piece.step, piece.loss, piece.record["sha256"]) for piece in pieces],
         tensors=sum(len(piece.sizes) for piece in pieces) + len(run.frozen),
         parameters=sum(elements for sizes in _all_sizes(pieces, run.frozen) for elements, _ in sizes.values()),
+        progress=MergedDirectory(run.merged).progress,
     )
+
+
+def assemble(run: Run, target: Store) -> None:
+    """Make a merged model of what blocks have by now in a directory elsewhere; in the run nothing is written.
+
+    Raises:
+        ShardError: a block has no checkpoint, or none that verifies; a file went while it was read; or
+            `target` cannot be written.
+    """
+    planned, files = _planned(run, now=True)
+    for piece in planned:
+        size, where = piece.record["size"], run.store.where(piece.source)
+        read = partial(run.store.read_range, piece.source)
+        target.write_stream(piece.file, partial(_verified, read, size, piece.record["sha256"], where))
+    for name, data in files.items():
+        target.write(name, data)
+
+
+def _verified(read: Callable[[int, int], bytes], size: int, digest: str, where: str) -> Iterator[bytes]:
+    return verified(in_pieces(read, size), size, digest, where)
+
+
+def _planned(run: Run, now: bool) -> tuple[list[_Piece], dict[str, bytes]]:
+    """The blocks of a merged model, and the content of its other files, config.json last."""
+    common = _read_common(run)
+    found = _collect(run, now)
+    common[INDEX] = _index(found, run.frozen)
+    return found, {**common, CONFIG: _config(run.manifest, found, common)}
 
 
 def _read_common(run: Run) -> dict[str, bytes]:
@@ -135,17 +167,17 @@ def _read_common(run: Run) -> dict[str, bytes]:
     return common
 
 
-def _collect(run: Run) -> list[_Piece]:
+def _collect(run: Run, now: bool) -> list[_Piece]:
     """Every block's newest checkpoint, or one error that
-    names all blocks that have none of their last step."""
+    names all blocks that have none of their last step; none at all if `now`."""
     pieces, missing, behind = [], [], []
     for block in run.blocks:
         skipped: list[str] = []
-        piece = _piece(block, skipped)
+        piece = _piece(block, skipped, now)
         why = "; ".join(skipped)
         if piece is None:
             missing.append(f"{block.number} ({why})" if why else str(block.number))
-        elif piece.step < block.steps:
+        elif piece.step < block.steps and not now:
             behind.append(f"{block.number} (step {piece.step} of {block.steps}{'; ' if why else ''}{why})")
         else:
             pieces.append(piece)
@@ -163,14 +195,14 @@ def _collect(run: Run) -> list[_Piece]:
     return pieces
 
 
-def _piece(block: RunBlock, skipped: list[str]) -> _Piece | None:
+def _piece(block: RunBlock, skipped: list[str], now: bool) -> _Piece | None:
     """The newest checkpoint of a block that verifies; what is passed over is told, and added to `skipped`."""
 
     def skip(line: str) -> None:
         skipped.append(line)
         print(line, file=sys.stderr)
 
-    found = block.newest_weights(skip)
+    found = block.weights(skip) if now else block.newest_weights(skip)
     return None if found is None else _describe(*found, block)
 
 

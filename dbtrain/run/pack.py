@@ -15,7 +15,7 @@ from dbtrain.shards.copies import CheckpointCopy
 from dbtrain.shards.manifest import MANIFEST
 from dbtrain.shards.packed_file import Entry, entry_name, is_packed, write_packed
 from dbtrain.shards.safetensors_file import sha256
-from dbtrain.shards.storage.errors import MissingError
+from dbtrain.shards.storage.errors import FULL, MissingError
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Bytes, Count, silent
 
@@ -65,6 +65,13 @@ def pack(
     except MissingError as err:
         raise ShardError(
             f"{err}; if the run is training, a newer checkpoint has replaced it meanwhile: run the same command again"
+        ) from err
+    except ShardError as err:
+        if getattr(err.__cause__, "errno", None) not in FULL:
+            raise
+        raise ShardError(
+            f"cannot write {folder.where(name)}: the disk is full; free space there, or give --to another place, then "
+            "run the same command again"
         ) from err
     return Packed(folder.where(name), digest, {block: copy.commit for block, copy in copies.items()})
 

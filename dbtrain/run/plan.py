@@ -28,6 +28,8 @@ from dbtrain.method.schemes import SCHEMES, Scheme
 from dbtrain.method.split import LayerSplit
 from dbtrain.models.layers import recompute
 from dbtrain.models.registry import architecture
+from dbtrain.run.schedule import Schedule, schedule_of
+from dbtrain.shards.extension import Extension
 from dbtrain.shards.foreign_tensors import read_tensors
 from dbtrain.shards.manifest import Manifest
 from dbtrain.shards.origin import Origin
@@ -64,6 +66,8 @@ class RunPlan:
     settled: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the architecture that the run settled when it began;
     empty in a run from before there were any."""
+    extensions: tuple[Extension, ...] = ()
+    """How the run became longer than it was prepared."""
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of the parts that no block trains, by their names in a block's model."""
 
@@ -164,6 +168,10 @@ class RunPlan:
         slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b)) for b in blocks]
         return self.scheme.objective(model, slices, shard, self.config.training.precision)
 
+    def schedule(self, shard: int) -> Schedule:
+        """The learning rate that a shard is trained with, over all its steps; the same for every method."""
+        return schedule_of(self.config.training, self.extensions, shard)
+
     def _share(self, block: int) -> float:
         """Share of all training levels in a block's own slice."""
         low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
@@ -244,5 +252,6 @@ def read_plan(
         data_notes=manifest.data_notes,
         init=manifest.init,
         settled=manifest.settled,
+        extensions=manifest.extensions,
         frozen=frozen,
     )

@@ -30,6 +30,7 @@ from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.requests import requests
 from dbtrain.run.run import BRANCH, Run
+from dbtrain.run.schedule import in_words, lengths_of, with_lengths
 from dbtrain.run.weight_meaning import check_codebook, codes_of
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.format import encode_codebook
@@ -189,9 +190,22 @@ def _refuse_another(run: Run, config: Config) -> None:
     given = but_for_places(config, run.config) if manifest.data_hash else config
     if manifest.config_hash != given.content_hash():
         raise ConfigError(
-            f"{run.store.url} is a run of another configuration: {difference(dict(manifest.config), given)}; choose "
-            "another name (name=...), give the configuration it was started with, or remove the directory"
+            f"{run.store.url} is a run of another configuration: {difference(dict(manifest.config), given)}; "
+            f"{_way_out(run, given)}"
         )
+
+
+def _way_out(run: Run, given: Config) -> str:
+    """What to do with a run of another configuration; one that differs in its length alone can go on."""
+    now = with_lengths(given.training, lengths_of(run.config.training))
+    if given.model_copy(update={"training": now}).content_hash() != run.manifest.config_hash:
+        return "choose another name (name=...), give the configuration it was started with, or remove the directory"
+    if run.manifest.extensions:
+        return (
+            f"it was extended: to train it on, dbtrain resume {run.store.url}, or give its lengths of now with the "
+            f"configuration ({in_words(lengths_of(run.config.training))})"
+        )
+    return f"choose another name (name=...), or make it longer: dbtrain extend {run.store.url} training.steps=..."
 
 
 def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:

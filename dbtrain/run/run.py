@@ -14,6 +14,7 @@ from torch import Tensor
 from dbtrain.config import Config, parse_config
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.run.plan import RunPlan, read_plan
+from dbtrain.run.schedule import Schedule, schedule_of
 from dbtrain.shards.checkpoint import Checkpoints, Loaded
 from dbtrain.shards.commit import step_name
 from dbtrain.shards.format import Identity, Role
@@ -30,6 +31,8 @@ BRANCH = "branch"
 """Directory of a run's branch, a run of its own below it, and what messages call that one's only block."""
 WEIGHTS: tuple[Role, ...] = ("ema", "model")
 """What a block gives to others: the first of these that it has."""
+STATE = "state.json"
+"""In a block's directory: how its last command here left it, for `status`."""
 VERIFIED = "verified.json"
 """In a block's directory: which files of its last checkpoint were read and found whole."""
 
@@ -185,6 +188,11 @@ class RunBlock:
         return self.run.manifest.steps(self.number)
 
     @property
+    def schedule(self) -> Schedule:
+        """Its learning rate over all steps."""
+        return schedule_of(self.run.config.training, self.run.manifest.extensions, self.number)
+
+    @property
     def attempts(self) -> list[int]:
         """Numbers of the attempts whose workers have said a word."""
         return sorted(int(name) for name in self.store.child(ATTEMPTS).list() if name.isdecimal())
@@ -252,11 +260,20 @@ class RunBlock:
         Raises:
             ShardError: a checkpoint belongs elsewhere, or the storage cannot be reached.
         """
-        loaded = self.checkpoints.newest(report, roles=WEIGHTS)
-        if loaded is None or loaded.step < self.steps:
+        found = self.weights(report)
+        if found is None or found[0].step < self.steps:
             # whoever found the last one whole did so before it was damaged: the block must train on
             with suppress(ShardError):
                 self.store.remove(VERIFIED)
+        return found
+
+    def weights(self, report: Callable[[str], None]) -> tuple[Loaded, Role] | None:
+        """As :meth:`newest_weights`, of a run that may be training: nothing is written.
+
+        Raises:
+            ShardError: a checkpoint belongs elsewhere, or the storage cannot be reached.
+        """
+        loaded = self.checkpoints.newest(report, roles=WEIGHTS)
         return None if loaded is None else (loaded, next(role for role in WEIGHTS if role in loaded.parts))
 
     def shard(self, step: int, role: str) -> str:

@@ -136,7 +136,7 @@ def _of_file(store: Store, name: str, url: str) -> WeightSource:
 
 def _of_run(run: Run, url: str) -> WeightSource:
     """Its merged model; of a run that is done and not merged, the last shard of each block."""
-    if run.merged.exists(CONFIG):
+    if run.merged.exists(CONFIG) and not MergedDirectory(run.merged).progress:
         return _of_merged(run.merged, url)
     behind = [f"block {b.number} at step {b.committed} of {b.steps}" for b in run.blocks if not b.done]
     if behind:

@@ -1,5 +1,5 @@
 """Checkpoints of one block: complete or absent, verified before use, and the last good one is never removed
-but by :meth:`Checkpoints.go_back_to`."""
+but by :meth:`Checkpoints.go_back_to` and :meth:`Checkpoints.set_aside`."""
 
 import contextlib
 import sys
@@ -48,14 +48,22 @@ def _to_stderr(line: str) -> None:
 
 
 class Checkpoints:
-    """Checkpoints of one block in its directory, ``blocks/02``; ``keep`` >= 1 of them stay."""
+    """Checkpoints of one block in its directory, ``blocks/02``.
 
-    def __init__(self, store: Store, identity: Identity, keep: int = 2) -> None:
+    Args:
+        store: that directory.
+        identity: of the block.
+        keep: so many stay, at least 1.
+        held: step of one that stays besides.
+    """
+
+    def __init__(self, store: Store, identity: Identity, keep: int = 2, held: int | None = None) -> None:
         if keep < 1:
             raise ShardError(f"keep={keep} checkpoints of {store.url}: keep at least 1, better 2")
         self._store = store
         self._identity = identity
         self._keep = keep
+        self._held = held
         self._known_bad: set[int] = set()
 
     def commit(
@@ -139,6 +147,21 @@ class Checkpoints:
         for later in self._all_steps():
             if later > step:
                 self._drop(later)
+
+    def set_aside(self, step: int, folder: str) -> None:
+        """Move all checkpoints after a step into a folder of this directory, where none of them counts.
+
+        Each is whole there before it goes here; on a disk the files get a second name.
+
+        Raises:
+            ShardError: the storage cannot be reached; the same call goes on.
+        """
+        for later in reversed([found for found in self.steps() if found > step]):
+            here, there = step_name(later), f"{folder}/{step_name(later)}"
+            self._store.remove(there)  # of a call that was cut off
+            for name in sorted(self._folder(later).list(), key=lambda name: name == COMMIT):
+                self._store.copy(f"{here}/{name}", f"{there}/{name}")
+            self._drop(later)
 
     def newest_commit(self) -> Commit | None:
         """What :meth:`newest_step` finds, None if there is none; no content of a shard is read.
@@ -251,11 +274,12 @@ class Checkpoints:
         # Steps above this one are left alone: damaged ones that the attempt passed over,
         # or another attempt's.
         below = [step for step in self._all_steps() if step < commit.step]
-        good = [step for step in below if self._looks_good(step)]
+        good = [step for step in below if step != self._held and self._looks_good(step)]
         kept = good[max(0, len(good) - (self._keep - 1)) :]
         oldest = min(kept, default=commit.step)
         for step in below:
-            if step < oldest or not self._folder(step).exists(COMMIT):
+            unwanted = step < oldest and step != self._held
+            if unwanted or not self._folder(step).exists(COMMIT):
                 self._drop(step)
 
     def _looks_good(self, step: int) -> bool:

@@ -1,17 +1,18 @@
 """run.json: what a run is. Every shard is checked against it.
 
-It is written before training, and once more when a branch is done.
+It is written before training, once more when a branch is done, and whenever the run is extended.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dbtrain import __version__
 from dbtrain.config.training import steps_of
 from dbtrain.errors import ShardError
 from dbtrain.shards.checksummed_json import Fields, canonical, parse_json, seal, unseal
+from dbtrain.shards.extension import Extension
 from dbtrain.shards.format import Identity
 from dbtrain.shards.origin import Origin
 from dbtrain.shards.safetensors_file import sha256
@@ -41,7 +42,7 @@ class Manifest:
     """The fields of run.json. Only :func:`read_manifest` and :meth:`parse` check them."""
 
     config: Mapping[str, Any]
-    """The whole configuration, as it was when the run began."""
+    """The whole configuration, as it was when the run began, but for the steps of one that was extended."""
     plan: tuple[PlanRow, ...]
     """One row per shard: one for each block, the noisiest first, or a single one for all blocks."""
     codebook_hash: str
@@ -78,6 +79,8 @@ class Manifest:
     settled: Mapping[str, Any] = field(default_factory=dict)
     """What the run settled about its network when it began, beyond its configuration;
     empty in one from before there was any."""
+    extensions: tuple[Extension, ...] = ()
+    """How the run became longer than it was prepared, in their order."""
     frozen_hash: str = ""
     """``frozen_hash_of`` the stem and head that no block trains, '' where every block has its own."""
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -110,6 +113,10 @@ class Manifest:
             slices=_rows(fields, "slices", where) if "slices" in content else (),
             class_names=_words(fields, "class_names") if "class_names" in content else (),
             data_notes=_words(fields, "data_notes") if "data_notes" in content else (),
+            extensions=tuple(
+                Extension.parse(entry, where)
+                for entry in (fields.items("extensions") if "extensions" in content else ())
+            ),
             others={name: value for name, value in content.items() if name not in known},
             **optional,
         )
@@ -120,7 +127,8 @@ class Manifest:
 
     def fields(self) -> dict[str, Any]:
         """The JSON object that :meth:`parse` reads; fields that are empty and may be are left out."""
-        content = dataclasses.asdict(self)
+        content = dataclasses.asdict(replace(self, extensions=()))
+        content["extensions"] = [extension.fields() for extension in self.extensions]
         others = content.pop("others")
         needed = ("config", "plan", "codebook_hash", "versions", "noise")
         return {**{name: value for name, value in content.items() if value or name in needed}, **others}

@@ -1,5 +1,6 @@
 """Reading a merged model: everything is checked against config.json, which is checksummed."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,11 @@ from dbtrain.shards.storage.store import Store
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CODEBOOK = "codebook.safetensors"
+UNFINISHED = "unfinished"
+"""Field of config.json that only a model of blocks has which were not done."""
 VERSION = 2
+OWN = ("blocks", "files", UNFINISHED)
+"""Fields of config.json that run.json has not."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,20 @@ def shard_name(block: int, blocks: int) -> str:
 
 def dump_config(manifest: Manifest, blocks: list[MergedBlock], files: dict[str, FileRecord]) -> bytes:
     """The bytes of config.json: the run, its blocks, and the hash of every file beside it."""
-    return seal({**manifest.fields(), "blocks": [asdict(row) for row in blocks], "files": files}, VERSION, CONFIG)
+    content = {**manifest.fields(), "blocks": [asdict(row) for row in blocks], "files": files}
+    if progress := unfinished(manifest, blocks):
+        content[UNFINISHED] = progress
+    return seal(content, VERSION, CONFIG)
+
+
+def unfinished(manifest: Manifest, blocks: Sequence[MergedBlock]) -> str:
+    """How far the blocks of a merged model were trained, if not to their ends: ``steps 4 of 6, 3 of 6``.
+
+    '' if they are done.
+    """
+    steps = [(row.step, manifest.steps(row.block)) for row in blocks]
+    done = all(step >= end for step, end in steps)
+    return "" if done else f"steps {', '.join(f'{step} of {end}' for step, end in steps)}"
 
 
 class MergedDirectory:
@@ -71,7 +89,7 @@ class MergedDirectory:
     @cached_property
     def manifest(self) -> Manifest:
         """What run.json says of the run, but for the places on the machine that trained it."""
-        fields = {name: value for name, value in self._content.items() if name not in ("blocks", "files")}
+        fields = {name: value for name, value in self._content.items() if name not in OWN}
         manifest = Manifest.parse(fields, self.store.where(CONFIG))
         self._check_rows(manifest.blocks)
         return manifest
@@ -87,6 +105,11 @@ class MergedDirectory:
         """One row for each block."""
         self.manifest  # noqa: B018  it checks the rows
         return tuple(MergedBlock(**row) for row in self._content["blocks"])
+
+    @property
+    def progress(self) -> str:
+        """What :func:`unfinished` says of it."""
+        return unfinished(self.manifest, self.blocks)
 
     def _check_rows(self, blocks: int) -> None:
         where = self.store.where(CONFIG)

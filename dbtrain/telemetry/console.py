@@ -44,11 +44,21 @@ class Row:
     """Attempts placed after the first, by any command."""
     level_name: str = "sigma"
     """What such levels are called."""
+    validation: float | None = None
+    """Newest loss on validation samples, where it is measured."""
 
     @property
     def eta(self) -> float | None:
         """Seconds left, if the block goes on at its rate."""
         return (self.steps - self.step) / self.rate if self.rate and self.phase == "running" else None
+
+
+VALIDATION = "validation"
+"""Column that is shown where any block has such a loss."""
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
@@ -57,7 +67,8 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "levels": lambda row: f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
     "state": lambda row: row.phase,
     "step": lambda row: f"{row.step}/{row.steps}",
-    "loss": lambda row: "-" if row.loss is None else f"{row.loss:.4f}",
+    "loss": lambda row: _loss(row.loss),
+    VALIDATION: lambda row: _loss(row.validation),
     "steps/s": lambda row: "-" if row.rate is None else f"{row.rate:.1f}",
     "time": lambda row: duration(row.seconds),
     "ETA": lambda row: duration(row.eta),
@@ -101,6 +112,8 @@ def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | Non
     """
     heading = {"levels": rows[0].level_name} if rows else {}
     columns = {heading.get(name, name): [cell(row) for row in rows] for name, cell in COLUMNS.items()}
+    if all(row.validation is None for row in rows):
+        columns.pop(VALIDATION)
     for name in (heading.get(name, name) for name in MISSED_LEAST):
         # each column has a space on both sides and a line
         if width is None or sum(max(map(len, [n, *cells])) + 3 for n, cells in columns.items()) + 1 <= width:
@@ -178,4 +191,5 @@ def _bar(done: int, of: int) -> str:
 
 def _line(row: Row) -> str:
     told = {name: COLUMNS[name](row) for name in ("step", "loss", "steps/s", "ETA")}
-    return f"{row.name}: step {told['step']} loss {told['loss']} {told['steps/s']} steps/s ETA {told['ETA']}"
+    measured = "" if row.validation is None else f" (validation {_loss(row.validation)})"
+    return f"{row.name}: step {told['step']} loss {told['loss']}{measured} {told['steps/s']} steps/s ETA {told['ETA']}"

@@ -23,7 +23,8 @@ class Trackers:
         self._names = names
         self._tell = tell
         self._open: dict[str, Series] = {}
-        self._logged: dict[str, int] = {}
+        self._logged: dict[str, dict[str, int]] = {"step": {}, "validation": {}}
+        """Newest step of each part, by kind of event."""
 
     def start(self, run: Store, name: str, project: str, config: dict[str, Any], committed: Mapping[str, int]) -> None:
         """Start or continue the series of a run.
@@ -42,7 +43,7 @@ class Trackers:
             return
         directory = f"{run.url}/trackers" if run.is_local else f"{name}-trackers"
         tracked = Tracked(name, project, tracked_as(run), directory, _scalars(config), committed)
-        self._logged = dict(committed)
+        self._logged = {"step": dict(committed), "validation": dict(committed)}
         for tracker in self._names:
             try:
                 self._open[tracker] = SERIES[tracker](tracked)
@@ -53,11 +54,15 @@ class Trackers:
                 ) from None
 
     def log(self, part: str, event: dict[str, Any]) -> None:
-        """Log an event if it is one of a step; a step that an attempt repeats has the same values,
+        """Log an event if it is one of a step or a validation; what an attempt repeats has the same values,
         and is left out."""
-        if event["event"] != "step" or event["step"] <= self._logged.get(part, 0):
+        kind = event["event"]
+        if kind not in ("step", "validation") or event["step"] <= self._logged[kind].get(part, 0):
             return
-        self._logged[part] = event["step"]
+        self._logged[kind][part] = event["step"]
+        if kind == "validation":
+            self._each(lambda series: series.log(part, event["step"], {"validation_loss": event["loss"]}))
+            return
         values: dict[str, float] = {key: event[key] for key in ("loss", "lr", "grad_norm") if key in event}
         values["memory_bytes"] = event["memory"]
         if event["seconds"]:

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from dbtrain.config import AugmentationConfig
 from dbtrain.data.batching import EpochOrder, flip, shift
-from dbtrain.data.splits import Split
+from dbtrain.data.splits import Split, spread
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.run.batch_shape import BatchShape, check_augmentation
+
+FIXED = 1024
+"""Samples at most of a measurement beside the training, but for a batch of each worker."""
 
 
 class Batches:
@@ -59,6 +62,20 @@ class Batches:
             batch = self.split.batch(self._order.indices(step, positions), self.device)
             where = torch.arange(start, start + self.shape.micro_batch, device=self.device)
             yield self._augmented(batch, step, where), key, where
+
+    def fixed(self, split: Split) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """(batch, key, positions) of this worker's part of some samples of a split, spread evenly over it.
+
+        Samples, levels and noise are the same at every call. All batches have the size of those that are
+        trained, for which the model may be compiled; of few samples some come twice then.
+        """
+        size = self.shape.micro_batch
+        count = max(1, min(len(split), FIXED) // (size * self.shape.workers))
+        key = self._key("fixed", 0)
+        for first in range(self.rank * count, (self.rank + 1) * count):
+            positions = torch.arange(first * size, (first + 1) * size)
+            samples = spread(len(split), count * size * self.shape.workers)[positions]
+            yield split.batch(samples, self.device), key, positions.to(self.device)
 
     def _key(self, purpose: str, step: int) -> Tensor:
         # filled on the device: a tensor made from a number here would be copied there,

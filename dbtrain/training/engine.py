@@ -210,6 +210,28 @@ class Engine:
         torch._foreach_lerp_(list(self._ema.values()), [c for c in current if c is not None], 1 - decay)
 
     @torch.no_grad()
+    def measure(self, batches: Iterable[tuple[Mapping[str, Tensor], Tensor, Tensor]]) -> Tensor:
+        """Mean loss of batches of one size on this worker, a scalar; by the averaged weights if it has some.
+
+        A collective under ZeRO. Weights, averages, modes and random numbers are afterwards what they were.
+        """
+        device = torch.device(self._engine.device)
+        modes = [(part, part.training) for part in self._engine.modules()]
+        self._copies.before_update()  # of a snapshot, which are made of what is exchanged here
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._engine.eval()
+            self._with_averages(self._layout.lend)
+            losses = torch.stack([self._engine(*batch).float() for batch in batches])
+            self._with_averages(self._layout.take_back)
+        for part, mode in modes:
+            part.training = mode
+        return losses.mean()
+
+    def _with_averages(self, act: Callable[[nn.Parameter, Tensor | None], None]) -> None:
+        for name, parameter in self._parameters.items() if self._ema_decay else ():
+            act(parameter, self._ema.get(name))
+
+    @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """Full float32 copies on the host: parts ``model``,
         ``ema`` and ``optim``, by parameter name; collective.

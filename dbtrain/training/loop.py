@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import NonFiniteLossError
+from dbtrain.run.schedule import Schedule
 from dbtrain.training.batches import Batches
 from dbtrain.training.engine import Engine
 from dbtrain.training.host_copies import Snapshot
-from dbtrain.training.optimizer import lr_scale
 
 Outcome = Literal["done", "stopped"]
 KEEPS = "this block stops and keeps its last good checkpoint:"
@@ -32,6 +33,9 @@ class Observer(Protocol):
 
     def progress(self, step: int, report: "Report") -> None:
         """What the steps up to `step` were like."""
+
+    def validate(self, step: int) -> None:
+        """Measure the block after `step` steps, a collective of its workers, and leave it as it is."""
 
     def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
         """Take a snapshot, a collective of the block's workers, after `step` steps, and store it.
@@ -65,6 +69,13 @@ class Window:
         """Take those of one step, scalars."""
         self.seen.append(torch.stack([loss.float(), norm.to(loss.device, non_blocking=True)]))
 
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What is done here is no part of the steps, and its time not of theirs."""
+        began = time.monotonic()
+        yield
+        self.since += time.monotonic() - began
+
     def close(self, step: int) -> tuple[float, float, int, float]:
         """(mean loss, seconds, steps, norm of the last step's gradient), and start anew.
 
@@ -85,6 +96,7 @@ def train(
     engine: Engine,
     batches: Batches,
     config: TrainingConfig,
+    schedule: Schedule,
     start: int,
     observer: Observer,
     should_stop: Callable[[int], bool],
@@ -102,19 +114,22 @@ def train(
     loss = math.nan
     while step < config.steps:
         observer.before_step(step)
-        scale = lr_scale(step, config.steps, config.optimizer.warmup, config.optimizer.final_lr)
+        scale = schedule.scale(step)
         engine.set_lr(scale)
         micro = [engine.accumulate(*inputs) for inputs in batches.micro_batches(step)]
         window.add(observer.see_loss(step, torch.stack(micro).mean()), engine.gradient_norm)
         step += 1
         engine.update_ema(step)
         stopping = should_stop(step)
-        last = stopping or step == config.steps
-        if _reported(step, config) or last:
+        commits = stopping or step in (config.steps, schedule.held) or step % config.checkpoint_every == 0
+        if commits or step % config.log_every == 0:
             loss, seconds, count, norm = window.close(step)
             lr, shown = config.optimizer.lr * scale, norm if engine.norm_is_of_gradient else None
             observer.progress(step, Report(loss, seconds, count, lr, shown))
-        if step % config.checkpoint_every == 0 or last:
+        if validates(step, config) and not stopping:
+            with window.left_out():
+                observer.validate(step)
+        if commits:
             _refuse_non_finite(engine, step)
             # handed to the writer: durable later, or replaced by a newer one
             observer.commit(step, engine.snapshot, loss)
@@ -125,13 +140,14 @@ def train(
     return "done"
 
 
+def validates(step: int, config: TrainingConfig) -> bool:
+    """Whether the block is measured after this step: at the end too, if it is measured at all."""
+    return config.validate_every > 0 and (step % config.validate_every == 0 or step == config.steps)
+
+
 def _refuse_non_finite(engine: Engine, step: int) -> None:
     # loss and gradient can be finite and what they made of a weight or a moment not:
     # it must not push a good commit out
     wrong = engine.non_finite()
     if wrong:
         raise NonFiniteLossError(f"{wrong} is not finite after step {step}, though the loss was; {KEEPS} {REMEDY}")
-
-
-def _reported(step: int, config: TrainingConfig) -> bool:
-    return step % config.checkpoint_every == 0 or step % config.log_every == 0 or step == config.steps

@@ -1,20 +1,11 @@
-"""Optimizer and learning rate. The learning rate is a function of the step, so it needs no state."""
+"""Optimizer of a block; its learning rate is in `run/schedule.py`."""
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from dbtrain.config import OptimizerConfig, TrainingConfig
-
-
-def lr_scale(step: int, steps: int, warmup: int, final: float) -> float:
-    """Linear warm-up from 1/warmup to 1, then a cosine to `final` at the last step."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def endless_warmup(training: TrainingConfig) -> str | None:

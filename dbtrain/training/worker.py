@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dbtrain.config import parse_config
+from dbtrain.data.splits import Split
 from dbtrain.errors import WorkerError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.run.batch_shape import block_batch
@@ -60,7 +62,8 @@ class BlockWorker:
         self.training = self.config.training.of_block(assignment.block)
         block = run.block(assignment.block)
         self.store, self.identity = block.store, block.identity
-        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep)
+        self.schedule = self.run_plan.schedule(assignment.block)
+        self.checkpoints = Checkpoints(self.store, self.identity, self.training.keep, self.schedule.held)
         self.log = log
         self.step: int | None = None
         """Steps done when the one under way began, None before the first."""
@@ -110,11 +113,12 @@ class BlockWorker:
         batches = Batches(
             data.train, shape, self.config.seed, assignment.block, self.rank, self.device, self.training.augmentation
         )
+        self._measure = partial(_measured, engine, batches, data.validation)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters() if p.requires_grad)
         self._emit(
             "ready", step=start, parameters=parameters, world_size=dist.get_world_size(), zero_stage=engine.zero_stage
         )
-        return train(engine, batches, self.training, start, self, self.should_stop)
+        return train(engine, batches, self.training, self.schedule, start, self, self.should_stop)
 
     def _resume(self, engine: Engine) -> int:
         cluster, assignment = self.config.cluster, self.assignment
@@ -182,6 +186,14 @@ class BlockWorker:
         fields = {name: value for name, value in asdict(report).items() if value is not None}
         self._emit("step", step=step, memory=memory, **{**fields, "seconds": round(report.seconds, 4)})
 
+    def validate(self, step: int) -> None:
+        """One event with the loss on validation samples."""
+        started = time.monotonic()
+        with self.watchdog.patient():
+            loss = self.sync.average(self._measure()).item()
+        weights = "ema" if self.training.ema else "model"
+        self._emit("validation", step=step, loss=loss, weights=weights, seconds=round(time.monotonic() - started, 4))
+
     def commit(self, step: int, take: Callable[[], Snapshot], loss: float) -> None:
         """Hand a snapshot to the background writer; the event follows when it is durable."""
         started = time.monotonic()
@@ -242,6 +254,11 @@ class BlockWorker:
     def _emit(self, event: str, **fields: Any) -> None:
         if self.rank == 0:
             self.log.tell(event, **fields)
+
+
+def _measured(engine: Engine, batches: Batches, split: Split) -> Tensor:
+    """Loss of this worker's part of some samples."""
+    return engine.measure(batches.fixed(split))
 
 
 def _rename(part: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:

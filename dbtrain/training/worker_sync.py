@@ -47,6 +47,14 @@ class WorkerSync:
         self._asked = shared[1]
         return shared[0] / self.workers
 
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over the workers, beside the steps; a collective."""
+        if self.workers == 1:
+            return value
+        shared = value.clone()
+        dist.all_reduce(shared)
+        return shared / self.workers
+
     def stops(self) -> bool:
         """Whether all leave after the step whose loss :meth:`mean` saw last:
         some worker was asked to by then."""

@@ -41,6 +41,12 @@ class Layout(Protocol):
     def assign(self, parameter: nn.Parameter, full: Tensor) -> None:
         """Set what the next forward pass uses."""
 
+    def lend(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        """Let forward passes use other values, given by the pieces of all ranks; collective."""
+
+    def take_back(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        """End :meth:`lend` of the same pieces: every bit is as it was before; collective."""
+
 
 class Replicated:
     """ZeRO 0: every rank holds all."""
@@ -68,6 +74,16 @@ class Replicated:
 
     def assign(self, parameter: nn.Parameter, full: Tensor) -> None:
         parameter.data.copy_(full)
+
+    def lend(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        assert piece is not None
+        # there is one copy of the weights: the two change places
+        own = parameter.data.clone()
+        parameter.data.copy_(piece)
+        piece.copy_(own)
+
+    def take_back(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        self.lend(parameter, piece)
 
 
 class FlatPartition:
@@ -112,8 +128,9 @@ class FlatPartition:
         if piece is not None:
             whole = piece.numel() == parameter.numel()
             self._range(parameter, full).copy_(self._range(parameter, piece) if whole else piece)
-        # the ranges do not overlap, so the sum has one non-zero term and is exact
-        dist.all_reduce(full)
+        # The ranges do not overlap, so the sum has one term that is not zero. Of integers it is exact to the
+        # last bit: as a float, minus zero would become zero.
+        dist.all_reduce(full.view(torch.int32))
         return full.reshape(parameter.shape)
 
     def scatter(self, parameter: nn.Parameter, full: Tensor, piece: Tensor | None) -> None:
@@ -123,6 +140,12 @@ class FlatPartition:
 
     def assign(self, parameter: nn.Parameter, full: Tensor) -> None:
         parameter.data.copy_(full)
+
+    def lend(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        self.assign(parameter, self.gather(parameter, piece))
+
+    def take_back(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        self.assign(parameter, self.gather(parameter, self.piece(parameter, None)))
 
     @staticmethod
     def _range(parameter: nn.Parameter, flat: Tensor) -> Tensor:
@@ -180,6 +203,14 @@ class Sharded:
     def assign(self, parameter: nn.Parameter, full: Tensor) -> None:
         part = self._part(parameter, full)
         parameter.ds_tensor.data[: part.numel()].copy_(part)  # type: ignore[attr-defined]
+        if parameter.numel() == full.numel():  # a small one, which stays gathered
+            parameter.data.copy_(full)
+
+    def lend(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        self.assign(parameter, self.gather(parameter, piece))
+
+    def take_back(self, parameter: nn.Parameter, piece: Tensor | None) -> None:
+        self.assign(parameter, self.gather(parameter, self.piece(parameter, None)))
 
     def _part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
         first, end = self._bounds(parameter)

@@ -18,24 +18,27 @@ Parts = dict[str, dict[str, Tensor]]
 
 
 class Toy(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 7) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({"0": nn.Linear(6, 9), "1": nn.Linear(9, 7)})
-        self.head = nn.Linear(7, 5)
+        self.dropout = nn.Dropout(0.25)
+        self.layers = nn.ModuleDict({"0": nn.Linear(6, 9), "1": nn.Linear(9, width)})
+        self.head = nn.Linear(width, 5)
 
     def forward(self, batch: dict[str, Tensor], key: Tensor, positions: Tensor) -> Tensor:
         x = batch["x"]
         for layer in self.layers.values():
-            x = layer(x).tanh()
+            x = self.dropout(layer(x).tanh()) if "dropout" in batch else layer(x).tanh()
         return self.head(x).pow(2).mean()
 
 
-def make(stage: int, optimizer: str, accumulation: int = 1, offload: Any = "none", seed: int = 0) -> Engine:
+def make(
+    stage: int, optimizer: str, accumulation: int = 1, offload: Any = "none", seed: int = 0, width: int = 7
+) -> Engine:
     torch.manual_seed(seed)
     settings = OptimizerConfig(name=optimizer, clip=0.0 if optimizer == "muon" else 1.0)  # type: ignore[arg-type]
     config = TrainingConfig(zero_stage=stage, optimizer=settings, ema=0.9, offload=offload)  # type: ignore[arg-type]
     workers = dist.get_world_size()
-    return Engine(Toy(), config, BATCH // workers // accumulation, accumulation, workers)
+    return Engine(Toy(width), config, BATCH // workers // accumulation, accumulation, workers)
 
 
 def advance(engine: Engine, start: int, stop: int, accumulation: int = 1) -> Parts:
@@ -131,6 +134,33 @@ def begun(stage: int, optimizer: str) -> dict[str, Any]:
     return {"case": f"begun {optimizer} zero{stage}", "begun": given and fresh and same}
 
 
+def measured(stage: int, optimizer: str, offload: Any = "none") -> dict[str, Any]:
+    """A block that is measured between its steps ends with the bits of one that is not, and by its averages."""
+    width = 700  # so wide that ZeRO 3 keeps the small parameters gathered
+    engine, plain = (make(stage, optimizer, offload=offload, width=width) for _ in range(2))
+    held = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(99))
+    mine = held.chunk(dist.get_world_size())[dist.get_rank()]
+    kept = True
+    for step in range(STEPS):
+        parts = advance(engine, step, step + 1)
+        before = torch.get_rng_state()
+        loss = engine.measure(
+            [({"x": part, "dropout": part}, torch.tensor(0), torch.arange(3)) for part in mine.split(2)]
+        )
+        kept &= torch.equal(torch.get_rng_state(), before) and engine._engine.training
+        kept &= bitwise(parts, advance(engine, 0, 0)) and bitwise(parts, advance(plain, step, step + 1))
+    toy = Toy(width)
+    toy.load_state_dict(parts["ema"])
+    with torch.no_grad():
+        wanted = float(toy({"x": mine}, torch.tensor(0), torch.arange(3)))
+    return {
+        "case": f"measured {optimizer} zero{stage} {offload}",
+        "measured": kept,
+        "loss": float(loss),
+        "wanted": wanted,
+    }
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     results = []
@@ -145,6 +175,8 @@ def main() -> None:
         results.append({"case": f"{optimizer} accumulated", "difference": distance(cut, reference[1])})
     kinds = [(stage, optimizer) for optimizer in ("adamw", "muon") for stage in range(4)]
     results += [one(stage, optimizer) for one in (frozen, begun) for stage, optimizer in kinds]
+    results += [measured(stage, optimizer) for stage, optimizer in kinds]
+    results += [measured(1, "adamw", "optimizer"), measured(3, "adamw", "all")]
     results += [norms(stage, "adamw") for stage in range(4)] + [norms(0, "muon"), norms(1, "muon")]
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as out:

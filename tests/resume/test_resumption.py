@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dbtrain.config import load_config
 from dbtrain.run.prepare import prepare
@@ -48,6 +49,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = attempt(run.path, 1)
     assert done.returncode == 0, done.stderr[-3000:]
     return run.path
+
+
+def test_a_block_that_is_measured_has_the_bits_of_one_that_is_not(whole: Path) -> None:
+    config = ["name=measured", f"out={whole.parent}", "blocks=2", "cluster.workers=2", "training.validate_every=3"]
+    run = Store(load_config(CONFIG, [*TINY, *OWN, *config]).run_url)
+    run.makedirs()
+    prepare(load_config(CONFIG, [*TINY, *OWN, *config]), Run(run), never)  # type: ignore[arg-type]
+    done = attempt(run.path, 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = read_events(Store(str(run.path)).child("blocks", "00", "attempts", "1"))
+    told = [event for event in events if event["event"] == "validation"]
+    assert [event["step"] for event in told] == [3, 6, 9, 12, 15, 18, 20]
+    assert {event["weights"] for event in told} == {"ema"} and len({event["loss"] for event in told}) == 7
+    for mine, theirs in ((tensors(run.path, role), tensors(whole, role)) for role in ("model", "ema", "optim")):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def tensors(run: Path, role: str) -> dict[str, torch.Tensor]:
+    return Run(Store(str(run))).block(0).checkpoints.load(STEPS, roles=None).parts[role]
 
 
 def copy_until(whole: Path, last: int) -> Path:

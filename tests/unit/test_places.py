@@ -1,8 +1,10 @@
 """The commands of places that share nothing: a run that is sealed, trained block by block, packed and gathered."""
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +207,33 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, arguments: list[str], w
     home = sealed(tmp_path / "home")
     code, output = said(*(home.store.url if argument == "RUN" else argument for argument in arguments))
     assert code in (1, 2) and words in output
+
+
+def test_a_full_disk_under_the_packed_file_is_not_taken_for_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = sealed(tmp_path / "home")
+    commit(home, 0, 20)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dbtrain.shards.storage.local._write_new", full)
+    code, output = said("pack", home.store.url, "--to", tmp_path / "a.packed")
+    assert code == 1 and f"cannot write {tmp_path}/a.packed: the disk is full; free space there, or give --to" in output
+    assert "move the run" not in output
+
+
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_the_branch_of_a_run_is_trained_with_the_run(tmp_path: Path, command: str) -> None:
+    home = sealed(tmp_path / "home")
+    shutil.copytree(home.store.path, home.store.path / "branch")
+    branch = Run(Store(home.store.path / "branch"))
+    config = {**branch.manifest.config, "name": "branch"}
+    write_manifest(branch.store, replace(branch.manifest, config=config, run="toy/branch", branch=True))
+    code, output = said(command, branch.store.url)
+    assert code == 2 and f"is the branch of the run {home.store.url}, which is trained with it" in output
+    assert "out=" not in output
 
 
 def test_a_place_keeps_its_name_and_a_copy_of_its_folder_gets_another(tmp_path: Path) -> None:

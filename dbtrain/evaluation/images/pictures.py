@@ -22,6 +22,7 @@ from dbtrain.method.sampler import Solver, Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.telemetry.counting import Count, silent
 
 PICTURE = "samples.png"
@@ -42,6 +43,7 @@ def sample_run(
     count_levels: Count = silent,
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
+    merged: MergedDirectory | None = None,
 ) -> str:
     """Draw `count` samples, the classes in turn, and write them to `out`,
     or into the run; returns where they are.
@@ -52,12 +54,13 @@ def sample_run(
     Args:
         overrides: of the section `evaluation`: batch size, precision and compilation count.
         tell: gets a line with how long the parts took.
+        merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
 
     Raises:
         ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
         ShardError: the run is not merged, or its files are damaged.
     """
-    watch, merged = Stopwatch(), merged_of(run)
+    watch, merged = Stopwatch(), merged or merged_of(run)
     run_plan = merged_plan(merged)
     config = overridden(run_plan.config, overrides)
     shape = sample_shape(run_plan)

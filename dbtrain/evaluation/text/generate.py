@@ -17,6 +17,7 @@ from dbtrain.method.interface import BlockModel, CachedModel, Continuation, Nois
 from dbtrain.method.sampler import Evaluation, chain
 from dbtrain.models.registry import architecture
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
 
 TOKEN_STREAM = 0
 MOST = 128
@@ -152,12 +153,14 @@ def _fitting(length: int | None, prompt: int, window: int) -> int:
     return length
 
 
-def generate_text(run: Run, prompt: str, length: int | None, temperature: float, seed: int) -> str:
-    """The text after a prompt, by the merged model of a run.
+def generate_text(
+    run: Run, prompt: str, length: int | None, temperature: float, seed: int, merged: MergedDirectory | None = None
+) -> str:
+    """The text after a prompt, by the merged model of a run, or by one of its blocks that lies elsewhere.
 
     Raises:
         ConfigError: its architecture continues no text, or the prompt does not fit.
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return continue_text(MergedModel.of_run(run, device), prompt, length, temperature, seed)
+    return continue_text(MergedModel.of_run(run, device, merged), prompt, length, temperature, seed)

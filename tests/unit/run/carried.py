@@ -37,7 +37,7 @@ def commit(run, block, step, seed=None, place="there-000001", attempt=1, loss=0.
     """Commit a block at a step; the same seed gives the same bits."""
     own = run.block(block)
     what = parts(run, block, step if seed is None else seed)
-    checkpoints = Checkpoints(own.store, own.identity)
+    checkpoints = Checkpoints(own.store, own.identity, held=own.schedule.held)
     return checkpoints.commit(step, what, loss=loss, attempt=attempt, fence=lambda: None, from_place=place)
 
 

@@ -46,6 +46,12 @@ def test_a_block_that_keeps_no_optimizer_leaves_its_weights_and_averages(plan):
     assert dropped.training == kept.training and dropped.done * 4 == kept.done
 
 
+def test_the_checkpoint_before_the_decay_takes_room_as_well(plan):
+    wsd = ["training.optimizer.schedule=wsd", "training.steps=50", "training.optimizer.warmup=10"]
+    said = disk.of_block(plan(*wsd), 0)
+    assert said.training == 4 * said.checkpoint and said.done == 3 * said.checkpoint
+
+
 def test_the_peak_is_that_of_the_largest_blocks_that_train_at_once():
     blocks = [disk.BlockDisk(10, 30, 5), disk.BlockDisk(20, 60, 10), disk.BlockDisk(10, 30, 5)]
     assert disk.peak_and_after(blocks, 1) == (20 + 50, 20)

@@ -158,3 +158,12 @@ def test_on_a_terminal_the_table_is_drawn():
     with LiveView(console) as view:
         view.show([row()])
     assert "200/600" in console.file.getvalue()
+
+
+def test_a_loss_on_validation_samples_has_a_column_once_there_is_one():
+    assert "validation" not in rendered(row())
+    text = rendered(row(validation=0.4567891), row(name="block 2"))
+    assert "validation" in text and "0.4568" in text
+    console = plain()
+    LiveView(console).show([row(validation=0.5)])
+    assert "loss 0.1235 (validation 0.5000)" in console.file.getvalue()

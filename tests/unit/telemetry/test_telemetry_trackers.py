@@ -57,6 +57,18 @@ def written(folder):
     return offline_runs(folder)
 
 
+def test_losses_on_validation_samples_are_tracked_once_each(here):
+    made = Trackers(["tensorboard"], pytest.fail)
+    made.start(here, "toy", "project", CONFIG, {"block0": 0})
+    for at in (5, 10, 5, 10, 15):  # an attempt repeats two
+        made.log("block0", step(at, 0))
+        made.log("block0", {"event": "validation", "step": at, "loss": at / 2, "weights": "ema", "seconds": 0.1})
+    made.close()
+    found = EventAccumulator(str(next(here.path.glob("trackers/*/block0"))))
+    found.Reload()
+    assert [(e.step, e.value) for e in found.Scalars("validation_loss")] == [(5, 2.5), (10, 5.0), (15, 7.5)]
+
+
 ONE_AFTER_THE_OTHER = [(block, at) for block in range(3) for at in STEPS]
 TOGETHER_AND_KILLED = [(0, 5), (1, 5), (0, 10), (0, 15), (0, 10), (0, 15), (2, 5), (0, 20), (1, 10), (2, 10)]
 """Block 0's worker was killed after step 15 and comes back from its commit at step 5."""

@@ -93,3 +93,26 @@ def test_an_effective_batch_is_workers_times_accumulation_times_micro_batch(argu
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         cut_batch(*arguments)
+
+
+@pytest.mark.parametrize(("workers", "micro"), [(1, 24), (1, 4), (2, None), (3, 2)])
+def test_a_measurement_sees_the_same_samples_and_noise_however_it_is_cut_and_whenever_it_is_made(workers, micro):
+    shape = cut_batch(24, workers, micro)
+    feeds = [Batches(SPLIT, shape, 0, 1, rank, CPU) for rank in range(workers)]
+    for _ in range(2):
+        cuts = [cut for batches in feeds for cut in batches.fixed(SPLIT)]
+        assert {len(positions) for _, _, positions in cuts} == {shape.micro_batch}
+        labels = torch.cat([batch["label"] for batch, _, _ in cuts])
+        assert (
+            torch.cat([p for _, _, p in cuts]).tolist() == list(range(len(labels))) and len(set(labels.tolist())) > 23
+        )
+        assert labels.tolist() == [position * 50 // len(labels) for position in range(len(labels))]
+        assert len({int(key) for _, key, _ in cuts}) == 1
+    training_key = next(iter(feeds[0].micro_batches(0)))[1]
+    assert int(cuts[0][1]) != int(training_key)
+
+
+def test_a_validation_split_that_is_smaller_than_a_batch_is_seen_more_than_once():
+    few = SPLIT.part(0, 7)
+    (batch, _, _) = next(iter(Batches(SPLIT, cut_batch(24, 1, None), 0, 1, 0, CPU).fixed(few)))
+    assert sorted(set(batch["label"].tolist())) == list(range(7)) and len(batch["label"]) == 24

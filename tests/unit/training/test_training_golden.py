@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from dbtrain.run import schedule
 from dbtrain.training.engine import Engine
-from dbtrain.training.optimizer import lr_scale
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_learning_rate_follows_its_formula(steps, warmup, final):
             wanted = (step + 1) / warmup
         else:
             wanted = final + (1 - final) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-        assert lr_scale(step, steps, warmup, final) == pytest.approx(wanted, rel=1e-12), step
+        assert schedule.cosine(step, steps, warmup, final) == pytest.approx(wanted, rel=1e-12), step
 
 
 def test_after_the_warm_up_it_is_pytorchs_cosine():
@@ -68,6 +68,6 @@ def test_after_the_warm_up_it_is_pytorchs_cosine():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup, eta_min=final)
     for step in range(warmup, steps):
-        assert lr_scale(step, steps, warmup, final) == pytest.approx(cosine.get_last_lr()[0], rel=1e-6)
+        assert schedule.cosine(step, steps, warmup, final) == pytest.approx(cosine.get_last_lr()[0], rel=1e-6)
         optimizer.step()
         cosine.step()

@@ -8,7 +8,7 @@ import torch
 
 from dbtrain.config import TrainingConfig
 from dbtrain.errors import NonFiniteLossError
-from dbtrain.training.optimizer import lr_scale
+from dbtrain.run.schedule import cosine, schedule_of
 
 ENGINE, LOOP = "dbtrain.training.engine", "dbtrain.training.loop"
 
@@ -32,7 +32,7 @@ class Run:
         self.micro, self.losses, self.stop_after = micro, losses or {}, stop_after
         self.norms, self.wrong_after = norms or {}, wrong_after
         self.trained, self.commits, self.reports, self.rates, self.averaged, self.begun = [], [], [], [], [], []
-        self.norm_is_of_gradient, self.told = True, []
+        self.norm_is_of_gradient, self.told, self.validated = True, [], []
 
     def micro_batches(self, step):
         return iter([(step, m) for m in range(self.micro)])
@@ -69,15 +69,18 @@ class Run:
         self.reports.append((step, report.loss, report.steps))
         self.told.append((step, report.lr, report.grad_norm))
 
+    def validate(self, step):
+        self.validated.append((step, self.committed[-1] if self.commits else 0))
+
     def commit(self, step, take, loss):
         self.commits.append((step, int(take()["model"]["steps"]), loss))
 
     def should_stop(self, step):
         return self.stop_after is not None and step >= self.stop_after
 
-    def go(self, train, start=0, **settings):
+    def go(self, train, start=0, schedule=None, **settings):
         config = TrainingConfig(**{"steps": 10, "checkpoint_every": 4, "log_every": 3, **settings})
-        return train(self, self, config, start, self, self.should_stop)
+        return train(self, self, config, schedule or schedule_of(config, (), 0), start, self, self.should_stop)
 
     @property
     def committed(self):
@@ -131,6 +134,38 @@ def test_a_resumed_block_trains_what_is_left_with_the_rates_of_those_steps(train
     assert run.rates == whole.rates[8:]
 
 
+def test_the_step_before_the_decay_is_committed_so_that_an_extension_can_go_on_from_it(train):
+    run = Run()
+    run.go(train, optimizer={"schedule": "wsd", "decay": 0.3, "warmup": 2})
+    assert run.committed == [4, 7, 8, 10]
+    assert run.rates[1:8] == [1.0] * 7 and 1 > run.rates[8] > run.rates[9] > 0
+
+
+def test_a_block_is_measured_before_the_commit_of_its_step_and_at_the_end(train):
+    run, plain = Run(), Run()
+    run.go(train, validate_every=4)
+    plain.go(train)
+    assert run.validated == [(4, 0), (8, 4), (10, 8)] and plain.validated == []
+    assert (run.trained, run.commits, run.reports) == (plain.trained, plain.commits, plain.reports)
+
+
+def test_a_block_that_is_asked_to_leave_is_not_measured_first(train):
+    run = Run(stop_after=4)
+    run.go(train, validate_every=4)
+    assert run.validated == [] and run.committed == [4]
+
+
+def test_the_time_of_a_measurement_is_not_that_of_the_steps(train, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(f"{LOOP}.time.monotonic", lambda: now[0])
+    run, seconds = Run(), []
+    run.validate = lambda step: now.__setitem__(0, now[0] + 100.0)
+    run.before_step = lambda step: now.__setitem__(0, now[0] + 1.0)
+    run.progress = lambda step, report: seconds.append(report.seconds)
+    run.go(train, validate_every=1)
+    assert seconds == [3.0, 1.0, 2.0, 2.0, 1.0, 1.0]
+
+
 def test_a_block_that_is_at_its_end_trains_nothing(train):
     run = Run()
     assert run.go(train, start=10) == "done"
@@ -177,13 +212,13 @@ def test_what_would_be_committed_and_is_not_finite_is_named_and_not_committed(tr
 
 
 def test_the_rate_warms_up_to_its_peak_and_falls_to_the_end():
-    rates = [lr_scale(step, 100, 10, 0.1) for step in range(101)]
+    rates = [cosine(step, 100, 10, 0.1) for step in range(101)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10] == 1 and rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
     assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
 
 
 def test_the_rate_without_warm_up_begins_at_its_peak_and_can_stay_there():
-    assert lr_scale(0, 10, 0, 0.0) == 1
-    assert [lr_scale(step, 10, 0, 1.0) for step in range(10)] == [1.0] * 10
-    assert [lr_scale(step, 3, 5, 0.0) for step in range(3)] == pytest.approx([0.2, 0.4, 0.6])
+    assert cosine(0, 10, 0, 0.0) == 1
+    assert [cosine(step, 10, 0, 1.0) for step in range(10)] == [1.0] * 10
+    assert [cosine(step, 3, 5, 0.0) for step in range(3)] == pytest.approx([0.2, 0.4, 0.6])

@@ -2,7 +2,8 @@ import pytest
 from torch import nn
 
 from dbtrain.config import OptimizerConfig, TrainingConfig
-from dbtrain.training.optimizer import endless_warmup, lr_scale, parameter_groups
+from dbtrain.run.schedule import cosine
+from dbtrain.training.optimizer import endless_warmup, parameter_groups
 
 
 def network():
@@ -29,7 +30,7 @@ def test_matrices_and_embeddings_are_decayed_and_vectors_are_not(name, muon):
 def test_a_warm_up_that_outlasts_the_training_is_told_with_the_rate_that_it_reaches(steps, warmup, peak):
     told = endless_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup)))
     assert f"warmup={warmup}" in told and f"steps={steps}" in told and f"rises to {peak:.0%} of" in told
-    assert max(lr_scale(step, steps, warmup, 0.0) for step in range(steps)) == pytest.approx(peak)
+    assert max(cosine(step, steps, warmup, 0.0) for step in range(steps)) == pytest.approx(peak)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(101, 100), (5, 0), (1, 0)])

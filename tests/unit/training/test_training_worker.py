@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dbtrain.cli.continued import longer
 from dbtrain.errors import ShardError, WorkerError
+from dbtrain.run.extend import extend
+from dbtrain.run.run import Run
 from dbtrain.shards.storage.fence import claim
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training import worker_sync as sync
@@ -233,3 +236,15 @@ def test_a_worker_that_need_not_repeat_its_bits_says_so(make_worker, monkeypatch
     notes = [event["reason"] for event in read_events(worker.log.store) if event["event"] == "note"]
     assert seen == [deterministic]
     assert len(notes) == (not deterministic) and all("training.deterministic=false" in note for note in notes)
+
+
+@pytest.mark.parametrize("method", ["diffusion_blocks", "joint", "end_to_end", "ensemble", "forward_forward"])
+def test_blocks_and_baselines_are_trained_by_the_schedule_of_the_plan_extensions_included(make_run, method):
+    blocks = ["blocks=1"] if method == "end_to_end" else []
+    _, store = make_run(f"method={method}", "training.steps=20", "training.optimizer.warmup=4", *blocks)
+    extend(Run(store), longer(store.url, ["training.steps=30"]), lambda line: None)
+    claim(store.child("blocks", "00"), 1, "mine")
+    told = Assignment(store.url, 0, 1, "mine", "session", 1, None, "cpu", 1, 60.0)
+    worker = BlockWorker(told, 0, StopRequest(), EventLog(store.child("blocks", "00", "attempts", "1"), 0))
+    assert worker.schedule == Run(store).plan.schedule(0) == Run(store).block(0).schedule
+    assert worker.training.steps == worker.schedule.end == 30 and worker.schedule.scale(20) < worker.schedule.scale(22)
