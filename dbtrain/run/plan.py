@@ -3,8 +3,10 @@ configuration turns into the plain values of the method."""
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -74,6 +76,11 @@ class RunPlan:
             return NoNoise(kind.per_position, kind.baseline_spread)
         return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, self._target())
 
+    @cached_property
+    def level_name(self) -> str:
+        """What the levels of the run are called."""
+        return self.noise().level_name
+
     def parametrisation(self) -> Parametrisation:
         """What the networks of the run are given and what their outputs mean."""
         noise = self.config.noise
@@ -122,7 +129,8 @@ class RunPlan:
 
     def _order(self, layers: range) -> tuple[int, ...]:
         # block by block: no group of looped layers crosses a boundary
-        blocks = [own for own in map(self.split.layers, range(self.split.blocks)) if own[-1] in layers]
+        first, after = (bisect_left(self.split.bounds, end) for end in (layers.start, layers.stop))
+        blocks = map(self.split.layers, range(first, after))
         return tuple(layer for own in blocks for layer in order(own, self.config.model.loops))
 
     def model(self, shard: int, device: str = "cpu") -> BlockModel:
@@ -142,8 +150,9 @@ class RunPlan:
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
             model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
         self._freeze(model)
-        blocks = [self._order(self.split.layers(block)) for block in range(self.split.blocks)]
-        return scheme.wrap(model, blocks) if scheme.wrap else model
+        if scheme.wrap is None:
+            return model
+        return scheme.wrap(model, [self._order(self.split.layers(block)) for block in range(self.split.blocks)])
 
     @torch.no_grad()
     def _freeze(self, model: BlockModel) -> None:
@@ -157,17 +166,22 @@ class RunPlan:
 
     def objective(self, shard: int, device: str = "cpu") -> nn.Module:
         """What a worker of this shard trains: (batch, key, positions) -> loss."""
-        model, blocks = self.model(shard, device), range(self.split.blocks)
+        model = self.model(shard, device)
         if self.config.training.activation_checkpointing:
             recompute(model)
-        overlap = self.config.noise.overlap
-        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b)) for b in blocks]
-        return self.scheme.objective(model, slices, shard, self.config.training.precision)
+        return self.scheme.objective(model, self._slices, shard, self.config.training.precision)
 
-    def _share(self, block: int) -> float:
-        """Share of all training levels in a block's own slice."""
-        low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
-        return high - low
+    @cached_property
+    def _slices(self) -> tuple[Slice, ...]:
+        """What each block trains; made once for all of them, or a thousand blocks would make a million."""
+        overlap, noise = self.config.noise.overlap, self.noise()
+
+        def share(block: int) -> float:
+            low, high = noise.cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
+            return float(high - low)
+
+        blocks = range(self.split.blocks)
+        return tuple(Slice(self.runs(b), *self.ranges.widened(b, overlap), share(b)) for b in blocks)
 
     def data(self) -> DataSet:
         """Load the data set, and make sure that it is the one that the run was started with.
