@@ -7,6 +7,7 @@ Command:  python benchmarks/controller.py [--blocks 1000] [--deaths 100] [--ever
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -183,10 +184,8 @@ def measure(blocks: int, deaths: int, every: float, seconds: float, terminal: bo
                 controller = Controller(run, config, cluster, requests(config, "cpu"), observer, guard)
                 director = Director(controller, cluster, observer, seconds, deaths)
                 director.start()
-                try:
+                with contextlib.suppress(Over):
                     controller.run()
-                except Over:
-                    pass
             found |= director.found
         used, began = time.process_time(), time.monotonic()
         status(Run.at(config.run_url))

@@ -34,10 +34,11 @@ def choose_device(wanted: str, nodes: Sequence[Node]) -> str:
 
 
 class Room:
-    """What is left of nodes as blocks are put on them, first fit. Nothing is given back: it is made anew instead.
+    """What is left of nodes as blocks are put on them, first fit; nothing is given back.
 
-    Blocks that ask for the same are looked for from where the last of them found its place, and once one of them
-    found none, none is looked for again: so a thousand blocks are placed in a thousand steps, not in a million.
+    The search for a place begins where the last block that asked for the same found its own, and once one of
+    them found none it is not tried again: a thousand blocks take about a thousand looks at a node, and not a
+    million.
 
     Args:
         nodes: with all they have.
@@ -79,9 +80,8 @@ def place(wanted: Sequence[Request], nodes: Sequence[Node]) -> dict[int, list[st
     Raises:
         PlacementError: a block would not fit on the empty cluster.
     """
-    for request, why in zip(wanted, obstacles(wanted, nodes), strict=True):
-        if why is not None:
-            raise PlacementError(why)
+    if why := next(filter(None, obstacles(wanted, nodes)), None):
+        raise PlacementError(why)
     room = Room(nodes)
     return {request.block: room.take(request) for request in wanted}
 

@@ -11,7 +11,7 @@ from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.branch import branch_plan
-from dbtrain.run.cost import estimate, recomputed
+from dbtrain.run.cost import Estimates, recomputed
 from dbtrain.run.initial_weights import InitialWeights, as_its_source
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import sketch
@@ -140,9 +140,11 @@ def training_flops(run_plan: RunPlan) -> float:
 def _blocks(run_plan: RunPlan) -> Fraction:
     """FLOPs of all steps of all workers; exact, so that what is rounded to whole steps is rounded once."""
 
+    estimates = Estimates(run_plan)
+
     def block(shard: int) -> Fraction:
         training = run_plan.config.training.of_block(shard)
-        a_sample = Fraction(estimate(run_plan, shard, COUNTED, 1).flops, COUNTED)
+        a_sample = Fraction(estimates.of(shard, COUNTED, 1).flops, COUNTED)
         return training.steps * training.batch_size * a_sample
 
     return sum(map(block, range(run_plan.shards.blocks)), Fraction())

@@ -12,7 +12,7 @@ from dbtrain.experiments.baseline import baseline
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.branch import branch_plan
 from dbtrain.run.calibrate import announced, described
-from dbtrain.run.cost import Memory, estimate
+from dbtrain.run.cost import Estimates
 from dbtrain.run.disk import needs
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, plan_run
@@ -55,13 +55,14 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     table = _empty_table(run_plan)
     if config.init.branch:
         branch = branch_plan(run_plan)
-        _row(table, BRANCH, branch, requests(branch.config, wanted[0].device)[0], "first")
+        _row(table, BRANCH, Estimates(branch), requests(branch.config, wanted[0].device)[0], "first")
         table.add_section()
+    estimates = Estimates(run_plan)
     for request in wanted:
         at = where[request.block]
-        _row(table, str(request.block), run_plan, request, "waits" if at is None else ", ".join(at))
+        _row(table, str(request.block), estimates, request, "waits" if at is None else ", ".join(at))
     table.add_section()
-    _row(table, "end-to-end", whole, requests(together.config, wanted[0].device)[0], "")
+    _row(table, "end-to-end", Estimates(whole), requests(together.config, wanted[0].device)[0], "")
     show_table(console, table)
     for line in _looped(run_plan, whole):
         say(console, line)
@@ -96,10 +97,11 @@ def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
         yield f"loops: {name} has {len(set(layers))} layers and is {len(layers)} deep, applied as {numbers}"
 
 
-def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: str) -> None:
-    block, training = request.block, run_plan.config.training
+def _row(table: Table, name: str, estimates: Estimates, request: Request, place_: str) -> None:
+    run_plan, block = estimates.run_plan, request.block
+    training = run_plan.config.training
     shape = block_batch(training, block, request.workers, request.micro_batch)
-    memory: Memory = estimate(run_plan, block, shape.micro_batch, request.workers)
+    memory = estimates.of(block, shape.micro_batch, request.workers)
     layers, (low, high) = run_plan.shards.layers(block), run_plan.levels(block)
     parts: Sequence[int] = (
         memory.parameters,

@@ -1,7 +1,7 @@
 """Memory of a worker, estimated without a GPU: parameters on the meta device, activations on fake tensors."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,6 +90,21 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
         flops=flops,
         count=count,
     )
+
+
+class Estimates:
+    """What :func:`estimate` says of a run's blocks; of blocks that are alike it is asked once."""
+
+    def __init__(self, run_plan: RunPlan) -> None:
+        self.run_plan = run_plan
+        self._known: dict[Hashable, Memory] = {}
+
+    def of(self, block: int, micro_batch: int, workers: int) -> Memory:
+        """The estimate of one worker of a block."""
+        key = self.run_plan.shape_of(block), micro_batch, workers
+        if key not in self._known:
+            self._known[key] = estimate(self.run_plan, block, micro_batch, workers)
+        return self._known[key]
 
 
 def recomputed(run_plan: RunPlan, block: int, micro_batch: int) -> int:

@@ -4,7 +4,7 @@ configuration turns into the plain values of the method."""
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -126,6 +126,14 @@ class RunPlan:
     def applied(self, shard: int) -> tuple[int, ...]:
         """Layers that one training step of a shard applies, in order."""
         return self._order(self.scheme.runs(self.shards, shard))
+
+    def shape_of(self, shard: int) -> Hashable:
+        """Equal for two shards whose workers need as much memory and arithmetic."""
+        layers, training = self.applied(shard), self.config.training.of_block(shard)
+        settings = training.model_dump_json(exclude={"steps", "blocks"})
+        # a block that trains in turn has layers that are frozen, and how many depends on its place
+        place = shard if self.scheme.in_turn else None
+        return tuple(layer - layers[0] for layer in layers), settings, place
 
     def _order(self, layers: range) -> tuple[int, ...]:
         # block by block: no group of looped layers crosses a boundary
