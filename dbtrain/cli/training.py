@@ -149,12 +149,18 @@ def extend(
 
 @app.command()
 @reported
-def plan(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Show blocks, layers, ranges, memory and placement.
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Of the GPU that it is for, as in 80GiB; by default this machine's.")
+    ] = None,
+) -> None:
+    """Show blocks, layers, ranges, memory, placement and what a GPU holds.
     Needs no GPU; trains at most a pilot for the range."""
     from dbtrain.experiments.plan_table import show_plan
 
-    show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True))
+    show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True), memory)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Which block goes where: a pure first-fit over nodes, used to admit blocks and to show the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dbtrain.errors import PlacementError
@@ -33,56 +33,75 @@ def choose_device(wanted: str, nodes: Sequence[Node]) -> str:
     return "cuda" if gpus and wanted != "cpu" else "cpu"
 
 
+class Room:
+    """What is left of nodes as blocks are put on them, first fit; nothing is given back.
+
+    The search for a place begins where the last block that asked for the same found its own, and once one of
+    them found none it is not tried again: a thousand blocks take about a thousand looks at a node, and not a
+    million.
+
+    Args:
+        nodes: with all they have.
+        busy: blocks that are there already.
+    """
+
+    def __init__(self, nodes: Sequence[Node], busy: Sequence[Request] = ()) -> None:
+        self._names = [node.name for node in nodes]
+        self._free = [dict(node.resources) for node in nodes]
+        self._first: dict[Hashable, int] = {}
+        self._full: set[Hashable] = set()
+        for request in busy:
+            self.take(request)
+
+    def take(self, request: Request) -> list[str] | None:
+        """Nodes of a block's workers, which are then taken; None, and nothing taken, if it does not fit."""
+        want = tuple(sorted(request.resources.items()))
+        if (want, request.workers) in self._full:
+            return None
+        at, taken = self._first.get(want, 0), list[int]()
+        while len(taken) < request.workers and at < len(self._free):
+            if _holds(self._free[at], request.resources):
+                _change(self._free[at], request.resources, -1)
+                taken.append(at)
+            else:
+                at += 1
+        if len(taken) < request.workers:
+            for used in taken:
+                _change(self._free[used], request.resources, +1)
+            self._full.add((want, request.workers))
+            return None
+        self._first[want] = at
+        return [self._names[used] for used in taken]
+
+
 def place(wanted: Sequence[Request], nodes: Sequence[Node]) -> dict[int, list[str] | None]:
     """Nodes of each block's workers; None for a block that must wait for another to end.
 
     Raises:
         PlacementError: a block would not fit on the empty cluster.
     """
-    for request in wanted:
-        if (why := obstacle(request, nodes)) is not None:
-            raise PlacementError(why)
-    free = _all_of(nodes)
-    return {request.block: _fit(request, free) for request in wanted}
-
-
-def fits(request: Request, busy: Sequence[Request], nodes: Sequence[Node]) -> bool:
-    """Whether a block fits beside those that run; where exactly is Ray's business."""
-    try:
-        return place([*busy, request], nodes)[request.block] is not None
-    except PlacementError:
-        # a node went away and the block fits on none of the rest: it waits until one comes back
-        return False
+    if why := next(filter(None, obstacles(wanted, nodes)), None):
+        raise PlacementError(why)
+    room = Room(nodes)
+    return {request.block: room.take(request) for request in wanted}
 
 
 def count_at_once(wanted: Sequence[Request], nodes: Sequence[Node]) -> int:
     """How many of these blocks train at the same time on an empty cluster."""
-    free = _all_of(nodes)
-    return sum(_fit(request, free) is not None for request in wanted)
+    room = Room(nodes)
+    return sum(room.take(request) is not None for request in wanted)
 
 
-def obstacle(request: Request, nodes: Sequence[Node]) -> str | None:
-    """Why a block would not fit even if nothing else ran; None if it would."""
-    free = _all_of(nodes)
-    return _why(request, nodes) if _fit(request, free) is None else None
-
-
-def _all_of(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
-    """What the nodes have when nothing runs, to be taken from."""
-    return {node.name: dict(node.resources) for node in nodes}
-
-
-def _fit(request: Request, free: dict[str, dict[str, float]]) -> list[str] | None:
-    taken: list[str] = []
-    for _ in range(request.workers):
-        name = next((n for n, have in free.items() if _holds(have, request.resources)), None)
-        if name is None:
-            for used in taken:
-                _change(free[used], request.resources, +1)
-            return None
-        _change(free[name], request.resources, -1)
-        taken.append(name)
-    return taken
+def obstacles(wanted: Sequence[Request], nodes: Sequence[Node]) -> list[str | None]:
+    """Of each block, why it would not fit even if nothing else ran; None if it would."""
+    known: dict[Hashable, bool] = {}
+    found = list[str | None]()
+    for request in wanted:
+        key = (tuple(sorted(request.resources.items())), request.workers)
+        if key not in known:
+            known[key] = Room(nodes).take(request) is not None
+        found.append(None if known[key] else _why(request, nodes))
+    return found
 
 
 def _holds(have: Mapping[str, float], want: Mapping[str, float]) -> bool:

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -212,6 +212,7 @@ def _train_jobs(
         with _stopping(controller, start.view.tell):
             states = controller.run()
     finally:
+        observer.flush()
         trackers.close()
     if run is not whole:
         _raise_if_incomplete(run, states, controller.stopping)
@@ -238,15 +239,25 @@ class CommandObserver:
     """Rows of the table above those of the blocks: the branch, which is done."""
     after: Sequence[Row] = ()
     """Rows below: blocks that wait for the branch."""
+    _told: list[str] = field(default_factory=list)
+    """Lines since the table was drawn."""
 
     def show(self, states: list[BlockState], progress: list[Progress]) -> None:
-        """Draw the table of all blocks."""
+        """Print what was told since the last call, and draw the table of all blocks."""
+        self.flush()
         rows = [row(self.run, self.run_plan, s, p) for s, p in zip(states, progress, strict=True)]
         self.view.show([*self.before, *rows, *self.after])
 
     def tell(self, line: str) -> None:
-        """Print a line above the table."""
-        self.view.tell(line)
+        """Print a line above the table, at the end of this poll: a terminal draws the table again with each
+        print, which for the deaths of a hundred blocks would take seconds."""
+        self._told.append(line)
+
+    def flush(self) -> None:
+        """Print what was told and is not printed yet."""
+        if self._told:
+            self.view.tell("\n".join(self._told))
+            self._told.clear()
 
     def event(self, block: int, event: dict[str, Any]) -> None:
         """Hand an event of a block to the trackers."""
@@ -268,7 +279,7 @@ def row(run: Run, run_plan: RunPlan, state: BlockState, progress: Progress) -> R
         seconds=progress.seconds,
         memory=progress.memory,
         restarts=max(0, state.attempt - 1),
-        level_name=run_plan.noise().level_name,
+        level_name=run_plan.level_name,
         validation=progress.validation,
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dbtrain.config import Config
 from dbtrain.method.interface import BlockModel
 from dbtrain.method.objective import Precision
+from dbtrain.training.compilation import keep_compiled_code
 
 WORTH_COMPILING = 1000
 """Samples drawn from noise from which on compiling, some seconds, pays."""
@@ -55,6 +56,7 @@ class Speed:
         """The same model, whose `predict` is fast from now on; once is enough."""
         if "predict" not in vars(model):
             if self.compiled:
+                keep_compiled_code()
                 started = time.monotonic()  # the first time it imports the compiler
                 for layer in model.layers.values():
                     layer.compile()

@@ -1,6 +1,6 @@
 """Baselines: the same layers trained in other ways, for the FLOPs that the isolated blocks take together."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -11,7 +11,7 @@ from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError
 from dbtrain.method.schemes import SCHEMES
 from dbtrain.run.branch import branch_plan
-from dbtrain.run.cost import estimate, recomputed
+from dbtrain.run.cost import flops_of, recomputed
 from dbtrain.run.initial_weights import InitialWeights, as_its_source
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import sketch
@@ -140,9 +140,13 @@ def training_flops(run_plan: RunPlan) -> float:
 def _blocks(run_plan: RunPlan) -> Fraction:
     """FLOPs of all steps of all workers; exact, so that what is rounded to whole steps is rounded once."""
 
+    known: dict[Hashable, int] = {}
+
     def block(shard: int) -> Fraction:
-        training = run_plan.config.training.of_block(shard)
-        a_sample = Fraction(estimate(run_plan, shard, COUNTED, 1).flops, COUNTED)
+        training, shape = run_plan.config.training.of_block(shard), run_plan.shape_of(shard)
+        if shape not in known:
+            known[shape] = flops_of(run_plan, shard, COUNTED)
+        a_sample = Fraction(known[shape], COUNTED)
         return training.steps * training.batch_size * a_sample
 
     return sum(map(block, range(run_plan.shards.blocks)), Fraction())

@@ -8,11 +8,13 @@ from rich.table import Table
 from dbtrain.config import Config
 from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.ray.address import connect, this_machine
+from dbtrain.experiments import capacity
 from dbtrain.experiments.baseline import baseline
+from dbtrain.experiments.capacity import memory_of
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.branch import branch_plan
 from dbtrain.run.calibrate import announced, described
-from dbtrain.run.cost import Memory, estimate
+from dbtrain.run.cost import Estimates
 from dbtrain.run.disk import needs
 from dbtrain.run.plan import RunPlan, load_data
 from dbtrain.run.prepare import check_alone, plan_run
@@ -26,13 +28,14 @@ from dbtrain.training.optimizer import endless_warmup
 NOTHING_KEPT = "nothing of the run itself is trained, and nothing is kept: dbtrain train measures the same range again"
 
 
-def show_plan(config: Config, console: Console, notices: Console) -> None:
+def show_plan(config: Config, console: Console, notices: Console, memory: str | None = None) -> None:
     """Print blocks, layers, ranges, estimated memory beside end-to-end, and placement.
 
     Args:
         config: of the run.
         console: for the plan.
         notices: for what takes a while.
+        memory: of the GPU that it is for, as in ``80GiB``; by default that of this machine's first one.
 
     Raises:
         DbtrainError: the configuration, the data or the cluster do not fit.
@@ -40,6 +43,7 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     if advice := endless_warmup(config.training):
         say(notices, advice)
     # what needs neither data nor a pilot comes first
+    bytes_there = memory_of(memory)
     check_alone(config)
     nodes = _nodes(config)
     wanted = requests(config, choose_device(config.cluster.device, nodes))
@@ -55,13 +59,14 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
     table = _empty_table(run_plan)
     if config.init.branch:
         branch = branch_plan(run_plan)
-        _row(table, BRANCH, branch, requests(branch.config, wanted[0].device)[0], "first")
+        _row(table, BRANCH, Estimates(branch), requests(branch.config, wanted[0].device)[0], "first")
         table.add_section()
+    estimates = Estimates(run_plan)
     for request in wanted:
         at = where[request.block]
-        _row(table, str(request.block), run_plan, request, "waits" if at is None else ", ".join(at))
+        _row(table, str(request.block), estimates, request, "waits" if at is None else ", ".join(at))
     table.add_section()
-    _row(table, "end-to-end", whole, requests(together.config, wanted[0].device)[0], "")
+    _row(table, "end-to-end", Estimates(whole), requests(together.config, wanted[0].device)[0], "")
     show_table(console, table)
     for line in _looped(run_plan, whole):
         say(console, line)
@@ -71,7 +76,14 @@ def show_plan(config: Config, console: Console, notices: Console) -> None:
         say(console, f"init: {line}")
     for line in needs(run_plan, Store(config.run_url), at_once=sum(at is not None for at in where.values())):
         say(console, line)
-    say(console, "memory of one worker, estimated: allocator and kernels add to it; FLOPs of an effective batch")
+    say(
+        console,
+        "memory of one worker at its peak, estimated (docs/benchmarks.md: how well); FLOPs of an effective batch",
+    )
+    alone = requests(together.config, wanted[0].device)[0]
+    micro_batch = block_batch(whole.config.training, 0, 1, alone.micro_batch).micro_batch
+    for line in capacity.lines(config, data, whole, micro_batch, bytes_there):
+        say(console, line)
     blocks = "branch and blocks" if config.init.branch else "blocks"
     say(console, f"FLOPs of all steps: {blocks} {together.budget:.4g}, end-to-end {together.flops:.4g}")
 
@@ -96,10 +108,11 @@ def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
         yield f"loops: {name} has {len(set(layers))} layers and is {len(layers)} deep, applied as {numbers}"
 
 
-def _row(table: Table, name: str, run_plan: RunPlan, request: Request, place_: str) -> None:
-    block, training = request.block, run_plan.config.training
+def _row(table: Table, name: str, estimates: Estimates, request: Request, place_: str) -> None:
+    run_plan, block = estimates.run_plan, request.block
+    training = run_plan.config.training
     shape = block_batch(training, block, request.workers, request.micro_batch)
-    memory: Memory = estimate(run_plan, block, shape.micro_batch, request.workers)
+    memory = estimates.of(block, shape.micro_batch, request.workers)
     layers, (low, high) = run_plan.shards.layers(block), run_plan.levels(block)
     parts: Sequence[int] = (
         memory.parameters,

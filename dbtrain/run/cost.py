@@ -1,7 +1,8 @@
 """Memory of a worker, estimated without a GPU: parameters on the meta device, activations on fake tensors."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,12 @@ from dbtrain.models.chunked_loss import MOST_LOGITS
 from dbtrain.run.plan import RunPlan
 
 FLOAT_BYTES = 4
+CUBLAS_BYTES = 8 * 4096 * 1024
+"""Workspace of cuBLAS, by CUBLAS_WORKSPACE_CONFIG=:4096:8 in `training/entry.py`."""
+LOGIT_BYTES = 10
+"""Of each logit of a chunk: in bfloat16, in float32, and its gradient."""
+PARTITIONED = "aot_eager_decomp_partition"
+"""PyTorch's backend that cuts a graph into forward and backward as inductor does, and makes no kernels."""
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -46,11 +53,17 @@ class Memory:
     flops: int
     count: int
     """Parameters of the block."""
+    workspace: int = 0
+    """Of the kernels: cuBLAS's, and the logits of one chunk of a large vocabulary."""
+    gradients_stay: bool = True
+    """Whether gradients lie beside all activations, as they do from one micro-batch of a step to the next."""
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
-        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+        """Bytes at the peak."""
+        # gradients come as activations go: the peak is at the one end of the backward pass or at the other
+        passing = (self.activations + self.gradients) if self.gradients_stay else max(self.activations, self.gradients)
+        return self.parameters + self.optimizer + self.average + passing + self.workspace
 
 
 def count_parameters(objective: torch.nn.Module) -> int:
@@ -62,9 +75,10 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     """Estimate one worker of a block.
 
     ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers.
-    Activations are what autograd keeps for the backward pass, without what the allocator and the kernels add;
-    with activation checkpointing, the layers' inputs and the inside of one layer. FLOPs are those of forward
-    and backward, without what activation checkpointing or a loss in chunks computes again.
+    Activations are what autograd keeps for the backward pass: with training.compile what the partitioner of
+    torch.compile leaves of it, which computes again what is cheap; with activation checkpointing the layers'
+    inputs and the inside of one layer, as without the compiler. FLOPs are those of forward and backward,
+    without what activation checkpointing or a loss in chunks computes again.
     """
     training = run_plan.config.training.of_block(block)
     module = run_plan.objective(block, "meta")
@@ -73,23 +87,55 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     # without ZeRO's partition the average is kept whole
     shared = [workers if training.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     optimizer = 0 if training.offload != "none" else 2 * size // shared[2]
-    plain = _with_checkpointing(run_plan, False)
-    activations, flops = _activations(plain, block, micro_batch)
-    if _has_chunks(run_plan.shape, micro_batch):
-        _, flops = _activations(plain, block, micro_batch, whole_loss=True)
-    if training.activation_checkpointing:
-        inputs, _ = _activations(run_plan, block, micro_batch)
-        # a looped layer keeps an input for each time that it is applied
-        activations = inputs + (activations - inputs) // len(run_plan.applied(block))
+    flops = flops_of(run_plan, block, micro_batch)
+    chunks = _has_chunks(run_plan.shape, micro_batch)
+    recompute = training.activation_checkpointing
+    one_micro_batch = training.batch_size <= micro_batch * workers
     return Memory(
         parameters=(size + frozen * FLOAT_BYTES) // shared[0],
         gradients=size // shared[1],
         optimizer=optimizer,
         average=size // shared[2] if training.ema else 0,
-        activations=activations,
+        activations=_activations_of(run_plan, block, micro_batch),
         flops=flops,
         count=count,
+        workspace=CUBLAS_BYTES + (MOST_LOGITS * LOGIT_BYTES if chunks else 0),
+        # ZeRO keeps them in buffers of its own
+        gradients_stay=recompute or training.zero_stage > 0 or not one_micro_batch,
     )
+
+
+def flops_of(run_plan: RunPlan, block: int, micro_batch: int) -> int:
+    """FLOPs of forward and backward of one micro-batch, as :func:`estimate` says."""
+    whole = _has_chunks(run_plan.shape, micro_batch)
+    return _activations(_with_checkpointing(run_plan, False), block, micro_batch, whole_loss=whole)[1]
+
+
+def _activations_of(run_plan: RunPlan, block: int, micro_batch: int) -> int:
+    training = run_plan.config.training
+    if training.compile and not training.activation_checkpointing:
+        return _activations(run_plan, block, micro_batch, compiled=True)[0]
+    kept, _ = _activations(_with_checkpointing(run_plan, False), block, micro_batch)
+    if not training.activation_checkpointing:
+        return kept
+    inputs, _ = _activations(run_plan, block, micro_batch)
+    # a looped layer keeps an input for each time that it is applied
+    return inputs + (kept - inputs) // len(run_plan.applied(block))
+
+
+class Estimates:
+    """What :func:`estimate` says of a run's blocks; of blocks that are alike it is asked once."""
+
+    def __init__(self, run_plan: RunPlan) -> None:
+        self.run_plan = run_plan
+        self._known: dict[Hashable, Memory] = {}
+
+    def of(self, block: int, micro_batch: int, workers: int) -> Memory:
+        """The estimate of one worker of a block."""
+        key = self.run_plan.shape_of(block), micro_batch, workers
+        if key not in self._known:
+            self._known[key] = estimate(self.run_plan, block, micro_batch, workers)
+        return self._known[key]
 
 
 def recomputed(run_plan: RunPlan, block: int, micro_batch: int) -> int:
@@ -107,10 +153,13 @@ def _has_chunks(shape: Mapping[str, Any], micro_batch: int) -> bool:
     return micro_batch * shape.get("length", 0) * shape.get("vocabulary", 0) > MOST_LOGITS
 
 
-def _activations(run_plan: RunPlan, block: int, micro_batch: int, whole_loss: bool = False) -> tuple[int, int]:
+def _activations(
+    run_plan: RunPlan, block: int, micro_batch: int, whole_loss: bool = False, compiled: bool = False
+) -> tuple[int, int]:
     """Bytes kept for the backward pass, and FLOPs of forward and backward, of one micro-batch.
 
-    With `whole_loss` the loss is not computed in chunks, whatever its size.
+    With `whole_loss` the loss is not computed in chunks, whatever its size. `compiled` is as a worker
+    compiles it, but for the kernels, and counts no FLOPs.
     """
     objective = run_plan.objective(block, "meta")
     if whole_loss:
@@ -128,7 +177,14 @@ def _activations(run_plan: RunPlan, block: int, micro_batch: int, whole_loss: bo
             return tensor
 
         inputs = (blank(run_plan.shape, micro_batch), torch.tensor(0), torch.arange(micro_batch))
+        if compiled:
+            torch.compiler.reset()  # of many blocks in one process the later ones would not be compiled
+            objective.compile(backend=PARTITIONED)
         counter = FlopCounterMode(display=False, custom_mapping=dict(CPU_ATTENTION))
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # under a counter the compiler would leave all as it is
+        with (
+            nullcontext() if compiled else counter,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             objective(*inputs).backward()
     return sum(kept.values()), counter.get_total_flops()

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,18 @@ def of_block(run_plan: RunPlan, block: int) -> BlockDisk:
     return BlockDisk(checkpoint, (count + 1) * checkpoint, done)
 
 
+def _of_blocks(run_plan: RunPlan, numbers: Iterable[int]) -> list[BlockDisk]:
+    """Of each block in turn; of blocks that are alike one is looked at."""
+    known: dict[Hashable, BlockDisk] = {}
+    found = []
+    for block in numbers:
+        shape = run_plan.shape_of(block)
+        if shape not in known:
+            known[shape] = of_block(run_plan, block)
+        found.append(known[shape])
+    return found
+
+
 def peak_and_after(blocks: Sequence[BlockDisk], at_once: int) -> tuple[int, int]:
     """Bytes of all blocks when so many train at the same time and the others are done, and when all are."""
     after = sum(block.done for block in blocks)
@@ -56,7 +68,7 @@ def needs(run_plan: RunPlan, run: Store, at_once: int) -> list[str]:
         run: its directory; it need not exist.
         at_once: blocks that train at the same time.
     """
-    blocks = [of_block(run_plan, block) for block in range(run_plan.shards.blocks)]
+    blocks = _of_blocks(run_plan, range(run_plan.shards.blocks))
     peak, after = peak_and_after(blocks, at_once)
     largest = max(block.checkpoint for block in blocks)
     disk = f"disk: at most {size(peak)} while {at_once} block(s) train, {size(after)} when all are done"
@@ -73,7 +85,7 @@ def shortage(run_plan: RunPlan, run: Store, at_once: int, only: Collection[int] 
     With `only`, these blocks alone are trained here.
     """
     numbers = [block for block in range(run_plan.shards.blocks) if only is None or block in only]
-    blocks = [of_block(run_plan, block) for block in numbers]
+    blocks = _of_blocks(run_plan, numbers)
     peak, _ = peak_and_after(blocks, at_once)
     free = _free(run)
     if free is None or free + (held := _held(run.path)) >= peak:

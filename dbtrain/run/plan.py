@@ -3,8 +3,10 @@ configuration turns into the plain values of the method."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -78,6 +80,11 @@ class RunPlan:
             return NoNoise(kind.per_position, kind.baseline_spread)
         return noise_process(self.config.noise_process).make(self.distribution, self.config.noise, self._target())
 
+    @cached_property
+    def level_name(self) -> str:
+        """What the levels of the run are called."""
+        return self.noise().level_name
+
     def parametrisation(self) -> Parametrisation:
         """What the networks of the run are given and what their outputs mean."""
         noise = self.config.noise
@@ -124,9 +131,18 @@ class RunPlan:
         """Layers that one training step of a shard applies, in order."""
         return self._order(self.scheme.runs(self.shards, shard))
 
+    def shape_of(self, shard: int) -> Hashable:
+        """Equal for two shards whose workers need as much memory and arithmetic."""
+        layers, training = self.applied(shard), self.config.training.of_block(shard)
+        settings = training.model_dump_json(exclude={"steps", "blocks"})
+        # a block that trains in turn has layers that are frozen, and how many depends on its place
+        place = shard if self.scheme.in_turn else None
+        return tuple(layer - layers[0] for layer in layers), settings, place
+
     def _order(self, layers: range) -> tuple[int, ...]:
         # block by block: no group of looped layers crosses a boundary
-        blocks = [own for own in map(self.split.layers, range(self.split.blocks)) if own[-1] in layers]
+        first, after = (bisect_left(self.split.bounds, end) for end in (layers.start, layers.stop))
+        blocks = map(self.split.layers, range(first, after))
         return tuple(layer for own in blocks for layer in order(own, self.config.model.loops))
 
     def model(self, shard: int, device: str = "cpu") -> BlockModel:
@@ -146,8 +162,9 @@ class RunPlan:
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
             model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
         self._freeze(model)
-        blocks = [self._order(self.split.layers(block)) for block in range(self.split.blocks)]
-        return scheme.wrap(model, blocks) if scheme.wrap else model
+        if scheme.wrap is None:
+            return model
+        return scheme.wrap(model, [self._order(self.split.layers(block)) for block in range(self.split.blocks)])
 
     @torch.no_grad()
     def _freeze(self, model: BlockModel) -> None:
@@ -161,21 +178,26 @@ class RunPlan:
 
     def objective(self, shard: int, device: str = "cpu") -> nn.Module:
         """What a worker of this shard trains: (batch, key, positions) -> loss."""
-        model, blocks = self.model(shard, device), range(self.split.blocks)
+        model = self.model(shard, device)
         if self.config.training.activation_checkpointing:
             recompute(model)
-        overlap = self.config.noise.overlap
-        slices = [Slice(self.runs(b), *self.ranges.widened(b, overlap), self._share(b)) for b in blocks]
-        return self.scheme.objective(model, slices, shard, self.config.training.precision)
+        return self.scheme.objective(model, self._slices, shard, self.config.training.precision)
 
     def schedule(self, shard: int) -> Schedule:
         """The learning rate that a shard is trained with, over all its steps; the same for every method."""
         return schedule_of(self.config.training, self.extensions, shard)
 
-    def _share(self, block: int) -> float:
-        """Share of all training levels in a block's own slice."""
-        low, high = self.noise().cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
-        return high - low
+    @cached_property
+    def _slices(self) -> tuple[Slice, ...]:
+        """What each block trains; made once for all of them, or a thousand blocks would make a million."""
+        overlap, noise = self.config.noise.overlap, self.noise()
+
+        def share(block: int) -> float:
+            low, high = noise.cdf(torch.tensor(self.ranges.of(block), dtype=torch.float64)).tolist()
+            return float(high - low)
+
+        blocks = range(self.split.blocks)
+        return tuple(Slice(self.runs(b), *self.ranges.widened(b, overlap), share(b)) for b in blocks)
 
     def data(self) -> DataSet:
         """Load the data set, and make sure that it is the one that the run was started with.

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ BAR = 24
 """Characters of a progress bar."""
 
 STYLES = {"running": "green", "done": "bold green", "failed": "bold red", "lost": "red", "placed": "yellow"}
+
+PHASES = {phase: rank for rank, phase in enumerate(("failed", "lost", "placed", "running", "pending"))}
+"""Which blocks are shown first where there is no room for all."""
+AROUND_ROWS = 6
+"""Lines of a table beside its rows, and one for the prompt."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,20 @@ def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | Non
     return table
 
 
+def most_telling(rows: Sequence[Row], most: int) -> tuple[list[Row], str | None]:
+    """As many rows as a screen has room for, in their order, and a line that counts them all by their phase.
+
+    Blocks that are lost or failed come before those that train, and those before what waits or is done. Where
+    there is room for all there is no line.
+    """
+    if len(rows) <= most:
+        return list(rows), None
+    first = sorted(range(len(rows)), key=lambda index: (PHASES.get(rows[index].phase, len(PHASES)), index))[:most]
+    counts = Counter(row.phase for row in rows)
+    line = ", ".join(f"{count} {phase}" for phase, count in counts.most_common())
+    return [rows[index] for index in sorted(first)], f"{len(rows)} rows, {len(rows) - most} not shown: {line}"
+
+
 class LiveView:
     """What is redrawn in place on a terminal; elsewhere a line a block now and then."""
 
@@ -155,7 +175,8 @@ class LiveView:
         """Show the newest state."""
         self._counting = None
         if self._live:
-            self._live.update(blocks_table(rows, width=self.console.width))
+            shown, title = most_telling(rows, max(1, self.console.height - AROUND_ROWS))
+            self._live.update(blocks_table(shown, title, width=self.console.width))
             return
         for row in rows:
             then, step = self._said.get(row.name, (-math.inf, -1))

@@ -10,6 +10,7 @@ from dbtrain.errors import DbtrainError, FencedError, FirstWorkerError, ShardErr
 from dbtrain.run.run import Run
 from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
+from dbtrain.training.compilation import keep_compiled_code
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
 
@@ -17,6 +18,7 @@ from dbtrain.training.worker import BlockWorker
 def prepare_process(assignment: Assignment) -> None:
     """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    keep_compiled_code()
     torch.set_num_threads(assignment.threads)
     # not warn_only: the backward pass of attention on a GPU then adds up in any order,
     # with nothing but a warning

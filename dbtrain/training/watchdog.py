@@ -20,6 +20,8 @@ EXIT_HUNG = 70
 EXIT_FENCED = 71
 LOCAL_POLL_S = 0.5
 REMOTE_POLL_S = 5.0
+COMPILING_S = 3600.0
+"""For which compiling does not count as time without a step."""
 LAST_WORDS_S = 10.0
 """For the event that tells why a worker ends: its storage may hang as well."""
 
@@ -87,6 +89,10 @@ class Watchdog:
         finally:
             self.touch()
 
+    def compiling(self) -> None:
+        """The clock stands still until the next `touch`, but for an hour at most: a compiler may hang too."""
+        self._touched = time.monotonic() + COMPILING_S
+
     def close(self) -> None:
         """End the thread."""
         self._closing.set()
@@ -104,7 +110,7 @@ class Watchdog:
     def _end_hung(self, log: EventLog) -> None:
         error = (
             f"no step for {self.assignment.hang_timeout_s:g} s, so the worker counts as hung and ends: raise "
-            "cluster.hang_timeout_s if a step, loading the data or compiling may take longer"
+            "cluster.hang_timeout_s if a step or loading the data may take longer"
         )
         said = {"outcome": "crashed", "reason": self.stop.reason, "error": error}
         words = threading.Thread(target=log.tell, args=("end",), kwargs=said, daemon=True)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.async_writer import BackgroundWriter
 from dbtrain.training.batches import Batches
+from dbtrain.training.compilation import compilations
 from dbtrain.training.engine import Engine
 from dbtrain.training.fault_injection import FaultPlan
 from dbtrain.training.host_copies import Snapshot
@@ -118,7 +120,12 @@ class BlockWorker:
         self._emit(
             "ready", step=start, parameters=parameters, world_size=dist.get_world_size(), zero_stage=engine.zero_stage
         )
-        return train(engine, batches, self.training, self.schedule, start, self, self.should_stop)
+        with compilations(self.watchdog.compiling, self._compiled) if self.training.compile else nullcontext():
+            return train(engine, batches, self.training, self.schedule, start, self, self.should_stop)
+
+    def _compiled(self, seconds: float) -> None:
+        self.watchdog.touch()
+        self._emit("compiled", seconds=round(seconds, 3))
 
     def _resume(self, engine: Engine) -> int:
         cluster, assignment = self.config.cluster, self.assignment

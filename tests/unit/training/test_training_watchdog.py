@@ -2,6 +2,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from dbtrain.errors import ShardError
 from dbtrain.shards.storage.fence import claim
@@ -9,6 +10,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import EventLog, read_events
 from dbtrain.training import watchdog
 from dbtrain.training.assignment import Assignment
+from dbtrain.training.compilation import compilations
 from dbtrain.training.watchdog import STOP, StopRequest, Watchdog
 
 
@@ -100,6 +102,34 @@ def test_reading_and_writing_checkpoints_is_no_hang_and_what_follows_may_be_one(
     with pytest.raises(ShardError), dog.patient():
         assert not wait(lambda: exits, 0.6)
         raise ShardError("the disk is full")
+    assert wait(lambda: exits, 5)
+
+
+def test_compiling_is_no_hang_and_what_follows_may_be_one(clocked):
+    start, store, exits = clocked
+    torch.compile(lambda x: x.cos(), backend="eager")(torch.zeros(1))  # imports the compiler, before the clock runs
+    dog = start(EventLog(store))
+    compiled = []
+
+    def slow(graph, inputs):
+        compiled.append(wait(lambda: exits, 0.6))
+        return graph.forward
+
+    def end(seconds):
+        compiled.append(seconds)
+        dog.touch()
+
+    with compilations(dog.compiling, end):
+        assert torch.compile(lambda x: x.sin(), backend=slow)(torch.zeros(1)) == 0
+    ended_while_compiling, seconds = compiled
+    assert not ended_while_compiling and seconds >= 0.6
+    assert wait(lambda: exits, 5)
+
+
+def test_a_compiler_that_hangs_is_ended_too(clocked, monkeypatch):
+    monkeypatch.setattr(watchdog, "COMPILING_S", 0.1)
+    start, store, exits = clocked
+    start(EventLog(store)).compiling()
     assert wait(lambda: exits, 5)
 
 
