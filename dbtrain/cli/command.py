@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -82,7 +83,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _telling_imports():
+                command(*args, **kwargs)
             sys.stdout.flush()  # a full disk that it is sent to is told here, not when Python ends
         except DbtrainError as error:
             say(Console(stderr=True), f"error: {error}", "red")
@@ -105,6 +107,18 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             _tell_bug()
 
     return wrapped
+
+
+@contextlib.contextmanager
+def _telling_imports() -> Iterator[None]:
+    """Show on the error output which code of the user's is imported, before it is."""
+    log, handler = logging.getLogger("dbtrain.models.import_path"), logging.StreamHandler()
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _drop_output() -> None:
