@@ -129,5 +129,19 @@ def _drop_output() -> None:
 
 def _tell_bug() -> NoReturn:
     traceback.print_exc()
+    frame = _frame_of_own_class()
+    if frame:
+        print(f"this arose in your own {frame.filename}, line {frame.lineno} (model.arch)", file=sys.stderr)
+        raise typer.Exit(1) from None
     print("this is a bug in dbtrain; please report it with the lines above", file=sys.stderr)
     raise typer.Exit(70) from None
+
+
+def _frame_of_own_class() -> traceback.FrameSummary | None:
+    """The last frame of the present error that lies in a file with an architecture of the user's."""
+    interface = sys.modules.get("dbtrain.method.interface")  # not imported here: what failed may be the import
+    kinds = interface.BlockModel.__subclasses__() if interface else []
+    modules = [sys.modules.get(kind.__module__) for kind in kinds if not kind.__module__.startswith("dbtrain.")]
+    files = {getattr(module, "__file__", None) for module in modules}
+    own = [frame for frame in traceback.extract_tb(sys.exc_info()[2]) if frame.filename in files]
+    return own[-1] if own else None

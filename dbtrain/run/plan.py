@@ -84,7 +84,8 @@ class RunPlan:
         if self.distribution["kind"] == "none":
             return Unseen()
         sigma_data = noise.sigma_data or default_sigma_data(self._target().code_dim)
-        name = architecture(self.config.model.arch).natural_parametrisation
+        natural = architecture(self.config.model.arch).natural_parametrisation
+        name = noise_process(self.config.noise_process).parametrisations.get(natural, natural)
         return PARAMETRISATIONS[name](sigma_data, noise.input_scaling)
 
     def _target(self) -> Target:
@@ -96,8 +97,13 @@ class RunPlan:
         how its blocks hang together, and its scales."""
         config = self.config
         scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
-        content = {"model": config.model.content(), "method": config.method, "noise": scales}
+        if config.noise_process != config.natural_process:  # so that shards from before there was a choice stay
+            scales["process"] = config.noise_process
+        content: dict[str, Any] = {"model": config.model.content(), "method": config.method, "noise": scales}
         content["shape"] = dict(self.shape)
+        own = own_architecture(config.model.arch)
+        if own:
+            content["code"] = own.content_hash
         if self.settled:  # so that the shards of runs of before stay theirs
             content["settled"] = dict(self.settled)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -216,6 +216,23 @@ def test_a_run_is_bound_to_the_content_of_the_file(folder):
         _ = Run(Store(url)).plan
 
 
+def test_shards_of_a_changed_network_are_of_another_architecture(folder):
+    """Places that prepared the same run from files that differ do not mix their blocks."""
+    one = Run(Store(settled(folder))).manifest
+    change(folder, "functional.gelu", "functional.relu")
+    forget()
+    other = settled(folder / "elsewhere")
+    assert Run(Store(other)).manifest.config_hash == one.config_hash
+    assert Run(Store(other)).manifest.architecture_hash != one.architecture_hash
+
+
+def test_an_error_of_the_network_itself_shows_where_it_arose_and_is_no_bug_of_ours(folder):
+    change(folder, "hidden = self.layers[str(i)]", "hidden = 1 / 0 + self.layers[str(i)]")
+    done = CliRunner().invoke(app, ["plan", "my_net.yaml", "noise.ranges=explicit", "noise.edges=[9,3,1,0.1]"])
+    assert done.exit_code == 1 and "ZeroDivisionError" in done.output and "Traceback" in done.output
+    assert f"this arose in your own {folder}/my_net.py, line " in done.output and "bug in dbtrain" not in done.output
+
+
 def test_no_code_is_imported_from_a_run_directory(folder, monkeypatch):
     url = settled(folder)
     (Path(url) / "other_net.py").write_text("print('it ran')\n" + fenced("python"))
