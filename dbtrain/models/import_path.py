@@ -95,7 +95,10 @@ def _find(arch: str, name: str) -> Path:
         sys.path.append(here)  # last: no file here takes the place of a package that is installed
     importlib.invalidate_caches()
     top = name.partition(".")[0]
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # of __main__, which is another program on a worker
+        spec = None
     places = [spec.origin] if spec and spec.origin else [*(spec.submodule_search_locations or ())] if spec else []
     if not places or not Path(str(places[0])).exists():
         raise ConfigError(

@@ -15,6 +15,8 @@ from dbtrain.coordinator.ray.shipping import runtime_env
 from dbtrain.errors import ConfigError
 from dbtrain.models.import_path import own_class
 from dbtrain.models.registry import architecture, checked, own_architecture
+from dbtrain.run.make_plan import design
+from dbtrain.run.plan import load_data
 from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
@@ -137,6 +139,8 @@ def test_keys_are_refused_as_those_of_the_package_are(overrides, message):
         ("my_net.py:MyModel", "there is no module my_net.py: check"),
         ("./my_net.py:MyModel", "is no import path: write MODULE:CLASS"),
         ("my_net:", "is no import path"),
+        ("__main__:MyModel", "there is no module __main__ in|has no class MyModel"),
+        ("sys:MyModel", "there is no module sys in"),
         ("my_net", "model.arch=my_net is none of vit, .*; a class of your own is my_file:MyModel"),
     ],
     ids=str,
@@ -199,6 +203,21 @@ def test_a_network_that_cannot_be_split_is_refused_before_the_run_is_sealed(fold
     with pytest.raises(ConfigError, match=message):
         settled(folder)
     assert not (folder / "runs/run/run.json").exists()
+
+
+def test_a_class_of_the_package_may_be_built_upon(folder):
+    (folder / "my_vit.py").write_text(
+        "from dbtrain.models.vit import ViT\n\n\nclass Mine(ViT):\n"
+        "    def loss(self, output, target):\n        return 2 * super().loss(output, target)\n"
+    )
+
+    def loss(arch):
+        chosen = load_config(None, ["model.heads=2", "model.dim=16"], base={**BASE, "model": {"arch": arch}})
+        data, positions = load_data(chosen), torch.arange(8)
+        batch = data.train.batch(positions, torch.device("cpu"))
+        return design(chosen, data, never).objective(0)(batch, torch.tensor(1), positions)
+
+    assert torch.allclose(loss("my_vit:Mine"), 2 * loss("vit"))
 
 
 def test_a_run_is_bound_to_the_content_of_the_file(folder):
