@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -82,7 +83,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _telling_imports():
+                command(*args, **kwargs)
             sys.stdout.flush()  # a full disk that it is sent to is told here, not when Python ends
         except DbtrainError as error:
             say(Console(stderr=True), f"error: {error}", "red")
@@ -107,6 +109,18 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+@contextlib.contextmanager
+def _telling_imports() -> Iterator[None]:
+    """Show on the error output which code of the user's is imported, before it is."""
+    log, handler = logging.getLogger("dbtrain.models.import_path"), logging.StreamHandler()
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def _drop_output() -> None:
     """Let go of output that cannot be written: Python would try again at its end, and exit with code 120."""
     with contextlib.suppress(OSError, ValueError):
@@ -115,5 +129,19 @@ def _drop_output() -> None:
 
 def _tell_bug() -> NoReturn:
     traceback.print_exc()
+    frame = _frame_of_own_class()
+    if frame:
+        print(f"this arose in your own {frame.filename}, line {frame.lineno} (model.arch)", file=sys.stderr)
+        raise typer.Exit(1) from None
     print("this is a bug in dbtrain; please report it with the lines above", file=sys.stderr)
     raise typer.Exit(70) from None
+
+
+def _frame_of_own_class() -> traceback.FrameSummary | None:
+    """The last frame of the present error that lies in a file with an architecture of the user's."""
+    interface = sys.modules.get("dbtrain.method.interface")  # not imported here: what failed may be the import
+    kinds = interface.BlockModel.__subclasses__() if interface else []
+    modules = [sys.modules.get(kind.__module__) for kind in kinds if not kind.__module__.startswith("dbtrain.")]
+    files = {getattr(module, "__file__", None) for module in modules}
+    own = [frame for frame in traceback.extract_tb(sys.exc_info()[2]) if frame.filename in files]
+    return own[-1] if own else None

@@ -29,7 +29,8 @@ class EvaluationConfig(Section):
     """Noise levels of a drawn sample."""
     solver: Literal["euler", "heun"] = "euler"
     spacing: Literal["karras", "slices"] = "karras"
-    """Steps by EDM's schedule over the whole range, or the same number in every slice."""
+    """Steps over the whole range, by EDM's schedule (of a flow equal ones before the shift), or as many in
+    every slice."""
     guidance: float = 1.0
     """Classifier-free guidance; 1 for none."""
     blend: bool = False

@@ -59,8 +59,10 @@ def _unknown_kind(error: Any, key: str) -> str:
     """The key that chooses a section's kind, `model.arch` or `data.source`,
     has a value that is none of them."""
     context = error["ctx"]
-    kinds = _quoted(context["expected_tags"])
-    return _none_of(f"{key}.{_chooser(error)}", None if context["tag"] == "None" else context["tag"], kinds)
+    kinds, chooser = _quoted(context["expected_tags"]), _chooser(error)
+    told = _none_of(f"{key}.{chooser}", None if context["tag"] == "None" else context["tag"], kinds)
+    own = chooser == "arch" and "did you mean" not in told
+    return told + ("; a class of your own is my_file:MyModel" if own else "")
 
 
 def _no_kind(error: Any, key: str) -> str:

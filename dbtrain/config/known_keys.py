@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any, get_args
 
+from dbtrain.config.model import ModelConfig, model_section
 from dbtrain.config.run import Config
 from dbtrain.config.section import Section, sections_of
 
@@ -98,8 +99,16 @@ def keys_beside(place: tuple[Any, ...]) -> list[str]:
         candidates = sections_of(section.model_fields[part].annotation) if part in section.model_fields else [section]
         # the location of an error inside a union also names the member, by its discriminator
         tag = place[i + 1] if i + 1 < len(place) - 1 else None
-        section = next((c for c in candidates if tag_of(c) == tag), candidates[0]) if candidates else section
+        section = _member(candidates, tag) if candidates else section
     return list(section.model_fields)
+
+
+def _member(candidates: list[type[Section]], tag: Any) -> type[Section]:
+    """The member of a union with this tag, such as a class of the user's among the architectures."""
+    found = next((c for c in candidates if tag_of(c) == tag), None)
+    if found is None and isinstance(tag, str) and issubclass(candidates[0], ModelConfig):
+        return model_section(tag)
+    return found or candidates[0]
 
 
 def section_at(place: tuple[Any, ...]) -> list[type[Section]]:

@@ -8,10 +8,12 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Union, get_type_hints
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, create_model
+from pydantic.errors import PydanticUserError
 
 from dbtrain.config.section import Count, Section
+from dbtrain.errors import ConfigError, first_line
 from dbtrain.models.bounds import FromRun
-from dbtrain.models.registry import ARCHITECTURES, architecture
+from dbtrain.models.registry import ARCHITECTURES, architecture, own_architecture
 
 GIVEN = frozenset({"self", "codebook", "noise", "parametrisation", "layers"})
 """Arguments that the run gives, besides what the class takes of the data and what it marks as `FromRun`."""
@@ -29,7 +31,7 @@ class ModelConfig(Section):
     """What `noise` is where the user says nothing: the class's own."""
 
     arch: str
-    """Row of the table in models/registry.py."""
+    """Row of the table in models/registry.py, or the import path of a class of your own."""
     depth: Count
     """Layers of the whole model."""
     loops: tuple[Loop, ...] | None = None
@@ -54,7 +56,8 @@ def model_section(arch: str) -> type[ModelConfig]:
     """The section of an architecture.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or an argument of its class has a type that no value can be
+            checked against.
     """
     return _section(arch, architecture(arch))
 
@@ -68,8 +71,16 @@ def _section(arch: str, kind: type[Any]) -> type[ModelConfig]:
         if name in GIVEN or name in kind.takes or _is_from_run(hints[name]):
             continue
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        fields[name] = (hints[name], Field(default, description=told.get(name)))
-    section = create_model(f"{kind.__name__}Config", __base__=ModelConfig, __doc__=summary, **fields)
+        # a layer less than one is no network, whatever the class says of its own
+        kind_of_value = Count if name == "depth" and hints[name] is int else hints[name]
+        fields[name] = (kind_of_value, Field(default, description=told.get(name)))
+    try:
+        section = create_model(f"{kind.__name__}Config", __base__=ModelConfig, __doc__=summary, **fields)
+    except (PydanticUserError, NameError) as error:
+        raise ConfigError(
+            f"model.arch={arch}: the arguments of its constructor cannot be keys of a configuration: "
+            f"{first_line(error)}; give them types such as int, float, bool, str or tuple[int, ...]"
+        ) from None
     section.noise_defaults = kind.noise_defaults
     return section
 
@@ -96,7 +107,16 @@ def argument_docs(kind: type[Any]) -> dict[str, str]:
 def _of_its_architecture(value: Any) -> Any:
     if isinstance(value, ModelConfig):
         return value
-    return _union(tuple(ModelConfig.members())).validate_python(value)
+    return _union((*ModelConfig.members(), *_own_section(value))).validate_python(value)
+
+
+def _own_section(value: Any) -> tuple[type[ModelConfig], ...]:
+    """The section of a class of the user's, where the value names one."""
+    arch = value.get("arch") if isinstance(value, Mapping) else None
+    try:
+        return (model_section(arch),) if isinstance(arch, str) and own_architecture(arch) else ()
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 @lru_cache

@@ -26,13 +26,14 @@ class NoiseConfig(Section):
     """Noise range, its distribution and its split over the blocks."""
 
     process: str | None = None
-    """How the target is made noisy: `gaussian` (codes, images and latents) or `masking` (token ids);
-    by default what the architecture is made for."""
+    """How the target is made noisy: `gaussian` or `flow` (codes, images and latents), or `masking` (token
+    ids); by default what the architecture is made for."""
     ranges: Annotated[str, AfterValidator(_known)] = "calibrated"
     """Where the range and its edges come from: `calibrated` and `equal_information` measure the data with a
     pilot, `paper`, `uniform` and `explicit` do not. Architectures without a codebook take another by default,
-    see `noise_defaults`. For masking: `alpha`, equal decrements of alpha, or `explicit` masked shares from 1
-    down to 0."""
+    see `noise_defaults`. For a flow: `logit_normal` or `uniform`, the density of t before the shift, of which
+    every block gets an equal share, or `explicit`, t from 1 down to 0 after the shift. For masking: `alpha`,
+    equal decrements of alpha, or `explicit` masked shares from 1 down to 0."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002
@@ -48,6 +49,12 @@ class NoiseConfig(Section):
     """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2,
     edm's but for a factor, at most 5."""
     input_scaling: Literal["unit", "signal"] = "unit"
+    shift: Positive = 1.0
+    """Of a flow: k in t' = k t/(1 + (k - 1) t), which moves levels and steps towards the noise."""
+    logit_mean: float = 0.0
+    """Of a flow: mean of logit t before the shift."""
+    logit_std: Positive = 1.0
+    """Of a flow: standard deviation of logit t."""
 
     @model_validator(mode="after")
     def _edges_are_for_explicit(self) -> "NoiseConfig":

@@ -16,7 +16,7 @@ from dbtrain.config.section import Count, Section
 from dbtrain.config.training import BlockTraining, TrainingConfig
 from dbtrain.errors import ConfigError
 from dbtrain.method.loops import check_loops
-from dbtrain.method.noise_processes import noise_process
+from dbtrain.method.noise_processes import noise_process, others_settings
 from dbtrain.models.registry import architecture
 
 
@@ -54,6 +54,16 @@ class Config(Section):
             raise ValueError(
                 f"noise.process={name} makes {process.noises} noisy, and model.arch={self.model.arch} denoises "
                 f"{kind.noised}: leave noise.process out, which is then {self.natural_process}"
+            )
+        foreign = [
+            (other, key)
+            for other, key in others_settings(name)
+            if getattr(self.noise, key) != NoiseConfig.model_fields[key].default
+        ]
+        if foreign:
+            other, key = foreign[0]
+            raise ValueError(
+                f"noise.{key}={getattr(self.noise, key)} is for noise.process={other}, and this is {name}: leave it out"
             )
         # what an architecture has for its own process is not for another
         defaults = kind.noise_defaults if name == self.natural_process else {"ranges": process.policies[0]}
@@ -128,6 +138,8 @@ class Config(Section):
         if self.noise_process == self.natural_process:
             # so that runs from before there was a choice go on
             content["noise"].pop("process")
+        for _, key in others_settings(self.noise_process):
+            content["noise"].pop(key)
         for key in getattr(self.data, "added_later", ()):
             if getattr(self.data, key) == type(self.data).model_fields[key].default:
                 content["data"].pop(key)

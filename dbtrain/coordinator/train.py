@@ -18,6 +18,7 @@ from dbtrain.coordinator.ray.shipping import refuse_lost_output
 from dbtrain.coordinator.status import block_status, branch_rows
 from dbtrain.coordinator.timeouts import timeouts_table
 from dbtrain.errors import ConfigError, IncompleteRunError
+from dbtrain.models.registry import own_architecture
 from dbtrain.run.branch import awaits_branch, branch_plan, start_from_branch
 from dbtrain.run.calibrate import described
 from dbtrain.run.disk import shortage
@@ -76,7 +77,8 @@ def train(
             _check_room(config, run, [this_machine()], only)
             run_plan = prepare_checked(config, run, calibrate)
             check_there(run, only)
-        cluster = connect(config.cluster.address)
+        network = own_architecture(config.model.arch)
+        cluster = connect(config.cluster.address, [network.shipped] if network else [])
         try:
             if not own:
                 # before the data are read and a pilot is trained: a cluster that would not do is told at once

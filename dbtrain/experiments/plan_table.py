@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,8 @@ from dbtrain.coordinator.ray.address import connect, this_machine
 from dbtrain.experiments import capacity
 from dbtrain.experiments.baseline import baseline
 from dbtrain.experiments.capacity import memory_of
+from dbtrain.method.sampler import spaced_levels
+from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.branch import branch_plan
 from dbtrain.run.calibrate import announced, described
@@ -70,7 +73,7 @@ def show_plan(config: Config, console: Console, notices: Console, memory: str | 
     show_table(console, table)
     for line in _looped(run_plan, whole):
         say(console, line)
-    for line in described(run_plan.distribution):
+    for line in (*_slices(run_plan), *described(run_plan.distribution)):
         say(console, line)
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
@@ -106,6 +109,24 @@ def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
     for name, layers in {**applied, "end-to-end": whole.applied(0)}.items():
         numbers = " ".join(map(str, layers))
         yield f"loops: {name} has {len(set(layers))} layers and is {len(layers)} deep, applied as {numbers}"
+
+
+def _slices(run_plan: RunPlan) -> Iterator[str]:
+    """Of each block: its slice, the share of the training levels in it, and its steps of a sampler."""
+    if run_plan.distribution["kind"] == "none":
+        return
+    noise, ranges, section = run_plan.noise(), run_plan.ranges, run_plan.config.evaluation
+    levels: Sequence[float] = ()
+    if architecture(run_plan.config.model.arch).samples:
+        levels = spaced_levels(noise, ranges, section.steps, section.spacing)
+    owners = [ranges.owner(level) for level in levels]
+    for block in range(ranges.blocks):
+        low, high = ranges.of(block)
+        below, upto = noise.cdf(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        parts = [f"{noise.level_name} {low:.4g}-{high:.4g}", noise.in_other_terms(low, high)]
+        parts.append(f"{100 * (upto - below):.3g} % of the draws")
+        parts.append(f"{owners.count(block)} of {len(owners)} solver steps" if owners else "")
+        yield f"slice {block}: {', '.join(part for part in parts if part)}"
 
 
 def _row(table: Table, name: str, estimates: Estimates, request: Request, place_: str) -> None:

@@ -12,7 +12,7 @@ from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
 from dbtrain.method.levels import LevelDistribution, read_distribution
 from dbtrain.method.parametrisation import default_sigma_data, expand
 from dbtrain.method.ranges import Ranges, equal_shares
-from dbtrain.method.sampler import schedule
+from dbtrain.method.sampler import karras_schedule, schedule
 
 LEVEL_STREAM = 0
 """Stream of the draws that makes the levels."""
@@ -37,6 +37,8 @@ class GaussianNoise:
     level_name = "sigma"
     noises: Noised = "vectors"
     policies = ("calibrated", "equal_information", "paper", "uniform", "explicit")
+    own_settings: tuple[str, ...] = ()
+    parametrisations: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -100,6 +102,14 @@ class GaussianNoise:
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """Equal shares of the training distribution within each slice."""
         return schedule(ranges, self.distribution, steps_per_block)
+
+    def whole_schedule(self, ranges: Ranges, steps: int) -> list[float]:
+        """EDM's, from the top of the range to its end."""
+        return karras_schedule(ranges.edges[-1], ranges.edges[0], steps)
+
+    def in_other_terms(self, low: float, high: float) -> str:
+        """Nothing."""
+        return ""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """y + sigma * eps  # paper, eq. (1)."""
@@ -173,6 +183,14 @@ class NoNoise:
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """One level a slice: the prediction is the same however often it is asked for."""
         return schedule(ranges, None, 1)
+
+    def whole_schedule(self, ranges: Ranges, steps: int) -> list[float]:
+        """One level a slice."""
+        return schedule(ranges, None, 1)
+
+    def in_other_terms(self, low: float, high: float) -> str:
+        """Nothing."""
+        return ""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Noise alone: nothing of the target is seen."""

@@ -69,6 +69,12 @@ class NoiseProcess(Protocol):
         """Falling levels of a sampler with as many steps in every slice;
         see `schedule` in method/sampler.py."""
 
+    def whole_schedule(self, ranges: Ranges, steps: int) -> list[float]:
+        """Falling levels of a sampler from the top of the whole range, spaced without regard to slices."""
+
+    def in_other_terms(self, low: float, high: float) -> str:
+        """A slice of levels in other words for people, such as a flow's in sigma; '' if there are none."""
+
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """The noisy target at `level`; same leading shape as `clean`."""
 
@@ -115,6 +121,9 @@ class NoiseSettings(Protocol):
     edges: tuple[float, ...] | None
     weighting: Literal["none", "edm", "clamp"]
     input_scaling: Literal["unit", "signal"]
+    shift: float
+    logit_mean: float
+    logit_std: float
 
 
 class NoiseKind(Protocol):
@@ -125,6 +134,11 @@ class NoiseKind(Protocol):
     policies: tuple[str, ...]
     """Values of `noise.ranges` that it knows, the default first. One that is measured (`calibrated`,
     `equal_information`) needs `uniform` beside it, which stands in where nothing is measured."""
+    own_settings: tuple[str, ...]
+    """Keys of the section `noise` that no other process reads."""
+    parametrisations: Mapping[str, str]
+    """Rows of `PARAMETRISATIONS` that take the place of an architecture's own, where this process's levels
+    are no sigmas; what is not in it stays."""
 
     def plan(
         self, settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]

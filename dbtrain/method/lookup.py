@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dbtrain.errors import ConfigError
@@ -28,7 +28,11 @@ def look_up(table: Mapping[str, Any], key: str, name: str) -> Any:
         ConfigError: there is no such row.
     """
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{key}={name!r} is none of {', '.join(table)}{hint}")
+        raise ConfigError(f"{key}={name!r} is none of {', '.join(table)}{nearest(name, table)}")
     return resolve(table[name])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the known name that is most like this one; '' if none is like it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -36,6 +36,8 @@ class MaskingNoise:
     level_name = "masked share"
     noises: Noised = "tokens"
     policies = ("alpha", "explicit")
+    own_settings: tuple[str, ...] = ()
+    parametrisations: Mapping[str, str] = {}
 
     def __init__(self, mask: int) -> None:
         self.mask = mask
@@ -81,6 +83,14 @@ class MaskingNoise:
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
         """Equal decrements of alpha within each slice."""
         return schedule(ranges, Uniform(), steps_per_block)
+
+    def whole_schedule(self, ranges: Ranges, steps: int) -> list[float]:
+        """Equal decrements of alpha, down to one above none masked."""
+        return [(steps - step) / steps for step in range(steps)]
+
+    def in_other_terms(self, low: float, high: float) -> str:
+        """Nothing."""
+        return ""
 
     def quantile(self, share: Tensor) -> Tensor:
         """Masked shares at these quantiles of the training distribution, t = q^2; float32, same shape."""

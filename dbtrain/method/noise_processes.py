@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the configuration reads this table, and imports no torch be
 
 NOISE_PROCESSES: dict[str, Any] = {
     "gaussian": "dbtrain.method.gaussian:GaussianNoise",
+    "flow": "dbtrain.method.flow:FlowNoise",
     "masking": "dbtrain.method.masking:MaskingNoise",
 }
 """By name: the class, or ``package.module:Class``, imported when it is asked for.
@@ -28,6 +29,12 @@ def noise_process(name: str) -> NoiseKind:
     """
     kind: NoiseKind = look_up(NOISE_PROCESSES, "noise.process", name)
     return kind
+
+
+def others_settings(name: str) -> list[tuple[str, str]]:
+    """(process, key) of the section `noise` for each key that only another process than this one reads."""
+    kinds: dict[str, NoiseKind] = {other: resolve(row) for other, row in NOISE_PROCESSES.items() if other != name}
+    return [(other, key) for other, kind in kinds.items() for key in kind.own_settings]
 
 
 def policies() -> tuple[str, ...]:

@@ -110,6 +110,41 @@ class FlowV:
         return level / (1 + level)
 
 
+class Velocity:
+    """Of a flow whose levels are t: the network is given z = (1 - t) y + t eps and predicts v = eps - y.
+
+    The same network as :class:`FlowV`, which is told the same by sigma and y + sigma * eps.
+    """
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """z itself, whose variance lies between those of y and eps."""
+        return noisy
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """D = z - t F."""
+        return noisy - expand(level, noisy) * output
+
+    def time(self, level: Tensor) -> Tensor:
+        """t."""
+        return level
+
+
+class FlowDirect:
+    """Of a flow whose levels are t; the output is the prediction itself: logits, or the clean target."""
+
+    def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """z itself."""
+        return noisy
+
+    def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The output itself."""
+        return output
+
+    def time(self, level: Tensor) -> Tensor:
+        """t."""
+        return level
+
+
 class VpEps:
     """Variance preserving, the network predicts eps: DDPM (Ho et al. 2020) as a column of EDM's Table 1 (VP).
 
@@ -189,8 +224,10 @@ PARAMETRISATIONS: Mapping[str, Callable[[float, InputScaling], Parametrisation]]
     "logits": Direct,
     "x0": Direct,
     "flow_v": lambda sigma_data, input_scaling: FlowV(),
+    "velocity": lambda sigma_data, input_scaling: Velocity(),
+    "flow_x0": lambda sigma_data, input_scaling: FlowDirect(),
     "vp_eps": lambda sigma_data, input_scaling: VpEps(),
     "tokens": lambda sigma_data, input_scaling: Tokens(),
 }
 """(sigma_data, input_scaling) -> parametrisation, by the name that an architecture gives as its
-`natural_parametrisation`."""
+`natural_parametrisation`, or a noise process in its place."""

@@ -17,7 +17,8 @@ from dbtrain.method.ranges import Ranges
 Solver = Literal["euler", "heun"]
 
 Spacing = Literal["karras", "slices"]
-"""`karras`: EDM's levels over the whole range; `slices`: the noise process's own, as many in every slice."""
+"""`karras`: over the whole range, EDM's levels or what the noise process has instead; `slices`: as many
+steps in every slice."""
 
 Denoise = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(block, noisy (N, ...), level (N, *level_shape)) -> (raw output such as logits,
@@ -69,7 +70,7 @@ def spaced_levels(noise: NoiseProcess, ranges: Ranges, steps: int, spacing: Spac
         ConfigError: the steps cannot be shared by the slices.
     """
     if spacing == "karras":
-        return tuple(karras_schedule(ranges.edges[-1], ranges.edges[0], steps))
+        return tuple(noise.whole_schedule(ranges, steps))
     if steps % ranges.blocks:
         raise ConfigError(
             f"{steps} steps cannot be shared evenly by {ranges.blocks} slices: take a multiple of {ranges.blocks}, "

@@ -1,11 +1,15 @@
-"""Which architectures there are. To add one, write a `BlockModel`,
-which says what it can do, and one row here."""
+"""Which architectures there are: the rows of a table, and classes of the user's by their import path.
+
+To add one to the package, write a `BlockModel`, which says what it can do, and one row here.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dbtrain.method.lookup import look_up
+from dbtrain.models.import_path import OwnClass, import_path, own_class
 
 if TYPE_CHECKING:  # the configuration reads this table, and imports no torch before it needs a row
     from dbtrain.method.interface import BlockModel
@@ -20,15 +24,36 @@ ARCHITECTURES: dict[str, Any] = {
 """By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for.
 
 A program of your own may add a row, but only its own process sees it: rows do not travel to Ray's workers,
-which import the package anew. What `dbtrain train` trains needs its class and its row in the package.
+which import the package anew. An import path as `model.arch` does travel (docs/own-network.md).
 """
 
 
 def architecture(name: str) -> type[BlockModel]:
-    """The class of an architecture.
+    """The class of an architecture: of a row, or the user's own.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it cannot be imported or used.
     """
-    kind: type[BlockModel] = look_up(ARCHITECTURES, "model.arch", name)
+    own = own_architecture(name)
+    kind: type[BlockModel] = own.kind if own else look_up(ARCHITECTURES, "model.arch", name)
     return kind
+
+
+def own_architecture(name: str) -> OwnClass | None:
+    """A class of the user's, imported and checked; None if the name is that of a row, or of nothing.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no architecture.
+    """
+    path = None if name in ARCHITECTURES else import_path(name)
+    return checked(name, path) if path else None
+
+
+@lru_cache
+def checked(name: str, path: str) -> OwnClass:
+    """Import a class and see whether it is an architecture; once in a process."""
+    from dbtrain.models.own_class import check_class  # not above: it imports torch
+
+    own = own_class(name, path)
+    check_class(name, own.kind)
+    return own

@@ -17,7 +17,7 @@ from dbtrain.config import Config, parse_config
 from dbtrain.config.data import absolute_paths, named_places, whereabouts
 from dbtrain.data.registry import READS_TENSORS, load
 from dbtrain.data.splits import DataSet
-from dbtrain.errors import DataError
+from dbtrain.errors import ConfigError, DataError
 from dbtrain.method.draws import derive_seed
 from dbtrain.method.gaussian import NoNoise
 from dbtrain.method.interface import BlockModel, NoiseProcess, Target
@@ -29,7 +29,7 @@ from dbtrain.method.ranges import Ranges
 from dbtrain.method.schemes import SCHEMES, Scheme
 from dbtrain.method.split import LayerSplit
 from dbtrain.models.layers import recompute
-from dbtrain.models.registry import architecture
+from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.schedule import Schedule, schedule_of
 from dbtrain.shards.extension import Extension
 from dbtrain.shards.foreign_tensors import read_tensors
@@ -91,7 +91,8 @@ class RunPlan:
         if self.distribution["kind"] == "none":
             return Unseen()
         sigma_data = noise.sigma_data or default_sigma_data(self._target().code_dim)
-        name = architecture(self.config.model.arch).natural_parametrisation
+        natural = architecture(self.config.model.arch).natural_parametrisation
+        name = noise_process(self.config.noise_process).parametrisations.get(natural, natural)
         return PARAMETRISATIONS[name](sigma_data, noise.input_scaling)
 
     def _target(self) -> Target:
@@ -103,8 +104,13 @@ class RunPlan:
         how its blocks hang together, and its scales."""
         config = self.config
         scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
-        content = {"model": config.model.content(), "method": config.method, "noise": scales}
+        if config.noise_process != config.natural_process:  # so that shards from before there was a choice stay
+            scales["process"] = config.noise_process
+        content: dict[str, Any] = {"model": config.model.content(), "method": config.method, "noise": scales}
         content["shape"] = dict(self.shape)
+        own = own_architecture(config.model.arch)
+        if own:
+            content["code"] = own.content_hash
         if self.settled:  # so that the shards of runs of before stay theirs
             content["settled"] = dict(self.settled)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -256,13 +262,19 @@ def level_name(manifest: Manifest) -> str:
 def read_plan(
     manifest: Manifest, codebook: Tensor | None, frozen: Mapping[str, Tensor] = MappingProxyType({})
 ) -> RunPlan:
-    """The plan of a run from its manifest, and what it keeps beside it for all blocks."""
+    """The plan of a run from its manifest, and what it keeps beside it for all blocks.
+
+    Raises:
+        ConfigError: the run's own class of network cannot be imported here, or is not what it was.
+    """
     # where one job trains all blocks, the plan has one row and the blocks have their own
     rows = manifest.slices or manifest.plan
     bounds = [row.layers[0] for row in rows] + [rows[-1].layers[1]]
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.shape.items()}
+    config = parse_config(dict(manifest.config), "run.json")
+    _refuse_changed(config, manifest.model_hash)
     return RunPlan(
-        config=parse_config(dict(manifest.config), "run.json"),
+        config=config,
         split=LayerSplit(tuple(bounds)),
         ranges=Ranges.from_hex([*(row.levels[1] for row in rows), rows[-1].levels[0]]),
         distribution=manifest.noise,
@@ -276,4 +288,16 @@ def read_plan(
         settled=manifest.settled,
         extensions=manifest.extensions,
         frozen=frozen,
+    )
+
+
+def _refuse_changed(config: Config, expected: str) -> None:
+    """The same weights may mean something else in a network that was changed."""
+    own = own_architecture(config.model.arch)
+    if own is None or own.content_hash == expected:
+        return
+    raise ConfigError(
+        f"{own.file} (model.arch={config.model.arch}) is not what run {config.name} was started with: it holds "
+        f"{own.content_hash[:SHOWN]}, run.json says {expected[:SHOWN]}: put the file back as it was, or start another "
+        "run (name=...)"
     )

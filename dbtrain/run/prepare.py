@@ -21,7 +21,8 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
 from dbtrain.method.schemes import SCHEMES
-from dbtrain.models.registry import architecture
+from dbtrain.models.own_class import check_network
+from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.branch import branch_plan, common_depth
 from dbtrain.run.config_diff import but_for_places, difference
@@ -169,7 +170,10 @@ def _no_pilot(*_: object) -> Mapping[str, object]:
 def _check_models(run_plan: RunPlan) -> None:
     # once run.json is there, a configuration that no worker
     # can build would keep the fixed one from the run's name
+    arch = run_plan.config.model.arch
     for shard in range(run_plan.shards.blocks):
+        if own_architecture(arch):
+            check_network(arch, run_plan.model(shard, "meta"), run_plan.scheme.runs(run_plan.shards, shard))
         run_plan.objective(shard, "meta")
     if run_plan.config.init.branch:
         branch_plan(run_plan).objective(0, "meta")
@@ -209,6 +213,7 @@ def _way_out(run: Run, given: Config) -> str:
 
 
 def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
+    own = own_architecture(run_plan.config.model.arch)
     shards, split = run_plan.shards, run_plan.split
     plan = tuple(_row(shard, shards.layers(shard), run_plan.levels(shard)) for shard in range(shards.blocks))
     slices = tuple(_row(block, split.layers(block), run_plan.ranges.of(block)) for block in range(split.blocks))
@@ -229,6 +234,7 @@ def _manifest(run_plan: RunPlan, codebook_hash: str) -> Manifest:
         init=run_plan.init,
         settled=dict(run_plan.settled),
         frozen_hash=frozen_hash_of(run_plan.frozen),
+        model_hash=own.content_hash if own else "",
     )
 
 

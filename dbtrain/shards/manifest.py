@@ -83,6 +83,8 @@ class Manifest:
     """How the run became longer than it was prepared, in their order."""
     frozen_hash: str = ""
     """``frozen_hash_of`` the stem and head that no block trains, '' where every block has its own."""
+    model_hash: str = ""
+    """SHA-256 of the file with the architecture's class where that is the user's own, '' otherwise."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """Fields that this version does not know; they are kept."""
 
@@ -96,7 +98,7 @@ class Manifest:
         """
         known = {f.name for f in dataclasses.fields(Manifest)} - {"others"}
         fields = Fields(dict(content), where)
-        texts = ("run", "config_hash", "architecture_hash", "data_hash", "frozen_hash")
+        texts = ("run", "config_hash", "architecture_hash", "data_hash", "frozen_hash", "model_hash")
         optional: dict[str, Any] = {name: fields.text(name) for name in texts if name in content}
         optional |= {name: fields.mapping(name) for name in ("shape", "data_paths", "settled") if name in content}
         if "branch" in content:

@@ -19,6 +19,7 @@ import pytest
 
 from dbtrain.coordinator.ray.settings import LOOPBACK, SETTINGS
 from tests.conftest import ROOT, TINY, Command, events, ray_folder, wait_for
+from tests.own_network import write_files
 
 CONFIG = str(ROOT / "configs" / "vit_digits.yaml")
 SHORT = [CONFIG, *TINY, "blocks=1", "training.steps=20", "cluster.cpus_per_worker=0.5"]
@@ -143,6 +144,27 @@ def test_client_and_submitted_job_train_where_dbtrain_is_not_installed(cluster: 
         assert cluster.environment["RAY_AUTH_TOKEN"] not in output[name]
     assert lost.returncode != 0
     assert "a submitted job runs in a copy of its working directory" in " ".join(output["lost"].split())
+
+
+def test_a_network_of_the_users_goes_along_and_what_it_lacks_there_is_named(
+    cluster: SomeCluster, tmp_path: Path
+) -> None:
+    """Its file lies on this command's path alone; one that imports a file beside it cannot be imported there."""
+    nets = tmp_path / "nets"
+    nets.mkdir()
+    write_files(nets)
+    (nets / "beside.py").touch()
+    (nets / "lonely.py").write_text("import beside\n" + (nets / "my_net.py").read_text())
+    size = ["blocks=2", "training.steps=3", "noise.ranges=uniform", "noise.sigma_min=0.5", "noise.sigma_max=20"]
+    command = ["-m", "dbtrain", "train", str(nets / "my_net.yaml"), *size, f"out={tmp_path}/runs"]
+    path, client = f"{nets}:{ROOT}", ["--address", f"ray://127.0.0.1:{cluster.client}"]
+    whole = run(cluster, tmp_path, [*command, *client], PYTHONPATH=path)
+    output = whole.communicate(timeout=240)[0]
+    assert whole.returncode == 0 and "merged 2 block(s)" in output, output
+    lonely = run(cluster, tmp_path, [*command, "name=lonely", "model.arch=lonely:MyModel", *client], PYTHONPATH=path)
+    output = " ".join(lonely.communicate(timeout=240)[0].split())
+    assert lonely.returncode != 0 and "ModuleNotFoundError: No module named 'beside'" in output, output
+    assert "what belongs together is a package" in output and "Traceback" not in output
 
 
 def test_other_versions_and_other_plans_are_refused_by_name(cluster: SomeCluster, tmp_path: Path) -> None:

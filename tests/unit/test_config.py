@@ -132,7 +132,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override, words):
         ("cluster.blocks.1.gpus_per_worker=0", ["gpus_per_worker=0", "greater than 0"]),
         ("cluster.blocks.3.workers=1", ["cluster.blocks names block 3; the last is 2"]),
         ("training.blocks.3.lr=0.1", ["training.blocks names block 3; the last is 2"]),
-        ("noise.process=maskin", ["noise.process='maskin' is none of gaussian, masking; did you mean masking?"]),
+        ("noise.process=maskin", ["noise.process='maskin' is none of gaussian, flow, masking; did you mean masking?"]),
         ("noise.process=masking", ["makes tokens noisy, and model.arch=vit denoises vectors", "then gaussian"]),
         (
             "model.heads=5",

@@ -171,7 +171,7 @@ def test_workers_of_a_run_that_is_resumed_elsewhere_get_its_data(home: Path, mon
             return []
 
     cluster = SimpleNamespace(nodes=list, close=lambda: None)
-    monkeypatch.setattr(command, "connect", lambda _: cluster)
+    monkeypatch.setattr(command, "connect", lambda *_: cluster)
     monkeypatch.setattr(command, "choose_device", lambda *_: "cpu")
     monkeypatch.setattr(command, "Controller", Controller)
     said = CliRunner().invoke(app, ["resume", str(home / "runs" / "run")])

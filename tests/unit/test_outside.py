@@ -104,6 +104,8 @@ class LaplaceNoise:
     level_name = "b"
     noises = "vectors"
     policies = ("uniform",)
+    own_settings = ()
+    parametrisations: Mapping[str, str] = {}
 
     def __init__(self, distribution):
         self.distribution = distribution

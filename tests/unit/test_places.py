@@ -57,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         def run(self) -> list[BlockState]:
             return self.states
 
-    monkeypatch.setattr(command, "connect", lambda _: SimpleNamespace(nodes=list, close=lambda: None))
+    monkeypatch.setattr(command, "connect", lambda *_: SimpleNamespace(nodes=list, close=lambda: None))
     monkeypatch.setattr(command, "choose_device", lambda *_: "cpu")
     monkeypatch.setattr(command, "Controller", Controller)
     return told

@@ -3,6 +3,7 @@ Ray ends the whole process where nothing answers."""
 
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -193,8 +194,12 @@ def _own_address() -> str:
     return "127.0.0.1"
 
 
-def connect(address: str | None) -> "RayCluster":
+def connect(address: str | None, modules: Sequence[Path] = ()) -> "RayCluster":
     """Connect to the cluster at `address`, or start one of this machine's own.
+
+    Args:
+        address: of the cluster, or None.
+        modules: files and packages of the user's that its workers import.
 
     Raises:
         PlacementError: there is none.
@@ -204,7 +209,7 @@ def connect(address: str | None) -> "RayCluster":
     prepare(address, check_address(address))
     from dbtrain.coordinator.ray.cluster import RayCluster
 
-    return RayCluster(address)
+    return RayCluster(address, modules)
 
 
 def this_machine() -> Node:

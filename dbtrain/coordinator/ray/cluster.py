@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,15 +31,16 @@ class RayCluster:
 
     Args:
         address: ``auto``, ``host:port``, or None.
+        modules: files and packages of the user's that its workers import.
 
     Raises:
         PlacementError: there is no cluster at the address.
         VersionError: it has another version of Ray or Python than this process.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, modules: Sequence[Path] = ()) -> None:
         common: dict[str, Any] = {
-            "runtime_env": runtime_env(address),
+            "runtime_env": runtime_env(address, modules),
             "log_to_driver": False,
             "logging_level": logging.WARNING,
         }

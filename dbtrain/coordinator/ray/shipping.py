@@ -1,7 +1,8 @@
-"""What travels to the nodes of a cluster: this package, its settings, and the listener for warnings."""
+"""What travels to a cluster: this package, the user's network, settings, and the listener for warnings."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by `ray job submit` in the environment of the driver that it starts."""
 
 
-def runtime_env(address: str | None) -> dict[str, Any]:
+def runtime_env(address: str | None, modules: Sequence[Path] = ()) -> dict[str, Any]:
     """Ray's runtime environment of this driver.
 
     On somebody's cluster the code of this very package goes along, so nodes need Python, torch, DeepSpeed and
     Ray, not dbtrain, and never run another version of it. What `ray job submit` has fixed already is left to
     it: Ray refuses a key that is set twice.
+
+    Args:
+        address: of the cluster; None for one of this machine's own, whose workers look where it does.
+        modules: files and packages of the user's that workers import.
     """
     variables = {k: v for k, v in os.environ.items() if k.startswith("DBTRAIN_") or k in SETTINGS}
     wanted: dict[str, Any] = {
@@ -26,7 +31,7 @@ def runtime_env(address: str | None) -> dict[str, Any]:
         "worker_process_setup_hook": "dbtrain.coordinator.ray.signals.install",
     }
     if address is not None:
-        wanted["py_modules"] = [str(Path(dbtrain.__file__).parent)]
+        wanted["py_modules"] = [str(Path(dbtrain.__file__).parent), *map(str, modules)]
     submitted = submitted_runtime_env()
     taken = submitted.get("env_vars", {})
     wanted["env_vars"] = {k: v for k, v in variables.items() if k not in taken}

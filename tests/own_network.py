@@ -1,0 +1,26 @@
+"""The network, configuration and commands of docs/own-network.md, as they stand there."""
+
+import re
+import shlex
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+DOCUMENT = ROOT / "docs" / "own-network.md"
+
+
+def fenced(language: str) -> str:
+    found = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(found) == 1
+    return str(found[0])
+
+
+def write_files(folder: Path) -> None:
+    """Network and configuration under the names that the document gives them."""
+    (folder / "my_net.py").write_text(fenced("python"))
+    (folder / "my_net.yaml").write_text(fenced("yaml"))
+
+
+def command_lines() -> list[list[str]]:
+    """Arguments of its commands, in order."""
+    return [shlex.split(line.removeprefix("dbtrain ")) for line in fenced("sh").splitlines()]
