@@ -39,7 +39,7 @@ class ClusterConfig(Section):
     """Pause before the second restart without progress; doubles with each further one, at most 60 s."""
     hang_timeout_s: Positive = 600.0
     """Longest time without a step before a block is ended and restarted,
-    beside reading and writing checkpoints."""
+    beside reading and writing checkpoints, and compiling."""
     restart_damaged: bool = False
     """Train a block again from its first step when all its checkpoints are damaged;
     otherwise it fails and says so."""

@@ -125,7 +125,8 @@ class BlockWorker:
 
     def _compiled(self, seconds: float) -> None:
         self.watchdog.touch()
-        self._emit("compiled", seconds=round(seconds, 3))
+        if seconds > 1:  # of a score of small graphs nobody wants a line each
+            self._emit("compiled", seconds=round(seconds, 3))
 
     def _resume(self, engine: Engine) -> int:
         cluster, assignment = self.config.cluster, self.assignment
