@@ -47,7 +47,8 @@ class Part(nn.Module):
             for layer in self.layers.values():
                 hidden = layer(hidden, condition)
             if self.head is None:
-                return hidden.to(torch.bfloat16 if self.half else hidden.dtype), condition.clone()
+                # what is sent must be contiguous, and patches are not
+                return hidden.to(torch.bfloat16 if self.half else hidden.dtype).contiguous(), condition.clone()
             patches = self.head(hidden, condition.to(hidden.dtype)).float()
             images = self.parametrisation.estimate(self.image(patches), noisy, level)
         return _root_weight(self.noise, level) * images

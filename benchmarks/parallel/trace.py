@@ -1,7 +1,7 @@
 """Reads a Chrome trace of PyTorch's profiler: what a process sent, and how long its GPU computed."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Event = Mapping[str, Any]
@@ -10,40 +10,48 @@ SIZES = {"double": 8, "float": 4, "long": 8, "int": 4, "c10::BFloat16": 2, "c10:
 COMPUTES = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
-def sent_bytes(events: Iterable[Event], ring: int) -> float:
-    """Bytes that a member of a ring of so many sends, by the operations of c10d and the sizes of their tensors.
+NCCL_SIZES = {"Double": 8, "Float": 4, "Long": 8, "Int": 4, "BFloat16": 2, "Half": 2}
+"""The same, by the names in what NCCL's operations say of themselves."""
 
-    A ring sends 2 (n-1)/n of what it reduces to all, (n-1)/n of what it gathers or scatters as a whole, and
-    all of what goes from one to another.
+
+def sent_bytes(events: Sequence[Event], ring: int) -> float:
+    """Bytes that a member of a ring of so many sends, by its operations and the sizes of their tensors.
+
+    What NCCL's operations say of themselves has their types; gloo's say nothing, so there the tensors given to c10d
+    count, and those in lists, whose type a trace does not tell, as float32.
+
+    A ring sends 2 (n-1)/n of what it reduces to all, (n-1)/n of what it gathers, scatters or broadcasts as a whole,
+    and all of what goes from one to another.
     """
+    of_nccl = [event["args"] for event in events if event.get("name") == "record_param_comms"]
+    if any(int(said.get("In msg nelems", 0)) for said in of_nccl):
+        return sum(_nccl_bytes(said) for said in of_nccl)
+    operations = [event for event in events if event.get("name", "").startswith("c10d::")]
+    return sum(
+        _factor(e["name"].removeprefix("c10d::"), ring) * max(_by_argument(e["args"]), default=0) for e in operations
+    )
+
+
+def _nccl_bytes(said: Mapping[str, Any]) -> float:
+    whole = max(int(said.get("In msg nelems", 0)), int(said.get("Out msg nelems", 0)))
+    size = NCCL_SIZES.get(said.get("dtype", ""), 1)
+    return _factor(said.get("Collective name", ""), int(said.get("Group size", 1))) * whole * size
+
+
+def _factor(operation: str, ring: int) -> float:
+    """Of the bytes of an operation's larger side, which are the whole, the share that is sent."""
     step = (ring - 1) / ring
-    factors = {"allreduce_": 2 * step, "allreduce_coalesced_": 2 * step, "send": 1.0, "broadcast_": step}
-    total = 0.0
-    for event in events:
-        name = event.get("name", "")
-        if not name.startswith("c10d::"):
-            continue
-        operation = name.removeprefix("c10d::")
-        tensors = list(_tensors(event["args"]))
-        if operation in factors:
-            total += factors[operation] * sum(tensors)
-        elif "gather" in operation or "scatter" in operation:
-            # the whole is the larger one of what goes in and what comes out
-            total += step * max(_by_argument(event["args"]), default=0)
-    return total
+    if operation == "send":
+        return 1.0
+    if "reduce" in operation and "scatter" not in operation:
+        return 2 * step
+    return step if any(word in operation for word in ("gather", "scatter", "broadcast", "alltoall")) else 0.0
 
 
 def _by_argument(arguments: Mapping[str, Any]) -> list[int]:
     """Bytes of each argument, a list of tensors counting as one."""
     kinds, shapes = arguments.get("Input type", []), arguments.get("Input Dims", [])
     return [sum(_bytes(kind, shape)) for kind, shape in zip(kinds, shapes, strict=False)]
-
-
-def _tensors(arguments: Mapping[str, Any]) -> Iterator[int]:
-    """Bytes of each tensor that an operation was given."""
-    kinds, shapes = arguments.get("Input type", []), arguments.get("Input Dims", [])
-    for kind, shape in zip(kinds, shapes, strict=False):
-        yield from _bytes(kind, shape)
 
 
 def _bytes(kind: Any, shape: Any) -> Iterator[int]:
