@@ -76,6 +76,15 @@ def _until_enough(meter: Meter, train: Callable[[], None]) -> dict[str, Any]:
     raise AssertionError("a meter ends every training")
 
 
+def _memory_ran_out(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, says so: pipelines wrap what their stages raise."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def main() -> None:
     folder, rank, address, port = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     job = Job.read(folder / "job.json")
@@ -85,8 +94,8 @@ def main() -> None:
         found = work(job, rank, store)
     except Exception as error:
         traceback.print_exc()
-        full = isinstance(error, torch.OutOfMemoryError)
-        found = {"error": "out of memory" if full else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        found = {"error": "out of memory" if _memory_ran_out(error) else said}
     (folder / f"rank-{rank}.json.part").write_text(json.dumps(found))
     (folder / f"rank-{rank}.json.part").rename(folder / f"rank-{rank}.json")
     sys.stdout.flush()
