@@ -3,13 +3,14 @@
 Command:  python -m benchmarks.parallel [--gpus 2] [--methods dbtrain ideal ddp fsdp2 ...] [--micro-batches 8 32 128]
           [--checkpointing off on] [--layers 24] [--dim 1024] [--out parallel.json] [--plot parallel.svg]
           python -m benchmarks.parallel --device cpu --links none 10g 1g 100m --layers 4 --dim 128 --tokens 64 ...
+          python -m benchmarks.parallel --gpus 4 --workers 2 --set training.zero_stage=3 --methods dbtrain ideal fsdp2
 
 One diffusion transformer, the same optimizer, batch and clipping for all. `dbtrain` trains it as so many blocks as
 there are GPUs, each by the worker that `dbtrain train` starts, but for Ray; the others train it end to end. `ideal` is
-a GPU that trains one block alone, by hand. A sample counts once it has been through all layers, so a block has to
-process as many samples a second as all GPUs together. Every method takes `--batch` samples a step of the optimizer, in
-micro-batches: the memory of a GPU follows the micro-batch. `fsdp2` scatters gradients after every micro-batch,
-`fsdp2_accumulate` once a step.
+a GPU that trains one block alone, by hand, times `--workers`. A sample counts once it has been through all layers, so
+a block has to process as many samples a second as all GPUs together. Every method takes `--batch` samples a step of
+the optimizer, in micro-batches: the memory of a GPU follows the micro-batch. `fsdp2` scatters gradients after every
+micro-batch, `fsdp2_accumulate` once a step.
 
 Each row has processes of its own; running out of memory is a row. Bytes sent are those of one step and GPU: the
 operations of c10d in a profile, their tensors' sizes, and the share of them that a ring sends. Idle is the share of a
@@ -40,6 +41,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, cards = parser.add_argument, torch.cuda.device_count()
     add("--gpus", type=int, default=cards or 2, help="processes, one a GPU")
+    add("--workers", type=int, default=1, help="GPUs of each of dbtrain's blocks (--set training.zero_stage=...)")
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
     add("--micro-batches", type=int, nargs="+", default=[8, 16, 32, 64, LARGEST])
     add("--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"], help="of activations")
@@ -71,6 +73,7 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
                 yield Job(
                     method=method,
                     gpus=given.gpus,
+                    workers=given.workers,
                     micro_batch=micro,
                     checkpointing=again == "on",
                     batch=given.batch or LARGEST * given.gpus,

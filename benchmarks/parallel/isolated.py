@@ -15,8 +15,8 @@ from dbtrain.training.worker import BlockWorker
 HANG_S = 3600.0
 
 
-def train(job: Job, block: int, meter: Meter) -> None:
-    """Train a block of the prepared run until the meter has seen enough.
+def train(job: Job, block: int, rank: int, meter: Meter) -> None:
+    """Train a block of the prepared run, as one of its ranks, until the meter has seen enough.
 
     Raises:
         RuntimeError: the worker ended before.
@@ -31,7 +31,9 @@ def train(job: Job, block: int, meter: Meter) -> None:
 
     run = Run(Store(job.config().run_url))
     device: Any = job.device
-    assignment = Assignment(run.store.url, block, 1, "benchmark", "benchmark", 1, job.micro_batch, device, 1, HANG_S)
+    assignment = Assignment(
+        run.store.url, block, 1, "benchmark", "benchmark", job.workers, job.micro_batch, device, 1, HANG_S
+    )
     with mock.patch.object(entry, "BlockWorker", Metered):
-        entry.work(assignment, 0, StopRequest())
+        entry.work(assignment, rank, StopRequest())
     raise RuntimeError(f"the worker of block {block} ended before it was measured: see its events in {run.store.url}")

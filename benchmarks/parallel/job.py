@@ -40,6 +40,8 @@ class Job:
     steps: int
     rounds: int
     folder: str
+    workers: int = 1
+    """GPUs of a block, which share it by data and by `training.zero_stage`; for dbtrain only."""
     overrides: tuple[str, ...] = ()
     """Of the configuration, such as training.deterministic=false."""
 
@@ -63,11 +65,14 @@ class Job:
     @property
     def blocks(self) -> int:
         """Of the run; the others train the whole network end to end."""
-        return self.gpus if self.method in (ISOLATED, IDEAL) else 1
+        return self.gpus // self.workers if self.method in (ISOLATED, IDEAL) else 1
 
     def misfit(self) -> str | None:
         """Why the sizes do not fit the method, or None."""
-        unit = self.micro_batch * (self.gpus if self.method in ("ddp", "fsdp2", "fsdp2_accumulate", "zero3") else 1)
+        sharing = {ISOLATED: self.workers, IDEAL: 1, "1f1b": 1, "interleaved": 1}.get(self.method, self.gpus)
+        unit = self.micro_batch * sharing
+        if self.gpus % self.workers:
+            return f"{self.gpus} GPUs are no multiple of {self.workers} a block"
         if self.batch % unit:
             return f"the batch of {self.batch} is no multiple of {unit}"
         stages = {"1f1b": self.gpus, "interleaved": 2 * self.gpus}.get(self.method, self.blocks)
@@ -97,6 +102,7 @@ class Job:
         training |= {"batch_size": self.batch, "micro_batch": self.micro_batch, "precision": self.precision}
         training |= {"compile": self.compile, "activation_checkpointing": self.checkpointing}
         keys: dict[str, Any] = {"name": "run", "out": self.folder, "blocks": self.blocks, "model.arch": "dit"}
+        keys |= {"cluster.workers": self.workers if self.method == ISOLATED else 1}
         keys |= {"model.depth": self.layers, "model.dim": self.dim, "model.heads": max(1, self.dim // 64)}
         keys |= {"model.patch": PATCH, "data.source": "latents", "data.classes": CLASSES}
         keys |= {"data.path": Path(self.folder) / "images.safetensors"}

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.parallel.job import Job
+from benchmarks.parallel.job import IDEAL, Job
 
 GRACE_S = 5.0
 """For the others to say what went wrong, once one has."""
@@ -105,7 +105,9 @@ def together(job: Job, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if errors:
         return {"error": next((e for e in errors if e == "out of memory"), errors[0])}
     seconds = [max(each) for each in zip(*(rank["seconds"] for rank in ranks), strict=True)]
-    rates = sorted(job.batch / s for s in seconds)
+    # of as many GPUs as a block has, which nothing holds up either
+    side_by_side = job.workers if job.method == IDEAL else 1
+    rates = sorted(side_by_side * job.batch / s for s in seconds)
     idle = [rank["idle"] for rank in ranks if rank["idle"] is not None]
     return {
         "seconds_each": seconds,

@@ -22,23 +22,23 @@ MEET_S = 600.0
 
 def work(job: Job, rank: int, store: TCPStore) -> dict[str, Any]:
     """Join the group, train, and say what was found."""
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": job.device}
     device = torch.device(job.device, 0) if job.device == "cuda" else torch.device("cpu")
-    backend, limit = ("nccl" if job.device == "cuda" else "gloo"), timedelta(seconds=MEET_S)
     torch.set_num_threads(1)
     if job.device == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
+    # isolated blocks have a group each, and nothing that spans them
+    members = job.workers if job.method == ISOLATED else job.processes
+    group, own = divmod(rank, members)
+    os.environ |= {"RANK": str(own), "WORLD_SIZE": str(members), "LOCAL_RANK": "0", "DS_ACCELERATOR": job.device}
+    backend, limit = ("nccl" if job.device == "cuda" else "gloo"), timedelta(seconds=MEET_S)
+    meeting = HashStore() if members == 1 else PrefixStore(f"group-{group}", store)
+    dist.init_process_group(backend, store=meeting, rank=own, world_size=members, timeout=limit)
+    meter = Meter(job, store, device, members)
     if job.method == ISOLATED:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         from benchmarks.parallel import isolated
 
-        meter = Meter(job, store, device, 1)
-        return _until_enough(meter, lambda: isolated.train(job, rank, meter))
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(job.processes)}
-    group = PrefixStore("group", store)
-    dist.init_process_group(backend, store=group, rank=rank, world_size=job.processes, timeout=limit)
-    meter = Meter(job, store, device, job.processes)
+        return _until_enough(meter, lambda: isolated.train(job, group, own, meter))
     return _until_enough(meter, lambda: _steps(job, rank, device, meter))
 
 
