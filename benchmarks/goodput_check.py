@@ -1,11 +1,12 @@
 """Checks `goodput.py` against a run under faults: the share of time that trained, measured and simulated.
 
-Command:  dbtrain punish CONFIG ... ; python -m benchmarks.goodput_check RUN --undisturbed RUN --every STEPS
+Command:  dbtrain punish CONFIG ... ; python -m benchmarks.goodput_check RUN [RUN ...] --every STEPS
 
-Everything is read from the events of the run's attempts. How long a step takes is that of the undisturbed run. The
-simulation is given what is counted and timed here (how often an attempt was ended, with or without a commit, how long
-it was until the next one trained, how long a commit took) and none of what it is to find: the share of each block's
-time, from its first step to its last one, that ended up in its weights.
+Everything is read from the events of the run's attempts. The simulation is given what is counted and timed there (how
+often an attempt was ended, with or without a commit, how long it was until the next one trained, how long a step and a
+commit took) and none of what it is to find: the share of each block's time, from its first step to its last one, that
+ended up in its weights. A step counts as long as the run's median one. What took longer, because the worker was stopped
+by SIGSTOP or the machine was busy, is no part of the model: it is taken off the time, and told.
 """
 
 import argparse
@@ -40,6 +41,10 @@ class Block:
     restarts: list[float]
     """From the last word of an attempt to the first step of the next one."""
     commits: list[float]
+    step: float
+    """The median one."""
+    slower: float
+    """By which the steps together took longer than as many median ones."""
 
 
 def attempts(run: Path, block: int) -> list[Events]:
@@ -62,6 +67,8 @@ def block_of(run: Path, block: int) -> Block:
     saved = [any(e["event"] == "end" and e["outcome"] == "stopped" for e in events) for events in each[:-1]]
     commits = [e for events in each for e in events if e["event"] == "commit"]
     end = max(e["t"] for e in commits)
+    reports = [(e["seconds"], e["steps"]) for events in each for e in events if e["event"] == "step"]
+    step = statistics.median(seconds / steps for seconds, steps in reports)
     return Block(
         seconds=end - ready[0],
         steps=max(e["step"] for e in commits),
@@ -69,6 +76,8 @@ def block_of(run: Path, block: int) -> Block:
         left=saved.count(True),
         restarts=[start - stop for start, stop in zip(ready[1:], last, strict=True)],
         commits=[e["seconds"] for e in commits],
+        step=step,
+        slower=sum(seconds - steps * step for seconds, steps in reports),
     )
 
 
@@ -82,7 +91,7 @@ def simulated(block: Block, interval: float, work: float, dice: random.Random) -
 
     A restart takes as long as one of those that were seen; faults that hit a restart are in its time.
     """
-    training = block.seconds - sum(block.restarts)
+    training = block.seconds - block.slower - sum(block.restarts)
     costs = Costs(
         mtbf=training / block.killed if block.killed else math.inf,
         preempted=training / block.left if block.left else math.inf,
@@ -107,27 +116,24 @@ def _seconds(costs: Costs, interval: float, work: float, restarts: list[float], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders with blocks/")
-    parser.add_argument("--undisturbed", type=Path, required=True, help="the same")
     parser.add_argument("--every", type=int, required=True, help="training.checkpoint_every, in steps")
     given = parser.parse_args()
-    calm = [block.seconds / block.steps for block in blocks_of(given.undisturbed)]
-    table = Table("run", "block", "killed", "left", "restart s", "s", "measured", "simulated (5 %, 95 %)")
-    dice = random.Random(0)
+    columns = ("run", "block", "killed", "left", "restart s", "s", "slower s", "measured", "simulated (5 %, 95 %)")
+    table, dice = Table(*columns), random.Random(0)
     for run in given.runs:
         for number, block in enumerate(blocks_of(run)):
-            if not block.restarts:
-                continue
-            work = block.steps * calm[number]
-            shares = sorted(simulated(block, given.every * calm[number], work, dice))
-            low, middle, high = (shares[int(q * (len(shares) - 1))] for q in (0.05, 0.5, 0.95))
-            table.add_row(
-                *(run.parent.name, str(number), str(block.killed), str(block.left)),
-                f"{statistics.mean(block.restarts):.1f}",
-                f"{block.seconds:.0f}",
-                f"{work / block.seconds:.3f}",
-                f"{middle:.3f} ({low:.3f}, {high:.3f})",
-            )
+            if block.restarts:
+                table.add_row(run.parent.name, str(number), *_row(block, given.every, dice))
     Console(width=120).print(table)
+
+
+def _row(block: Block, every: int, dice: random.Random) -> list[str]:
+    work = block.steps * block.step
+    shares = sorted(simulated(block, every * block.step, work, dice))
+    low, middle, high = (shares[int(q * (len(shares) - 1))] for q in (0.05, 0.5, 0.95))
+    counts = [str(block.killed), str(block.left), f"{statistics.mean(block.restarts):.1f}"]
+    times = [f"{block.seconds:.0f}", f"{block.slower:.0f}", f"{work / (block.seconds - block.slower):.3f}"]
+    return [*counts, *times, f"{middle:.3f} ({low:.3f}, {high:.3f})"]
 
 
 if __name__ == "__main__":

@@ -25,11 +25,19 @@ def a_run(run: Path) -> None:
         (0, "start", {}),
         (5, "ready", {"step": 0}),
         (35, "commit", {"step": 30, "seconds": 0.5}),
-        (45, "step", {"step": 40}),
+        (45, "step", {"step": 40, "steps": 40, "seconds": 40.0}),
     )
     write(run, 2, (50, "start", {}))  # died before it trained
     write(run, 3, (60, "start", {}), (65, "ready", {"step": 30}), (85, "end", {"step": 50, "outcome": "stopped"}))
-    write(run, 4, (95, "start", {}), (95, "ready", {"step": 50}), (145, "commit", {"step": 100, "seconds": 0.5}))
+    write(
+        run,
+        4,
+        (95, "start", {}),
+        (95, "ready", {"step": 50}),
+        (100, "step", {"step": 51, "steps": 1, "seconds": 4.0}),
+        (101, "step", {"step": 52, "steps": 1, "seconds": 1.0}),
+        (145, "commit", {"step": 100, "seconds": 0.5}),
+    )
 
 
 def test_a_blocks_events_are_summed_up(tmp_path: Path) -> None:
@@ -37,6 +45,7 @@ def test_a_blocks_events_are_summed_up(tmp_path: Path) -> None:
     block = block_of(tmp_path, 0)
     assert (block.seconds, block.steps, block.killed, block.left) == (140, 100, 1, 1)
     assert block.restarts == [20, 10]
+    assert (block.step, block.slower) == (1, 3)
 
 
 def test_a_simulated_run_loses_restarts_and_what_was_not_committed(tmp_path: Path) -> None:
