@@ -34,16 +34,13 @@ def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
     whole = Run.at(run)
     check_run_path(whole.store)
     config, url = whole.config, whole.store.url
-    out, _, name = url.rpartition("/")
+    out = url.rpartition("/")[0]
     if whole.manifest.branch:
         raise ConfigError(
             f"{url} is the branch of the run {out}, which is trained with it: give {out}, and --blocks branch to train "
             "nothing but its branch"
         )
-    if name != config.name:
-        raise ConfigError(
-            f"{url} holds the run {config.name!r}: a run's directory has its name, so call it {out}/{config.name}"
-        )
+    check_name(whole)
     fixed = [override for override in overrides if override.startswith(("out=", "name="))]
     if fixed:
         raise ConfigError(
@@ -51,6 +48,16 @@ def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
         )
     given = load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
     return _with_places(given, overrides).model_copy(update={"out": out or "/"})
+
+
+def check_name(run: Run) -> None:
+    """ConfigError unless the directory has the run's name, which commands that train make it from."""
+    out, _, name = run.store.url.rpartition("/")
+    if name != run.config.name:
+        raise ConfigError(
+            f"{run.store.url} holds the run {run.config.name!r}: a run's directory has its name, so call it "
+            f"{out}/{run.config.name}"
+        )
 
 
 def moved(run: str, overrides: Sequence[str]) -> Config:

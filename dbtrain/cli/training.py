@@ -138,12 +138,14 @@ def extend(
     ] = None,
 ) -> None:
     """Make the blocks of a run longer, all or single ones; resume trains them on from their commits."""
-    from dbtrain.cli.continued import longer
+    from dbtrain.cli.continued import check_name, longer
     from dbtrain.run.extend import extend as make_longer
     from dbtrain.run.run import Run
 
     console = make_console()
-    made = make_longer(Run.at(run), longer(run, lengths or []), lambda line: say(console, line))
+    whole = Run.at(run)
+    check_name(whole)  # or the next command would refuse it
+    made = make_longer(whole, longer(run, lengths or []), lambda line: say(console, line))
     say(console, f"{len(made.stretches)} block(s) of {run} became longer; now: dbtrain resume {run}")
 
 
@@ -167,6 +169,7 @@ def plan(
 @reported
 def status(run: RunDirectory) -> None:
     """Show what each block is doing, from the files of the run alone."""
+    from dbtrain.coordinator.lifecycle import Phase
     from dbtrain.coordinator.status import preparation
     from dbtrain.coordinator.status import status as read_status
     from dbtrain.run.run import Run
@@ -192,7 +195,8 @@ def status(run: RunDirectory) -> None:
             + error,
         )
     left = [f"{b.row.name} (step {b.committed} of {b.row.steps})" for b in blocks if b.committed < b.row.steps]
-    if left and not any(b.worker for b in blocks):
+    under_command = {Phase.PLACED.value, Phase.RUNNING.value}  # without a command they would be lost
+    if left and not any(b.row.phase in under_command for b in blocks):
         say(console, f"missing here: {', '.join(left)}; train what is missing, or gather it from where it was trained")
 
 

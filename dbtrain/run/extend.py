@@ -200,6 +200,11 @@ def described(run: Run, extension: Extension) -> list[str]:
         if later:
             there = f"{block.path}/{aside(block)}"
             lines.append(f"block {block.number}: its checkpoints of step {', '.join(map(str, later))} go to {there}/")
+    longer = {stretch.block for stretch in extension.stretches}
+    for block in run.blocks:
+        if block.number not in longer:
+            key = f"training.blocks.{block.number}.steps"
+            lines.append(f"block {block.number}: keeps its {block.steps} steps ({key} makes it longer)")
     if not any(block.committed for block in run.blocks):
         lines.append(
             "no block is trained here: if none is anywhere, a new run (name=...) has the plain schedule of its length"

@@ -115,8 +115,8 @@ class Gathering:
         common = min(len(ours), len(theirs))
         if not same_course(ours[:common], theirs[:common]):
             raise ShardError(
-                f"{source.url} was extended to {in_words(theirs[common - 1].after)}, and {self.run.store.url} "
-                f"otherwise, to {in_words(ours[common - 1].after)}: blocks of the two do not fit together; extend a "
+                f"{source.url} was extended to {in_words(theirs[-1].after)}, and {self.run.store.url} "
+                f"otherwise, to {in_words(ours[-1].after)}: blocks of the two do not fit together; extend a "
                 "run in one place and gather from there"
             )
         for extension in theirs[common:]:

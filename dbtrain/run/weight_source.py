@@ -136,9 +136,16 @@ def _of_file(store: Store, name: str, url: str) -> WeightSource:
 
 def _of_run(run: Run, url: str) -> WeightSource:
     """Its merged model; of a run that is done and not merged, the last shard of each block."""
-    if run.merged.exists(CONFIG) and not MergedDirectory(run.merged).progress:
+    merged = run.merged.exists(CONFIG) and not MergedDirectory(run.merged).progress
+    if merged and not run.manifest.extensions:
         return _of_merged(run.merged, url)
+    # of a run that was extended the merged model may be one of before
     behind = [f"block {b.number} at step {b.committed} of {b.steps}" for b in run.blocks if not b.done]
+    if merged and behind:
+        raise ConfigError(
+            f"init.from={url} is a run that was extended and is not done ({', '.join(behind)}): train it to its end, "
+            f"or give {run.merged.url} to start from the model that it had before"
+        )
     if behind:
         raise ConfigError(
             f"init.from={url} is a run that is neither merged nor done ({', '.join(behind)}): train it to its end and "

@@ -20,6 +20,7 @@ from dbtrain.coordinator.lifecycle import BlockState, Phase
 from dbtrain.run.places import other_versions, place_of
 from dbtrain.run.run import Run
 from dbtrain.shards.manifest import write_manifest
+from dbtrain.shards.storage.lock import RunLock
 from dbtrain.shards.storage.store import Store
 from tests.unit.run.carried import commit, copied, sealed
 from tests.unit.small_runs import BASE
@@ -273,3 +274,11 @@ def test_other_versions_are_told_and_block_nothing(config: Path, tmp_path: Path,
     write_manifest(run.store, dataclasses.replace(run.manifest, versions=versions))
     code, output = said("train", tmp_path / "runs/toy", "--blocks", "0")
     assert code == 0 and f"this place has torch {torch.__version__}, not 2.0.1" in output and len(asked) == 1
+
+
+def test_status_does_not_send_away_who_waits_for_a_worker_to_start(tmp_path: Path) -> None:
+    home = sealed(tmp_path / "home")
+    home.block(0).store.write_json("state.json", {"phase": "placed", "since": 0.0, "error": None})
+    assert "missing here" in said("status", home.store.url)[1]
+    with RunLock(home.store, "dbtrain train"):
+        assert "missing here" not in said("status", home.store.url)[1]

@@ -26,7 +26,7 @@ PATHS = {
     errno.ENAMETOOLONG: "a name in it is too long for the file system; choose a shorter out= or name=",
 }
 """Mistakes in a path, told by the operating system."""
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+DENIED = (errno.EACCES, errno.EPERM)
 
 
 class MissingError(ShardError):
@@ -80,6 +80,8 @@ def _reason(err: Exception) -> str:
         return "the file would exceed the file size limit; raise it (ulimit -f) or use another file system"
     if code in PATHS:
         return PATHS[code]
+    if code == errno.EROFS:
+        return f"its file system is read-only ({one_line(err)}); mount it for writing, or copy the run to another disk"
     if code in DENIED or isinstance(err, PermissionError):
         return f"permission denied ({one_line(err)}); check the owner and mode, or the credentials of the object store"
     if isinstance(err, ImportError):

@@ -66,7 +66,8 @@ def test_all_blocks_become_longer_and_keep_their_commits(run):
 
 def test_a_single_block_becomes_longer_and_keeps_its_other_exceptions(tmp_path):
     run = run_of(tmp_path, {**TRAINING, "blocks": {1: {"lr": 0.5}}})
-    told_by(run, "training.blocks={1: {steps: 70}}")
+    lines = told_by(run, "training.blocks={1: {steps: 70}}")
+    assert "block 0: keeps its 50 steps (training.blocks.0.steps makes it longer)" in lines
     told_by(run, "training.blocks.1.steps=75", "training.steps=60")
     again = Run(run.store)
     assert [block.steps for block in again.blocks] == [60, 75] and again.config.training.blocks[1].lr == 0.5
@@ -245,6 +246,7 @@ def test_gather_refuses_what_was_trained_by_the_schedule_of_before(tmp_path):
 def test_gather_refuses_a_place_that_was_extended_otherwise(run, tmp_path):
     there = copied(run, tmp_path / "there")
     told_by(run, "training.steps=80")
+    told_by(there, "training.steps=85")
     told_by(there, "training.steps=90")
     with pytest.raises(ShardError, match=r"was extended to training.steps=90, and .* otherwise, to training.steps=80"):
         gather(run, [there.store.url])
@@ -272,10 +274,15 @@ def test_a_place_whose_newest_checkpoint_is_damaged_is_told(run, tmp_path):
     assert Run(run.store).block(0).committed == 20
 
 
-def test_the_command_says_what_is_next(run):
+def test_the_command_says_what_is_next(tmp_path):
     from typer.testing import CliRunner
 
+    run = run_of(tmp_path / "toy")
     done = CliRunner().invoke(cli.app, ["extend", run.store.url, "training.steps=80"])
     assert done.exit_code == 0 and f"now: dbtrain resume {run.store.url}" in " ".join(done.output.split())
     done = CliRunner().invoke(cli.app, ["extend", run.store.url, "training.steps=70"])
     assert done.exit_code == 2 and "Traceback" not in done.output
+    other = shutil.copytree(run.store.path, tmp_path / "copy")
+    done = CliRunner().invoke(cli.app, ["extend", str(other), "training.steps=90"])
+    assert done.exit_code == 2 and "a run's directory has its name" in " ".join(done.output.split())
+    assert len(Run.at(str(other)).manifest.extensions) == 1

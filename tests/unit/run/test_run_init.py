@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dbtrain.cli.continued import longer
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.content import tensor_hash
+from dbtrain.run.extend import extend
 from dbtrain.run.initial_weights import InitialWeights, check_there, read_block
 from dbtrain.run.merge import merge
 from dbtrain.run.run import Run
@@ -417,3 +419,12 @@ def test_all_of_it_works_in_an_object_store(tmp_path):
     found = first(new, 1)
     loaded = Run(run).block(1).checkpoints.load(2).parts["model"]
     assert torch.equal(found["layers.2.mlp.0.weight"], loaded["layers.2.mlp.0.weight"])
+
+
+def test_a_run_that_was_extended_since_its_merge_is_refused_until_it_is_done(source, tmp_path):
+    lengths = ["training.steps=9", "cluster.restart_optimizer=true"]
+    extend(source, longer(source.store.url, lengths), lambda line: None)
+    said = refusal(tmp_path, {"from": source.store.url})
+    assert "was extended and is not done (block 0 at step 2 of 9, block 1 at step 2 of 9)" in said
+    assert f"give {source.merged.url} to start" in said
+    assert started(tmp_path, {"from": source.merged.url}).manifest.init.place == source.merged.url

@@ -169,7 +169,7 @@ def test_move_is_refused_remotely():
         (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "disk is full"),
         (errno.EACCES, "permission denied"),
-        (errno.EROFS, "permission denied"),
+        (errno.EROFS, "file system is read-only"),
         (errno.EFBIG, "file size limit"),
         (errno.EIO, "does not answer"),
     ],
