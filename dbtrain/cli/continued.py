@@ -72,9 +72,7 @@ def moved(run: str, overrides: Sequence[str]) -> Config:
         raise ConfigError(
             f"{others[0]!r} would change the run, which is trained: say only where its data lies ({', '.join(PLACES)})"
         )
-    whole = Run.at(run)
-    check_run_path(whole.store)
-    return _with_places(load_config(None, overrides, base=whole.config.model_dump(mode="json")), overrides)
+    return _with_places(_reloaded(run, overrides), overrides)
 
 
 def _with_places(config: Config, overrides: Sequence[str]) -> Config:
@@ -95,6 +93,11 @@ def longer(run: str, overrides: Sequence[str]) -> Config:
     others = [override for override in overrides if not LENGTHS.match(override)]
     if others:
         raise ConfigError(f"{others[0]!r} is not for this command: extend makes blocks longer, and takes {KEYS}")
+    return _reloaded(run, overrides)
+
+
+def _reloaded(run: str, overrides: Sequence[str]) -> Config:
+    """The configuration that a run was sealed with, and overrides of it."""
     whole = Run.at(run)
     check_run_path(whole.store)
     return load_config(None, overrides, base=whole.config.model_dump(mode="json"))

@@ -143,9 +143,9 @@ def extend(
     from dbtrain.run.run import Run
 
     console = make_console()
-    whole = Run.at(run)
+    whole, wanted = Run.at(run), longer(run, lengths or [])
     check_name(whole)  # or the next command would refuse it
-    made = make_longer(whole, longer(run, lengths or []), lambda line: say(console, line))
+    made = make_longer(whole, wanted, lambda line: say(console, line))
     say(console, f"{len(made.stretches)} block(s) of {run} became longer; now: dbtrain resume {run}")
 
 

@@ -15,7 +15,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import LEVEL_STREAM, NOISE_STREAM
 from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
 from dbtrain.method.levels import LevelDistribution
-from dbtrain.method.parametrisation import expand
+from dbtrain.method.parametrisation import euler_step, expand
 from dbtrain.method.ranges import Ranges, equal_shares
 from dbtrain.method.sampler import schedule
 
@@ -187,6 +187,5 @@ class FlowNoise:
         return torch.zeros_like(prior)
 
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
-        """Euler step of dz/dt = v = (z - D)/t: z' = a z + (1 - a) D, a = t'/t."""
-        ratio = expand(next_level / level, noisy)
-        return ratio * noisy + (1 - ratio) * denoised
+        """Euler step of dz/dt = v = (z - D)/t."""
+        return euler_step(noisy, denoised, level, next_level)

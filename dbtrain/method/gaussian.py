@@ -10,7 +10,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
 from dbtrain.method.levels import LevelDistribution, read_distribution
-from dbtrain.method.parametrisation import default_sigma_data, expand
+from dbtrain.method.parametrisation import default_sigma_data, euler_step, expand
 from dbtrain.method.ranges import Ranges, equal_shares
 from dbtrain.method.sampler import karras_schedule, schedule
 
@@ -136,12 +136,8 @@ class GaussianNoise:
         return torch.zeros_like(prior)
 
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
-        """Euler step of dz/dsigma = (z - D)/sigma: z' = a z + (1 - a) D, a = sigma'/sigma.
-
-        # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
-        """
-        ratio = expand(next_level / level, noisy)
-        return ratio * noisy + (1 - ratio) * denoised
+        """Euler step of dz/dsigma = (z - D)/sigma."""
+        return euler_step(noisy, denoised, level, next_level)
 
 
 class NoNoise:

@@ -33,6 +33,15 @@ def expand(level: Tensor, like: Tensor) -> Tensor:
     return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
 
 
+def euler_step(noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+    """Of dz/dl = (z - D)/l, where z = (1 - l) y + l eps or z = y + l eps: z' = a z + (1 - a) D, a = l'/l.
+
+    # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
+    """
+    ratio = expand(next_level / level, noisy)
+    return ratio * noisy + (1 - ratio) * denoised
+
+
 class EDM:
     """Unit variance in and out  # Karras et al. 2022 (EDM), Table 1.
 

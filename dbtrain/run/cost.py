@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dbtrain.data.batching import blank
-from dbtrain.models.chunked_loss import MOST_LOGITS
+from dbtrain.models.chunked_loss import MOST_LOGITS, CrossEntropy
 from dbtrain.run.plan import RunPlan
 
 FLOAT_BYTES = 4
@@ -88,7 +88,7 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     shared = [workers if training.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     optimizer = 0 if training.offload != "none" else 2 * size // shared[2]
     flops = flops_of(run_plan, block, micro_batch)
-    chunks = _has_chunks(run_plan.shape, micro_batch)
+    chunks = _has_chunks(module, run_plan.shape, micro_batch)
     recompute = training.activation_checkpointing
     one_micro_batch = training.batch_size <= micro_batch * workers
     return Memory(
@@ -107,8 +107,7 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
 
 def flops_of(run_plan: RunPlan, block: int, micro_batch: int) -> int:
     """FLOPs of forward and backward of one micro-batch, as :func:`estimate` says."""
-    whole = _has_chunks(run_plan.shape, micro_batch)
-    return _activations(_with_checkpointing(run_plan, False), block, micro_batch, whole_loss=whole)[1]
+    return _activations(_with_checkpointing(run_plan, False), block, micro_batch, whole_loss=True)[1]
 
 
 def _activations_of(run_plan: RunPlan, block: int, micro_batch: int) -> int:
@@ -149,8 +148,14 @@ def _with_checkpointing(run_plan: RunPlan, on: bool) -> RunPlan:
     return dataclasses.replace(run_plan, config=run_plan.config.model_copy(update={"training": training}))
 
 
-def _has_chunks(shape: Mapping[str, Any], micro_batch: int) -> bool:
-    return micro_batch * shape.get("length", 0) * shape.get("vocabulary", 0) > MOST_LOGITS
+def _cross_entropy_of(objective: torch.nn.Module) -> CrossEntropy | None:
+    """What computes the loss in chunks; None where the network's loss knows none."""
+    return getattr(objective.get_submodule("model"), "cross_entropy", None)
+
+
+def _has_chunks(objective: torch.nn.Module, shape: Mapping[str, Any], micro_batch: int) -> bool:
+    many = micro_batch * shape.get("length", 0) * shape.get("vocabulary", 0) > MOST_LOGITS
+    return many and _cross_entropy_of(objective) is not None
 
 
 def _activations(
@@ -162,8 +167,8 @@ def _activations(
     compiles it, but for the kernels, and counts no FLOPs.
     """
     objective = run_plan.objective(block, "meta")
-    if whole_loss:
-        cast(Any, objective.get_submodule("model")).cross_entropy.most = None
+    if whole_loss and (cross_entropy := _cross_entropy_of(objective)):
+        cross_entropy.most = None
     kept: dict[int, int] = {}
     # fake tensors have a device and so take part in autocast, which meta tensors do not
     with FakeTensorMode(allow_non_fake_inputs=True):

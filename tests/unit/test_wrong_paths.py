@@ -13,7 +13,7 @@ from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 
 YAML = "name: toy\nmodel: {arch: vit}\ndata: {source: digits}\n"
-READERS = ["eval", "losses", "sample", "generate", "status", "resume", "merge", "inspect"]
+READERS = ["eval", "losses", "sample", "generate", "status", "resume", "merge", "inspect", "extend"]
 
 
 def told(*command):

@@ -1,8 +1,12 @@
+import functools
+
 import pytest
 
 from dbtrain.config import load_config
 from dbtrain.experiments.baseline import end_to_end
+from dbtrain.method.interface import BlockModel
 from dbtrain.models import chunked_loss
+from dbtrain.models.masked_lm import MaskedLM
 from dbtrain.run import cost
 from dbtrain.run.cost import estimate
 from dbtrain.run.make_plan import design
@@ -147,3 +151,23 @@ def test_a_loss_in_chunks_is_counted_once_and_keeps_no_logits(tmp_path, monkeypa
     assert chunks.flops == whole.flops
     logits = 4 * 4 * 32 * 256
     assert whole.activations - chunks.activations > logits
+
+
+def test_a_language_model_whose_loss_knows_no_chunks_is_counted_whole(tmp_path, monkeypatch):
+    made = MaskedLM.__init__
+
+    @functools.wraps(made)
+    def without(self, **arguments):
+        made(self, **arguments)
+        del self.cross_entropy
+
+    monkeypatch.setattr(MaskedLM, "__init__", without)
+    monkeypatch.setattr(MaskedLM, "predict_loss", BlockModel.predict_loss)  # as a user's own network has it
+    base = {"name": "toy", "model": {"arch": "masked_lm", "depth": 3, "dim": 16, "heads": 2}}
+    base |= {"data": {"source": "python_topics", "tokenizer": "bytes", "length": 32, "cache": str(tmp_path)}}
+    config = load_config(None, base=base)
+    run_plan = design(config, load_data(config), never)
+    before = estimate(run_plan, 0, 4, 1)
+    monkeypatch.setattr(cost, "MOST_LOGITS", 256 * 32)
+    memory = estimate(run_plan, 0, 4, 1)
+    assert (memory.flops, memory.activations, memory.workspace) == (before.flops, before.activations, before.workspace)
