@@ -7,7 +7,8 @@ A row is ARCH:DIM[:LAYERS[:BATCH[:TOKENS]]], ARCH one of vit, dit, ar, masked. T
 starts in a process that it has for itself, but for Ray: its entry, plan, data, engine, average, log, watchdog and
 process settings. It trains the first of two blocks of LAYERS layers. Whenever it has made `--steps` steps it lets
 the hand-written loop make as many, which runs without the deterministic mode. So both see the same card, as warm and
-as busy. The two share a process, hence peak memory is what each adds to the other's resting memory.
+as busy. Commits are left out, whose writer would slow the loop's turn down too: benchmarks/commit.py measures their
+stall. The two share a process, hence peak memory is what each adds to the other's resting memory.
 
 Where the device works for less than a step takes, as the profiles tell, the host is too slow at giving it kernels.
 `--cuda-graphs` then tries whether recording them pays; both sides use it, though the product has no such setting.
