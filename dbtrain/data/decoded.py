@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def _made(
     name = _where(train, 0, value)
     first = pixels(value, name, want)
     prefix = f".{file.name}.{socket.gethostname()}."
-    for left in file.parent.glob(f"{prefix}*"):
+    for left in file.parent.glob(f"{escape(prefix)}*"):
         if not Path("/proc", left.name.removeprefix(prefix)).exists():  # its process was killed
             left.unlink(missing_ok=True)
     draft = file.with_name(f"{prefix}{os.getpid()}")

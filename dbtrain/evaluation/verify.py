@@ -1,6 +1,7 @@
 """Merge a run and prove that the merged model is the blocks."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -9,10 +10,11 @@ from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
 from dbtrain.run.merge import MergeResult, merge
-from dbtrain.run.newest import while_it_trains
+from dbtrain.run.newest import merge_newest
 from dbtrain.run.run import WEIGHTS, Run
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.directory import check_run_path
+from dbtrain.shards.storage.store import Store
 
 SAMPLES = 32
 CPU = torch.device("cpu")
@@ -44,10 +46,10 @@ def merge_and_verify(run: Run, config: Config | None = None, now: bool = False) 
     samples = min(SAMPLES, len(test))
     batch = test.batch(torch.arange(samples), CPU)
 
-    def act() -> MergeResult:
-        return merge(run, lambda merged: _check(run, MergedDirectory(merged), batch), now)
+    def check(of: Run, merged: Store) -> None:
+        _check(of, MergedDirectory(merged), batch)
 
-    return while_it_trains(run, act) if now else act(), samples
+    return merge_newest(run, check) if now else merge(run, partial(check, run)), samples
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:

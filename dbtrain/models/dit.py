@@ -12,7 +12,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive, Share
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches, draw_normal
 from dbtrain.models.lookup import Embedding
 
 LABEL_STREAM = 2
@@ -26,11 +26,11 @@ class DiTStem(nn.Module):
         super().__init__()
         channels, height, width = image
         self.patches = nn.Conv2d(channels, dim, patch, patch)
-        self.positions = nn.Parameter(torch.randn(1, (height // patch) * (width // patch), dim).mul_(0.02))
+        self.positions = nn.Parameter(draw_normal(torch.empty(1, (height // patch) * (width // patch), dim)))
         self.level = LevelEmbedding(dim)
         # one more than there are classes: the last stands for no class
         self.classes = Embedding(classes + 1, dim)
-        nn.init.normal_(self.classes.weight, std=0.02)
+        draw_normal(self.classes.weight)
 
     def forward(self, image: Tensor, c_noise: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled noisy images (N, C, H, W), c_noise (N,), labels (N,)."""

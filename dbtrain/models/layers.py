@@ -13,6 +13,15 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.interface import BlockModel
 
 
+def draw_normal(values: Tensor, std: float = 0.02) -> Tensor:
+    """Fill with normal numbers, in place; not on the meta device, which holds none.
+
+    There PyTorch 2.11 would load its compiler first, which takes a second of every command.
+    """
+    with torch.no_grad():
+        return values if values.is_meta else values.normal_(std=std)
+
+
 def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
     """Whether the width divides into heads; rotary positions turn pairs of elements.
 
@@ -50,7 +59,9 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, dim: int, frequencies: int = 64, max_frequency: float = 100.0) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, math.log10(max_frequency), frequencies), persistent=False)
+        # computed on the CPU: on the meta device PyTorch 2.11 would load sympy for it, which takes a second
+        spread = torch.logspace(0, math.log10(max_frequency), frequencies, device="cpu")
+        self.register_buffer("frequencies", spread.to(torch.get_default_device()), persistent=False)
         self.network = nn.Sequential(nn.Linear(2 * frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, c_noise: Tensor) -> Tensor:

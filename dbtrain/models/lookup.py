@@ -64,6 +64,11 @@ class _Lookup(torch.autograd.Function):
 class Embedding(nn.Embedding):
     """A table of `num_embeddings` vectors, looked up by whole numbers."""
 
+    def reset_parameters(self) -> None:
+        """Normal numbers; none on the meta device, where PyTorch 2.11 would load its compiler first."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, rows: Tensor) -> Tensor:
         """(...,) int64 -> (..., dim)."""
         # on a CPU PyTorch's own gradient is deterministic and fast

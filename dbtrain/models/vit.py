@@ -11,7 +11,7 @@ from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive, Share
-from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches
+from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches, draw_normal
 
 
 class ViTStem(nn.Module):
@@ -22,7 +22,7 @@ class ViTStem(nn.Module):
         channels, height, width = image
         self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.code = nn.Linear(code_dim, dim)
-        self.positions = nn.Parameter(torch.randn(1, 1 + (height // patch) * (width // patch), dim).mul_(0.02))
+        self.positions = nn.Parameter(draw_normal(torch.empty(1, 1 + (height // patch) * (width // patch), dim)))
         self.level = LevelEmbedding(dim)
 
     def forward(self, image: Tensor, code: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,8 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -28,12 +27,13 @@ from dbtrain.shards.merged_directory import (
     dump_config,
     shard_name,
 )
-from dbtrain.shards.packed_file import pieces as in_pieces
-from dbtrain.shards.packed_file import verified
 from dbtrain.shards.portable import portable
 from dbtrain.shards.safetensors_file import sha256
 from dbtrain.shards.storage.errors import MissingError
 from dbtrain.shards.storage.store import Store
+
+BUILDING = f"{MERGED}.building-"
+"""Directories of merges that are not done. Not hidden, so that list() finds what a killed one left behind."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class MergeResult:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One block's part of the merged model, verified."""
+class Piece:
+    """One block's part of a merged model, verified."""
 
     block: int
     step: int
@@ -66,6 +66,15 @@ class _Piece:
     """Elements and bytes of each tensor, by global name."""
 
 
+Choose = Callable[[RunBlock, Callable[[str], None]], Piece | None]
+"""The checkpoint of a block that is merged, if it has one; what it is given is told of each passed over."""
+
+
+def to_stderr(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr)
+
+
 def read_back(merged: Store) -> None:
     """Raise ShardError unless all blocks and all that they have in common can be read, with their hashes."""
     model = MergedDirectory(merged)
@@ -75,11 +84,11 @@ def read_back(merged: Store) -> None:
     model.frozen()
 
 
-def merge(run: Run, check: Callable[[Store], None] = read_back, now: bool = False) -> MergeResult:
+def merge(
+    run: Run, check: Callable[[Store], None] = read_back, now: bool = False, tell: Callable[[str], None] = to_stderr
+) -> MergeResult:
     """Merge each block's newest verified checkpoint, its averaged weights if it has them,
     into ``merged`` of the run.
-
-    A line on standard error tells of each damaged checkpoint that is passed over.
 
     It is built beside and checked there; until then, and after a check that failed, an older merged model
     stays as it is. On a disk the two are exchanged in one step. In an object store, which has no such step,
@@ -89,25 +98,23 @@ def merge(run: Run, check: Callable[[Store], None] = read_back, now: bool = Fals
         run: the run.
         check: raises if what lies in this directory is not to become the merged model. The command passes the
             comparison of `evaluation/verify.py`; the default only reads back.
-        now: take blocks that are not done as far as they are; config.json then says so.
+        now: take blocks that are not done as far as they are; config.json then says so. Of a run that may be
+            training give what `held` (`run/newest.py`) makes of it.
+        tell: gets a line for each damaged checkpoint that is passed over.
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that
             belongs elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or
             storage out of reach; and what `check` raises.
     """
-    pieces, files = _planned(run, now)
+    pieces, files = planned(run, so_far if now else whole, now, tell)
     store = run.store
-    # Not hidden, so that list() finds what a killed merge left behind.
-    building = f"{MERGED}.building-{secrets.token_hex(8)}"
-    _remove_leftovers(store)
+    building = f"{BUILDING}{secrets.token_hex(8)}"
+    remove_leftovers(store)
     try:
         _fill(store, building, pieces, files)
         check(store.child(building))
-        if store.is_local:
-            store.move(building, MERGED)
-        else:
-            _publish(store, building, files[CONFIG])
+        put_in_place(store, building)
     finally:
         with contextlib.suppress(ShardError):
             store.remove(building)
@@ -120,30 +127,19 @@ def merge(run: Run, check: Callable[[Store], None] = read_back, now: bool = Fals
     )
 
 
-def assemble(run: Run, target: Store) -> None:
-    """Make a merged model of what blocks have by now in a directory elsewhere; in the run nothing is written.
+def planned(run: Run, choose: Choose, now: bool, tell: Callable[[str], None]) -> tuple[list[Piece], dict[str, bytes]]:
+    """The blocks of a merged model, and the content of its other files, config.json last.
+
+    Args:
+        choose: the checkpoint of a block that is taken.
+        now: take blocks that are not done.
+        tell: gets a line for each checkpoint that is passed over.
 
     Raises:
-        ShardError: a block has no checkpoint, or none that verifies; a file went while it was read; or
-            `target` cannot be written.
+        ShardError: as of :func:`merge`.
     """
-    planned, files = _planned(run, now=True)
-    for piece in planned:
-        size, where = piece.record["size"], run.store.where(piece.source)
-        read = partial(run.store.read_range, piece.source)
-        target.write_stream(piece.file, partial(_verified, read, size, piece.record["sha256"], where))
-    for name, data in files.items():
-        target.write(name, data)
-
-
-def _verified(read: Callable[[int, int], bytes], size: int, digest: str, where: str) -> Iterator[bytes]:
-    return verified(in_pieces(read, size), size, digest, where)
-
-
-def _planned(run: Run, now: bool) -> tuple[list[_Piece], dict[str, bytes]]:
-    """The blocks of a merged model, and the content of its other files, config.json last."""
     common = _read_common(run)
-    found = _collect(run, now)
+    found = _collect(run, choose, now, tell)
     common[INDEX] = _index(found, run.frozen)
     return found, {**common, CONFIG: _config(run.manifest, found, common)}
 
@@ -167,13 +163,15 @@ def _read_common(run: Run) -> dict[str, bytes]:
     return common
 
 
-def _collect(run: Run, now: bool) -> list[_Piece]:
+def _collect(run: Run, choose: Choose, now: bool, tell: Callable[[str], None]) -> list[Piece]:
     """Every block's newest checkpoint, or one error that
     names all blocks that have none of their last step; none at all if `now`."""
     pieces, missing, behind = [], [], []
     for block in run.blocks:
         skipped: list[str] = []
-        piece = _piece(block, skipped, now)
+        piece = choose(block, skipped.append)
+        for line in skipped:
+            tell(line)
         why = "; ".join(skipped)
         if piece is None:
             missing.append(f"{block.number} ({why})" if why else str(block.number))
@@ -195,21 +193,22 @@ def _collect(run: Run, now: bool) -> list[_Piece]:
     return pieces
 
 
-def _piece(block: RunBlock, skipped: list[str], now: bool) -> _Piece | None:
-    """The newest checkpoint of a block that verifies; what is passed over is told, and added to `skipped`."""
-
-    def skip(line: str) -> None:
-        skipped.append(line)
-        print(line, file=sys.stderr)
-
-    found = block.weights(skip) if now else block.newest_weights(skip)
+def whole(block: RunBlock, skip: Callable[[str], None]) -> Piece | None:
+    """The newest checkpoint of a block that verifies; it is remembered if that is none of its last step."""
+    found = block.newest_weights(skip)
     return None if found is None else _describe(*found, block)
 
 
-def _describe(loaded: Loaded, role: Role, block: RunBlock) -> _Piece:
+def so_far(block: RunBlock, skip: Callable[[str], None]) -> Piece | None:
+    """As :func:`whole`, of a run that may be training: nothing is written."""
+    found = block.weights(skip)
+    return None if found is None else _describe(*found, block)
+
+
+def _describe(loaded: Loaded, role: Role, block: RunBlock) -> Piece:
     commit, name = loaded.commit, loaded.commit.file_of(role)
     assert name is not None, "a loaded role has a file"
-    return _Piece(
+    return Piece(
         block=block.number,
         step=commit.step,
         loss=commit.loss,
@@ -225,11 +224,11 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     return {name: (t.numel(), t.numel() * t.element_size()) for name, t in sorted(tensors.items())}
 
 
-def _all_sizes(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> list[dict[str, tuple[int, int]]]:
+def _all_sizes(pieces: list[Piece], frozen: Mapping[str, Tensor]) -> list[dict[str, tuple[int, int]]]:
     return [*(piece.sizes for piece in pieces), _sizes(frozen)]
 
 
-def _index(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> bytes:
+def _index(pieces: list[Piece], frozen: Mapping[str, Tensor]) -> bytes:
     """The Hugging Face index; no name comes twice, because
     ``decode`` lets a block have only its own names."""
     sizes = [size for part in _all_sizes(pieces, frozen) for _, size in part.values()]
@@ -237,7 +236,7 @@ def _index(pieces: list[_Piece], frozen: Mapping[str, Tensor]) -> bytes:
     return (json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}, indent=1) + "\n").encode()
 
 
-def _config(manifest: Manifest, pieces: list[_Piece], common: Mapping[str, bytes]) -> bytes:
+def _config(manifest: Manifest, pieces: list[Piece], common: Mapping[str, bytes]) -> bytes:
     """config.json: the run, but for places on this machine, and the hash of every file beside it."""
     files = {piece.file: piece.record for piece in pieces}
     for name, data in common.items():
@@ -246,7 +245,7 @@ def _config(manifest: Manifest, pieces: list[_Piece], common: Mapping[str, bytes
     return dump_config(portable(manifest), rows, files)
 
 
-def _fill(run: Store, target: str, pieces: list[_Piece], files: Mapping[str, bytes]) -> None:
+def _fill(run: Store, target: str, pieces: list[Piece], files: Mapping[str, bytes]) -> None:
     """Write the merged directory: the blocks, then the other files in their order, config.json last."""
     for piece in pieces:
         try:
@@ -260,19 +259,28 @@ def _fill(run: Store, target: str, pieces: list[_Piece], files: Mapping[str, byt
         run.write(f"{target}/{name}", data)
 
 
-def _publish(run: Store, building: str, config: bytes) -> None:
-    """Put a checked model into the place of the old one in an object store:
-    nothing is a model until the last put."""
+def put_in_place(run: Store, building: str) -> None:
+    """Make a checked directory of a run its merged model; one of before is replaced.
+
+    On a disk the two are exchanged in one step; in an object store nothing is a model until the last put.
+
+    Raises:
+        ShardError: the storage failed; the same merge can be made again.
+    """
+    if run.is_local:
+        run.move(building, MERGED)
+        return
+    built = run.child(building)
     run.remove(f"{MERGED}/{CONFIG}")
     run.remove(MERGED)
-    for name in run.child(building).list():
+    for name in built.list():
         if name != CONFIG:
             run.copy(f"{building}/{name}", f"{MERGED}/{name}")
-    run.write(f"{MERGED}/{CONFIG}", config)
+    run.write(f"{MERGED}/{CONFIG}", built.read(CONFIG))
 
 
-def _remove_leftovers(run: Store) -> None:
+def remove_leftovers(run: Store) -> None:
     """What killed merges left; a merge that runs at the same time fails with an error, and spoils nothing."""
     for name in run.list():
-        if name.startswith(f"{MERGED}.building-"):
+        if name.startswith(BUILDING):
             run.remove(name)

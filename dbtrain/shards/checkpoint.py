@@ -169,8 +169,8 @@ class Checkpoints:
         Raises:
             ShardError: the storage cannot be reached.
         """
-        step = self.newest_step()
-        return None if step is None else read_commit(self._folder(step), step)
+        # not read again: a worker may replace it meanwhile
+        return next((commit for step in reversed(self.steps()) if (commit := self._good(step))), None)
 
     def steps(self) -> list[int]:
         """Committed steps, ascending; a step counts when it has a COMMIT.json, verified or not."""
@@ -245,7 +245,8 @@ class Checkpoints:
         Raises:
             ShardError: the storage cannot be reached.
         """
-        return next((step for step in reversed(self.steps()) if self._looks_good(step)), None)
+        commit = self.newest_commit()
+        return None if commit is None else commit.step
 
     def _open(self, step: int, roles: Sequence[Role] | None) -> Loaded:
         folder = self._folder(step)
@@ -274,7 +275,7 @@ class Checkpoints:
         # Steps above this one are left alone: damaged ones that the attempt passed over,
         # or another attempt's.
         below = [step for step in self._all_steps() if step < commit.step]
-        good = [step for step in below if step != self._held and self._looks_good(step)]
+        good = [step for step in below if step != self._held and self._good(step)]
         kept = good[max(0, len(good) - (self._keep - 1)) :]
         oldest = min(kept, default=commit.step)
         for step in below:
@@ -282,15 +283,18 @@ class Checkpoints:
             if unwanted or not self._folder(step).exists(COMMIT):
                 self._drop(step)
 
-    def _looks_good(self, step: int) -> bool:
-        """Cheap test (sizes), so that a torn checkpoint does not count as one of those kept."""
+    def _good(self, step: int) -> Commit | None:
+        """A commit whose files have the sizes that it says: a cheap test,
+        so that a torn checkpoint does not count as one of those kept."""
         folder = self._folder(step)
         if step in self._known_bad:
-            return False
+            return None
         try:
-            return all(folder.size(name) == record["size"] for name, record in read_commit(folder, step).files.items())
+            commit = read_commit(folder, step)
+            whole = all(folder.size(name) == record["size"] for name, record in commit.files.items())
         except (DamagedError, MissingError):
-            return False
+            return None
+        return commit if whole else None
 
     def _drop(self, step: int) -> None:
         """COMMIT.json goes first: a removal that is cut off leaves an uncommitted directory,

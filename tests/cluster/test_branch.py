@@ -37,25 +37,7 @@ def everything(run: Path) -> dict[str, bytes]:
     return {**branch, **shards(run, STEPS)}
 
 
-def test_killed_workers_of_branch_and_blocks_change_no_bit(
-    whole: Path, dbtrain: Callable[..., Command], tmp_path: Path
-) -> None:
-    faults = [
-        {"block": "branch", "step": 17, "kind": "kill"},
-        {"block": "branch", "step": 20, "kind": "kill_in_commit"},
-        {"block": 0, "step": 3, "kind": "kill"},  # before its first commit, so that it starts from the branch again
-        {"block": 1, "step": 13, "kind": "kill"},
-    ]
-    command = dbtrain(*RUN, faults=faults)
-    assert command.wait() == 0, command.output()
-    run = tmp_path / "runs/run"
-    assert [e["step"] for e in events(run / "branch", 0) if e["event"] == "resumed"] == [10, 10]
-    assert [e["step"] for e in events(run, 1) if e["event"] == "resumed"] == [10]
-    found, expected = everything(run), everything(whole)
-    assert len(expected) == 9 and found == expected
-
-
-def test_a_command_that_is_killed_while_the_branch_trains_is_resumed(
+def test_a_command_and_workers_that_are_killed_change_no_bit_of_branch_and_blocks(
     whole: Path, dbtrain: Callable[..., Command], tmp_path: Path
 ) -> None:
     run = tmp_path / "runs/run"
@@ -66,9 +48,18 @@ def test_a_command_that_is_killed_while_the_branch_trains_is_resumed(
     told = status.output()
     assert "branch" in told and "10/25" in told and told.count("pending") >= 2, told
     first.kill()
-    again = dbtrain("resume", "runs/run", faults=[{"block": "branch", "step": 12, "kind": "hang"}])
+    faults = [
+        {"block": "branch", "step": 17, "kind": "kill"},
+        {"block": "branch", "step": 20, "kind": "kill_in_commit"},
+        {"block": 0, "step": 3, "kind": "kill"},  # before its first commit, so that it starts from the branch again
+        {"block": 1, "step": 13, "kind": "kill"},
+    ]
+    again = dbtrain("resume", "runs/run", faults=faults)
     assert again.wait() == 0, again.output()
-    assert everything(run) == everything(whole)
+    assert [e["step"] for e in events(run / "branch", 0) if e["event"] == "resumed"] == [10, 10, 10]
+    assert [e["step"] for e in events(run, 1) if e["event"] == "resumed"] == [10]
+    found, expected = everything(run), everything(whole)
+    assert len(expected) == 9 and found == expected
     for arguments in (["status", "runs/run"], ["eval", "runs/run"], ["inspect", "runs/run/branch"]):
         command = dbtrain(*arguments)
         assert command.wait() == 0, command.output()

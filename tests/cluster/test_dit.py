@@ -23,7 +23,7 @@ SMALL = [
     "cluster.backoff_s=0.1",
 ]
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]  # tests/cluster/test_flow.py shows the same under another noise
 
 
 def test_it_trains_resumes_bitwise_merges_and_samples(dbtrain: Callable[..., Command], tmp_path: Path) -> None:

@@ -30,19 +30,19 @@ def test_it_resumes_bitwise_and_is_evaluated_elsewhere_and_a_changed_file_is_ref
 ) -> None:
     write_files(tmp_path)
     train = ["train", "my_net.yaml", *SHORT, *RANGE]
-    quiet = dbtrain(*train, "out=quiet")
+    quiet = dbtrain(*train, "out=quiet", "--blocks", "1")
     assert quiet.wait() == 0, quiet.output()
     killed = dbtrain(*train, "out=killed", faults=[{"block": 1, "step": 13, "kind": "kill"}])
     assert killed.wait() == 0, killed.output()
     assert len(list((tmp_path / "killed/my-net/blocks/01/attempts").iterdir())) == 2
     one, two = (shards(tmp_path / out / "my-net", 20) for out in ("quiet", "killed"))
-    assert len(one) == 6 and one == two
+    assert len(one) == 3 and len(two) == 6 and one.items() <= two.items()
 
     whole = dbtrain("baseline", "my_net.yaml", *SHORT, *RANGE, "--kind", "end_to_end")
     assert whole.wait() == 0, whole.output()
 
     other = tmp_path / "other"
-    shutil.copytree(tmp_path / "quiet/my-net", other / "my-net")
+    shutil.copytree(tmp_path / "killed/my-net", other / "my-net")
     net = (tmp_path / "my_net.py").rename(other / "my_net.py")
     missing = dbtrain("eval", "other/my-net")
     assert missing.wait() == 2 and "there is no module my_net in" in missing.output()
@@ -51,6 +51,6 @@ def test_it_resumes_bitwise_and_is_evaluated_elsewhere_and_a_changed_file_is_ref
     assert scored.wait() == 0, scored.output()
 
     net.write_text(net.read_text() + "# another\n")
-    for command in ("resume", "merge", "eval"):
+    for command in ("resume", "eval"):
         refused = dbtrain(command, "other/my-net", PYTHONPATH=path)
         assert refused.wait() == 2 and "put the file back as it was" in refused.output(), refused.output()

@@ -49,6 +49,7 @@ def test_an_extended_wsd_run_that_was_killed_has_the_bits_of_one_that_was_as_lon
     assert aside == decayed
 
 
+@pytest.mark.long  # how it is killed and resumed is shown above, and its rates in tests/unit/run/test_run_schedule.py
 def test_an_extended_cosine_that_was_killed_has_the_bits_of_one_that_was_not(
     dbtrain: Callable[..., Command], tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from dbtrain.errors import PlacementError
 DAEMONS = ("gcs_server", "raylet")
 """Without either no worker goes on, and 5 s after the first Ray ends this process without a word of ours."""
 
-HELPERS = ("start_monitor", "start_log_monitor")
+HELPERS = ("start_monitor", "start_log_monitor", "start_api_server")
 """Methods that start what is left out."""
 
 
@@ -46,12 +46,12 @@ def _in_sessions_of_their_own() -> Iterator[None]:
 def _without_helpers() -> Iterator[None]:
     """Leave out what a cluster of one machine has no use for; Ray 2.60 has no setting for it.
 
-    These are two Python processes: one asks a cloud for more nodes, the other sends the workers' logs to this
-    process, which asks for none (`log_to_driver`).
+    These are three Python processes: one asks a cloud for more nodes, one sends the workers' logs to this
+    process, which asks for none (`log_to_driver`), and one takes jobs and serves the dashboard.
     """
     started = {name: getattr(Node, name) for name in HELPERS}
     for name in HELPERS:
-        setattr(Node, name, lambda node: None)
+        setattr(Node, name, lambda node, **arguments: None)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -255,7 +256,11 @@ class RemoteFiles:
 
         def drop() -> None:
             with contextlib.suppress(FileNotFoundError):
-                self.fs.rm(path, recursive=True)
+                if not has_magic(path):
+                    self.fs.rm(path, recursive=True)
+                    return
+                for file in self.fs.find(path):  # rm would take such a name for a pattern, and remove what matches it
+                    self.fs.rm_file(file)
 
         self._try("remove", path, drop)
 

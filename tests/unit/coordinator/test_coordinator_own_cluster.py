@@ -39,7 +39,7 @@ def test_ray_still_starts_its_processes_with_this_class() -> None:
 def test_ray_still_starts_its_helpers_with_these_methods() -> None:
     """A new version may not, and then they run again, or something else calls what is missing."""
     source = inspect.getsource(Node.start_head_processes) + inspect.getsource(Node.start_ray_processes)
-    assert all(source.count(f"self.{name}()") == 1 for name in own_cluster.HELPERS)
+    assert all(source.count(f"self.{name}(") == 1 for name in own_cluster.HELPERS)
     before = {name: getattr(Node, name) for name in own_cluster.HELPERS}
     with own_cluster._without_helpers():
         assert all(getattr(Node, name) is not method for name, method in before.items())

@@ -14,11 +14,12 @@ from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.merged_model import model_of, progress_of
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
-from dbtrain.run.merge import assemble
-from dbtrain.run.newest import while_it_trains
+from dbtrain.run import newest
 from dbtrain.run.run import Run
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.merged_directory import MergedDirectory
+from dbtrain.shards.storage.local import LocalFiles
+from dbtrain.shards.storage.store import Store
 from tests.unit.run.carried import STEPS, commit, files, sealed
 
 PROGRESS = f"steps 20 of {STEPS}, 30 of {STEPS}"
@@ -104,43 +105,70 @@ def test_a_damaged_commit_gives_way_to_the_one_before(run, capsys):
     assert "skipped checkpoint 40 of block 0" in capsys.readouterr().err
 
 
-def test_a_commit_that_is_replaced_while_it_is_read_is_looked_for_again(run, monkeypatch):
-    """Two newer commits come between the choice of a checkpoint and its copy, and clean it away."""
-    from dbtrain.run import newest
+def committing(run, monkeypatch, method, times):
+    """Before a call of the storage, two newer commits of block 0 come and clean the older ones away."""
+    real, left, step, busy = getattr(LocalFiles, method), [times], [40], [False]
 
+    def call(files, name, *arguments):
+        if left[0] and not busy[0] and "blocks/00/step_" in name:
+            left[0] -= 1
+            busy[0] = True
+            for _ in range(2):
+                step[0] += 1
+                commit(run, 0, step[0])
+            busy[0] = False
+        return real(files, name, *arguments)
+
+    monkeypatch.setattr(LocalFiles, method, call)
+    return step
+
+
+@pytest.mark.parametrize("method", ["read", "reading", "copy"])
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_commits_that_are_replaced_while_they_are_read_are_looked_for_again(run, monkeypatch, method, times):
+    step = committing(Run(run.store), monkeypatch, method, times)
+    if method != "copy":  # nothing is linked there
+        with model_of(Run.at(run.store.url), now=True) as merged:
+            assert merged.blocks[0].step == step[0] > 40 and merged.block(0)
+    result, _ = merge_and_verify(Run.at(run.store.url), now=True)
+    assert [row[1] for row in result.blocks] == [step[0], 30] and step[0] > 40
+    assert result.path == run.merged.url and MergedDirectory(run.merged).blocks[0].step == step[0]
+    assert not [name for name in run.store.list() if name.startswith("merged.building")]
+
+
+@pytest.mark.parametrize("method", ["read", "reading"])
+def test_a_block_that_never_holds_still_is_named(run, monkeypatch, method):
+    monkeypatch.setattr(newest, "TRIES", 3)
+    committing(Run(run.store), monkeypatch, method, 1000)
+    fast = pytest.raises(ShardError, match=r"block 0 of .* replaced its commits 3 times while they were read: raise")
+    with fast, model_of(Run.at(run.store.url), now=True):
+        pass
+
+
+def test_an_error_of_a_merge_while_it_trains_names_the_files_of_the_run(run, capsys):
+    for step in (20, 40):
+        commit(run, 0, step)
+    paths = [next(run.store.path.glob(f"blocks/00/step_000000{step}/ema*")) for step in (20, 40)]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ShardError, match="1 of 2 blocks have no good checkpoint") as caught:
+        merge_and_verify(run, now=True)
+    told = capsys.readouterr().err
+    assert all(str(path) in told and str(path) in str(caught.value) for path in paths), told
+    assert ".held" not in str(caught.value) + told and not list(run.store.path.glob("merged*"))
+
+
+def test_what_fails_without_newer_commits_fails_at_once(run, monkeypatch):
     tried = []
 
-    def interrupted(of, target):
-        tried.append(1)
-        if len(tried) == 1:
-            reading = of.store.read_range
-
-            def read_range(name, start, size):
-                commit(run, 0, 40)
-                commit(run, 0, 41)
-                return reading(name, start, size)
-
-            of.store.read_range = read_range
-        else:
-            del of.store.read_range
-        assemble(of, target)
-
-    monkeypatch.setattr(newest, "assemble", interrupted)
-    with model_of(Run.at(run.store.url), now=True) as merged:
-        assert merged.blocks[0].step == 41 and merged.block(0)
-    assert len(tried) == 2
-
-
-def test_what_fails_without_newer_commits_fails_at_once(run):
-    tried = []
-
-    def fail():
-        tried.append(1)
+    def full(store, name, pieces):
+        tried.append(name)
         raise ShardError("the disk is full")
 
-    with pytest.raises(ShardError, match="the disk is full"):
-        while_it_trains(run, fail)
-    assert tried == [1]
+    monkeypatch.setattr(Store, "write_stream", full)
+    with pytest.raises(ShardError, match="the disk is full"), model_of(run, now=True):
+        pass
+    assert len(tried) == 1
 
 
 def test_a_run_that_commits_all_the_time_is_read_and_merged(run):
@@ -163,6 +191,7 @@ def test_a_run_that_commits_all_the_time_is_read_and_merged(run):
         for _ in range(5):
             with model_of(Run(run.store), now=True) as merged:
                 assert all(merged.block(block) for block in range(2))
+            assert merge_and_verify(Run(run.store), now=True)[0].tensors
     finally:
         stop.set()
         thread.join()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dbtrain.errors import FencedError, RunLockedError, ShardError
-from dbtrain.run.merge import merge
+from dbtrain.run.merge import merge, read_back
+from dbtrain.run.newest import merge_newest
 from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.merged_directory import MergedDirectory
@@ -32,6 +33,16 @@ def test_files(s3):
     assert not store.exists("a/f") and store.exists("j")
     with pytest.raises(ShardError, match="s3://.*does not exist"):
         store.read("a/f")
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a?", "a*", "[ab]1"])
+def test_a_name_is_no_pattern(s3, name):
+    store, _ = s3
+    for file in (f"{name}/f", f"{name}/g/h", "a1/f", "b1/f"):
+        store.write(file, b"one")
+    store.remove(name)
+    store.remove(name)
+    assert store.list() == ["a1", "b1"] and store.read("a1/f") == store.read("b1/f") == b"one"
 
 
 def test_create_and_swap_are_conditional(s3):
@@ -108,13 +119,18 @@ def test_of_two_that_create_a_large_file_one_wins(s3, monkeypatch):
     assert store.create("d", second) and store.sha256("d") == content_sha256(second)
 
 
-def test_merge_twice(s3, make):
+@pytest.mark.parametrize("now", [False, True])
+def test_merge_twice(s3, make, now):
     store, _ = s3
     make.run(store, torch.ones(2, 2))
     merge(Run(store))
     written = make.run(store, torch.ones(2, 2), seed=40, steps=(6, 6, 6))
-    merge(Run(store))
+    if now:
+        merge_newest(Run(store), lambda of, built: read_back(built))
+    else:
+        merge(Run(store))
     merged = store.child("merged")
+    assert not [name for name in store.list() if name.startswith("merged.building")]
     assert all(make.same(MergedDirectory(merged).block(b), written[b]["ema"]) for b in range(3))
     assert torch.equal(MergedDirectory(merged).codebook(), torch.ones(2, 2)) and len(merged.list()) == 6
 
