@@ -169,6 +169,10 @@ def _check_optimizers(run: Run, wanted: Config, extension: Extension) -> None:
             )
 
 
+LITTLE = 0.05
+"""Share of the peak rate below which an extension says that it trains next to nothing."""
+
+
 def _line(block: RunBlock, stretch: Stretch) -> str:
     """A block's schedule before and after."""
     before = block.schedule
@@ -180,13 +184,15 @@ def _line(block: RunBlock, stretch: Stretch) -> str:
             f"step {after.held} on: the schedule of a run that had {stretch.end} steps from the beginning"
         )
     first = "" if block.committed >= before.end else f"to step {before.end} as before; "
-    if not stretch.rewarm:
-        return f"{name}; {first}from step {stretch.start} on the {before.curve} schedule of {stretch.end} steps holds"
     low, top = before.scale(stretch.start), after.scale(stretch.start + stretch.rewarm)
+    little = f"; at {top:.0%} of the peak rate it learns little: ask for more steps" if top < LITTLE else ""
+    if not stretch.rewarm:
+        held = f"from step {stretch.start} on the {before.curve} schedule of {stretch.end} steps holds"
+        return f"{name}; {first}{held}{little}"
     return (
         f"{name}; {first}from step {stretch.start} on the rate climbs in {stretch.rewarm} steps from {low:.0%} to "
         f"{top:.0%} of its peak, where the {before.curve} schedule of {stretch.end} steps is then, and follows it to "
-        f"{before.final:.0%}"
+        f"{before.final:.0%}{little}"
     )
 
 

@@ -49,6 +49,13 @@ def refused(run, *lengths, error=ConfigError):
     return str(caught.value)
 
 
+def test_an_extension_at_next_to_no_rate_says_so(run):
+    for block in (0, 1):
+        commit(run, block, STEPS)
+    assert "learns little: ask for more steps" in told_by(run, "training.steps=52")[0]
+    assert "learns little" not in told_by(Run(run.store), "training.steps=150")[0]
+
+
 def test_all_blocks_become_longer_and_keep_their_commits(run):
     commit(run, 0, STEPS)
     commit(run, 1, 20)
