@@ -27,18 +27,14 @@ def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
 
 def evaluate_and_say(run: str, overrides: list[str], console: Console, section: EvaluationConfig | None = None) -> None:
     """Evaluate a run and print its scores."""
-    from dbtrain.evaluation.report import evaluate_run, scores_table
-    from dbtrain.run.run import Run
+    from dbtrain import api
+    from dbtrain.evaluation.report import scores_table
+
+    def show(found: api.Evaluation) -> None:
+        show_table(console, scores_table(found.metric, found.scores, found.progress))
 
     with LiveView(console) as view:
-        evaluate_run(
-            Run.at(run),
-            overrides,
-            section,
-            show=lambda metric, scores, progress: show_table(console, scores_table(metric, scores, progress)),
-            count=view.count,
-            tell=lambda line: say(console, f"took {line}"),
-        )
+        api.evaluate(run, overrides, section=section, view=view, shown=show)
 
 
 @app.command()

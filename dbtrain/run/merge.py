@@ -75,11 +75,19 @@ def read_back(merged: Store) -> None:
     model.frozen()
 
 
-def merge(run: Run, check: Callable[[Store], None] = read_back, now: bool = False) -> MergeResult:
+def on_standard_error(line: str) -> None:
+    """Print a line there."""
+    print(line, file=sys.stderr)
+
+
+def merge(
+    run: Run,
+    check: Callable[[Store], None] = read_back,
+    now: bool = False,
+    tell: Callable[[str], None] = on_standard_error,
+) -> MergeResult:
     """Merge each block's newest verified checkpoint, its averaged weights if it has them,
     into ``merged`` of the run.
-
-    A line on standard error tells of each damaged checkpoint that is passed over.
 
     It is built beside and checked there; until then, and after a check that failed, an older merged model
     stays as it is. On a disk the two are exchanged in one step. In an object store, which has no such step,
@@ -90,13 +98,14 @@ def merge(run: Run, check: Callable[[Store], None] = read_back, now: bool = Fals
         check: raises if what lies in this directory is not to become the merged model. The command passes the
             comparison of `evaluation/verify.py`; the default only reads back.
         now: take blocks that are not done as far as they are; config.json then says so.
+        tell: gets a line for each damaged checkpoint that is passed over.
 
     Raises:
         ShardError: blocks without a checkpoint of the last step (all of them in one message), a shard that
             belongs elsewhere, a codebook or frozen parts that are not the run's, a damaged run.json, or
             storage out of reach; and what `check` raises.
     """
-    pieces, files = _planned(run, now)
+    pieces, files = _planned(run, now, tell)
     store = run.store
     # Not hidden, so that list() finds what a killed merge left behind.
     building = f"{MERGED}.building-{secrets.token_hex(8)}"
@@ -127,7 +136,7 @@ def assemble(run: Run, target: Store) -> None:
         ShardError: a block has no checkpoint, or none that verifies; a file went while it was read; or
             `target` cannot be written.
     """
-    planned, files = _planned(run, now=True)
+    planned, files = _planned(run, True, on_standard_error)
     for piece in planned:
         size, where = piece.record["size"], run.store.where(piece.source)
         read = partial(run.store.read_range, piece.source)
@@ -140,10 +149,10 @@ def _verified(read: Callable[[int, int], bytes], size: int, digest: str, where: 
     return verified(in_pieces(read, size), size, digest, where)
 
 
-def _planned(run: Run, now: bool) -> tuple[list[_Piece], dict[str, bytes]]:
+def _planned(run: Run, now: bool, tell: Callable[[str], None]) -> tuple[list[_Piece], dict[str, bytes]]:
     """The blocks of a merged model, and the content of its other files, config.json last."""
     common = _read_common(run)
-    found = _collect(run, now)
+    found = _collect(run, now, tell)
     common[INDEX] = _index(found, run.frozen)
     return found, {**common, CONFIG: _config(run.manifest, found, common)}
 
@@ -167,13 +176,13 @@ def _read_common(run: Run) -> dict[str, bytes]:
     return common
 
 
-def _collect(run: Run, now: bool) -> list[_Piece]:
+def _collect(run: Run, now: bool, tell: Callable[[str], None]) -> list[_Piece]:
     """Every block's newest checkpoint, or one error that
     names all blocks that have none of their last step; none at all if `now`."""
     pieces, missing, behind = [], [], []
     for block in run.blocks:
         skipped: list[str] = []
-        piece = _piece(block, skipped, now)
+        piece = _piece(block, skipped, now, tell)
         why = "; ".join(skipped)
         if piece is None:
             missing.append(f"{block.number} ({why})" if why else str(block.number))
@@ -195,12 +204,12 @@ def _collect(run: Run, now: bool) -> list[_Piece]:
     return pieces
 
 
-def _piece(block: RunBlock, skipped: list[str], now: bool) -> _Piece | None:
+def _piece(block: RunBlock, skipped: list[str], now: bool, tell: Callable[[str], None]) -> _Piece | None:
     """The newest checkpoint of a block that verifies; what is passed over is told, and added to `skipped`."""
 
     def skip(line: str) -> None:
         skipped.append(line)
-        print(line, file=sys.stderr)
+        tell(line)
 
     found = block.weights(skip) if now else block.newest_weights(skip)
     return None if found is None else _describe(*found, block)
