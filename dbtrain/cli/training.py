@@ -51,7 +51,8 @@ def train(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG|RUN", help="YAML file (those that are shipped lie in configs/), or a run that is prepared."
+            metavar="CONFIG|RUN",
+            help="YAML file, the name of a shipped one (dbtrain configs), or a run that is prepared.",
         ),
     ],
     overrides: Overrides = None,
