@@ -25,7 +25,7 @@ coverage: $(READY)  ## the unit tests again, a little slower, with the lines of 
 	$(BIN)/pytest -n auto --maxprocesses 8 --cov --cov-report=term
 
 site: $(READY)  ## the documents as pages, in site/; fails on a link that leads nowhere
-	$(BIN)/mkdocs build --strict -q
+	$(BIN)/mkdocs build --strict
 
 test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; of Docker, Slurm and SSH if they are installed
 	$(BIN)/pytest -n auto --maxprocesses 8
