@@ -176,7 +176,7 @@ class Evaluation:
     metric: Metric
     """What was measured; its `label` names it, and `better` says which way."""
     scores: Scores
-    """By split (``validation``, ``test``) and readout."""
+    """The scores by split (``validation``, ``test``) and readout."""
     progress: str = ""
     """How far the blocks were trained, if they are not done."""
 

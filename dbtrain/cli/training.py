@@ -153,7 +153,8 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="Of the GPU that it is for, as in 80GiB; by default this machine's.")
+        str | None,
+        typer.Option("--memory", help="Memory of the GPU that it is for, as in 80GiB; by default this machine's."),
     ] = None,
 ) -> None:
     """Show blocks, layers, ranges, memory, placement and what a GPU holds.

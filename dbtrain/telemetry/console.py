@@ -15,7 +15,7 @@ from rich.text import Text
 from dbtrain.telemetry.layout import say, show_table
 
 PLAIN_EVERY_S = 60.0
-"""Between two lines of a block where there is no terminal; what happens to it is told at once."""
+"""Least time between two lines of a block where there is no terminal; what happens to it is told at once."""
 COUNT_EVERY_S = 30.0
 
 BAR = 24
