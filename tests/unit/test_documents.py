@@ -33,7 +33,9 @@ def commands(path: Path) -> list[list[str]]:
         lines = [line for found in OF_CONFIG.findall(text) for line in found.split("&&")]
     else:
         blocks = [block.replace("\\\n", " ") for block in FENCED.findall(text)]
-        lines = [line for block in blocks for line in block.splitlines()] + INLINE.findall(text)
+        lines = [line for block in blocks for line in block.splitlines()] + [
+            line.replace("\n", " ") for line in INLINE.findall(text)
+        ]
     lines = [line for line in lines if not line.startswith("docker run")]  # there it is the image's name
     found = [shlex.split(each, comments=True) for line in lines for each in COMMAND.findall(line)]
     return [words for words in found if words not in ([words[0]], ["launch", "slurm"]) or words[0] in COMPLETE]
@@ -102,16 +104,24 @@ def test_what_a_link_may_name_is_read_from_headings_alone() -> None:
     assert "room-one" not in anchors(ROOT / "docs" / "places.md")  # a comment in a block of code
 
 
-UNWRAPPED = {"CHANGELOG.md", "CONTRIBUTING.md", "benchmarks.md", "concepts.md", "data.md", "init.md", "keys.md"} | {
-    *("log.md", "operations.md", "own-network.md", "places.md", "quality.md", "security.md", "trackers.md")
-}
-"""Documents from before there was the rule; take one out once its prose is wrapped."""
+UNWRAPPED = {"CHANGELOG.md", "concepts.md", "keys.md", "log.md"}
+"""Documents from before there was the rule, and one that is made; take one out once its prose is wrapped."""
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if p.name not in UNWRAPPED], ids=lambda p: p.name)
 def test_prose_has_lines_of_at_most_110_characters(path: Path) -> None:
     lines = [line for line in prose(path).splitlines() if not line.startswith(("|", "![", "#"))]
     assert [line for line in lines if len(line) > 110] == []
+
+
+CALLS = re.compile(r"\bdbtrain\.(\w+)\(")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_documents_call_in_python_is_there(path: Path) -> None:
+    import dbtrain
+
+    assert set(CALLS.findall(path.read_text())) <= set(dbtrain.__all__)
 
 
 def test_the_readme_is_read_to_its_end() -> None:
