@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SLOW := tests/cluster tests/resume tests/unit/shards  # where all tests of clusters and faults lie
 
-.PHONY: demo test test-launchers test-long test-unit lint clean
+.PHONY: demo test test-launchers test-long test-unit coverage site lint clean
 
 $(READY): pyproject.toml requirements.txt scripts/install.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/install.sh
@@ -15,10 +15,17 @@ demo: $(READY)  ## train three blocks, merge, evaluate, compare
 	$(BIN)/dbtrain compare configs/vit_digits.yaml
 
 lint: $(READY)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports \
+	  && $(BIN)/codespell
 
 test-unit: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses 8
+
+coverage: $(READY)  ## the unit tests again, a little slower, with the lines of the package that none of them runs
+	$(BIN)/pytest -n auto --maxprocesses 8 --cov --cov-report=term
+
+site: $(READY)  ## the documents as pages, in site/; fails on a link that leads nowhere
+	$(BIN)/mkdocs build --strict
 
 test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; of Docker, Slurm and SSH if they are installed
 	$(BIN)/pytest -n auto --maxprocesses 8
@@ -31,4 +38,4 @@ test-long: $(READY)  ## what takes minutes each
 	$(BIN)/pytest -m long
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build site

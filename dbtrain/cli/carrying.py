@@ -16,7 +16,7 @@ def pack(
     to: Annotated[str, typer.Option("--to", help="Path or URL of the file to make.")],
     blocks: BlockNumbers = None,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Without the optimizer's states, of blocks that are done.")
+        bool, typer.Option("--weights-only", help="Leave out the optimizer's states; for blocks that are done.")
     ] = False,
 ) -> None:
     """Put blocks, as far as they are trained, into one file that can be carried to another place."""
@@ -44,7 +44,7 @@ def gather(
     ] = None,
     take: Annotated[
         str | None,
-        typer.Option(help="One of them, which counts where places differ or its checkpoint is older."),
+        typer.Option(help="Which of them counts where places differ, even if its checkpoint is older."),
     ] = None,
     blocks: BlockNumbers = None,
 ) -> None:
@@ -56,7 +56,7 @@ def gather(
     from dbtrain.shards.storage.directory import check_run_path
 
     if not sources and take is None:
-        raise ConfigError("nothing to gather from: give folders of the run, packed files or URLs")
+        raise ConfigError("there is nothing to gather from: give copies of the run's folder, packed files or URLs")
     console, whole = make_console(), Run.at(run)
     check_run_path(whole.store)
     with LiveView(console) as view:

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; those that are shipped lie in configs/.")]
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped one: see dbtrain configs.")]
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as model.depth=12 blocks=3.")]

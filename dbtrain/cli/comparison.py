@@ -42,9 +42,8 @@ def baseline(
 @reported
 def compare(config: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Train, merge and evaluate the blocks, then the end-to-end baseline at equal FLOPs, and show both."""
-    from dbtrain.coordinator.status import status as read_status
-    from dbtrain.evaluation.metrics import Metric
-    from dbtrain.evaluation.report import Scores, comparison, evaluate_run
+    from dbtrain import api
+    from dbtrain.evaluation.report import comparison
     from dbtrain.experiments.baseline import end_to_end
     from dbtrain.run.run import Run
     from dbtrain.telemetry.console import LiveView, blocks_table
@@ -57,24 +56,19 @@ def compare(config: ConfigFile, overrides: Overrides = None, address: Address = 
     train_and_merge(together, console)
     runs = [Run.at(c.run_url) for c in (isolated, together)]
     for run, title in zip(runs, ("isolated blocks", "end to end, equal FLOPs"), strict=True):
-        show_table(console, blocks_table([b.row for b in read_status(run)], title, console.width))
-    found: list[tuple[Metric, Scores]] = []
+        show_table(console, blocks_table([b.row for b in api.status(run)], title, console.width))
+    found: list[api.Evaluation] = []
     unwritten: list[str] = []
     with LiveView(console) as view:
         for number, run in enumerate(runs, 1):
             try:
-                evaluate_run(
-                    run,
-                    section=isolated.evaluation,
-                    show=lambda metric, scores, progress: found.append((metric, scores)),
-                    count=view.count,
-                )
+                api.evaluate(run, section=isolated.evaluation, view=view, shown=found.append)
             except ShardError as error:
                 if len(found) < number:
                     raise
                 unwritten.append(str(error))  # told below the table, for which everything is there
-    (metric, ours), (_, theirs) = found
-    show_table(console, comparison(metric, ours["test"], theirs["test"], isolated.evaluation.readout))
+    ours, theirs = (each.scores["test"] for each in found)
+    show_table(console, comparison(found[0].metric, ours, theirs, isolated.evaluation.readout))
     if unwritten:
         raise ShardError("; ".join(unwritten))
 

@@ -1,5 +1,6 @@
-"""The reference of all keys of a configuration."""
+"""What a configuration may say: the reference of all keys, and the configurations that are shipped."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,3 +35,21 @@ def keys(
             table.add_row(*(escape(text) for text in (key.name, key.kind, key.default, key.about)))
         if group.keys:
             show_table(console, table)
+
+
+@app.command()
+@reported
+def configs(
+    to: Annotated[Path | None, typer.Option("--to", help="Folder to copy them into, to change them there.")] = None,
+) -> None:
+    """Show the configurations that are shipped; each can be given by its name where a file is wanted."""
+    from dbtrain.config.shipped import about, copy_to, shipped
+
+    console = make_console()
+    if to is not None:
+        say(console, f"{len(copy_to(to))} configurations are in {to}/")
+        return
+    table = Table("name", "what it trains")
+    for name, path in shipped().items():
+        table.add_row(name, escape(about(path)))
+    show_table(console, table)

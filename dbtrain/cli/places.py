@@ -15,11 +15,11 @@ from dbtrain.telemetry.layout import say, show_table
 @reported
 def doctor(
     address: Address = None,
-    storage: Annotated[str, typer.Option(help="Directory or URL where runs shall lie (out=).")] = "runs",
+    storage: Annotated[str, typer.Option(help="Directory or URL where runs are to lie (out=).")] = "runs",
     nodes: Annotated[int | None, typer.Option(help="Nodes to wait for and to have at least.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that each node must give.")] = None,
 ) -> None:
-    """Look whether this machine or a cluster would carry a run;
+    """Check whether this machine or a cluster would carry a run;
     say what would not work, and how to fix it."""
     from dbtrain.doctor.report import doctor as examine
 
@@ -43,11 +43,11 @@ def slurm(
     config: ConfigFile,
     overrides: Overrides = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; one Ray node runs on each.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of each.")] = None,
-    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of each.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of each node.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of each node.")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit; at its end the job commits and queues again.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
-    account: Annotated[str | None, typer.Option(help="Account.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition of the scheduler.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account that the job is charged to.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, submit nothing.")] = False,
 ) -> None:
     """Submit a run as a Slurm job that survives lost nodes, preemption and its time limit."""
@@ -70,11 +70,11 @@ def punish(
     config: ConfigFile,
     overrides: Overrides = None,
     mtbf: Annotated[float, typer.Option(min=0.1, help="Mean time between faults, in seconds.")] = 5.0,
-    runs: Annotated[int, typer.Option(min=1, help="Disturbed runs, at most.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs are disturbed, at most.")] = 10,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Seconds after the undisturbed run after which no fault is made.")
     ] = 600.0,
-    seed: Annotated[int, typer.Option(help="Of the times and kinds of the faults.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the times and kinds of the faults.")] = 0,
 ) -> None:
     """Kill workers, commits and the command itself at random;
     every run must end in the bits of an undisturbed one."""

@@ -13,7 +13,9 @@ from dbtrain.telemetry.layout import say, show_table
 
 Now = Annotated[
     bool,
-    typer.Option("--now", help="By the newest commits of a run that trains or is not done; it is left as it is."),
+    typer.Option(
+        "--now", help="Use the newest commits of a run that trains or is not done; nothing is written into it."
+    ),
 ]
 
 
@@ -27,18 +29,14 @@ def evaluate(run: RunDirectory, overrides: Overrides = None) -> None:
 
 def evaluate_and_say(run: str, overrides: list[str], console: Console, section: EvaluationConfig | None = None) -> None:
     """Evaluate a run and print its scores."""
-    from dbtrain.evaluation.report import evaluate_run, scores_table
-    from dbtrain.run.run import Run
+    from dbtrain import api
+    from dbtrain.evaluation.report import scores_table
+
+    def show(found: api.Evaluation) -> None:
+        show_table(console, scores_table(found.metric, found.scores, found.progress))
 
     with LiveView(console) as view:
-        evaluate_run(
-            Run.at(run),
-            overrides,
-            section,
-            show=lambda metric, scores, progress: show_table(console, scores_table(metric, scores, progress)),
-            count=view.count,
-            tell=lambda line: say(console, f"took {line}"),
-        )
+        api.evaluate(run, overrides, section=section, view=view, shown=show)
 
 
 @app.command()
@@ -49,14 +47,15 @@ def sample(
         Path | None,
         typer.Option(help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 64,
+    count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
     solver: Annotated[Literal["euler", "heun"], typer.Option(help="Heun evaluates twice a step.")] = "heun",
     spacing: Annotated[
-        Literal["karras", "slices"], typer.Option(help="Steps over the whole range, or the same number in every slice.")
+        Literal["karras", "slices"],
+        typer.Option(help="karras: steps over the whole range; slices: the same number in every slice."),
     ] = "karras",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     overrides: Overrides = None,
     now: Now = False,
 ) -> None:
@@ -92,8 +91,10 @@ def generate(
         int | None,
         typer.Option(min=1, help="Tokens to add; by default what the model's window has room for, at most 128."),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Temperature of the softmax; 0 takes the likeliest token each time.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the tokens that are drawn.")] = 0,
     now: Now = False,
 ) -> None:
     """Continue a text with the merged model of a run."""
@@ -113,8 +114,8 @@ def generate(
 @reported
 def losses(
     run: RunDirectory,
-    levels: Annotated[int, typer.Option(min=1, help="Levels, besides the boundaries.")] = 24,
-    samples: Annotated[int, typer.Option(min=1, help="Of the validation split, at most.")] = 2048,
+    levels: Annotated[int, typer.Option(min=1, help="Noise levels, besides the boundaries.")] = 24,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the validation split, at most.")] = 2048,
 ) -> None:
     """Show the loss of every block by noise level; at a boundary, of both neighbours."""
     from dbtrain.evaluation.losses import losses_table, measure_losses

@@ -1,7 +1,7 @@
 """Commands that train a run, look at it, and put it together."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,24 +22,23 @@ from dbtrain.config.data import PLACES
 from dbtrain.telemetry.console import make_console
 from dbtrain.telemetry.layout import say, show_table
 
+if TYPE_CHECKING:
+    from dbtrain.api import Merged
+
 
 @app.command()
 @reported
 def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
     """Seal a run without training it: a small folder, of which other places get a copy and train blocks."""
-    from dbtrain.run.calibrate import announced, described
-    from dbtrain.run.seal import seal
+    from dbtrain import api
     from dbtrain.telemetry.console import LiveView
 
     chosen, console = load_config(config, overrides or []), make_console()
     with LiveView(console) as view:
-        calibrate = announced(view.tell, "once in a run, which keeps the range in run.json", view.count)
-        run_plan = seal(chosen, calibrate)
-        for line in (*(f"data: {note}" for note in run_plan.data_notes), *described(run_plan.distribution)):
-            view.tell(line)
+        sealed = api.prepare(chosen, view).manifest
     say(
         console,
-        f"sealed {chosen.run_url}: {run_plan.shards.blocks} block(s), data {run_plan.data_hash[:16]}; copy this folder "
+        f"sealed {chosen.run_url}: {sealed.blocks} block(s), data {sealed.data_hash[:16]}; copy this folder "
         f"to other places, and train there with dbtrain train FOLDER --blocks NUMBERS",
     )
     if chosen.init.branch:
@@ -52,7 +51,8 @@ def train(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG|RUN", help="YAML file (those that are shipped lie in configs/), or a run that is prepared."
+            metavar="CONFIG|RUN",
+            help="YAML file, the name of a shipped one (dbtrain configs), or a run that is prepared.",
         ),
     ],
     overrides: Overrides = None,
@@ -62,7 +62,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train all blocks, each on its own worker, then merge them. Run again, it continues what is not done."""
-    from dbtrain.cli.continued import is_run, run_config
+    from dbtrain.run.continued import is_run, run_config
     from dbtrain.run.run import BRANCH
 
     given, console = overrides or [], make_console()
@@ -99,23 +99,21 @@ def train_and_merge(config: Config, console: Console, verbose: bool = False, onl
     With `only` these blocks alone are trained (none but the branch if it is empty),
     and the run is merged if no other is missing.
     """
-    from dbtrain.coordinator.train import train as run_all
-    from dbtrain.run.calibrate import announced
+    from dbtrain import api
     from dbtrain.run.gather import missing
-    from dbtrain.run.run import Run
+    from dbtrain.run.merge import on_standard_error
     from dbtrain.telemetry.console import LiveView
 
     with LiveView(console) as view:
-        calibrate = announced(view.tell, "once in a run, which keeps the range in run.json", view.count)
-        run_all(config, view, calibrate, verbose, only)
-    left = missing(Run.at(config.run_url))
+        run = api.train(config, blocks=only, view=view, verbose=verbose)
+    left = missing(run)
     if left:
         say(
             console,
             f"not merged, since {', '.join(left)} of {config.run_url} is not here: gather what other places train",
         )
         return False
-    merge_and_say(config.run_url, console, config)
+    say(console, _merged(api.merge(run, config=config, tell=on_standard_error)))
     return True
 
 
@@ -123,7 +121,7 @@ def train_and_merge(config: Config, console: Console, verbose: bool = False, onl
 @reported
 def resume(run: RunDirectory, address: Address = None, verbose: Verbose = False) -> None:
     """Continue a run from its directory, with the configuration it was started with."""
-    from dbtrain.cli.continued import run_config
+    from dbtrain.api import run_config
 
     train_and_merge(at_address(run_config(run), address), make_console(), verbose)
 
@@ -138,7 +136,7 @@ def extend(
     ] = None,
 ) -> None:
     """Make the blocks of a run longer, all or single ones; resume trains them on from their commits."""
-    from dbtrain.cli.continued import check_name, longer
+    from dbtrain.run.continued import check_name, longer
     from dbtrain.run.extend import extend as make_longer
     from dbtrain.run.run import Run
 
@@ -155,7 +153,8 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="Of the GPU that it is for, as in 80GiB; by default this machine's.")
+        str | None,
+        typer.Option("--memory", help="Memory of the GPU that it is for, as in 80GiB; by default this machine's."),
     ] = None,
 ) -> None:
     """Show blocks, layers, ranges, memory, placement and what a GPU holds.
@@ -169,9 +168,9 @@ def plan(
 @reported
 def status(run: RunDirectory) -> None:
     """Show what each block is doing, from the files of the run alone."""
+    from dbtrain import api
     from dbtrain.coordinator.lifecycle import Phase
     from dbtrain.coordinator.status import preparation
-    from dbtrain.coordinator.status import status as read_status
     from dbtrain.run.run import Run
     from dbtrain.shards.storage.directory import check_run_path
     from dbtrain.telemetry.console import blocks_table, duration
@@ -183,7 +182,7 @@ def status(run: RunDirectory) -> None:
     if under_way:
         say(console, under_way)
         return
-    blocks = read_status(of)
+    blocks = api.status(of)
     show_table(console, blocks_table([b.row for b in blocks], width=console.width))
     for b in blocks:
         since = "" if b.since is None else f", {b.row.phase} since {duration(b.since)}"
@@ -210,20 +209,17 @@ def merge(
     ] = False,
 ) -> None:
     """Put the blocks of a finished run together and verify the result; overrides say where the data lies."""
-    from dbtrain.cli.continued import moved
+    from dbtrain import api
+    from dbtrain.run.merge import on_standard_error
 
-    merge_and_say(run, make_console(), moved(run, overrides) if overrides else None, now)
+    say(make_console(), _merged(api.merge(run, overrides or [], now=now, tell=on_standard_error)))
 
 
-def merge_and_say(run: str, console: Console, config: Config | None = None, now: bool = False) -> None:
-    """Merge and verify a run, and say what was made."""
-    from dbtrain.evaluation.verify import merge_and_verify
-    from dbtrain.run.run import Run
-
-    result, samples = merge_and_verify(Run.at(run), config, now)
+def _merged(merged: "Merged") -> str:
+    """What was made of a run, in words."""
+    result = merged.result
     progress = f"; its blocks are not done: {result.progress}" if result.progress else ""
-    say(
-        console,
-        f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on {samples} "
-        f"samples it equals the blocks bit for bit{progress}",
+    return (
+        f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on "
+        f"{merged.samples} samples it equals the blocks bit for bit{progress}"
     )

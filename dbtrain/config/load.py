@@ -11,25 +11,33 @@ from pydantic import ValidationError
 from dbtrain.config.explain import explain
 from dbtrain.config.overrides import literal, read_override
 from dbtrain.config.run import Config
+from dbtrain.config.shipped import located
 from dbtrain.errors import ConfigError, first_line
+
+BY_NAME = "a shipped configuration is called by its name alone, such as vit_digits: dbtrain configs lists them"
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
     """Read a YAML file and apply overrides such as ``model.depth=12``.
+
+    Args:
+        path: of the file; or the name of a shipped configuration, such as ``vit_digits``.
+        overrides: keys with dots and their values, in their order.
+        base: keys and values to begin with where there is no file.
 
     Raises:
         ConfigError: the file is missing or no YAML, an override is malformed, a key unknown or a value wrong.
     """
     where = str(path or "the configuration")
     try:
-        loaded = OmegaConf.create(literal(base or {})) if path is None else _file(path)
+        loaded = OmegaConf.create(literal(base or {})) if path is None else _file(located(path))
         # one after the other, so that null takes back a section before another override fills it again
         merged = OmegaConf.merge(loaded, *(_with_text_keys(read_override(override)) for override in overrides))
         content = OmegaConf.to_container(merged, resolve=True)
     except IsADirectoryError:
         raise ConfigError(_not_a_file(Path(str(path)))) from None
     except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}; those that are shipped lie in configs/") from None
+        raise ConfigError(f"no configuration file {path}; {BY_NAME}") from None
     except (OSError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{path} is no file of keys and values in YAML: {' '.join(str(error).split())}") from None
     except OmegaConfBaseException as error:
@@ -50,7 +58,7 @@ def _not_a_file(path: Path) -> str:
         return (
             f"{path} is a run, and this command wants a configuration file: to continue the run, dbtrain resume {path}"
         )
-    return f"{path} is a directory, and a configuration file is wanted; those that are shipped lie in configs/"
+    return f"{path} is a directory, and a configuration file is wanted; {BY_NAME}"
 
 
 def _with_text_keys(value: Any) -> Any:

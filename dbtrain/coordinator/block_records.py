@@ -27,7 +27,7 @@ class Claim:
     block: int
     attempt: int
     token: str
-    """Of the attempt alone."""
+    """Random text that this attempt alone has, by which the fence knows it."""
 
 
 def at_once(call: Callable[[Item], Made], items: Collection[Item]) -> list[Made | ShardError]:

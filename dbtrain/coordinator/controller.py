@@ -28,7 +28,7 @@ READ_AT_A_POLL = 100
 """Blocks whose events are read at one poll. Where more run they take turns, so that a poll stays short and
 deaths, which need no file to be seen, are told at once; what one of 1,000 blocks says is read in 2.5 s."""
 STOP_GRACE_S = 5.0
-"""For the workers of an attempt that was just placed to say that they have started,
+"""How long the workers of an attempt that was just placed have to say that they have started,
 once they are asked to stop."""
 
 

@@ -31,7 +31,7 @@ OUTSIDE = re.compile(
 memory that others take, disks, networks, hardware."""
 ADDRESS = re.compile(r"0x[0-9a-f]+")
 SILENT_S = 60.0
-"""For a node to answer, or for the cluster to find that it is dead, which takes Ray some 20 s."""
+"""How long a node may take to answer, or the cluster to find that it is dead, which takes Ray some 20 s."""
 LONGEST = 500
 """Characters that are kept of an error of the cluster for which there is no sentence of ours."""
 

@@ -69,7 +69,7 @@ class BlockState:
     """Monotonic time before which it is not started again."""
     error: str | None = None
     cause: str | None = None
-    """Of the newest crash since the last commit that had one."""
+    """Cause of the newest crash since the last commit, if one was known."""
 
 
 def placed(state: BlockState) -> BlockState:

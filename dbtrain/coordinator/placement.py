@@ -93,7 +93,7 @@ def count_at_once(wanted: Sequence[Request], nodes: Sequence[Node]) -> int:
 
 
 def obstacles(wanted: Sequence[Request], nodes: Sequence[Node]) -> list[str | None]:
-    """Of each block, why it would not fit even if nothing else ran; None if it would."""
+    """Why each block would not fit even if nothing else ran; None for a block that would."""
     known: dict[Hashable, bool] = {}
     found = list[str | None]()
     for request in wanted:

@@ -35,10 +35,9 @@ ANSWER_S = 20.0
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the decisive packages; ``missing`` for one that is not installed.
+    """Versions of Python and the decisive packages; ``missing`` for one that is not installed.
 
-    Without Python's patch level and without the part after a plus:
-    a head with CPU wheels goes with GPU workers.
+    Python's patch level and what follows a plus are left out: a head with CPU wheels goes with GPU workers.
     """
     return {"python": ".".join(platform.python_version_tuple()[:2]), **{name: _version(name) for name in DECISIVE}}
 

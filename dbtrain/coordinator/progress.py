@@ -18,7 +18,7 @@ class Progress:
     seconds: float = 0.0
     """Spent training, over all attempts that this command saw."""
     end: dict[str, Any] | None = None
-    """Of this attempt: the rank that says most of why it ended."""
+    """How this attempt ended, as told by the rank that says most of it."""
     worker: str | None = None
     """Process and host of the first rank, in this attempt."""
     warned: str | None = None

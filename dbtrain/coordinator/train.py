@@ -1,6 +1,7 @@
 """The train command: prepare the run, lock it, train its blocks, and answer signals."""
 
 import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from dbtrain.run.requests import Request, requests
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.directory import run_directory
 from dbtrain.shards.storage.lock import RunLock
-from dbtrain.telemetry.console import LiveView, Row
+from dbtrain.telemetry.console import Row, View
 from dbtrain.telemetry.trackers import Trackers, check_installed
 from dbtrain.training.optimizer import endless_warmup
 
@@ -40,7 +41,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 def train(
     config: Config,
-    view: LiveView,
+    view: View,
     calibrate: Calibrate,
     verbose: bool = False,
     only: Collection[int] | None = None,
@@ -141,7 +142,7 @@ class Start:
     """What one start of a run works with."""
 
     cluster: Any
-    view: LiveView
+    view: View
     lock: RunLock
     place: str = ""
     """Name of this copy of the run."""
@@ -235,7 +236,7 @@ class CommandObserver:
 
     run: Run
     run_plan: RunPlan
-    view: LiveView
+    view: View
     trackers: Trackers
     before: Sequence[Row] = ()
     """Rows of the table above those of the blocks: the branch, which is done."""
@@ -297,7 +298,9 @@ def _stopping(controller: Controller, tell: Callable[[str], None]) -> Iterator[N
         tell(f"{name}: the workers commit and leave; once more to end now")
         controller.stop(name)
 
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    # Python lets the main thread alone handle signals; in another one they go where they went before
+    answered = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handle) for number in answered}
     try:
         yield
     finally:

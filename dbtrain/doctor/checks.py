@@ -58,7 +58,7 @@ def examine_cluster(cluster: Nodes, storage: str, nodes: int | None, gpus: int |
 
 
 def _facts_of(cluster: Nodes, planned: int) -> dict[str, Any]:
-    """Of as many nodes as are planned, if they come in time; of those that are there, else."""
+    """Facts of as many nodes as are planned, if they come in time; otherwise of those that are there."""
     until = time.monotonic() + JOIN_S
     while len(cluster.addresses()) < planned and time.monotonic() < until:
         time.sleep(0.5)

@@ -1,5 +1,6 @@
 """Merge a run and prove that the merged model is the blocks."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ from dbtrain.config import Config
 from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
-from dbtrain.run.merge import MergeResult, merge
+from dbtrain.run.merge import MergeResult, merge, on_standard_error
 from dbtrain.run.newest import merge_newest
 from dbtrain.run.run import WEIGHTS, Run
 from dbtrain.shards.merged_directory import MergedDirectory
@@ -20,7 +21,9 @@ SAMPLES = 32
 CPU = torch.device("cpu")
 
 
-def merge_and_verify(run: Run, config: Config | None = None, now: bool = False) -> tuple[MergeResult, int]:
+def merge_and_verify(
+    run: Run, config: Config | None = None, now: bool = False, tell: Callable[[str], None] = on_standard_error
+) -> tuple[MergeResult, int]:
     """Merge, and compare every block's output with that of its own checkpoint on a few test samples.
 
     A merged model exists only when this has succeeded; one of before stays until then.
@@ -29,6 +32,7 @@ def merge_and_verify(run: Run, config: Config | None = None, now: bool = False) 
         run: directory of the run.
         config: of the run with the data where it lies now; by default where run.json says.
         now: take blocks that are not done as far as they are, of a run that may be training.
+        tell: gets a line for each damaged checkpoint that is passed over.
 
     Returns:
         The result of the merge, and on how many samples it was verified.
@@ -49,7 +53,7 @@ def merge_and_verify(run: Run, config: Config | None = None, now: bool = False) 
     def check(of: Run, merged: Store) -> None:
         _check(of, MergedDirectory(merged), batch)
 
-    return merge_newest(run, check) if now else merge(run, partial(check, run)), samples
+    return merge_newest(run, check, tell) if now else merge(run, partial(check, run), tell=tell), samples
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dbtrain.config import load_config
+from dbtrain.config.shipped import located
 from dbtrain.errors import ConfigError, PlacementError
 
 SCRIPT = Path(__file__).with_name("slurm.sbatch")
@@ -19,11 +20,11 @@ def sbatch_command(options: Mapping[str, object], config: Path, overrides: Seque
 
     Args:
         options: of sbatch, by their long names without dashes.
-        config: YAML file of the run.
+        config: YAML file of the run, or the name of a shipped one.
         overrides: of the configuration.
     """
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    return ["sbatch", *given, str(SCRIPT), str(config.resolve()), *overrides]
+    return ["sbatch", *given, str(SCRIPT), str(located(config).resolve()), *overrides]
 
 
 def _with_options(script: str, options: Mapping[str, object]) -> str:

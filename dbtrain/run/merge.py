@@ -70,8 +70,8 @@ Choose = Callable[[RunBlock, Callable[[str], None]], Piece | None]
 """The checkpoint of a block that is merged, if it has one; what it is given is told of each passed over."""
 
 
-def to_stderr(line: str) -> None:
-    """Print a line on standard error."""
+def on_standard_error(line: str) -> None:
+    """Print a line there."""
     print(line, file=sys.stderr)
 
 
@@ -85,7 +85,10 @@ def read_back(merged: Store) -> None:
 
 
 def merge(
-    run: Run, check: Callable[[Store], None] = read_back, now: bool = False, tell: Callable[[str], None] = to_stderr
+    run: Run,
+    check: Callable[[Store], None] = read_back,
+    now: bool = False,
+    tell: Callable[[str], None] = on_standard_error,
 ) -> MergeResult:
     """Merge each block's newest verified checkpoint, its averaged weights if it has them,
     into ``merged`` of the run.
@@ -99,7 +102,7 @@ def merge(
         check: raises if what lies in this directory is not to become the merged model. The command passes the
             comparison of `evaluation/verify.py`; the default only reads back.
         now: take blocks that are not done as far as they are; config.json then says so. Of a run that may be
-            training give what `held` (`run/newest.py`) makes of it.
+            training use `merge_newest` (`run/newest.py`).
         tell: gets a line for each damaged checkpoint that is passed over.
 
     Raises:

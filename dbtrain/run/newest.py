@@ -18,11 +18,11 @@ from dbtrain.run.merge import (
     MergeResult,
     Piece,
     merge,
+    on_standard_error,
     planned,
     put_in_place,
     remove_leftovers,
     so_far,
-    to_stderr,
 )
 from dbtrain.run.run import MERGED, WEIGHTS, Run, RunBlock
 from dbtrain.shards.commit import COMMIT, parse_commit, step_name
@@ -37,7 +37,9 @@ TRIES = 100
 """How often newer commits of a block may come while older ones are linked or copied."""
 
 
-def merge_newest(run: Run, check: Callable[[Run, Store], None]) -> MergeResult:
+def merge_newest(
+    run: Run, check: Callable[[Run, Store], None], tell: Callable[[str], None] = on_standard_error
+) -> MergeResult:
     """Merge the newest verified checkpoints of blocks that need not be done into ``merged`` of the run.
 
     Their files are linked first, and so they stay while they are read; no worker waits.
@@ -46,6 +48,7 @@ def merge_newest(run: Run, check: Callable[[Run, Store], None]) -> MergeResult:
         run: the run, which may be training.
         check: raises if the second is not to become the merged model of the first,
             a run that holds just what was merged.
+        tell: gets a line for each damaged checkpoint that is passed over.
 
     Raises:
         ShardError: a block has no checkpoint, or none that verifies; the storage fails; what `check` raises.
@@ -59,7 +62,7 @@ def merge_newest(run: Run, check: Callable[[Run, Store], None]) -> MergeResult:
 
     try:
         _hold(run, folder)
-        result = merge(copy, partial(check, copy), now=True, tell=lambda line: to_stderr(as_of_run(line)))
+        result = merge(copy, partial(check, copy), now=True, tell=lambda line: tell(as_of_run(line)))
         put_in_place(run.store, f"{folder}/{MERGED}")
     except ShardError as error:
         raise ShardError(as_of_run(str(error))) from error
@@ -114,7 +117,7 @@ def newest_model(run: Run) -> Iterator[MergedDirectory]:
     """
     with tempfile.TemporaryDirectory(prefix="dbtrain-now-") as folder:
         target = Store(folder)
-        _, files = planned(run, partial(_copied_out, run.store, target), True, to_stderr)
+        _, files = planned(run, partial(_copied_out, run.store, target), True, on_standard_error)
         for name, data in files.items():
             target.write(name, data)
         yield MergedDirectory(target)

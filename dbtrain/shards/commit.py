@@ -43,7 +43,7 @@ class Commit:
     """Training loss at that step, if known."""
     attempt: int
     files: dict[str, FileRecord]
-    """By file name; the role is what stands before the first dot."""
+    """Size and hash of each file by its name; the role is what stands before the first dot."""
     time: float
     """Seconds since the epoch, by the worker's clock."""
     place: str = ""

@@ -12,7 +12,7 @@ from dbtrain.shards.shard_head import check_head
 from dbtrain.shards.storage.store import Store
 
 DIGITS = 12
-"""Of a digest in a message."""
+"""How many digits of a digest a message shows."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Extension:
     when: float
     """Seconds since the epoch."""
     version: str
-    """Of the dbtrain that extended it."""
+    """Version of the dbtrain that extended it."""
     before: Lengths
     after: Lengths
     stretches: tuple[Stretch, ...]
@@ -47,7 +47,7 @@ class Extension:
 
     @staticmethod
     def parse(content: Any, where: str) -> "Extension":
-        """From what :meth:`fields` gives; DamagedError for anything else."""
+        """The extension that :meth:`fields` describes; DamagedError for anything else."""
         found = Fields(content, f"{where}, extensions,")
         return Extension(
             when=found.number("when"),

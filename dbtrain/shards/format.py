@@ -33,7 +33,7 @@ __all__ = [
 Role = Literal["model", "ema", "optim"]
 ROLES: tuple[Role, ...] = get_args(Role)
 RESERVED_ROLES = ("adapter",)
-"""Of versions to come: what is trained beside weights that are not. Refused by name until then."""
+"""Roles of versions to come: what is trained beside weights that are not. Refused by name until then."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Identity:
     levels: tuple[str, str]
     """Low and high end of the noise levels as hex floats (``float.hex``), which lose no bit."""
     architecture_hash: str
-    """Of what a weight means: the network and its parametrisation."""
+    """Hash of what a weight means: the network and its parametrisation."""
     codebook_hash: str
     """``tensor_hash`` of the codebook, '' when there is none."""
     data_hash: str = ""
-    """Of the content of the data, '' where it is not known."""
+    """Hash of the content of the data, '' where it is not known."""
     frozen_hash: str = ""
-    """Of the stem and head that no block trains, '' where every block has its own."""
+    """Hash of the stem and head that no block trains, '' where every block has its own."""
 
     def __post_init__(self) -> None:
         if not self.run:

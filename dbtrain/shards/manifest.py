@@ -22,7 +22,7 @@ from dbtrain.shards.storage.store import Store
 MANIFEST = "run.json"
 SCHEMA = 2
 FIRST_SCHEMA = 1
-"""Of runs whose shards were bound to their whole configuration, the number of steps included."""
+"""Schema of runs whose shards were bound to their whole configuration, the number of steps included."""
 HASH_DIGITS = 64
 
 
@@ -48,23 +48,23 @@ class Manifest:
     codebook_hash: str
     """``tensor_hash`` of the codebook, '' when there is none."""
     versions: Mapping[str, str]
-    """Of what decides the numbers, dbtrain among them."""
+    """Versions of what decides the numbers, dbtrain among them."""
     noise: Mapping[str, Any]
     """The distribution of the levels: its kind, its numbers, and how they were found. For masking it is
     `uniform`, which only places the edges; `MaskingNoise.quantile` says how often a level is trained."""
     run: str = ""
     """Name of the run; '' for that of the configuration."""
     config_hash: str = ""
-    """Of what determines the weights; another configuration is not trained in this run's directory."""
+    """Hash of what determines the weights; another configuration is not trained in this run's directory."""
     architecture_hash: str = ""
-    """Of what a weight means: the network and its parametrisation.
+    """Hash of what a weight means: the network and its parametrisation.
     Shards are bound to it, not to the schedule."""
     data_hash: str = ""
-    """Of the content of the data, '' where it is not known."""
+    """Hash of the content of the data, '' where it is not known."""
     shape: Mapping[str, Any] = field(default_factory=dict)
     """What the data tells the model: image shape, number of classes, vocabulary."""
     class_names: tuple[str, ...] = ()
-    """Of the data's classes, by number; empty where they have none."""
+    """Names of the data's classes, by number; empty where they have none."""
     data_notes: tuple[str, ...] = ()
     """What was decided about the data that its files do not say, such as a split that was made."""
     slices: tuple[PlanRow, ...] = ()
@@ -146,7 +146,7 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """Of the run; one without a name is told from others by its configuration."""
+        """Name of the run; one without a name is told from others by its configuration."""
         name = self.run or self.config.get("name")
         return name if name and isinstance(name, str) else f"run-{self._hash_of_config()[:12]}"
 

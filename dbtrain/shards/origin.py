@@ -84,7 +84,7 @@ class Origin:
 
     @staticmethod
     def parse(content: Mapping[str, Any], blocks: int, where: str) -> "Origin":
-        """From the JSON object that `dataclasses.asdict` makes of it; DamagedError for anything else."""
+        """The origin in a JSON object that `dataclasses.asdict` made; DamagedError for anything else."""
         fields = Fields(dict(content), where)
         rows = tuple(_row(entry, where) for entry in fields.items("blocks"))
         files, notes = fields.mapping("files"), fields.items("notes") if "notes" in content else []

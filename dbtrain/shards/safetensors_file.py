@@ -52,7 +52,7 @@ DTYPES = {
     "I64": torch.int64,
     "U64": torch.uint64,
 }
-"""By the name that safetensors gives a type."""
+"""PyTorch's types by the names that safetensors gives them."""
 
 DIGEST_SIZE = 64
 """Hex digits of a hash."""
@@ -122,7 +122,7 @@ class Raw:
     sealed: str
     """Text of the record."""
     sha256: str
-    """Of all bytes of the file."""
+    """Hash of all bytes of the file."""
 
 
 def read_raw(reader: Reader, where: str) -> Raw:

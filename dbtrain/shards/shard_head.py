@@ -9,7 +9,7 @@ from dbtrain.shards.safetensors_file import FORMAT_VERSION, HEADER_LIMIT, layout
 from dbtrain.shards.storage.errors import damaged
 
 LENGTH_BYTES = 8
-"""Of the number at the beginning of a safetensors file, the length of its header."""
+"""Size of the number at the beginning of a safetensors file, which is the length of its header."""
 FIRST_BYTES = 16
 """Enough to tell a pickle and a zip from a safetensors file."""
 

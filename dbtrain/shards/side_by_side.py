@@ -78,7 +78,7 @@ class HashBeside:
         self._pieces.put(piece)
 
     def hexdigest(self) -> str:
-        """Of all pieces, as 64 hex digits; asked after the end of the ``with`` block."""
+        """Hash of all pieces, as 64 hex digits; asked after the end of the ``with`` block."""
         return self._digest.hexdigest()
 
     def _work(self) -> None:

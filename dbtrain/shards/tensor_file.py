@@ -38,9 +38,9 @@ class Header:
 
     tensors: Mapping[str, Described]
     record: Mapping[str, Any]
-    """Of dbtrain; empty if the file is not from there."""
+    """Record that dbtrain wrote; empty if the file is not from dbtrain."""
     sha256: str
-    """Of the whole file, '' unless it was asked for."""
+    """Hash of the whole file, '' unless it was asked for."""
 
 
 def read_header(store: Store, name: str, hashed: bool = False) -> Header:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -14,7 +15,7 @@ from rich.text import Text
 from dbtrain.telemetry.layout import say, show_table
 
 PLAIN_EVERY_S = 60.0
-"""Between two lines of a block where there is no terminal; what happens to it is told at once."""
+"""Least time between two lines of a block where there is no terminal; what happens to it is told at once."""
 COUNT_EVERY_S = 30.0
 
 BAR = 24
@@ -148,6 +149,38 @@ def most_telling(rows: Sequence[Row], most: int) -> tuple[list[Row], str | None]
     counts = Counter(row.phase for row in rows)
     line = ", ".join(f"{count} {phase}" for phase, count in counts.most_common())
     return [rows[index] for index in sorted(first)], f"{len(rows)} rows, {len(rows) - most} not shown: {line}"
+
+
+class View(Protocol):
+    """Who is told what a command or a function of :mod:`dbtrain.api` does while it does it."""
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """The newest state of all blocks."""
+
+    def count(self, what: str, done: int, of: int) -> None:
+        """How far something has come that takes a while."""
+
+    def tell(self, line: str) -> None:
+        """One line of what happens."""
+
+    def table(self, table: Table) -> None:
+        """A table that is shown once."""
+
+
+class SilentView:
+    """A view that shows nothing, for programs that did not ask for output."""
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Show nothing."""
+
+    def count(self, what: str, done: int, of: int) -> None:
+        """Count nothing."""
+
+    def tell(self, line: str) -> None:
+        """Tell nothing."""
+
+    def table(self, table: Table) -> None:
+        """Show nothing."""
 
 
 class LiveView:

@@ -23,7 +23,7 @@ CLIENT_TRIES = 3
 """The process that Ray Client's server starts for a client
 now and then ends before it has begun (Ray 2.60)."""
 NODE_ANSWERS_S = 90.0
-"""For a node to start a process and answer; the first one there also fetches this package."""
+"""How long a node may take to start a process and answer; its first process also fetches this package."""
 
 
 class RayCluster:
@@ -45,7 +45,7 @@ class RayCluster:
             "logging_level": logging.WARNING,
         }
         self._daemons: list[Process] = []
-        """Of a cluster of this command's own."""
+        """Processes of a cluster that this command started; none of another cluster."""
         try:
             if address is None:
                 self._daemons = own_cluster.start(common)

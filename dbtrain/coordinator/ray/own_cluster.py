@@ -18,7 +18,8 @@ from ray._private.node import Node
 from dbtrain.errors import PlacementError
 
 DAEMONS = ("gcs_server", "raylet")
-"""Without either no worker goes on, and 5 s after the first Ray ends this process without a word of ours."""
+"""No worker goes on without either of them; 5 s after the first has ended, Ray ends this process too,
+and nothing is said."""
 
 HELPERS = ("start_monitor", "start_log_monitor", "start_api_server")
 """Methods that start what is left out."""

@@ -31,9 +31,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S
 
 RELEASE_S = 60.0
-"""For a process that gives back what a dead controller held."""
+"""How long a process may take to give back what a dead controller held."""
 LEAVE_S = 30.0
-"""For workers to leave their process group; as long as Ray's own backend gives them."""
+"""How long workers have to leave their process group; as long as Ray's own backend gives them."""
 SHORT, WHOLE = 500, 4000
 """Characters of an exception in a message, and in what is kept of it."""
 
@@ -56,7 +56,7 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 class LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Without two of Ray Train's helpers, each a process that imports PyTorch before a worker starts.
+    """Ray Train's trainer without two helpers, each a process that imports PyTorch before a worker starts.
 
     One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the
     dashboard who is dead: without one it does nothing, and holds up the end of every attempt for 12 s.
@@ -219,8 +219,8 @@ def _on_own_gpu() -> Iterator[None]:
 
 
 def _choose_device(backend: str) -> None:
-    """Before anything asks for GPUs: DeepSpeed and CUDA look once,
-    and Ray leaves them to who asked for none."""
+    """Choose the device before anything asks for GPUs: DeepSpeed and CUDA look once,
+    and Ray hides no GPU from a process that asked for none."""
     os.environ["DS_ACCELERATOR"] = "cuda" if backend == "nccl" else "cpu"
     if backend != "nccl":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

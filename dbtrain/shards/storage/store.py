@@ -29,7 +29,7 @@ class Files(Protocol):
         ...
 
     def reading(self, name: str, start: int) -> contextlib.AbstractContextManager[Reader]:
-        """To be read from some place on."""
+        """A reader that begins at some byte."""
         ...
 
     def size(self, name: str) -> int:
@@ -133,7 +133,7 @@ class Store:
         return self._files.reading(self._at(name), start)
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
-        """At most ``size`` bytes of a file from ``start`` on; fewer where the file ends."""
+        """Read at most ``size`` bytes of a file from ``start`` on; fewer where the file ends."""
         into = memoryview(bytearray(size))
         with self.reading(name, start) as file:
             return bytes(into[: file.readinto(into)])

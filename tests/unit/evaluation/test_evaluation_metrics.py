@@ -2,10 +2,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.table import Table
 from typer.testing import CliRunner
 
-from dbtrain import cli
+from dbtrain import api, cli
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation import report
@@ -118,8 +117,7 @@ def test_each_readout_of_generated_texts_says_which_way_is_better():
 def test_train_evaluates_as_this_command_says(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(cli.training, "train_and_merge", lambda *_: True)
-    monkeypatch.setattr(report, "evaluate_run", lambda run, overrides, section, show, count, tell: told.append(section))
-    monkeypatch.setattr(report, "scores_table", lambda *_: Table())
+    monkeypatch.setattr(api, "evaluate", lambda run, overrides, section, view, shown: told.append(section))
     arguments = ["train", "--evaluate", str(CONFIGS / "vit_digits.yaml"), f"out={tmp_path}", "evaluation.batch_size=7"]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from dbtrain import cli
-from dbtrain.cli.continued import longer
 from dbtrain.coordinator.status import status
 from dbtrain.errors import ConfigError, RunLockedError, ShardError
 from dbtrain.experiments.baseline import end_to_end, training_flops
+from dbtrain.run.continued import longer
 from dbtrain.run.extend import aside, extend
 from dbtrain.run.gather import gather
 from dbtrain.run.pack import pack

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dbtrain.cli.continued import longer
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.content import tensor_hash
+from dbtrain.run.continued import longer
 from dbtrain.run.extend import extend
 from dbtrain.run.initial_weights import InitialWeights, check_there, read_block
 from dbtrain.run.merge import merge

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dbtrain.cli.continued import longer
 from dbtrain.errors import ShardError, WorkerError
+from dbtrain.run.continued import longer
 from dbtrain.run.extend import extend
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.fence import claim

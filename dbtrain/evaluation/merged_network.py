@@ -1,0 +1,229 @@
+"""A merged model as one PyTorch module that is called with inputs alone, for programs of the user's."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.images.pictures import sample_shape
+from dbtrain.evaluation.images.sampling import Sampling, draw
+from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.text.generate import continue_text
+from dbtrain.evaluation.text.unmasking import unmask
+from dbtrain.method.interface import Batch
+from dbtrain.method.sampler import Solver, Spacing, spaced_levels
+from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import CONFIG
+from dbtrain.shards.storage.store import Store
+
+STEPS = 50
+"""Noise levels of a sample, as of `dbtrain sample`."""
+
+
+class MergedNetwork(nn.Module):
+    """All blocks of a run as one module: `.to`, `.parameters` and `.state_dict` work as of any other.
+
+    What it is called with and what it returns follows from what the architecture can do:
+
+    - a classifier takes images (N, C, H, W) as the data has them, and returns probabilities (N, classes);
+    - a model that draws samples takes classes (N,), and returns a sample of each: pictures (N, C, H, W) in
+      [-1, 1], or latents;
+    - a causal language model takes tokens (N, T), and returns probabilities (N, T + 1, V): in place t of the
+      token that comes after the first t, so that the last are those of the next token;
+    - a masked language model takes tokens (N, L), where the number `vocabulary` is the mask, and returns
+      probabilities (N, L, V) of the token in each place.
+
+    The run's section `evaluation` says how the blocks are read out (`evaluation.readout`, `.steps_per_block`,
+    `.start`). All that is random follows from the run's seed and the number of the input.
+
+    Args:
+        merged: the blocks, all in memory.
+    """
+
+    def __init__(self, merged: MergedModel) -> None:
+        super().__init__()
+        self._merged = merged
+        self.blocks = nn.ModuleList(merged.blocks)
+        self.sampling: Sampling | None = None
+        """How samples are drawn; None for a model that draws none."""
+        if merged.blocks[0].samples:
+            self.draw_with()
+
+    def draw_with(
+        self,
+        steps: int = STEPS,
+        solver: Solver = "heun",
+        spacing: Spacing = "karras",
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Choose how samples are drawn from now on; at first it is as by default.
+
+        Args:
+            steps: noise levels from the greatest to the least.
+            solver: ``heun`` evaluates twice a step, ``euler`` once.
+            spacing: ``karras`` for steps over the whole range, ``slices`` for the same number in every slice.
+            guidance: scale of classifier-free guidance; 1 for none.
+            seed: of the noise.
+
+        Raises:
+            ConfigError: the steps cannot be shared by the slices.
+        """
+        run_plan = self._merged.run_plan
+        levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
+        self.sampling = Sampling(levels, solver, guidance, seed)
+
+    @property
+    def merged(self) -> MergedModel:
+        """The blocks one by one, their plan, and each evaluation along their chain."""
+        # `.to` moves the parameters, and what is made for them goes where they are
+        self._merged.device = next(self.blocks.parameters()).device
+        return self._merged
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by number; empty where the data has none."""
+        return self._merged.run_plan.class_names
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens, which is also the number of the mask; None if the data is no text."""
+        return self._merged.run_plan.shape.get("vocabulary")
+
+    def forward(self, inputs: Tensor, first: int = 0) -> Tensor:
+        """Probabilities or samples, float32, as the class says.
+
+        Args:
+            inputs: N of them, on any device.
+            first: number of the first one, from which its noise follows.
+
+        Raises:
+            ConfigError: the inputs do not fit, or the architecture does none of these.
+        """
+        merged = self.merged
+        return _reader(merged)(self, merged, inputs.to(merged.device), first)
+
+    @torch.no_grad()
+    def answer(self, inputs: Tensor, first: int = 0) -> Tensor:
+        """The likeliest class (N,) or next token (N,), tokens (N, L) without masks, or the samples.
+
+        Arguments and errors are those of `forward`. Masks are filled in several steps, so that the tokens
+        that are filled in see each other.
+        """
+        merged, inputs = self.merged, inputs.to(self.merged.device)
+        if merged.blocks[0].likelihood == "elbo":
+            _check_tokens(merged, inputs, longest=int(merged.run_plan.shape["length"]), masks=True)
+            steps = math.ceil(inputs.shape[1] / merged.run_plan.split.blocks)
+            return unmask(merged, inputs, steps, temperature=0.0, seed=0, first=first)
+        found = self(inputs, first)
+        if self.sampling is not None:
+            return found
+        return (found if found.ndim == 2 else found[:, -1]).argmax(dim=-1)
+
+    def continue_text(self, prompt: str, length: int | None = None, temperature: float = 1.0, seed: int = 0) -> str:
+        """The text after a prompt; by default as many tokens as the window has room for, at most 128.
+
+        Raises:
+            ConfigError: the architecture continues no text, or prompt and length do not fit the window.
+        """
+        return continue_text(self.merged, prompt, length, temperature, seed)
+
+
+Reader = Callable[[MergedNetwork, MergedModel, Tensor, int], Tensor]
+
+
+def _reader(merged: MergedModel) -> Reader:
+    """What an architecture is asked for, by what it says that it can do."""
+    kind = merged.blocks[0]
+    if kind.classifies:
+        return _classified
+    if kind.samples:
+        return _drawn
+    readers: dict[str | None, Reader] = {"next_token": _next_tokens, "elbo": _masked_tokens}
+    if kind.likelihood in readers:
+        return readers[kind.likelihood]
+    raise ConfigError(
+        f"model.arch={merged.run_plan.config.model.arch} neither classifies nor draws samples nor models text, so that "
+        "its merged model has no answer of its own: take what you need from `merged.evaluations`"
+    )
+
+
+def _read_out(merged: MergedModel, batch: Batch, count: int, first: int) -> Tensor:
+    """Probabilities (N, ..., V) by the readout of the run."""
+    section = merged.run_plan.config.evaluation
+    draws = merged.draws(first + torch.arange(count))
+    found: Tensor = readouts(merged.evaluations(batch, draws, section.steps_per_block))[section.readout]
+    return found
+
+
+def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, first: int) -> Tensor:
+    shape = merged.run_plan.shape.get("image")
+    if shape is not None and list(images.shape[1:]) != list(shape):
+        raise ConfigError(
+            f"images of shape {tuple(images.shape)} do not fit: this model takes (N, {', '.join(map(str, shape))})"
+        )
+    # the label stands for the target of training, of which an evaluation sees nothing but the shape
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    return _read_out(merged, {"image": images, "label": labels}, len(images), first)
+
+
+def _drawn(network: MergedNetwork, merged: MergedModel, classes: Tensor, first: int) -> Tensor:
+    run_plan, sampling = merged.run_plan, network.sampling
+    assert sampling is not None, "a model that draws has one"
+    known = int(run_plan.shape["classes"])
+    if classes.ndim != 1 or not ((classes >= 0) & (classes < known)).all():
+        raise ConfigError(f"classes must be whole numbers (N,) from 0 to {known - 1}, not {classes.tolist()!s:.60}")
+    size = run_plan.config.evaluation.batch_size
+    return draw(run_plan, merged.blocks.__getitem__, classes, sample_shape(run_plan), sampling, size)
+
+
+def _next_tokens(network: MergedNetwork, merged: MergedModel, tokens: Tensor, first: int) -> Tensor:
+    _check_tokens(merged, tokens, longest=int(merged.run_plan.shape["length"]) - 1)
+    # in the last place stands the token that is asked for; a causal model does not see what is put there
+    batch = {"tokens": torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], dim=1)}
+    return _read_out(merged, batch, len(tokens), first)
+
+
+def _masked_tokens(network: MergedNetwork, merged: MergedModel, tokens: Tensor, first: int) -> Tensor:
+    """Each text by the block that owns the share of its tokens that are masked."""
+    run_plan = merged.run_plan
+    _check_tokens(merged, tokens, longest=int(run_plan.shape["length"]), masks=True)
+    low, high = run_plan.ranges.of(run_plan.ranges.blocks - 1)[0], run_plan.ranges.of(0)[1]
+    share = (tokens == int(run_plan.shape["vocabulary"])).float().mean(dim=1).clamp(low, high)
+    owners = torch.tensor([run_plan.ranges.owner(level) for level in share.tolist()], device=tokens.device)
+    parts = []
+    for block in sorted(set(owners.tolist())):
+        rows = owners == block
+        output = merged.blocks[block].predict(run_plan.runs(block), tokens[rows], share[rows], tokens[rows][:, :0])
+        parts.append((rows.nonzero()[:, 0], output.float().softmax(dim=-1)))
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    return torch.cat([probabilities for _, probabilities in parts])[order]
+
+
+def _check_tokens(merged: MergedModel, tokens: Tensor, longest: int, masks: bool = False) -> None:
+    """ConfigError unless these are token ids (N, T) that fit the window."""
+    vocabulary = int(merged.run_plan.shape["vocabulary"])
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] > longest:
+        raise ConfigError(
+            f"tokens of shape {tuple(tokens.shape)} and type {tokens.dtype} do not fit: this model takes whole numbers "
+            f"(N, T) with T up to {longest}"
+        )
+    if not ((tokens >= 0) & (tokens < vocabulary + masks)).all():
+        raise ConfigError(f"a token is below 0 or above {vocabulary - 1 + masks}, the last that this model knows")
+
+
+def load_merged(path: str, device: torch.device) -> MergedNetwork:
+    """The merged model of a run, or one that lies or was carried somewhere by itself, verified.
+
+    Args:
+        path: directory or URL of the run (out/name), or of the merged model.
+        device: where the blocks are put.
+
+    Raises:
+        ShardError: there is no merged model, or a file of it is damaged.
+    """
+    store = Store(path)
+    merged = MergedModel.read(store, device) if store.exists(CONFIG) else MergedModel.of_run(Run(store), device)
+    return MergedNetwork(merged).eval()
