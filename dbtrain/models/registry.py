@@ -20,6 +20,10 @@ ARCHITECTURES: dict[str, Any] = {
     "masked_lm": "dbtrain.models.masked_lm:MaskedLM",
     "recurrent": "dbtrain.models.recurrent:Recurrent",
     "ar_lm": "dbtrain.models.ar_lm:ARLM",
+    "hf_vit": "dbtrain.models.adapters.rows:HfViT",
+    "hf_dit": "dbtrain.models.adapters.rows:HfDiT",
+    "hf_llama": "dbtrain.models.adapters.rows:HfLlama",
+    "hf_wan": "dbtrain.models.adapters.rows:HfWan",
 }
 """By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for.
 
