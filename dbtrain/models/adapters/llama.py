@@ -101,6 +101,10 @@ class LlamaStack:
         found = stem.model.embed_tokens(tokens.masked_fill(begins, 0))
         return torch.where(begins[..., None], stem.added.start.weight[0], found)
 
+    def unread(self, name: str) -> bool:
+        """Whether a tensor of a file is no parameter: old rotary tables, or a readout that is tied."""
+        return name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight")
+
     def layer(self, layer: Any, state: State) -> State:
         """The hidden states; without a mask attention is causal."""
         out = layer(state["hidden"], position_embeddings=state["rotary"], **state["told"])

@@ -20,6 +20,12 @@ def our_name(stack: type[Stack], original: str) -> str:
     return f"{'head' if is_head else 'stem'}.{original}"
 
 
+def from_file(stack: type[Stack], name: str) -> str:
+    """The original's name of a tensor in a file of its library, which may have an older version's names."""
+    renamed = getattr(stack, "from_file", None)
+    return str(renamed(name)) if renamed else name
+
+
 def original_name(stack: type[Stack], name: str) -> str:
     """Inverse of :func:`our_name`, for a name that a block's model has.
 
