@@ -87,6 +87,10 @@ class Stack(Protocol):
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
+METHODS = ("build", "open", "layer", "close")
+"""What every `Stack` has; the others have defaults."""
+
+
 def is_stack(kind: type[Any]) -> bool:
-    """Whether a class of the user's is written as a `Stack`."""
-    return all(callable(getattr(kind, name, None)) for name in ("build", "open", "layer", "close"))
+    """Whether a class of the user's is written as a `Stack`, and no network itself."""
+    return not issubclass(kind, nn.Module) and all(callable(getattr(kind, name, None)) for name in METHODS)
