@@ -11,6 +11,14 @@ from dbtrain.models.adapters.names import our_name
 from dbtrain.models.adapters.stack import ADDED, Stack
 
 
+class Part(nn.Module):
+    """A stem or head; what runs in it runs as its forward pass, by which ZeRO 3 gathers its parameters."""
+
+    def forward(self, act: Callable[..., Any], *inputs: Any) -> Any:
+        """What `act` gives for these inputs."""
+        return act(*inputs)
+
+
 def cut(stack: Stack, layers: Sequence[int], level_dim: int) -> tuple[nn.Module, nn.ModuleDict, nn.Module]:
     """Stem, layers by their numbers in the whole model, and head.
 
@@ -23,7 +31,7 @@ def cut(stack: Stack, layers: Sequence[int], level_dim: int) -> tuple[nn.Module,
     """
     network = stack.build(layers)
     keep_in_float32(network)
-    parts = {"stem": nn.Module(), "head": nn.Module()}
+    parts = {"stem": Part(), "head": Part()}
     _share_out(network, "", stack, parts)
     held = list(network.get_submodule(stack.layers).children())
     for layer in held:

@@ -99,7 +99,7 @@ class LlamaStack:
             return found
         begins = tokens == self.start_token
         found = stem.model.embed_tokens(tokens.masked_fill(begins, 0))
-        return torch.where(begins[..., None], stem.added.start.weight[0], found)
+        return torch.where(begins[..., None], stem.added.start(torch.zeros_like(tokens)), found)
 
     def unread(self, name: str) -> bool:
         """Whether a tensor of a file is no parameter: old rotary tables, or a readout that is tied."""
@@ -113,5 +113,7 @@ class LlamaStack:
     def close(self, stem: Any, head: Any, state: State) -> Tensor:
         """Logits (..., V) of the tokens that the data has."""
         hidden = head.model.norm(state["hidden"])
-        table = stem.model.embed_tokens.weight if self.tied else head.lm_head.weight
-        return functional.linear(hidden, table)[..., : self.vocabulary]
+        if self.tied:
+            return functional.linear(hidden, stem.model.embed_tokens.weight)[..., : self.vocabulary]
+        logits: Tensor = head.lm_head(hidden)
+        return logits[..., : self.vocabulary]

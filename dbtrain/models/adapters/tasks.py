@@ -47,7 +47,8 @@ def _run(
         inputs: as `Stack.open` takes them.
         level: the condition of the layers, None for a network that has a time.
     """
-    state = {**stack.open(model.get_submodule("stem"), *inputs), "told": told(level)}
+    stem = model.get_submodule("stem")
+    state = {**stem(stack.open, stem, *inputs), "told": told(level)}
     for number in layers:
         state = stack.layer(model.layers[str(number)], state)
     return state
@@ -55,7 +56,9 @@ def _run(
 
 def _close(model: BlockModel, stack: Stack, state: State) -> Tensor:
     """The original's output."""
-    return stack.close(model.get_submodule("stem"), model.get_submodule("head"), state)
+    stem, head = model.get_submodule("stem"), model.get_submodule("head")
+    output: Tensor = head(stack.close, stem, head, state)
+    return output
 
 
 class Classifier(BlockModel):

@@ -29,12 +29,16 @@ class TimeSteps:
     schedule: str = "linear"
 
     @staticmethod
-    def of(value: Mapping[str, Any]) -> "TimeSteps":
+    def of(value: Any) -> "TimeSteps":
         """From the keys of a scheduler's configuration; others than `KEYS` are for sampling, and not read.
 
         Raises:
             ConfigError: the betas do not rise from above 0 to below 1, or the schedule is unknown.
         """
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"model.config.scheduler={value} must be keys of diffusers' DDPMScheduler: {', '.join(KEYS)}"
+            )
         count, start, end = (value.get(k, d) for k, d in zip(KEYS, (1000, 1e-4, 0.02), strict=False))
         schedule = value.get(KEYS[3], "linear")
         if schedule not in SCHEDULES:

@@ -46,8 +46,10 @@ class WanStack:
                     f"model.config.{key}={self.config[key]} is of a network that reads an image beside the text, which "
                     "hf_wan does not give it: take one without"
                 )
-        self.patch = tuple(self.config.get("patch_size", (1, 2, 2)))
-        if self.patch[0] != 1 or height % self.patch[1] or width % self.patch[2]:
+        patch = self.config.get("patch_size", (1, 2, 2))
+        self.patch = tuple(patch) if isinstance(patch, (list, tuple)) else (patch,)
+        whole = len(self.patch) == 3 and all(type(side) is int and side > 0 for side in self.patch)
+        if not whole or self.patch[0] != 1 or height % self.patch[1] or width % self.patch[2]:
             raise ConfigError(
                 f"model.config.patch_size={list(self.patch)} does not divide one frame of {height}x{width}: set it to "
                 "[1, SIDE, SIDE] with a SIDE that divides both"
