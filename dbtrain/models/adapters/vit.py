@@ -83,6 +83,8 @@ class ViTStack:
         names = value.pop("id2label", None)
         value.pop("label2id", None), value.pop("architectures", None)
         if names is not None:
+            if not isinstance(names, Mapping):
+                raise ConfigError(f"{source}: id2label={names} must map numbers to the names of classes")
             value["num_labels"] = len(names)
         refuse_unknown(value, {*kind().to_dict(), "num_labels"}, source, NAME)
         return {"num_hidden_layers": kind().num_hidden_layers, **value}
