@@ -107,7 +107,18 @@ def argument_docs(kind: type[Any]) -> dict[str, str]:
 def _of_its_architecture(value: Any) -> Any:
     if isinstance(value, ModelConfig):
         return value
-    return _union((*ModelConfig.members(), *_own_section(value))).validate_python(value)
+    return _union((*ModelConfig.members(), *_own_section(value))).validate_python(_completed(value))
+
+
+def _completed(value: Any) -> Any:
+    """The section with what its architecture reads from elsewhere; anything that is no section as it is."""
+    arch = value.get("arch") if isinstance(value, Mapping) else None
+    if not isinstance(arch, str) or not (arch in ARCHITECTURES or own_architecture(arch)):
+        return value
+    try:
+        return dict(architecture(arch).completed(value))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _own_section(value: Any) -> tuple[type[ModelConfig], ...]:

@@ -124,7 +124,7 @@ def _bare(annotation: Any) -> Any:
     return annotation
 
 
-NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
+NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
 BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 

@@ -21,8 +21,13 @@ class Nodes(Protocol):
         ...
 
 
-def check_packages(cluster: Nodes, source: str) -> dict[str, Any]:
-    """Facts of every node, all of which have this process's versions, and what the source of data needs.
+def check_packages(cluster: Nodes, source: str, arch: str = "") -> dict[str, Any]:
+    """Facts of every node, all of which have this process's versions, and what data and network need.
+
+    Args:
+        cluster: whose nodes are asked.
+        source: value of `data.source`.
+        arch: value of `model.arch`.
 
     Raises:
         PlacementError: a node is there and does not answer.
@@ -32,7 +37,7 @@ def check_packages(cluster: Nodes, source: str) -> dict[str, Any]:
     silent = silences(facts)
     if silent:
         raise PlacementError(f"{'; '.join(silent)}: {WAKE}")
-    needed = {*probe.PRESENT, *probe.SOURCES_NEED.get(source, ())}
+    needed = {*probe.PRESENT, *probe.SOURCES_NEED.get(source, ()), *probe.ARCHITECTURES_NEED.get(arch, ())}
     wrong = version_differences(probe.versions(), facts)
     if wrong:
         raise VersionError(f"{'; '.join(wrong)}: install the same versions everywhere (dbtrain itself is sent along)")

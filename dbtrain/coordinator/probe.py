@@ -29,6 +29,13 @@ SOURCES_NEED = {
     "hf_text": ("datasets",),
 }
 """Packages that a source of data needs on every machine that trains, by the source's name."""
+ARCHITECTURES_NEED = {
+    "hf_vit": ("transformers",),
+    "hf_llama": ("transformers",),
+    "hf_dit": ("diffusers",),
+    "hf_wan": ("diffusers",),
+}
+"""The same of an architecture, by its name."""
 
 NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
 ANSWER_S = 20.0
@@ -51,12 +58,13 @@ def _version(name: str) -> str:
 
 def facts() -> dict[str, Any]:
     """Versions, processor, memory, GPUs, compiler and shared memory of this machine; sizes in bytes."""
+    optional = sum((*SOURCES_NEED.values(), *ARCHITECTURES_NEED.values()), PRESENT)
     shared = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
     temporary = shutil.disk_usage(tempfile.gettempdir())
     return {
         "host": socket.gethostname(),
         "versions": versions(),
-        "absent": [name for name in dict.fromkeys(sum(SOURCES_NEED.values(), PRESENT)) if _version(name) == "missing"],
+        "absent": [name for name in dict.fromkeys(optional) if _version(name) == "missing"],
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus(),

@@ -83,7 +83,7 @@ def train(
         try:
             if not own:
                 # before the data are read and a pilot is trained: a cluster that would not do is told at once
-                check_packages(cluster, config.data.source)
+                check_packages(cluster, config.data.source, config.model.arch)
                 _check_room(config, run, cluster.nodes(), only)
                 run_plan = prepare_checked(config, run, calibrate)
                 check_there(run, only)

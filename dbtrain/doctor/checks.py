@@ -91,8 +91,8 @@ def _packages(facts: Mapping[str, Any]) -> list[Finding]:
 
 
 def _sources(packages: Sequence[str]) -> str:
-    needing = [source for source, needs in probe.SOURCES_NEED.items() if set(needs) & set(packages)]
-    return " or ".join(f"data.source={source}" for source in needing)
+    kinds = (("data.source", probe.SOURCES_NEED), ("model.arch", probe.ARCHITECTURES_NEED))
+    return " or ".join(f"{key}={name}" for key, of in kinds for name, needs in of.items() if set(needs) & set(packages))
 
 
 def _gpus(cluster: Nodes, facts: Mapping[str, Any], planned: int | None) -> list[Finding]:

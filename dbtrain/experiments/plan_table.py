@@ -13,6 +13,7 @@ from dbtrain.experiments import capacity
 from dbtrain.experiments.baseline import baseline
 from dbtrain.experiments.capacity import memory_of
 from dbtrain.method.sampler import spaced_levels
+from dbtrain.models.adapters import told as adapter
 from dbtrain.models.registry import architecture
 from dbtrain.run.batch_shape import block_batch
 from dbtrain.run.branch import branch_plan
@@ -71,7 +72,7 @@ def show_plan(config: Config, console: Console, notices: Console, memory: str | 
     table.add_section()
     _row(table, "end-to-end", Estimates(whole), requests(together.config, wanted[0].device)[0], "")
     show_table(console, table)
-    for line in _looped(run_plan, whole):
+    for line in (*adapter.lines(run_plan.model(0, "meta")), *_looped(run_plan, whole)):
         say(console, line)
     for line in (*_slices(run_plan), *described(run_plan.distribution)):
         say(console, line)

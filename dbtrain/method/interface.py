@@ -208,6 +208,18 @@ class BlockModel(nn.Module, ABC):
     baseline_spread: ClassVar[float] = 0.0
     """Under `hides_target`, spread of the noise that the baseline starts from."""
 
+    stack: ClassVar[Any] = None
+    """How a class of another library is cut, of which this is made (`Stack` in models/adapters/stack.py)."""
+
+    @classmethod
+    def completed(cls, keys: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keys of the section `model` with what follows from them, as run.json keeps them.
+
+        Raises:
+            ConfigError: they name something that is not there, or is for another class.
+        """
+        return keys
+
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:
         """Refuse keys of the section `model`, or `loops`, that do not fit, before any data is read.

@@ -163,9 +163,9 @@ class Recomputed:
     def __init__(self, forward: Callable[..., Tensor]) -> None:
         self.forward = forward
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any, **keywords: Any) -> Tensor:
         """As the layer's own."""
-        out: Tensor = checkpoint(self.forward, *args, use_reentrant=False)
+        out: Tensor = checkpoint(self.forward, *args, use_reentrant=False, **keywords)
         return out
 
 

@@ -10,6 +10,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.interface import BlockModel
 from dbtrain.method.parametrisation import PARAMETRISATIONS
 from dbtrain.method.split import PRIVATE_GROUPS
+from dbtrain.models.adapters.find import told
 
 BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 RESERVED = ("arch", "loops")
@@ -27,8 +28,10 @@ def check_class(arch: str, kind: type[Any]) -> None:
         ConfigError: it is no `BlockModel`, lacks a method, or its constructor or attributes do not fit.
     """
     if not issubclass(kind, BlockModel):
+        seen = f"; {told(kind)}" if issubclass(kind, nn.Module) else ""
         raise ConfigError(
             f"model.arch={arch} is no BlockModel: inherit dbtrain.method.interface.BlockModel (docs/own-network.md)"
+            + seen
         )
     missing = sorted(kind.__abstractmethods__)
     if missing:

@@ -5,6 +5,7 @@ To add one to the package, write a `BlockModel`, which says what it can do, and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ ARCHITECTURES: dict[str, Any] = {
     "masked_lm": "dbtrain.models.masked_lm:MaskedLM",
     "recurrent": "dbtrain.models.recurrent:Recurrent",
     "ar_lm": "dbtrain.models.ar_lm:ARLM",
+    "hf_vit": "dbtrain.models.adapters.rows:HfViT",
+    "hf_dit": "dbtrain.models.adapters.rows:HfDiT",
+    "hf_llama": "dbtrain.models.adapters.rows:HfLlama",
+    "hf_wan": "dbtrain.models.adapters.rows:HfWan",
 }
 """By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for.
 
@@ -52,8 +57,12 @@ def own_architecture(name: str) -> OwnClass | None:
 @lru_cache
 def checked(name: str, path: str) -> OwnClass:
     """Import a class and see whether it is an architecture; once in a process."""
-    from dbtrain.models.own_class import check_class  # not above: it imports torch
+    from dbtrain.models.adapters.adapted import adapted  # not above: they import torch
+    from dbtrain.models.adapters.stack import is_stack
+    from dbtrain.models.own_class import check_class
 
     own = own_class(name, path)
+    if is_stack(own.kind):
+        return replace(own, kind=adapted(own.kind))
     check_class(name, own.kind)
     return own

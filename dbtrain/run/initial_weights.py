@@ -1,13 +1,15 @@
 """Which of a source's tensors each block starts from, settled from headers before anything is written."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.method.split import PRIVATE_GROUPS, LayerSplit
+from dbtrain.models.adapters.names import from_file, is_added, original_name, our_name
+from dbtrain.models.registry import architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
 from dbtrain.run.weight_meaning import notes
@@ -16,7 +18,7 @@ from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.frozen import frozen_hash_of
 from dbtrain.shards.origin import BlockOrigin, Origin
 from dbtrain.shards.storage.store import Store
-from dbtrain.shards.tensor_file import read_tensors
+from dbtrain.shards.tensor_file import read_header, read_tensors
 
 Layers = Literal["slice", "repeat"]
 
@@ -41,19 +43,23 @@ class InitialWeights:
             ShardError: its files are damaged or out of reach.
         """
         check_layers(run_plan.shards, layers)
+        source = in_our_names(run_plan, source)
         shards = range(run_plan.shards.blocks)
         shapes = [_shapes(run_plan, shard) for shard in shards]
         rows = [_row(run_plan, source, layers, shard) for shard in shards]
         frozen = _frozen_names(run_plan, source, shapes[0])
-        taken = [_taken(row, shapes[s], run_plan.shards.layers(s).start) for s, row in enumerate(rows)]
+        starts, foreign = [run_plan.shards.layers(s).start for s in shards], bool(source.originals)
+        taken = [_taken(row, shapes[s], starts[s], foreign) for s, row in enumerate(rows)]
         wanted = {name: shape for shard in taken for name, shape in shard.items()}
         wanted |= {name: shapes[0][own] for own, name in frozen.items()}
-        if wrong := misfit(wanted, source.tensors, _others(source, rows, frozen)):
+        called = _as_its_library(run_plan, source)
+        if wrong := misfit(called(wanted), called(source.tensors), _others(source, rows, frozen)):
             raise ConfigError(f"init.from={source.asked} does not fit this run: {wrong}")
         rows = [replace(row, files=_files(source, names)) for row, names in zip(rows, taken, strict=True)]
         files = sorted({*(name for row in rows for name in row.files), *_files(source, frozen.values())})
         hashes = {name: source.hashes[name] for name in files}
-        origin = Origin(source.store.url, hashes, tuple(rows), notes(run_plan, source))
+        told = notes(run_plan, source)
+        origin = Origin(source.store.url, hashes, tuple(rows), told, foreign=bool(source.originals))
         return InitialWeights(source, origin, frozen)
 
     def frozen(self) -> dict[str, Tensor]:
@@ -101,9 +107,25 @@ def read_block(
         DamagedError: a file is not the one that the run was started with, or holds NaN or infinity.
     """
     row, store = origin.blocks[shard], store_of(run, origin)
-    names = {row.source_name(name, first_layer): name for name in wanted}
+    names = {row.source_name(name, first_layer): name for name in wanted if not _is_new(origin, shard, name)}
     for file in row.files:
-        yield from read_tensors(store, file, origin.files[file], names)
+        called = names
+        if origin.foreign:
+            there = _our_names(run.config.model.arch, read_header(store, file).tensors)
+            called = {original: names[ours] for ours, original in there.items() if ours in names}
+        yield from read_tensors(store, file, origin.files[file], called)
+
+
+def new_names(origin: Origin, shard: int, names: Iterable[str]) -> set[str]:
+    """Of a block's parameters those that the source has not, which keep their random or zero values: what was
+    added to a network of another library."""
+    return {name for name in names if _is_new(origin, shard, name)}
+
+
+def _is_new(origin: Origin, shard: int, name: str) -> bool:
+    row = origin.blocks[shard]
+    taken = {"stem": row.stem, "head": row.head}.get(name.split(".", 1)[0], "layers")
+    return is_added(name) and (origin.foreign or not taken)
 
 
 def store_of(run: Run, origin: Origin) -> Store:
@@ -151,6 +173,36 @@ def check_layers(split: LayerSplit, layers: Layers) -> None:
         )
 
 
+def in_our_names(run_plan: RunPlan, source: WeightSource) -> WeightSource:
+    """The source by the names of our shards, if it is of another library's class that `model.arch` names."""
+    arch = run_plan.config.model.arch
+    ours = bool(source.blocks) or any(name.startswith("stem.") for name in source.tensors)
+    if architecture(arch).stack is None or ours or source.originals:
+        return source
+    unread = getattr(getattr(run_plan.model(0, "meta"), "cut_as", None), "unread", lambda name: False)
+    originals = _our_names(arch, [name for name in source.tensors if not unread(name)])
+    tensors = {our: source.tensors[original] for our, original in originals.items()}
+    return replace(source, tensors=tensors, originals=originals)
+
+
+def _our_names(arch: str, names: Iterable[str]) -> dict[str, str]:
+    """Names in files of another library's class, by ours."""
+    stack = architecture(arch).stack
+    return {our_name(stack, from_file(stack, name)): name for name in names}
+
+
+def _as_its_library(run_plan: RunPlan, source: WeightSource) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What gives the keys of a mapping the names that people know of the source, for messages."""
+    stack = architecture(run_plan.config.model.arch).stack
+
+    def called(by_name: Mapping[str, Any]) -> dict[str, Any]:
+        if not source.originals:
+            return dict(by_name)
+        return {original_name(stack, name): value for name, value in by_name.items()}
+
+    return called
+
+
 def _shapes(run_plan: RunPlan, shard: int) -> dict[str, Shape]:
     return {name: tuple(p.shape) for name, p in run_plan.model(shard, "meta").named_parameters()}
 
@@ -184,10 +236,11 @@ def _check_depth(found: list[int], layers: Layers, own: int, run_plan: RunPlan, 
         )
 
 
-def _taken(row: BlockOrigin, shapes: Mapping[str, Shape], first_layer: int) -> dict[str, Shape]:
+def _taken(row: BlockOrigin, shapes: Mapping[str, Shape], first_layer: int, foreign: bool) -> dict[str, Shape]:
     """Shapes of what a block trains, by the names in the source."""
     own = {group for group, prefix in (("stem", row.stem), ("head", row.head), ("layers", "layers")) if prefix}
-    return {row.source_name(n, first_layer): shape for n, shape in shapes.items() if n.split(".", 1)[0] in own}
+    wanted = {n: shape for n, shape in shapes.items() if not (foreign and is_added(n))}
+    return {row.source_name(n, first_layer): shape for n, shape in wanted.items() if n.split(".", 1)[0] in own}
 
 
 def _files(source: WeightSource, names: Iterable[str]) -> tuple[str, ...]:
@@ -204,7 +257,7 @@ def _others(source: WeightSource, rows: list[BlockOrigin], frozen: Mapping[str, 
 
 def _frozen_names(run_plan: RunPlan, source: WeightSource, shapes: Mapping[str, Shape]) -> dict[str, str]:
     prefixes = {group: _common_prefix(source, group) for group in run_plan.config.init.frozen}
-    parts = [(name, *name.split(".", 1)) for name in shapes]
+    parts = [(name, *name.split(".", 1)) for name in shapes if not is_added(name)]
     return {name: f"{prefixes[group]}.{rest}" for name, group, rest in parts if group in prefixes}
 
 
@@ -233,5 +286,5 @@ def _hash(source: WeightSource, prefix: str) -> str:
 
 def _read(source: WeightSource, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors of the source under other names."""
-    files = _files(source, names)
-    return {own: t for file in files for own, t in read_tensors(source.store, file, source.hashes[file], names)}
+    files, there = _files(source, names), {source.originals.get(name, name): own for name, own in names.items()}
+    return {own: t for file in files for own, t in read_tensors(source.store, file, source.hashes[file], there)}

@@ -28,6 +28,7 @@ from dbtrain.method.parametrisation import PARAMETRISATIONS, Parametrisation, Un
 from dbtrain.method.ranges import Ranges
 from dbtrain.method.schemes import SCHEMES, Scheme
 from dbtrain.method.split import LayerSplit
+from dbtrain.models.adapters.names import is_added
 from dbtrain.models.layers import recompute
 from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.schedule import Schedule, schedule_of
@@ -176,7 +177,8 @@ class RunPlan:
     def _freeze(self, model: BlockModel) -> None:
         """Take the frozen parts out of training, with their weights where these are known already."""
         for name, parameter in model.named_parameters():
-            if name.split(".", 1)[0] not in self.config.init.frozen:
+            # what was added to another library's stem is new, and learned by every block
+            if name.split(".", 1)[0] not in self.config.init.frozen or is_added(name):
                 continue
             parameter.requires_grad_(False)
             if name in self.frozen and not parameter.is_meta:

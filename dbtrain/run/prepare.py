@@ -17,7 +17,7 @@ from dbtrain import __version__
 from dbtrain.config import Config
 from dbtrain.config.data import resolved_paths
 from dbtrain.data.splits import DataSet
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, first_line
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.ranges import explicit
 from dbtrain.method.schemes import SCHEMES
@@ -26,6 +26,7 @@ from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.batch_shape import block_batch, check_augmentation
 from dbtrain.run.branch import branch_plan, common_depth
 from dbtrain.run.config_diff import but_for_places, difference
+from dbtrain.run.cost import flops_of
 from dbtrain.run.initial_weights import InitialWeights, as_its_source, check_layers
 from dbtrain.run.make_plan import Calibrate, design, split_of, target_of
 from dbtrain.run.plan import RunPlan, load_data
@@ -177,6 +178,19 @@ def _check_models(run_plan: RunPlan) -> None:
         run_plan.objective(shard, "meta")
     if run_plan.config.init.branch:
         branch_plan(run_plan).objective(0, "meta")
+    if architecture(arch).stack and not own_architecture(arch):
+        _check_reads(run_plan)
+
+
+def _check_reads(run_plan: RunPlan) -> None:
+    """Refuse settings that another library takes, and with which its network fails on a batch of the data."""
+    try:
+        flops_of(run_plan, 0, 1)
+    except Exception as error:  # whatever the library raises
+        raise ConfigError(
+            f"model.config: a network of these settings fails on a batch of the data ({type(error).__name__}: "
+            f"{first_line(error)}): correct them by what the class's own documentation says"
+        ) from None
 
 
 def _continue(config: Config, run: Run) -> RunPlan:

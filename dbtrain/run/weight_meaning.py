@@ -53,6 +53,8 @@ def check_codebook(run_plan: RunPlan, source: WeightSource) -> None:
 def notes(run_plan: RunPlan, source: WeightSource) -> tuple[str, ...]:
     """What differs without being wrong, as lines; none where the source tells nothing to compare."""
     there, here = _config(source), run_plan.config
+    if source.originals:  # another library's network has seen no code
+        return ()
     if there is None:
         if run_plan.codebook is None or source.codebook_hash:
             return ()

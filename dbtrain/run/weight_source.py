@@ -19,9 +19,15 @@ from dbtrain.shards.tensor_file import Described, read_header
 
 SINGLE = "model.safetensors"
 """What a folder of one file calls it, by the Hugging Face convention."""
+FOLDERS = ((INDEX, SINGLE), ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"))
+"""An index, and the one file where there is none, as transformers and we call them, and as diffusers does."""
 SUFFIX = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Endings of PyTorch's own files. They hold programs, which run when they are read."""
+PICKLED_FOLDERS = tuple(
+    f"{stem}{end}" for stem in ("pytorch_model", "diffusion_pytorch_model") for end in (".bin", ".bin.index.json")
+)
+"""What a folder has by the same convention whose weights are pickles."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class WeightSource:
     """Of the run that it is from, if it tells."""
     asked: str = ""
     """What the user called it, for messages."""
+    originals: Mapping[str, str] = field(default_factory=dict)
+    """Names in the files of a network of another library, by ours; empty where they are the same."""
 
     @staticmethod
     def open(url: str) -> "WeightSource":
@@ -66,12 +74,20 @@ class WeightSource:
             return _of_run(Run(store), url)
         if store.exists(CONFIG) and _is_merged(store):
             return _of_merged(store, url)
-        for name, read in ((INDEX, _indexed), (SINGLE, lambda _: [SINGLE])):
-            if store.exists(name):
-                return _plain(store, read(store), url)
+        for index, single in FOLDERS:
+            if store.exists(index):
+                return _plain(store, _indexed(store, index), url)
+            if store.exists(single):
+                return _plain(store, [single], url)
+        pickled = [name for name in PICKLED_FOLDERS if store.exists(name)]
+        if pickled:
+            raise ConfigError(
+                f"init.from={url} has its weights in {pickled[0]}, a pickle, which is never read since it may hold a "
+                "program: save the network again with safe_serialization=True, or take a folder with safetensors files"
+            )
         raise ConfigError(
             f"init.from={url} is no run, merged model, shard or safetensors file ({store.url} has no {MANIFEST}, "
-            f"{CONFIG} of a merged model, {INDEX} or {SINGLE}): check the path"
+            f"{CONFIG} of a merged model, {', '.join(name for pair in FOLDERS for name in pair)}): check the path"
         )
 
     @property
@@ -194,12 +210,24 @@ def _of_blocks(
     return WeightSource(store, tensors, hashes, blocks, manifest.codebook_hash, codebook, manifest, url)
 
 
-def _indexed(store: Store) -> list[str]:
+def _indexed(store: Store, index: str) -> list[str]:
     """Files of an index, each once."""
-    content = store.read_json(INDEX)
+    content = store.read_json(index)
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise ConfigError(f"{store.where(INDEX)} has no weight_map of names to files: {json.dumps(content)[:80]}")
+        raise ConfigError(f"{store.where(index)} has no weight_map of names to files: {json.dumps(content)[:80]}")
+    pickled = [name for name in files.values() if name.endswith(PICKLES)]
+    if pickled:
+        raise ConfigError(
+            f"{store.where(index)} names {pickled[0]}, a pickle by its name, which is never read since it may hold a "
+            "program: take a folder with safetensors files"
+        )
+    gone = [name for name in dict.fromkeys(files.values()) if not store.exists(name)]
+    if gone:
+        raise ConfigError(
+            f"{store.where(index)} names {gone[0]}, which is not there ({len(gone)} of its files are "
+            "missing): copy the folder again"
+        )
     return list(dict.fromkeys(files.values()))
 
 

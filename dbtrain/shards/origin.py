@@ -66,6 +66,8 @@ class Origin:
     """One row for each shard."""
     notes: tuple[str, ...] = ()
     """What people should be told of the source."""
+    foreign: bool = False
+    """Whether the files have the names of another library's class, which the run's `model.arch` names."""
 
     @property
     def where(self) -> str:
@@ -93,7 +95,8 @@ class Origin:
             damaged(where, f"init must name files and notes as texts, and have a row for each of {blocks} blocks")
         if lost := {name for row in rows for name in row.files} - files.keys():
             damaged(where, f"init gives no hash of {', '.join(sorted(lost))}")
-        return Origin(fields.text("place"), files, rows, tuple(notes))
+        foreign = bool(content.get("foreign", False))
+        return Origin(fields.text("place"), files, rows, tuple(notes), foreign)
 
 
 def _row(entry: Any, where: str) -> BlockOrigin:

@@ -5,7 +5,7 @@ parameter name, so a block resumes under another ZeRO stage or on another number
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -282,17 +282,18 @@ class Engine:
         return MUON_STATES if getattr(parameter, "use_muon", False) else ADAM_STATES
 
     @torch.no_grad()
-    def begin(self, weights: Iterable[tuple[str, Tensor]], where: str) -> None:
+    def begin(self, weights: Iterable[tuple[str, Tensor]], where: str, new: Collection[str] = ()) -> None:
         """Start from these weights, with the same average and a fresh optimizer, before the first step.
 
         Args:
             weights: full float32 tensors by parameter name; one at a time is in memory.
             where: what they are from, for messages.
+            new: parameters that are in no source, and stay as the model was made.
 
         Raises:
             ShardError: a parameter's is missing or has another shape.
         """
-        left = dict(self._parameters)
+        left = {name: parameter for name, parameter in self._parameters.items() if name not in new}
         for name, value in weights:
             parameter = left.pop(name)
             given = {"weights": {name: value}}

@@ -17,7 +17,7 @@ from dbtrain.data.splits import Split
 from dbtrain.errors import WorkerError
 from dbtrain.method.split import global_name, local_name
 from dbtrain.run.batch_shape import block_batch
-from dbtrain.run.initial_weights import read_block
+from dbtrain.run.initial_weights import new_names, read_block
 from dbtrain.run.run import BRANCH, Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.format import ROLES
@@ -155,7 +155,8 @@ class BlockWorker:
         weights = read_block(self.of_run, origin, block, first_layer, own)
         try:
             with self.watchdog.patient():
-                engine.begin(((MODEL_PREFIX + name, tensor) for name, tensor in weights), origin.where)
+                named = ((MODEL_PREFIX + name, tensor) for name, tensor in weights)
+                engine.begin(named, origin.where, {MODEL_PREFIX + name for name in new_names(origin, block, own)})
         except DamagedError as error:
             raise WorkerError(f"block {block} cannot start from init.from: {error}, or start another run") from error
         self._emit("initialised", source=origin.blocks[block].told(origin.where))

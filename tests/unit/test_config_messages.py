@@ -97,7 +97,10 @@ def test_a_value_of_another_kind_is_told_with_its_key_and_what_to_write(key, bas
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.arch=vti", "model.arch=vti is none of vit, dit, masked_lm, recurrent, ar_lm; did you mean vit?"),
+        (
+            "model.arch=vti",
+            "model.arch=vti is none of vit, dit, .*, hf_vit, .*; did you mean vit?",
+        ),
         ("model.arch=", "model.arch is empty: give one of vit, dit, masked_lm, recurrent, ar_lm"),
         ("data.source=digit", "data.source=digit is none of digits, .*; did you mean digits?"),
         ("model=vit", "model=vit is no section of keys: write model.arch=vit"),
@@ -152,7 +155,7 @@ def test_what_the_message_proposes_is_accepted():
 
 def test_every_metric_that_does_not_fit_names_those_that_do():
     for arch in ARCHITECTURES:
-        data = {"source": "digits"} if arch in ("vit", "dit") else {"source": "python_topics"}
+        data = {"source": "digits"} if "image" in architecture(arch).takes else {"source": "python_topics"}
         for metric in METRICS:
             blocks = 1 if arch == "recurrent" else 3
             base = {**SMALL, "blocks": blocks, "model": {"arch": arch}, "data": data}

@@ -98,6 +98,18 @@ def test_a_package_that_a_source_needs_is_asked_for_by_that_source(
             check_packages(plain, source)
 
 
+@pytest.mark.parametrize(("package", "arch"), [("transformers", "hf_llama"), ("diffusers", "hf_wan")])
+def test_a_package_that_an_architecture_needs_is_asked_for_by_that_architecture(
+    port: int, tmp_path: Path, package: str, arch: str
+) -> None:
+    plain = Nodes(port, facts=lambda fact: {**fact, "absent": [package]})
+    told = found(plain, tmp_path)["packages"]
+    assert told.level == "warn" and f"model.arch={arch}" in told.fix
+    check_packages(plain, "text", "vit")
+    with pytest.raises(VersionError, match=f"two lacks {package}"):
+        check_packages(plain, "text", arch)
+
+
 def test_whatever_a_worker_imports_is_asked_for() -> None:
     """Of what this package declares; some come with others: psutil with DeepSpeed, annotated-types with pydantic."""
     code = "import sys, dbtrain.coordinator.ray.attempt, dbtrain.coordinator.ray.signals, dbtrain.training.entry"

@@ -27,6 +27,10 @@ def test_every_architecture_fits_a_metric_and_every_metric_an_architecture():
         "ar_lm": "bits",
         "masked_lm": "elbo_bits",
         "recurrent": "bits",
+        "hf_vit": "accuracy",
+        "hf_dit": "frechet_classifier",
+        "hf_llama": "bits",
+        "hf_wan": "frechet_classifier",
     }
     assert {name for names in fitting.values() for name in names} == set(METRICS)
 

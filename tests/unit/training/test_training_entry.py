@@ -4,11 +4,15 @@ On a GPU the attention of these lengths is the case that matters: with ``warn_on
 call to call from 1,024 positions on (H100, PyTorch 2.11, bf16 by cuDNN and float32 by the memory-efficient kernel).
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from dbtrain.method.flow import FlowNoise, LogitNormal
 from dbtrain.method.gaussian import GaussianNoise
+from dbtrain.method.interface import BlockModel
 from dbtrain.method.levels import LogNormal
 from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
@@ -19,6 +23,20 @@ from dbtrain.training.entry import prepare_process
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VOCABULARY, CLASSES, POSITIONS, SIDE = 27, 10, 1024, 32
+SETTINGS = {
+    "hf_vit": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 1},
+    "hf_dit": {"num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 1},
+    "hf_wan": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "ffn_dim": 32,
+        "text_dim": 8,
+        "freq_dim": 16,
+        "patch_size": [1, 1, 1],
+    },
+    "hf_llama": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32},
+}
+"""Of one layer of other libraries' classes."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +65,27 @@ def objective(arch: str, precision: str) -> tuple[BlockObjective, dict[str, torc
     if row.codes:
         arguments["codebook"] = nn.functional.normalize(torch.randn(outside[row.codes], 16), dim=1)
     arguments |= {} if text else {"patch": 1}
+    if row.stack:
+        return _adapted(arch, row, arguments, text, precision)
     arguments |= {"prelude": 0, "coda": 0, "iterations": 1, "backprop": 1} if arch == "recurrent" else {}
-    model = row(depth=1, dim=32, heads=2, **arguments)
+    return _with_batch(row(depth=1, dim=32, heads=2, **arguments), text, precision)
+
+
+def _adapted(
+    arch: str, row: type[BlockModel], arguments: dict[str, Any], text: bool, precision: str
+) -> tuple[BlockObjective, dict[str, torch.Tensor]]:
+    """The same of a class of another library."""
+    arguments.pop("patch", None)
+    name = row.natural_parametrisation
+    if row.natural_noise == "flow":
+        arguments["noise"] = FlowNoise(LogitNormal(0.0, 1.0, 1.0))
+        name = FlowNoise.parametrisations[name]
+    arguments["parametrisation"] = PARAMETRISATIONS[name](0.125, "unit")
+    keys = row.completed({"config": SETTINGS[arch], "depth": 1})
+    return _with_batch(row(**keys, **arguments), text, precision)
+
+
+def _with_batch(model: BlockModel, text: bool, precision: str) -> tuple[BlockObjective, dict[str, torch.Tensor]]:
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)

@@ -1,0 +1,115 @@
+"""diffusers' WanTransformer3DModel, cut into blocks."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dbtrain.errors import ConfigError
+from dbtrain.method.parametrisation import Parametrisation
+from dbtrain.models.adapters.settings import fitted, library, made, parameters_of, refuse_unknown
+from dbtrain.models.adapters.stack import State, Task
+from dbtrain.models.lookup import Embedding
+
+NAME = "WanTransformer3DModel"
+STEPS = 1000
+"""By which the original counts time: t = 1 is its time 1000."""
+WORDS = 2
+"""Embeddings in the place of a text: of one alone attention has nothing to choose, and learns no queries."""
+
+
+class WanStack:
+    """WanTransformer3DModel of diffusers: denoises an image or latent by flow matching, as a velocity.
+
+    It has a time of its own, 1000 t. An image is a video of one frame. Instead of a text it reads two
+    embeddings of the class, which are added; conditions with an image are not built.
+    """
+
+    original: ClassVar[str] = NAME
+    task: ClassVar[Task] = "denoise"
+    layers: ClassVar[str] = "blocks"
+    head: ClassVar[Sequence[str]] = ("norm_out", "proj_out", "scale_shift_table")
+    modulated: ClassVar[Mapping[str, int]] = {}
+    depth_key: ClassVar[str] = "num_layers"
+    natural_noise: ClassVar[str] = "flow"
+    natural_parametrisation: ClassVar[str] = "flow_v"
+    noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"ranges": "logit_normal"})
+
+    def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
+        channels, height, width = shape["image"]
+        told = f"images of {channels}x{height}x{width}"
+        self.config = fitted(config, {"in_channels": channels, "out_channels": channels}, told)
+        for key in ("image_dim", "added_kv_proj_dim"):
+            if self.config.get(key) is not None:
+                raise ConfigError(
+                    f"model.config.{key}={self.config[key]} is of a network that reads an image beside the text, which "
+                    "hf_wan does not give it: take one without"
+                )
+        patch = self.config.get("patch_size", (1, 2, 2))
+        self.patch = tuple(patch) if isinstance(patch, (list, tuple)) else (patch,)
+        whole = len(self.patch) == 3 and all(type(side) is int and side > 0 for side in self.patch)
+        if not whole or self.patch[0] != 1 or height % self.patch[1] or width % self.patch[2]:
+            raise ConfigError(
+                f"model.config.patch_size={list(self.patch)} does not divide one frame of {height}x{width}: set it to "
+                "[1, SIDE, SIDE] with a SIDE that divides both"
+            )
+        self.classes = int(shape["classes"])
+        self.text_dim = int(self.config.get("text_dim", 4096))
+        self.width = self.config.get("num_attention_heads", 40) * self.config.get("attention_head_dim", 128)
+
+    @classmethod
+    def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """The settings as they are, and the number of layers."""
+        if value.get("_class_name", NAME) != NAME:
+            raise ConfigError(f"{source} is of {value['_class_name']}, not of {NAME}: give the config.json of one")
+        kind = library("diffusers", "hf_wan").WanTransformer3DModel
+        refuse_unknown(value, {*parameters_of(kind), "_class_name"}, source, NAME)
+        return {"num_layers": 40, **value}
+
+    def build(self, layers: Sequence[int]) -> nn.Module:
+        """With as many layers."""
+        kind = library("diffusers", "hf_wan").WanTransformer3DModel
+        value = {key: self.config[key] for key in parameters_of(kind) if key in self.config}
+        value |= {"num_layers": len(layers), "patch_size": self.patch}
+        network: nn.Module = made(lambda v: kind(**v), value, NAME)
+        return network
+
+    def additions(self) -> nn.ModuleDict:
+        """Embeddings of the class in the place of a text's; the last are of no class."""
+        table = Embedding(self.classes + 1, WORDS * self.text_dim)
+        nn.init.normal_(table.weight, std=0.02)
+        return nn.ModuleDict({"classes": table})
+
+    def time(self, level: Tensor, parametrisation: Parametrisation) -> Tensor:
+        """1000 t."""
+        return STEPS * parametrisation.time(level)
+
+    def open(self, stem: Any, given: Tensor, time: Tensor, condition: Tensor) -> State:
+        """Patches of images (N, C, H, W); classes (N,), or embeddings of a text (N, L, text_dim)."""
+        is_text = condition.is_floating_point()
+        text = condition if is_text else stem.added.classes(condition).unflatten(1, (WORDS, self.text_dim))
+        video = given[:, :, None]
+        rotary = stem.rope(video)
+        hidden = stem.patch_embedding(video).flatten(2).transpose(1, 2).contiguous()
+        temb, steps, text, _ = stem.condition_embedder(time, text, None, timestep_seq_len=None)
+        sizes = given.shape[2] // self.patch[1], given.shape[3] // self.patch[2]
+        constants = {"text": text, "temb": temb, "steps": steps.unflatten(1, (6, -1)), "rotary": rotary}
+        return {"hidden": hidden, "sizes": sizes, **constants}
+
+    def layer(self, layer: Any, state: State) -> State:
+        """The hidden states."""
+        hidden = layer(state["hidden"], state["text"], state["steps"], state["rotary"])
+        return {**state, "hidden": hidden}
+
+    def close(self, stem: Any, head: Any, state: State) -> Tensor:
+        """The velocity (N, C, H, W)."""
+        hidden = state["hidden"]
+        shift, scale = (head.scale_shift_table + state["temb"].unsqueeze(1)).chunk(2, dim=1)
+        hidden = (head.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        return self._image(head.proj_out(hidden), *state["sizes"])
+
+    def _image(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """(N, T, patch * patch * C) -> (N, C, H, W), in the original's order of elements."""
+        patches = patches.reshape(len(patches), rows, columns, *self.patch[1:], -1)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
