@@ -6,15 +6,10 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dbtrain.cli.command import Overrides, RunDirectory, app, reported
+from dbtrain.cli.command import Now, Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
-
-Now = Annotated[
-    bool,
-    typer.Option("--now", help="By the newest commits of a run that trains or is not done; it is left as it is."),
-]
 
 
 @app.command(name="eval")
