@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dbtrain.cli.command import Now, Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
+from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
 
@@ -102,6 +103,42 @@ def generate(
     print(prompt + text)
     if progress:
         say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
+
+
+@app.command()
+@reported
+def predict(
+    run: RunDirectory,
+    pictures: Annotated[list[str] | None, typer.Argument(help="Picture files, which a classifier names.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text, whose bits a language model tells.")] = None,
+    fit: Annotated[
+        Literal["crop", "pad", "squash"] | None,
+        typer.Option(help="Bring pictures of another size or other colours to the model's."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,
+    now: Now = False,
+) -> None:
+    """Classify pictures, or tell how likely a text is, with the merged model of a run."""
+    import torch
+
+    from dbtrain.evaluation import predict as room
+    from dbtrain.evaluation.merged_model import MergedModel, model_of, progress_of
+    from dbtrain.run.run import Run
+
+    if (not pictures) == (text is None):
+        raise ConfigError("give picture files, or a text with --text, and not both")
+    console, of = make_console(), Run.at(run)
+    with model_of(of, now) as merged:
+        model = MergedModel.of_run(of, torch.device("cuda" if torch.cuda.is_available() else "cpu"), merged)
+        progress = progress_of(of, merged)
+        if text is not None:
+            say(console, room.score_text(model, text).line())
+        elif pictures:
+            probabilities = room.classify_files(model, pictures, fit).cpu()
+            for file, row in zip(pictures, probabilities, strict=True):
+                show_table(console, room.classes_table(model, file, row, top))
+    if progress:
+        say(console, f"by a model whose blocks are not done: {progress}")
 
 
 @app.command()
