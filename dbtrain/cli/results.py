@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dbtrain.cli.command import Now, Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
+from dbtrain.config.evaluation import AnySolver
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
@@ -47,7 +48,9 @@ def sample(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
-    solver: Annotated[Literal["euler", "heun"], typer.Option(help="Heun evaluates twice a step.")] = "heun",
+    solver: Annotated[
+        AnySolver, typer.Option(help="Heun evaluates twice a step; the others are schedulers of diffusers.")
+    ] = "heun",
     spacing: Annotated[
         Literal["karras", "slices"], typer.Option(help="Steps over the whole range, or the same number in every slice.")
     ] = "karras",

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dbtrain.config.evaluation import AnySolver
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
+from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.evaluation.merged_model import merged_of, merged_plan
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.speed import Speed, Stopwatch
-from dbtrain.method.sampler import Solver, Spacing, spaced_levels
+from dbtrain.method.sampler import Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
@@ -36,7 +38,7 @@ def sample_run(
     out: Path | None,
     count: int,
     steps: int,
-    solver: Solver,
+    solver: AnySolver,
     spacing: Spacing,
     guidance: float,
     seed: int,
@@ -65,6 +67,7 @@ def sample_run(
     config = overridden(run_plan.config, overrides)
     shape = sample_shape(run_plan)
     _check(out or Path(PICTURE), shape)
+    check_solver(solver, config.noise_process)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
     levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
