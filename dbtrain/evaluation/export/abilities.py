@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dbtrain.data.encoded import as_encoded
 from dbtrain.evaluation.export.routing import RoutedBlocks, drawn
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.sampler import Solver, Spacing, chain, guide, spaced_levels
@@ -28,7 +29,7 @@ def sample(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """Samples (N, C, H, W) float32, one for each class number (N,); a function of its arguments.
+    """Samples (N, C, H, W) float32, one for each class number (N,), in the scale of the data.
 
     Args:
         model: of `load`.
@@ -51,7 +52,7 @@ def sample(
         return output, network.denoised(output)
 
     last = list(chain(denoise, model.noise, model.ranges, levels, start, solver))[-1]
-    return last.denoised / float(model.config["shape"].get("latent_scale", 1.0))
+    return as_encoded(last.denoised, model.config["shape"])
 
 
 @torch.no_grad()
