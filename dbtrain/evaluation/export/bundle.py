@@ -113,7 +113,7 @@ def _refuse_clashes(needed: dict[Definition, set[str]]) -> None:
         if by_name.setdefault(name, module) != module:
             _refuse(f"{name} is defined by {by_name[name]} and by {module}")
     for statement in {s for imports in needed.values() for s in imports}:
-        name = statement.split()[-1]
+        name = statement.split()[-1].split(".")[0]
         if by_name.setdefault(name, statement) != statement:
             _refuse(f"{name} is {by_name[name]} and {statement}")
 
@@ -202,15 +202,16 @@ def _is_text(statement: ast.stmt | None) -> bool:
 
 def _read_import(source: Source, statement: ast.Import | ast.ImportFrom) -> None:
     for alias in statement.names:
-        name = alias.asname or alias.name
+        name = alias.asname or alias.name.split(".")[0]
+        written = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
         if isinstance(statement, ast.Import):
-            source.outside[name] = f"import {alias.name}"
-        elif (statement.module or "").split(".")[0] == PACKAGE:
+            source.outside[name] = f"import {written}"
+        elif (statement.module or "").split(".")[0] != PACKAGE and not statement.level:
+            source.outside[name] = f"from {statement.module} import {written}"
+        elif not alias.asname and not statement.level:
             source.inside[name] = str(statement.module), alias.name
         else:
-            source.outside[name] = f"from {statement.module} import {alias.name}"
-        if alias.asname or "." in name or (isinstance(statement, ast.ImportFrom) and statement.level):
-            _refuse(f"line {statement.lineno}: {ast.unparse(statement)} is no plain import of one name")
+            _refuse(f"line {statement.lineno}: {ast.unparse(statement)} renames what is in the package")
 
 
 def _leave_out(source: Source, kind: ast.ClassDef) -> None:

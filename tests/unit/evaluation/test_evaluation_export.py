@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.config import load_config
+from dbtrain.data.encoded import as_encoded
 from dbtrain.evaluation.export.write import ABLE
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
@@ -40,6 +41,11 @@ CASES = {
     "vit_loops": {"model": {**BASE["model"], "loops": [1, 2, 2]}},
     "dit": {"model": {**BASE["model"], "arch": "dit"}, "noise": {"ranges": "paper"}, "blocks": 3},
     "dit_flow": {"model": {**BASE["model"], "arch": "dit"}, "noise": {"process": "flow", "shift": 3.0}, "blocks": 3},
+    "dit_latents": {
+        "model": {**BASE["model"], "arch": "dit"},
+        "data": {"source": "encoded", "path": "FILES", "classes": 10},
+        "noise": {"process": "flow"},
+    },
     "ar_lm": {"model": {**LLM, "arch": "ar_lm"}, "data": TEXT, "codebook": CODES, "blocks": 3},
     "ar_lm_concat": {
         "model": {**LLM, "arch": "ar_lm", "stream": "concat"},
@@ -101,6 +107,10 @@ def settled(out, name, cache):
     changes = {"evaluation": {"start": "noise", "readout": "chain"}, **CASES[name], "name": name}
     data = changes.get("data", BASE["data"])
     cached = [f"data.cache={cache}"] if data["source"] != "digits" else []
+    if data["source"] == "encoded":
+        latents = 3 + 2 * torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+        save_file({"latent": latents, "label": torch.arange(40) % 10}, cache / "latents.safetensors")
+        changes["data"] = {**data, "path": str(cache / "latents.safetensors")}
     if "init" in changes:
         changes["init"] = {**changes["init"], "from": f"{out}/vit_alone", "layers": "slice"}
     config = load_config(None, [f"out={out}", *cached], base={**BASE, **changes})
@@ -147,11 +157,8 @@ def calls(model, name):
         levels = spaced_levels(model.run_plan.noise(), model.run_plan.ranges, 6, "karras")
         sampling = Sampling(levels, "heun", 1.5, 7)
         shape = model.run_plan.shape["image"]
-        return (
-            labels,
-            [6, "heun", "karras", 1.5, 7],
-            draw(model.run_plan, lambda b: model.blocks[b], labels, shape, sampling, 5),
-        )
+        samples = draw(model.run_plan, lambda b: model.blocks[b], labels, shape, sampling, 5)
+        return labels, [6, "heun", "karras", 1.5, 7], as_encoded(samples, model.run_plan.shape)
     prompt = torch.randint(0, 27, (3, 4), generator=torch.Generator().manual_seed(4))
     continues = uncached if name == "generate" else unmasking
     return prompt, [5, 0.8, 2], continues(model, prompt, 5, 0.8, 2)
