@@ -41,7 +41,7 @@ def card(
         _routing(config),
         _training(config, manifest, kinds),
         _text(config, tokenizer),
-        _figures(scores),
+        _figures(scores, config["evaluation"]["readout"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,12 +99,21 @@ def _training(config: Mapping[str, Any], manifest: Manifest, kinds: Mapping[str,
     lines = [f"- Data: source `{data['source']}`{_named(data)}"]
     if manifest.data_hash:
         lines.append(f"- SHA-256 of the data's content: `{manifest.data_hash}`")
-    lines.append(f"- Shape of the data: `{config['shape']}`")
+    lines += [f"- Shape of the data: `{config['shape']}`", *_scale(config)]
     if config["class_names"]:
         lines.append(f"- Classes: {', '.join(config['class_names'])}")
     lines.append(f"- Samples of one step: {training['batch_size']}; seed {config['seed']}")
     lines.append(f"- Noise: `{kinds['noise']}`; the network's input, output and time: `{kinds['parametrisation']}`")
     return "\n".join(["## Training", "", *lines])
+
+
+def _scale(config: Mapping[str, Any]) -> list[str]:
+    """In which numbers pictures or latents go in and come out."""
+    if "image" not in config["shape"]:
+        return []
+    if "latent_scale" not in config["shape"]:
+        return ["- Pixels are numbers from -1 (black) to 1 (white)."]
+    return ["- Latents go in scaled (by channel: less `latent_mean`, divided by `latent_std`, times `latent_scale`)."]
 
 
 def _named(data: Mapping[str, Any]) -> str:
@@ -126,7 +135,7 @@ def _text(config: Mapping[str, Any], file_is_there: bool) -> str:
     return f"## Tokens\n\n{kinds.get(name) or (there if file_is_there else missing)}"
 
 
-def _figures(scores: Mapping[str, Any] | None) -> str:
+def _figures(scores: Mapping[str, Any] | None, readout: str) -> str:
     """The table of the last evaluation of the run."""
     if scores is None:
         return "## Figures\n\nThe run was not evaluated before this was exported."
@@ -138,4 +147,6 @@ def _figures(scores: Mapping[str, Any] | None) -> str:
         lines.append(f"| {name} | {' | '.join(values)} |")
     known = scores.get(UNFINISHED)
     note = f"\n\nThey are of blocks that were not done: {known}." if known else ""
-    return "\n".join(["## Figures", "", *lines]) + note
+    read = f" The functions of `modeling.py` read out `{readout}`." if readout in readouts else ""
+    about = f"By `dbtrain eval`, with every readout and its controls (docs/concepts.md of dbtrain).{read}"
+    return "\n".join(["## Figures", "", about, "", *lines]) + note

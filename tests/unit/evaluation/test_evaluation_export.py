@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data.encoded import as_encoded
+from dbtrain.evaluation.export.bundle import bundle
 from dbtrain.evaluation.export.write import ABLE
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
@@ -298,3 +299,11 @@ def settled_alone(out, changes):
     commit(run, blocks=range(read_manifest(run).blocks))
     merge(Run(run))
     return run.url
+
+
+def test_what_the_bundler_does_not_understand_is_refused():
+    with pytest.raises(ValueError, match=r"dbtrain.method.ranges has no nothing"):
+        bundle([("dbtrain.method.ranges", "nothing")], "title", "")
+    clash = [("dbtrain.data.latents", "PIECE"), ("dbtrain.data.packed", "PIECE")]
+    with pytest.raises(ValueError, match="PIECE is defined by dbtrain.data.(latents|packed) and by"):
+        bundle(clash, "title", "")
