@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data import encoded_facts
+from dbtrain.data.batching import blank
 from dbtrain.data.encoded import as_encoded
 from dbtrain.data.splits import mixed
 from dbtrain.errors import ConfigError, DataError
 from dbtrain.method.interface import BlockModel, Example
 from dbtrain.method.masked_context import with_mask, without_mask
 from dbtrain.models.registry import ARCHITECTURES
+from dbtrain.run.cost import Estimates
 from dbtrain.run.merge import merge
 from dbtrain.run.plan import load_data
 from dbtrain.run.prepare import prepare
@@ -111,6 +113,13 @@ def test_a_file_larger_than_the_memory_is_mapped_and_not_read(tmp_path):
         file.write(np.float32(2.5).tobytes())
     tensor = map_tensors(path)["latent"]
     assert tensor.nbytes == 1 << 38 and tensor[777_777, 0, :3].tolist() == [0.0, 2.5, 0.0]
+
+
+def test_an_empty_batch_has_the_tensors_of_a_real_one(folder):
+    for changes in ({}, {"classes": 5}):
+        data = load(folder, **changes)
+        real, made = data.train.batch(torch.arange(3), CPU), blank(data.shape, 3)
+        assert {n: (t.shape, t.dtype) for n, t in real.items()} == {n: (t.shape, t.dtype) for n, t in made.items()}
 
 
 def test_what_was_measured_is_kept_until_a_file_changes(folder, monkeypatch):
@@ -213,8 +222,13 @@ def test_a_model_of_captions_is_trained_and_draws_in_the_scale_of_the_data(folde
     batch = Run(run).plan.data().train.batch(torch.arange(8), CPU)
     loss = Run(run).plan.objective(0)(batch, torch.tensor(1), torch.arange(8))
     assert loss.isfinite() and loss.requires_grad
+    assert Estimates(Run(run).plan).of(0, 4, 1).flops > 0
     commit(run)
     merge(Run(run))
+    result = CliRunner().invoke(cli.app, ["eval", run.url])
+    assert result.exit_code == 2 and "this data has no classes" in " ".join(result.output.split())
+    result = CliRunner().invoke(cli.app, ["losses", run.url])
+    assert result.exit_code == 0, result.output
     out = tmp_path / "samples.npy"
     result = CliRunner().invoke(cli.app, ["sample", run.url, "--count", "6", "--steps", "8", "--out", str(out)])
     assert result.exit_code == 0, result.output
