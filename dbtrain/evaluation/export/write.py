@@ -29,6 +29,8 @@ from dbtrain.telemetry.counting import Count, counted, silent
 
 CONFIG, MODELING, CARD = "config.json", "modeling.py", "README.md"
 ROUTING, ABILITIES = "dbtrain.evaluation.export.routing", "dbtrain.evaluation.export.abilities"
+NETWORKS = "dbtrain.models"
+"""Where the networks lie that are written in PyTorch alone."""
 ABLE: Mapping[str, Callable[[type[BlockModel]], bool]] = {
     "classify": lambda kind: kind.classifies,
     "sample": lambda kind: kind.samples == "image",
@@ -108,11 +110,10 @@ def _is_export(folder: Path) -> bool:
 def _refuse_foreign(run_plan: RunPlan) -> None:
     """Networks that are not in this package, and methods whose blocks do not stand alone."""
     arch, method = run_plan.config.model.arch, run_plan.config.method
-    own = own_architecture(arch)
-    if own or not architecture(arch).__module__.startswith("dbtrain."):
+    if own_architecture(arch) or architecture(arch).__module__.rpartition(".")[0] != NETWORKS:
         raise ConfigError(
-            f"model.arch={arch} is a class of your own, which needs dbtrain to run, and an export loads without it: "
-            "give others the run's folder merged/, your file and dbtrain instead (docs/export.md)"
+            f"model.arch={arch} is a class of your own or of another library, which needs dbtrain to run, and an "
+            "export loads without it: give others the run's folder merged/, your file and dbtrain (docs/export.md)"
         )
     if run_plan.scheme.wrap is not None:
         raise ConfigError(f"a run of method={method} cannot be exported: its blocks are no networks by themselves")

@@ -14,7 +14,7 @@ from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data.encoded import as_encoded
 from dbtrain.evaluation.export.bundle import bundle
-from dbtrain.evaluation.export.write import ABLE
+from dbtrain.evaluation.export.write import ABLE, NETWORKS
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.uncached import uncached
@@ -204,7 +204,7 @@ def test_it_gives_the_bits_of_the_merged_model_where_this_package_cannot_be_impo
 
 def test_every_architecture_of_the_package_is_tried():
     tried = {case.get("model", BASE["model"])["arch"] for case in CASES.values()}
-    assert tried == set(ARCHITECTURES)
+    assert tried == {name for name, row in ARCHITECTURES.items() if row.rpartition(".")[0] == NETWORKS}
 
 
 def refused(run, to, *options):
