@@ -1,10 +1,10 @@
-"""Commands that carry blocks of a run from one place to another."""
+"""Commands that carry blocks of a run, or its model, from one place to another."""
 
 from typing import Annotated
 
 import typer
 
-from dbtrain.cli.command import BlockNumbers, RunDirectory, app, numbers, reported
+from dbtrain.cli.command import BlockNumbers, Now, RunDirectory, app, numbers, reported
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say
 
@@ -63,3 +63,23 @@ def gather(
         take_all(whole, sources or [], take, None if blocks is None else numbers(blocks), view.tell, view.count)
     left = missing(whole)
     say(console, f"missing: {', '.join(left)}" if left else f"all blocks are done; now: dbtrain merge {run}")
+
+
+@app.command()
+@reported
+def export(
+    run: RunDirectory,
+    to: Annotated[str, typer.Option("--to", help="Folder to make; an older export there is replaced.")],
+    now: Now = False,
+) -> None:
+    """Write the merged model of a run into a folder that loads without dbtrain."""
+    from dbtrain.evaluation.export.write import export_run
+    from dbtrain.evaluation.merged_model import model_of, progress_of
+    from dbtrain.run.run import Run
+
+    console, of = make_console(), Run.at(run)
+    with model_of(of, now) as merged, LiveView(console) as view:
+        progress = progress_of(of, merged)
+        able = export_run(of, merged, to, progress, view.count)
+    note = f"; its blocks are not done: {progress}" if progress else ""
+    say(console, f"exported into {to}: modeling.py offers load, {', '.join(able)}{note}")

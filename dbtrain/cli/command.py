@@ -48,6 +48,12 @@ BlockNumbers = Annotated[str | None, typer.Option("--blocks", help="Numbers of b
 RunDirectory = Annotated[str, typer.Argument(help="Directory or URL of a run (out/name).")]
 
 
+Now = Annotated[
+    bool,
+    typer.Option("--now", help="By the newest commits of a run that trains or is not done; it is left as it is."),
+]
+
+
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """No fault of the program's: the disk is full or read-only."""
 

@@ -6,17 +6,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dbtrain.cli.command import Overrides, RunDirectory, app, reported
+from dbtrain.cli.command import Now, Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
+from dbtrain.config.evaluation import AnySolver
+from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
-
-Now = Annotated[
-    bool,
-    typer.Option(
-        "--now", help="Use the newest commits of a run that trains or is not done; nothing is written into it."
-    ),
-]
 
 
 @app.command(name="eval")
@@ -49,7 +44,9 @@ def sample(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
-    solver: Annotated[Literal["euler", "heun"], typer.Option(help="Heun evaluates twice a step.")] = "heun",
+    solver: Annotated[
+        AnySolver, typer.Option(help="Heun evaluates twice a step; the others are schedulers of diffusers.")
+    ] = "heun",
     spacing: Annotated[
         Literal["karras", "slices"],
         typer.Option(help="karras: steps over the whole range; slices: the same number in every slice."),
@@ -108,6 +105,42 @@ def generate(
     print(prompt + text)
     if progress:
         say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
+
+
+@app.command()
+@reported
+def predict(
+    run: RunDirectory,
+    pictures: Annotated[list[str] | None, typer.Argument(help="Picture files, which a classifier names.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text, whose bits a language model tells.")] = None,
+    fit: Annotated[
+        Literal["crop", "pad", "squash"] | None,
+        typer.Option(help="Bring pictures of another size or other colours to the model's."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,
+    now: Now = False,
+) -> None:
+    """Classify pictures, or tell how likely a text is, with the merged model of a run."""
+    import torch
+
+    from dbtrain.evaluation import predict as room
+    from dbtrain.evaluation.merged_model import MergedModel, model_of, progress_of
+    from dbtrain.run.run import Run
+
+    if (not pictures) == (text is None):
+        raise ConfigError("give picture files, or a text with --text, and not both")
+    console, of = make_console(), Run.at(run)
+    with model_of(of, now) as merged:
+        model = MergedModel.of_run(of, torch.device("cuda" if torch.cuda.is_available() else "cpu"), merged)
+        progress = progress_of(of, merged)
+        if text is not None:
+            say(console, room.score_text(model, text).line())
+        elif pictures:
+            probabilities = room.classify_files(model, pictures, fit).cpu()
+            for file, row in zip(pictures, probabilities, strict=True):
+                show_table(console, room.classes_table(model, file, row, top))
+    if progress:
+        say(console, f"by a model whose blocks are not done: {progress}")
 
 
 @app.command()

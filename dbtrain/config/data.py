@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dbtrain.config.section import Count, Positive, Section, Share
 
@@ -167,6 +167,38 @@ class LatentsConfig(Section):
     test: Share = 0.1
 
 
+PerChannel = tuple[float, ...] | Literal["measured"] | None
+
+
+class EncodedConfig(Section):
+    """Latents with classes, or with text embeddings and masks, from safetensors files that are mapped into
+    memory; `dbtrain encode` writes them."""
+
+    source: Literal["encoded"] = "encoded"
+    path: str
+    """A folder of safetensors files, or one: `latent` (n, C, H, W) or (n, C, T, H, W), and `label` (n,), or
+    `text` (n, L, D) and `mask` (n, L)."""
+    classes: Count | None = None
+    """Of files with labels; without it they must have text."""
+    mean: PerChannel = "measured"
+    """Of the latents by channel, which is taken off: numbers, `measured`, or null for none."""
+    std: PerChannel = "measured"
+    """Deviation of the latents by channel, by which they are divided."""
+    scale: Positive = 1.0
+    """Factor after that: 0.5 where `noise.sigma_data` is as by default."""
+    validation: Share = 0.1
+    test: Share = 0.1
+    cache: str | None = None
+    """Folder of what was measured of the files; by default that of the user's cache."""
+
+    @field_validator("std")
+    @classmethod
+    def _deviations_are_positive(cls, value: PerChannel) -> PerChannel:
+        if isinstance(value, tuple) and not all(number > 0 for number in value):
+            raise ValueError("must be above 0 in every channel")
+        return value
+
+
 DataConfig = Annotated[
     DigitsConfig
     | FashionMnistConfig
@@ -178,7 +210,8 @@ DataConfig = Annotated[
     | GcideConfig
     | PythonTopicsConfig
     | HuggingFaceTextConfig
-    | LatentsConfig,
+    | LatentsConfig
+    | EncodedConfig,
     Field(discriminator="source"),
 ]
 

@@ -6,6 +6,16 @@ from pydantic import Field
 
 from dbtrain.config.section import Count, Section
 
+AnySolver = Literal[
+    "euler",
+    "heun",
+    "FlowMatchEulerDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+]
+"""A solver of our own, or a scheduler of diffusers by the name of its class."""
+
 
 class EvaluationConfig(Section):
     """How the merged model is read out."""
@@ -27,7 +37,8 @@ class EvaluationConfig(Section):
     """Samples drawn for a distance between distributions."""
     steps: Count = 50
     """Noise levels of a drawn sample."""
-    solver: Literal["euler", "heun"] = "euler"
+    solver: AnySolver = "euler"
+    """`heun` evaluates twice a step; a scheduler of diffusers takes its steps between the same levels."""
     spacing: Literal["karras", "slices"] = "karras"
     """Steps over the whole range, by EDM's schedule (of a flow equal ones before the shift), or as many in
     every slice."""

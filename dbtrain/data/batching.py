@@ -52,9 +52,14 @@ def blank(shape: Mapping[str, Any], count: int) -> dict[str, Tensor]:
     """The tensors of a batch of `count` samples, filled with zeros, as a data set of this shape makes them.
 
     Args:
-        shape: of the data set: ``image`` (C, H, W) for labelled images, ``length`` for token sequences.
+        shape: of the data set: ``image`` (C, H, W) for images with labels, or with ``text`` (L, D) for images
+            with captions; ``length`` for token sequences.
         count: samples.
     """
+    if "text" in shape:
+        length = shape["text"][0]
+        told = {"text": torch.zeros(count, *shape["text"]), "mask": torch.ones(count, length, dtype=torch.bool)}
+        return {"image": torch.zeros(count, *shape["image"]), **told}
     if "image" in shape:
         return {"image": torch.zeros(count, *shape["image"]), "label": torch.zeros(count, dtype=torch.int64)}
     return {"tokens": torch.zeros(count, shape["length"], dtype=torch.int64)}

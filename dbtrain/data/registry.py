@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dbtrain.data.encoded import encoded
 from dbtrain.data.images import digits, fashion_mnist, idx_folder
 from dbtrain.data.latents import latents
 from dbtrain.data.pictures import hugging_face, images
@@ -21,10 +22,14 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = {
     "python_topics": python_topics,
     "hf_text": hugging_face_text,
     "latents": latents,
+    "encoded": encoded,
 }
 
-READS_TENSORS = frozenset({"latents"})
+READS_TENSORS = frozenset({"latents", "encoded"})
 """Sources that take ``read``, a reader of tensor files, because this room knows no storage."""
+
+MAPS_TENSORS = frozenset({"encoded"})
+"""Those of them whose files are mapped into memory and not read as a whole."""
 
 
 def load(source: str, arguments: Mapping[str, Any]) -> DataSet:

@@ -10,6 +10,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import accuracy
 from dbtrain.evaluation.images.frechet import Begun, frechet_classifier, frechet_inception
 from dbtrain.evaluation.images.inception import check_inception
+from dbtrain.evaluation.images.schedulers import check_config
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.text.bits import bits
 from dbtrain.evaluation.text.elbo import elbo_bits
@@ -78,6 +79,11 @@ def _draws_images(kind: type[BlockModel]) -> bool:
     return kind.samples == "image"
 
 
+def _check_inception(config: Config) -> None:
+    check_config(config)
+    check_inception(config)
+
+
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", _plain(accuracy), lambda kind: kind.classifies, percent=True),
     # next-token likelihoods, of which a masked model has none, and the bound that only masking has
@@ -86,8 +92,10 @@ METRICS: Mapping[str, Metric] = {
     "generated": Metric(
         "generated texts", GENERATED_BETTER, _plain(generated, describe_judge), lambda kind: kind.continues is not None
     ),
-    "frechet_classifier": Metric("Frechet classifier distance", "lower", frechet_classifier, _draws_images, draws=True),
-    "frechet_inception": Metric("FID", "lower", frechet_inception, _draws_images, check_inception, draws=True),
+    "frechet_classifier": Metric(
+        "Frechet classifier distance", "lower", frechet_classifier, _draws_images, check_config, draws=True
+    ),
+    "frechet_inception": Metric("FID", "lower", frechet_inception, _draws_images, _check_inception, draws=True),
 }
 
 

@@ -92,7 +92,8 @@ class FlowNoise:
     policies = ("logit_normal", "uniform", "explicit")
     own_settings = ("shift", "logit_mean", "logit_std")
     parametrisations: Mapping[str, str] = {
-        "edm": "velocity", "flow_v": "velocity", "vp_eps": "velocity", "logits": "flow_x0", "x0": "flow_x0",
+        "edm": "velocity", "flow_v": "velocity", "vp_eps": "velocity", "vp_eps_linear": "velocity",
+        "vp_eps_scaled_linear": "velocity", "logits": "flow_x0", "x0": "flow_x0",
     }  # fmt: skip
 
     def __init__(

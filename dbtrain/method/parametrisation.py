@@ -6,6 +6,7 @@ count time in its own way. In EDM's terms  # EDM, eq. (7): D = c_skip * z + c_ou
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -154,16 +155,34 @@ class FlowDirect:
         return level
 
 
+Betas = Literal["continuous", "linear", "scaled_linear"]
+
+
 class VpEps:
     """Variance preserving, the network predicts eps: DDPM (Ho et al. 2020) as a column of EDM's Table 1 (VP).
 
+    Where the output has twice the channels of the noisy target, the second half is a learned variance
+    (Nichol & Dhariwal 2021) and is not looked at.
+
     Args:
         beta_d, beta_min: of the linear schedule beta(t) = beta_d t + beta_min  # Song et al. 2021, appendix C
-        steps: of training; the network's own time is t * (steps - 1), 0 to 999.
+        steps: of training; the network's own time is an index from 0 to steps - 1.
+        betas: `continuous` is that schedule; `linear` and `scaled_linear` are tables of the network's own, as
+            diffusers names them, between `beta_start` and `beta_end`.
+        beta_start, beta_end: first and last beta of a table.
     """
 
-    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000) -> None:
+    def __init__(
+        self,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        steps: int = 1000,
+        betas: Betas = "continuous",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+    ) -> None:
         self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+        self.betas, self.beta_start, self.beta_end = betas, beta_start, beta_end
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """c_in = 1/sqrt(sigma^2 + 1)  # EDM, Table 1 (VP)."""
@@ -171,16 +190,43 @@ class VpEps:
 
     def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
         """c_skip = 1, c_out = -sigma  # EDM, Table 1 (VP)."""
+        if noisy.ndim > 1 and output.shape[1] == 2 * noisy.shape[1]:
+            output = output[:, : noisy.shape[1]]
         return noisy - expand(level, noisy) * output
 
     def time(self, level: Tensor) -> Tensor:
-        """c_noise = (M - 1) sigma^-1(sigma)  # EDM, Table 1 (VP).
+        """The network's index of a sigma, which may lie between two whole numbers; computed in float64.
 
-        sigma(t)^2 = exp(beta_d t^2/2 + beta_min t) - 1, solved for t in float64.
+        Without a table c_noise = (M - 1) sigma^-1(sigma)  # EDM, Table 1 (VP), where sigma(t)^2 = exp(beta_d
+        t^2/2 + beta_min t) - 1 is solved for t. In a table it is linear in log sigma between two indices, and
+        levels outside of the table have its first or last index.
         """
+        if self.betas != "continuous":
+            return self._index(level.double()).to(level.dtype)
         exponent = torch.log1p(level.double() ** 2)
         t = ((self.beta_min**2 + 2 * self.beta_d * exponent).sqrt() - self.beta_min) / self.beta_d
         return ((self.steps - 1) * t).to(level.dtype)
+
+    def _index(self, level: Tensor) -> Tensor:
+        logs = log_sigmas(self.betas, self.beta_start, self.beta_end, self.steps, level.device)
+        x = level.log().clamp(logs[0], logs[-1])
+        right = torch.searchsorted(logs, x).clamp(1, self.steps - 1)
+        return right - 1 + (x - logs[right - 1]) / (logs[right] - logs[right - 1])
+
+
+@lru_cache
+def log_sigmas(betas: Betas, start: float, end: float, steps: int, device: torch.device) -> Tensor:
+    """ln sigma of each index of a table of betas, rising, (steps,) float64.
+
+    sigma_i^2 = (1 - abar_i)/abar_i, abar_i the product of 1 - beta up to i  # Ho et al. 2020, eq. (4)
+
+    Under `linear` the betas rise evenly, as of DDPM and DiT; under `scaled_linear` their square roots, as of
+    latent diffusion.
+    """
+    power = 2.0 if betas == "scaled_linear" else 1.0
+    values = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
+    kept = (1 - values).cumprod(dim=0)
+    return (((1 - kept) / kept).log() / 2).to(device)
 
 
 class Tokens:
@@ -236,6 +282,10 @@ PARAMETRISATIONS: Mapping[str, Callable[[float, InputScaling], Parametrisation]]
     "velocity": lambda sigma_data, input_scaling: Velocity(),
     "flow_x0": lambda sigma_data, input_scaling: FlowDirect(),
     "vp_eps": lambda sigma_data, input_scaling: VpEps(),
+    "vp_eps_linear": lambda sigma_data, input_scaling: VpEps(betas="linear"),
+    "vp_eps_scaled_linear": lambda sigma_data, input_scaling: VpEps(
+        betas="scaled_linear", beta_start=0.00085, beta_end=0.012
+    ),
     "tokens": lambda sigma_data, input_scaling: Tokens(),
 }
 """(sigma_data, input_scaling) -> parametrisation, by the name that an architecture gives as its

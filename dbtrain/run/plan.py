@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dbtrain.config import Config, parse_config
 from dbtrain.config.data import absolute_paths, named_places, whereabouts
-from dbtrain.data.registry import READS_TENSORS, load
+from dbtrain.data.registry import MAPS_TENSORS, READS_TENSORS, load
 from dbtrain.data.splits import DataSet
 from dbtrain.errors import ConfigError, DataError
 from dbtrain.method.draws import derive_seed
@@ -33,7 +33,7 @@ from dbtrain.models.layers import recompute
 from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.schedule import Schedule, schedule_of
 from dbtrain.shards.extension import Extension
-from dbtrain.shards.foreign_tensors import read_tensors
+from dbtrain.shards.foreign_tensors import map_tensors, read_tensors
 from dbtrain.shards.manifest import Manifest
 from dbtrain.shards.origin import Origin
 
@@ -240,7 +240,7 @@ def load_data(config: Config) -> DataSet:
     """
     arguments = config.data.model_dump(exclude={"source"})
     if config.data.source in READS_TENSORS:
-        arguments["read"] = read_tensors
+        arguments["read"] = map_tensors if config.data.source in MAPS_TENSORS else read_tensors
     return load(config.data.source, arguments)
 
 

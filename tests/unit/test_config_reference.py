@@ -45,7 +45,7 @@ def test_every_key_of_a_configuration_is_in_it(path):
         ("noise.overlap", "number >= 0 <= 1", "0.05", "beyond both ends"),
         ("name", "text", "required", ""),
         ("model.stream", "single, concat", '"single"', "`concat`: 2L slots"),
-        ("evaluation.solver", "euler, heun", '"euler"', ""),
+        ("evaluation.spacing", "karras, slices", '"karras"', ""),
     ],
 )
 def test_a_key_tells_what_it_takes(name, kind, default, about):

@@ -39,7 +39,15 @@ def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationCon
     """Frechet classifier distance between samples and a split, by readout; see :func:`distances`.
 
     It depends on the classifier and the sample count: those of two classifiers or counts do not compare.
+
+    Raises:
+        ConfigError: the data has no classes, or is of videos.
     """
+    if "classes" not in data.shape or len(sample_shape(model.run_plan)) != 3:
+        raise ConfigError(
+            "evaluation.metric=frechet_classifier trains a classifier of images, and this data has no classes or is of "
+            "videos: look at samples (dbtrain sample RUN) and at the blocks' losses (dbtrain losses RUN)"
+        )
     judge = judge_of(data, section.classifier, model.device, model.count)
     depends_on = {"classifier": judge.digest, "classifier_accuracy": judge.accuracy, "samples": section.samples}
     return partial(distances, judge.network, model, section, data.train), depends_on

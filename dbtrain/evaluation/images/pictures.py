@@ -2,23 +2,28 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dbtrain.config import Config
+from dbtrain.config.evaluation import AnySolver
+from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
+from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.evaluation.merged_model import merged_of, merged_plan
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.speed import Speed, Stopwatch
-from dbtrain.method.sampler import Solver, Spacing, spaced_levels
+from dbtrain.method.sampler import Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
@@ -36,7 +41,7 @@ def sample_run(
     out: Path | None,
     count: int,
     steps: int,
-    solver: Solver,
+    solver: AnySolver,
     spacing: Spacing,
     guidance: float,
     seed: int,
@@ -45,8 +50,10 @@ def sample_run(
     tell: Callable[[str], None] = lambda line: None,
     merged: MergedDirectory | None = None,
 ) -> str:
-    """Draw `count` samples, the classes in turn, and write them to `out`,
-    or into the run; returns where they are.
+    """Draw `count` samples, and write them to `out`, or into the run; returns where they are.
+
+    They are told the classes in turn; of data without classes, what the first samples of the test split are
+    told, such as their captions.
 
     A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
@@ -65,22 +72,38 @@ def sample_run(
     config = overridden(run_plan.config, overrides)
     shape = sample_shape(run_plan)
     _check(out or Path(PICTURE), shape)
+    check_solver(solver, config.noise_process)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labels = torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
+    told = _contexts(run, run_plan, config, count, device)
     levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
     sampling = Sampling(levels, solver, guidance, seed)
     blocks, speed = OneBlock(run_plan, merged.block, device, merged.where), Speed.of(config, device, count)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     watch.lap("starting")
-    samples = draw(run_plan, lambda b: speed.apply(blocks(b)), labels, shape, sampling, size, levels_done).cpu()
+    samples = draw(run_plan, lambda b: speed.apply(blocks(b)), told, shape, sampling, size, levels_done).cpu()
     tell(watch.line("drawing", speed))
-    return _keep(samples, run, out, float(str(run_plan.shape.get("latent_scale", 1.0))))
+    return _keep(samples, run, out, run_plan.shape)
 
 
-def _keep(samples: Tensor, run: Run, out: Path | None, scale: float) -> str:
+def _contexts(run: Run, run_plan: RunPlan, config: Config, count: int, device: torch.device) -> Tensor:
+    """What the samples are told, (count, ...): the classes in turn, or what the test split's samples have.
+
+    Raises:
+        DataError: there are no classes, and the data is not here.
+    """
+    if "classes" in run_plan.shape:
+        return torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
+    paths = run.plan.paths if run.exists else {}
+    located = run.config if run.exists else config
+    split = replace(run_plan, config=located, paths=paths).data().test
+    batch = split.batch(torch.arange(count) % len(split), device)
+    return run_plan.model(0).to(device).example(batch).context
+
+
+def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any]) -> str:
     suffix = ".png" if out is None else out.suffix
     content = BytesIO()
-    _write(samples, suffix, scale, content)
+    _write(samples, suffix, shape, content)
     try:
         if out is not None:
             out.write_bytes(content.getvalue())
@@ -107,9 +130,9 @@ def _saved(content: BytesIO, suffix: str) -> str:
     return f"; the samples that were drawn are in {file.name}"
 
 
-def _write(samples: Tensor, suffix: str, scale: float, file: BinaryIO) -> None:
+def _write(samples: Tensor, suffix: str, shape: Mapping[str, Any], file: BinaryIO) -> None:
     if suffix == ".npy":
-        np.lib.format.write_array(file, (samples / scale).numpy(), allow_pickle=False)
+        np.lib.format.write_array(file, as_encoded(samples, shape).numpy(), allow_pickle=False)
     else:
         Image.fromarray(grid(samples)).save(file, format="PNG")
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dbtrain.config.evaluation import AnySolver
 from dbtrain.data.splits import partners
+from dbtrain.evaluation.images.schedulers import scheduled_chain
 from dbtrain.evaluation.merged_model import LoadBlock, Where, load_model
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
-from dbtrain.method.sampler import Evaluation, Solver, chain, guide
+from dbtrain.method.sampler import Evaluation, chain, guide
 from dbtrain.run.plan import RunPlan
 
 BlockAt = Callable[[int], BlockModel]
@@ -23,7 +25,7 @@ class Sampling:
 
     levels: tuple[float, ...]
     """Falling noise levels, one evaluation each (two with Heun, but for the last)."""
-    solver: Solver = "euler"
+    solver: AnySolver = "euler"
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 for none, which spares the unconditional evaluations."""
     seed: int = 0
@@ -142,7 +144,10 @@ def _chain(denoiser: SampleDenoiser, shape: Sequence[int]) -> Iterator[Evaluatio
     key = torch.tensor(derive_seed(sampling.seed, "sample"), device=denoiser.batch.device)
     noise = run_plan.noise()
     start = noise.prior(tuple(shape), Draws(key, denoiser.batch))
-    return chain(denoiser, noise, run_plan.ranges, sampling.levels, start, sampling.solver)
+    if sampling.solver == "euler" or sampling.solver == "heun":
+        return chain(denoiser, noise, run_plan.ranges, sampling.levels, start, sampling.solver)
+    process = run_plan.config.noise_process
+    return scheduled_chain(denoiser, process, run_plan.ranges, sampling.levels, start, sampling.solver)
 
 
 def scrambled(labels: Tensor, level: float, seed: int) -> Tensor:

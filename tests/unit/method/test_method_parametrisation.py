@@ -155,3 +155,38 @@ def test_levels_of_positions_act_on_their_own_position(name):
     whole = own.estimate(output, z, LEVELS.expand(2, 5)), own.scale_input(z, LEVELS.expand(2, 5))
     each = own.estimate(output[0], z[0], LEVELS), own.scale_input(z[0], LEVELS)
     assert all(torch.equal(w[0], e) for w, e in zip(whole, each, strict=True))
+
+
+TABLES = {"vp_eps_linear": ("linear", 1e-4, 0.02), "vp_eps_scaled_linear": ("scaled_linear", 0.00085, 0.012)}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_index_of_a_sigma_is_that_of_diffusers_in_the_same_table(name):
+    schedulers = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
+    schedule, start, end = TABLES[name]
+    theirs = schedulers.DDPMScheduler(beta_schedule=schedule, beta_start=start, beta_end=end)
+    own, index = PARAMETRISATIONS[name](0.5, "unit"), torch.tensor([0, 1, 37, 500, 998, 999])
+    kept = theirs.alphas_cumprod.double()[index]
+    sigma = ((1 - kept) / kept).sqrt()
+    # theirs is a table of float32
+    assert torch.allclose(own.time(sigma), index.double(), atol=0.02)
+    y, eps = values(0, 6, 3).double(), values(1, 6, 3).double()
+    noisy = theirs.add_noise(y, eps, index)
+    assert torch.allclose(own.scale_input(y + sigma[:, None] * eps, sigma), noisy, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(own.estimate(eps, y + sigma[:, None] * eps, sigma), y, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_between_two_indices_time_rises_and_beyond_the_table_it_stands_still(name):
+    own = PARAMETRISATIONS[name](0.5, "unit")
+    times = own.time(torch.logspace(-3, 3, 400, dtype=torch.float64))
+    assert times[0] == 0 and times[-1] == 999 and (times.diff() >= 0).all()
+    inside = (times > 0) & (times < 999)
+    assert (times[inside].diff() > 0).all() and (times != times.round()).any()
+    assert own.time(torch.tensor([1.0])).dtype == torch.float32
+
+
+def test_the_channels_of_a_learned_variance_are_not_looked_at():
+    own, z, level = VpEps(betas="linear"), values(0, 5, 4, 2, 2), LEVELS
+    eps, variance = values(1, 5, 4, 2, 2), values(2, 5, 4, 2, 2)
+    assert torch.equal(own.estimate(torch.cat([eps, variance], dim=1), z, level), own.estimate(eps, z, level))

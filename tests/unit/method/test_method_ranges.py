@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws
+from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogNormal, LogUniform
 from dbtrain.method.ranges import Ranges, equal_shares, explicit
 
@@ -129,3 +131,25 @@ def test_explicit_edges_are_taken_as_they_are_and_counted():
     assert explicit((9, 3.0, 0.1), 2).edges == (9.0, 3.0, 0.1)
     with pytest.raises(ConfigError, match="3 values; blocks=3 needs 4"):
         explicit((9.0, 3.0, 0.1), 3)
+
+
+@given(tilings, st.sampled_from([0.0, 0.05, 0.5]))
+def test_the_owner_of_an_edge_and_of_its_neighbours_was_trained_there(ranges, overlap):
+    """So a sampler asks nobody for a level at which it never was."""
+    for edge in ranges.edges[1:-1]:
+        for level in (edge, math.nextafter(edge, math.inf), math.nextafter(edge, 0.0)):
+            block = ranges.owner(level)
+            low, high = ranges.widened(block, overlap)
+            assert low <= level <= high and block in ranges.trained_at(level, overlap)
+
+
+@pytest.mark.parametrize("distribution", [PAPER, LogUniform(0.01, 10.0)])
+def test_a_million_draws_fall_into_each_block_by_its_share(distribution):
+    count = 1_000_000
+    levels = GaussianNoise(distribution).quantile(Draws(torch.tensor(7), torch.arange(count)).uniform((), 0))
+    high, low = distribution.high, distribution.low
+    for ranges in (equal_shares(distribution, 3), Ranges((high, 0.9, 0.2, low))):
+        shares = -distribution.cdf(torch.tensor(ranges.edges, dtype=torch.float64)).diff()
+        found = ranges.block_of(levels).bincount(minlength=3).double() / count
+        # five standard deviations of a share
+        assert ((found - shares).abs() <= 5 * (shares * (1 - shares) / count).sqrt()).all()

@@ -1,0 +1,1 @@
+"""A merged model as a folder that loads without this package."""

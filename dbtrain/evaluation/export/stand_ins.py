@@ -1,0 +1,35 @@
+"""What an exported file has in place of definitions of the same name: it trains nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class BlockModel(nn.Module):
+    """One block: its own stem, its layers under their numbers in the whole model, and its own head."""
+
+    @classmethod
+    def baseline(cls, **arguments: Any) -> "BlockModel":
+        """The same layers trained end to end."""
+        return cls(**arguments)
+
+    def unconditional(self, context: Tensor) -> Tensor:
+        """The context that tells nothing, same shape: what classifier-free guidance needs."""
+        raise ConfigError("guidance needs a model that was trained without its context too; ask for 1")
+
+
+class ConfigError(ValueError):
+    """Arguments that do not fit each other."""
+
+
+class FromRun:
+    """Marks an argument that was no key of the configuration."""
+
+
+Batch = Mapping[str, Tensor]
+Embedding = nn.Embedding
+Count = Number = int
+Positive = Share = float
+LevelDistribution = NoiseProcess = NoiseSettings = Parametrisation = Any
+Noised = str

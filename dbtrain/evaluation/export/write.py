@@ -1,0 +1,240 @@
+"""The export command: a merged model as a folder that loads with PyTorch and safetensors alone."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dbtrain import __version__
+from dbtrain.config.data import BUILT_IN_TOKENIZERS
+from dbtrain.data.tokenizers import TOKENIZER_FILE
+from dbtrain.errors import ConfigError, ShardError
+from dbtrain.evaluation.export.bundle import Definition, bundle
+from dbtrain.evaluation.export.card import card
+from dbtrain.evaluation.export.routing import COMMON, FORMAT
+from dbtrain.evaluation.merged_model import load_model, merged_plan
+from dbtrain.method.interface import BlockModel
+from dbtrain.models.registry import architecture, own_architecture
+from dbtrain.run.plan import RunPlan, noise_target
+from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
+from dbtrain.shards.safetensors_file import as_file
+from dbtrain.shards.storage.store import Store
+from dbtrain.telemetry.counting import Count, counted, silent
+
+CONFIG, MODELING, CARD = "config.json", "modeling.py", "README.md"
+ROUTING, ABILITIES = "dbtrain.evaluation.export.routing", "dbtrain.evaluation.export.abilities"
+NETWORKS = "dbtrain.models"
+"""Where the networks lie that are written in PyTorch alone."""
+ABLE: Mapping[str, Callable[[type[BlockModel]], bool]] = {
+    "classify": lambda kind: kind.classifies,
+    "sample": lambda kind: kind.samples == "image",
+    "generate": lambda kind: kind.continues in ("cached", "uncached"),
+    "unmask": lambda kind: kind.continues == "unmasking",
+}
+"""Functions of abilities.py, and for which architectures they are."""
+
+END = """
+def load(folder: str | Path = Path(__file__).parent) -> RoutedBlocks:
+    \"\"\"The model of a folder, by default of the one that this file lies in, on the CPU.\"\"\"
+    from safetensors.torch import load_file
+
+    return read_blocks(Path(folder), load_file, {network}, {noise}, {parametrisation})
+""".lstrip()
+
+
+def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", count: Count = silent) -> list[str]:
+    """Write a merged model into a folder of its own; returns the functions that its file offers.
+
+    Args:
+        run: the run, of which the scores and the tokenizer are taken if it is there.
+        merged: the model.
+        to: the folder to make; an older export there is replaced when the new one is complete.
+        progress: how far the blocks are trained that are not done, for the card; '' if all are.
+        count: told how many blocks are written.
+
+    Raises:
+        ConfigError: the folder holds something else, or the model cannot be used without this package.
+        ShardError: the model's files are damaged, or the folder cannot be written.
+    """
+    if "://" in to:
+        raise ConfigError(f"--to {to} is a URL: export into a folder here, and copy that")
+    folder = Path(to)
+    _refuse_taken(folder)
+    run_plan = merged_plan(merged)
+    _refuse_foreign(run_plan)
+    building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
+    try:
+        _write_weights(Store(building), run_plan, merged, count)
+        _write_rest(Store(building), run, run_plan, merged, progress)
+        if folder.exists():
+            shutil.rmtree(folder)
+        building.rename(folder)
+    except OSError as error:
+        raise ShardError(f"--to {folder} cannot be written ({error.strerror}): choose another place") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return abilities(run_plan)
+
+
+def abilities(run_plan: RunPlan) -> list[str]:
+    """Functions beside `load` that the exported file has."""
+    kind = architecture(run_plan.config.model.arch)
+    return [name for name, fits in ABLE.items() if fits(kind)]
+
+
+def _refuse_taken(folder: Path) -> None:
+    """Only a folder that an export made, or an empty one, is replaced."""
+    if folder.is_file():
+        raise ConfigError(f"--to {folder} is a file: give a folder that does not exist")
+    if not folder.parent.is_dir():
+        raise ConfigError(f"--to {folder}: there is no directory {folder.parent}: make it, or choose another")
+    if not folder.is_dir() or not any(folder.iterdir()) or _is_export(folder):
+        return
+    raise ConfigError(f"--to {folder} exists and is no export: remove it, or give a folder that does not exist")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _refuse_foreign(run_plan: RunPlan) -> None:
+    """Networks that are not in this package, and methods whose blocks do not stand alone."""
+    arch, method = run_plan.config.model.arch, run_plan.config.method
+    if own_architecture(arch) or architecture(arch).__module__.rpartition(".")[0] != NETWORKS:
+        raise ConfigError(
+            f"model.arch={arch} is a class of your own or of another library, which needs dbtrain to run, and an "
+            "export loads without it: give others the run's folder merged/, your file and dbtrain (docs/export.md)"
+        )
+    if run_plan.scheme.wrap is not None:
+        raise ConfigError(f"a run of method={method} cannot be exported: its blocks are no networks by themselves")
+
+
+def _write_weights(target: Store, run_plan: RunPlan, merged: MergedDirectory, count: Count) -> None:
+    """One file for each block that has weights of its own, and one for what all have in common."""
+    target.makedirs()
+    for name, blocks in counted(count, "blocks written", list(_files(run_plan).items())):
+        model = load_model(run_plan, blocks[-1], merged.block, merged.where)
+        own = {key: tensor for key, tensor in model.state_dict().items() if key not in run_plan.frozen}
+        target.write(name, as_file(own, {"kind": "export", "blocks": list(blocks)}, name))
+    if common := _common(run_plan):
+        target.write(COMMON, as_file(common, {"kind": "export", "blocks": []}, COMMON))
+
+
+def _files(run_plan: RunPlan) -> dict[str, tuple[int, ...]]:
+    """Blocks by the file that holds their weights: a single one where one job trained them all."""
+    blocks = range(run_plan.split.blocks)
+    if run_plan.scheme.shared:
+        return {"blocks.safetensors": tuple(blocks)}
+    return {f"block-{block:0{len(str(blocks[-1]))}d}.safetensors": (block,) for block in blocks}
+
+
+def _common(run_plan: RunPlan) -> dict[str, Tensor]:
+    own = architecture(run_plan.config.model.arch).codes and run_plan.codebook is not None
+    codes = {"codebook": run_plan.codebook} if own and run_plan.codebook is not None else {}
+    return {**run_plan.frozen, **codes}
+
+
+def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str) -> None:
+    tokenizer = _tokenizer(run, run_plan)
+    if tokenizer:
+        target.write(TOKENIZER_FILE, tokenizer)
+    config = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
+    scores = run.store.read_json("evaluation.json") if run.store.exists("evaluation.json") else None
+    kinds = {part: config[part]["class"] for part in ("network", "noise", "parametrisation")}
+    target.write(MODELING, modeling(run_plan).encode())
+    target.write(CARD, card(config, merged.manifest, abilities(run_plan), scores, bool(tokenizer), kinds).encode())
+    target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _tokenizer(run: Run, run_plan: RunPlan) -> bytes | None:
+    """The file of a tokenizer of Hugging Face, where the run knows its place and it is still there."""
+    name = run_plan.config.data.model_dump().get("tokenizer")
+    if name is None or name in BUILT_IN_TOKENIZERS or not run.exists:
+        return None
+    path = Path(str(run.plan.located().data.model_dump()["tokenizer"]))
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    return file.read_bytes() if file.is_file() else None
+
+
+def modeling(run_plan: RunPlan) -> str:
+    """The source of the file that loads the folder."""
+    parts = _parts(run_plan)
+    roots: list[Definition] = [(ROUTING, "read_blocks"), *((ABILITIES, name) for name in abilities(run_plan))]
+    roots += [(kind.__module__, kind.__name__) for kind in parts.values()]
+    title = (
+        "A model whose blocks were trained by themselves, each on its slice of the noise levels (DiffusionBlocks).\n\n"
+        f"Written by dbtrain {__version__} (Apache-2.0), which it does not need; README.md says how to use it.\n"
+    )
+    return bundle(roots, title, END.format(**{part: kind.__name__ for part, kind in parts.items()}))
+
+
+def _parts(run_plan: RunPlan) -> dict[str, type[Any]]:
+    return {
+        "network": architecture(run_plan.config.model.arch),
+        "noise": type(run_plan.noise()),
+        "parametrisation": type(run_plan.parametrisation()),
+    }
+
+
+def described(run_plan: RunPlan, merged: MergedDirectory) -> dict[str, Any]:
+    """The content of config.json: everything that is no tensor."""
+    config, kind = run_plan.config, architecture(run_plan.config.model.arch)
+    arguments = config.model.arguments() | dict(run_plan.settled)
+    arguments |= {name: run_plan.shape[name] for name in kind.takes}
+    evaluation = config.evaluation.model_dump(include={"start", "readout", "steps_per_block"})
+    return {
+        "format": FORMAT,
+        "architectures": ["RoutedBlocks"],
+        "model_type": "dbtrain_routed",
+        "run": merged.manifest.name,
+        "method": config.method,
+        "network": {"class": kind.__name__},
+        "baseline": config.method == "end_to_end",
+        "arguments": arguments,
+        "common": bool(_common(run_plan)),
+        "blocks": _rows(run_plan, merged),
+        "edges": [edge.hex() for edge in run_plan.ranges.edges],
+        "level": run_plan.level_name,
+        "noise": {"class": type(run_plan.noise()).__name__, **_noise(run_plan)},
+        "parametrisation": {
+            "class": type(run_plan.parametrisation()).__name__,
+            "arguments": vars(run_plan.parametrisation()),
+        },
+        "evaluation": evaluation,
+        "seed": config.seed,
+        "shape": dict(run_plan.shape),
+        "class_names": list(run_plan.class_names),
+        "tokenizer": merged.manifest.config["data"].get("tokenizer"),
+    }
+
+
+def _rows(run_plan: RunPlan, merged: MergedDirectory) -> list[dict[str, Any]]:
+    rows = []
+    for file, blocks in _files(run_plan).items():
+        for block in blocks:
+            shard = run_plan.scheme.sources(block)[-1]
+            holds, source = run_plan.scheme.runs(run_plan.shards, shard), merged.blocks[shard]
+            rows.append({
+                "file": file, "holds": [holds.start, holds.stop], "applies": list(run_plan.runs(block)),
+                "steps": source.step, "averaged": source.role == "ema",
+            })  # fmt: skip
+    return rows
+
+
+def _noise(run_plan: RunPlan) -> dict[str, Any]:
+    """What `described_noise` makes it from."""
+    if run_plan.distribution["kind"] == "none":
+        return {"arguments": vars(run_plan.noise())}
+    target = noise_target(run_plan.config, run_plan.shape, run_plan.codebook)
+    settings = run_plan.config.noise.model_dump(mode="json")
+    return {"distribution": dict(run_plan.distribution), "settings": settings, "target": asdict(target)}
