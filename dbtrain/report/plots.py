@@ -29,7 +29,7 @@ def curves(histories: Sequence[History]) -> Markup:
             if block.losses:
                 diagram.plot(*zip(*block.losses, strict=True), color=own, lw=1.8 if len(histories) <= SERIES else 1.1)
                 ends.append((block.losses[-1][1], block.name, own))
-            if block.validation:
+            if block.validation and len(histories) <= SERIES:
                 measured = list(zip(*block.validation, strict=True))
                 diagram.plot(*measured, "o", color=own, ms=6, mec=PAPER, mew=1, ls=(0, (1, 3)), lw=1.2)
         diagram.set(xlabel="optimizer step", ylabel="loss, in the block's own slice")
@@ -52,6 +52,7 @@ def _log_if_wide(diagram: Axes, values: Sequence[float]) -> None:
 
 def _name_ends(diagram: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """A name beside the end of each curve, moved where two would lie over each other."""
+    diagram.get_ylim()  # settles the limits, which the transformation needs
     to_axes = diagram.transAxes.inverted()
     heights = [float(to_axes.transform(diagram.transData.transform((0.0, value)))[1]) for value, _, _ in ends]
     lowest = -math.inf
@@ -70,8 +71,8 @@ def density(found: Density) -> Markup:
                 part = slice(max(0, inside[0] - 1), inside[-1] + 2)
                 own = colour(block, count)
                 diagram.fill_between(found.levels[part], found.density[part], color=own, alpha=0.35, lw=0)
-            if count <= MOST_NAMED:
-                middle = math.sqrt(low * high) if found.log else (low + high) / 2
+            if inside and count <= MOST_NAMED:
+                middle = _median(found, inside)
                 name = f"block {block}" if count <= SERIES else str(block)
                 diagram.text(middle, 0.02 * max(found.density), name, ha="center", va="bottom", color=INK)
         diagram.plot(found.levels, found.density, color=INK, lw=1.5)
@@ -82,6 +83,16 @@ def density(found: Density) -> Markup:
         diagram.set(ylabel="share of the draws", ylim=(0, None), yticks=[])
         slices = f"{count} slices meet at {', '.join(f'{edge:.4g}' for edge in found.edges[1:-1]) or 'no level'}."
         return svg(figure, "density", f"How often each {found.name} is trained", slices)
+
+
+def _median(found: Density, inside: Sequence[int]) -> float:
+    """The level with half of a slice's draws on either side."""
+    total, half = 0.0, sum(found.density[i] for i in inside) / 2
+    for i in inside:
+        total += found.density[i]
+        if total >= half:
+            return found.levels[i]
+    return found.levels[inside[-1]]
 
 
 def _levels_axis(diagram: Axes, name: str, log: bool) -> None:

@@ -14,6 +14,8 @@ from dbtrain.report.facts import Evaluation, Facts, Rival, Setting
 from dbtrain.report.verdict import main_readout
 from dbtrain.telemetry.console import duration, size
 
+MOST_BARS = 16
+"""Blocks that a figure of memory shows, and up to which the table of blocks is open."""
 MOST_CELLS = 60
 """Steps of a curve that its table shows, evenly chosen; the page would be mostly numbers otherwise."""
 
@@ -94,8 +96,9 @@ def _blocks(facts: Facts) -> Section:
         "block", "layers", level, "state", "committed", "loss by step", "loss", "validation", "time", "peak memory",
         "restarts",
     )  # fmt: skip
+    table = Table("State of every block", head, tuple(rows))
     words = "Every block trains alone, with a stem and a head of its own. The first one owns the most noise."
-    return Section("blocks", "Blocks", words, tables=(Table("State of every block", head, tuple(rows)),), open=True)
+    return Section("blocks", "Blocks", words, tables=(table,), open=len(rows) <= MOST_BARS)
 
 
 def _number(value: float | None) -> str:
@@ -215,6 +218,10 @@ def _costs(facts: Facts) -> Section | Missing:
     if not known:
         return Missing("Memory and time", "dbtrain resume RUN")
     bars = [(_who(run), (run.memory or 0) / 2**20, size(run.memory), run is facts.itself) for run in known]
+    alone = len(known) == 1
+    if alone:
+        rows_of = [status.row for status in facts.statuses][:MOST_BARS]
+        bars = [(row.name, (row.memory or 0) / 2**20, size(row.memory), True) for row in rows_of]
     rows = tuple(
         (
             _who(run), size(run.memory), duration(run.longest), duration(run.seconds),
@@ -227,7 +234,7 @@ def _costs(facts: Facts) -> Section | Missing:
         "Peak memory of one worker: on a CPU of its whole process, which is mostly libraries, on a GPU of what PyTorch "
         "allocated. Times are of training alone, on the machines that there were."
     )
-    if len(known) == 1:
+    if alone:
         words += " Not compared: dbtrain compare trains the same layers end to end."
     figure = plots.bars("costs", "Peak memory of one worker", bars, "MiB")
     return Section("costs", "Memory and time", words, figure, (Table("Costs", head, rows),), open=True)

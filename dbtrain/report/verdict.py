@@ -67,7 +67,7 @@ def progress_of(facts: Facts) -> Remark:
     so_far = f"{100 * share:.0f} % of all steps are committed"
     if failed := phases.get(Phase.FAILED.value):
         errors = [f"{s.row.name}: {s.error}" for s in facts.statuses if s.row.name in failed and s.error]
-        text = f"{_names(failed)} failed, {so_far}. {_listed(errors)}"
+        text = f"{_listed([_names(failed) + ' failed'])} {_listed([so_far])} {_listed(errors)}"
         return Remark("Failed.", "bad", text)
     if len(phases.get(Phase.DONE.value, ())) == len(rows):
         text = f"All {len(rows)} block(s) are done{_lengths(facts)}"
@@ -76,7 +76,8 @@ def progress_of(facts: Facts) -> Remark:
     if working:
         return Remark("Training now.", "warn", f"{_names(working)} at work, {so_far}{_lengths(facts)}.")
     left = [row.name for row in rows if row.phase != Phase.DONE.value]
-    text = f"{_names(left)} not done, {so_far}, and no command trains the run: dbtrain resume RUN goes on."
+    told = f"{_names(left)} of {len(rows)} are not done, {so_far}, and no command trains the run"
+    text = f"{told}: dbtrain resume RUN goes on."
     return Remark("Not finished.", "warn", text)
 
 
@@ -149,23 +150,26 @@ def main_readout(found: Evaluation, asked: str) -> str:
 
 def faults_of(facts: Facts) -> Remark:
     """What went wrong on the way, and what it cost."""
-    told = [line for block in facts.histories for line in _faults(block)]
-    if not told:
+    found = [fault for block in facts.histories for fault in _faults(block)]
+    reasons = dict.fromkeys(reason for reason, _ in found)
+    told = [f"{reason}: {_names([at for why, at in found if why == reason])}" for reason in reasons]
+    if not found:
         return Remark("Faults", "good", "None: no attempt ended in one.")
     finished = all(status.row.phase == Phase.DONE.value for status in facts.statuses)
     after = " All blocks came back and finished." if finished else ""
     return Remark(
-        "Faults", "good" if finished else "warn", f"{len(told)} attempt(s) ended in one. {_listed(told)}{after}"
+        "Faults", "good" if finished else "warn", f"{len(found)} attempt(s) ended in one. {_listed(told)}{after}"
     )
 
 
-def _faults(block: History) -> Iterator[str]:
+def _faults(block: History) -> Iterator[tuple[str, str]]:
+    """Why, and where, each attempt ended that ended in a fault."""
     followers: list[Attempt | None] = [*block.attempts[1:], None]
     for attempt, after in zip(block.attempts, followers, strict=False):
         if not attempt.fault:
             continue
-        again = "" if after is None else f"; it went on from step {after.first_step:,}"
-        yield f"{block.name}, step {attempt.last_step:,}: {attempt.reason or attempt.outcome}{again}"
+        again = "" if after is None else f", went on from {after.first_step:,}"
+        yield attempt.reason or attempt.outcome, f"{block.name} (step {attempt.last_step:,}{again})"
 
 
 def behind_of(facts: Facts) -> Remark:

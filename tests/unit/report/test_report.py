@@ -113,7 +113,7 @@ def test_a_page_can_be_read_without_seeing_it(whole):
 def test_the_verdict_names_faults_and_the_block_that_is_behind(whole):
     _, verdict, _ = read(whole)
     said = {remark.about: remark for remark in verdict.remarks}
-    assert "block 1, step 1" in said["Faults"].text.lower() and "SIGKILL" in said["Faults"].text
+    assert "block 1 (step 1, went on from 0)" in said["Faults"].text and "SIGKILL" in said["Faults"].text
     assert "Block 1 is behind block 0" in said["Blocks"].text and said["Blocks"].tone == "warn"
     assert said["Training"].tone == "good"
 
