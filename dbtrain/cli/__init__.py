@@ -1,10 +1,10 @@
 """The command line: one module for each kind of command."""
 
 # in the order of --help
-from dbtrain.cli import training, carrying, results, comparison, places, keys  # isort: skip
+from dbtrain.cli import training, carrying, results, sweeping, comparison, places, keys  # isort: skip
 from dbtrain.cli.command import app, hear_sigterm
 
-__all__ = ["app", "carrying", "comparison", "keys", "main", "places", "results", "training"]
+__all__ = ["app", "carrying", "comparison", "keys", "main", "places", "results", "sweeping", "training"]
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from dbtrain.evaluation.images.pictures import PICTURE
 from dbtrain.evaluation.kept import kept
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.metrics import METRICS, Metric
+from dbtrain.evaluation.sweep.sweep import SWEEP, Sweep
 from dbtrain.experiments.baseline import KINDS, training_flops
 from dbtrain.report.history import History, history
 from dbtrain.run.plan import RunPlan, read_plan
@@ -129,6 +130,7 @@ class Facts:
     picture: str | None
     """samples.png in base64."""
     ablation: tuple[Setting, ...]
+    sweep: Sweep | None
     merged: bool
     chance: float | None
     """Score of guessing, where the metric has one that is known."""
@@ -180,6 +182,7 @@ def gather(run: Run) -> Facts:
         losses=reader.attempt(lambda: _losses(run), ()),
         picture=reader.attempt(lambda: _picture(run), None),
         ablation=reader.attempt(lambda: _ablation(run), ()),
+        sweep=reader.attempt(lambda: kept(run, SWEEP, Sweep, "dbtrain sweep"), None),
         merged=run.merged.exists("config.json"),
         chance=_chance(config, manifest.shape, itself.evaluation),
         extended=tuple((e.when, e.before.steps, e.after.steps) for e in manifest.extensions),

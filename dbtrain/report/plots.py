@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from dbtrain.evaluation.losses import Point
+from dbtrain.evaluation.sweep.figure import draw
+from dbtrain.evaluation.sweep.sweep import Sweep
 from dbtrain.report.drawing import FAULT, FINE, INK, PAPER, PAUSE, SERIES, axes, colour, svg
 from dbtrain.report.facts import Density
 from dbtrain.report.history import Attempt, History
@@ -203,6 +205,14 @@ def quality_by_blocks(series: Sequence[tuple[str, Sequence[tuple[int, float, flo
         diagram.legend(frameon=False)
         names = ", ".join(name for name, _ in series)
         return svg(figure, "ablation", f"{label} by the number of blocks", f"One line each: {names}.")
+
+
+def sweep(found: Sweep) -> Markup:
+    """r of every concept set by layer, with its interval; dashed lines are suggested boundaries."""
+    with axes(height=3.2) as (figure, diagram):
+        draw(diagram, found, colour, INK, PAPER)
+        names = ", ".join(one.name for one in found.sets)
+        return svg(figure, "sweep", "Agreement of each layer with behaviour", f"Concept sets: {names}.")
 
 
 def spark(values: Sequence[float], width: int = 90, height: int = 20) -> Markup:

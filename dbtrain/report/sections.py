@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.report import label
+from dbtrain.evaluation.sweep.sweep import lines
 from dbtrain.report import plots
 from dbtrain.report.drawing import css_colour
 from dbtrain.report.facts import Evaluation, Facts, Rival, Setting
@@ -61,6 +62,7 @@ def sections(facts: Facts) -> tuple[list[Section], list[Missing]]:
         _samples(facts),
         _costs(facts),
         _time(facts),
+        _sweep(facts),
         _ablation(facts),
     ]
     return [one for one in made if isinstance(one, Section)], [one for one in made if isinstance(one, Missing)]
@@ -259,6 +261,35 @@ def _time(facts: Facts) -> Section | Missing:
     extended = [when for when, _, _ in facts.extended]
     figure = plots.time_line(facts.histories, extended, began)
     return Section("time", "Attempts and faults", words, figure, (Table("Attempts", head, rows),))
+
+
+def _sweep(facts: Facts) -> Section | Missing | None:
+    from dbtrain.models.registry import architecture
+
+    kind, found = architecture(facts.config.model.arch), facts.sweep
+    if found is None:
+        can = kind.classifies or kind.likelihood == "next_token"
+        return Missing("How concepts lie in the layers", "dbtrain sweep RUN") if can else None
+    told: list[str] = []
+    lines(found, told.append)
+    rows = tuple(
+        (
+            one.name, str(row.layer), f"{row.r:.3f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.p:.4f}",
+            f"{row.spearman:.3f}", _optional(row.order_r), _optional(row.order_p), _optional(row.probe),
+        )
+        for one in found.sets
+        for row in one.layers
+    )  # fmt: skip
+    head = ("concepts", "layer", "r", "95 % interval", "p", "spearman", "r with order", "its p", "probe")
+    words = "How far distances between concepts in each layer agree with those of the answers. A filled dot is "
+    words += (
+        f"significant, corrected for the number of layers. {'. '.join(line[:1].upper() + line[1:] for line in told)}."
+    )
+    return Section("sweep", "Inside the layers", words, plots.sweep(found), (Table("By layer", head, rows),))
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _ablation(facts: Facts) -> Section | Missing:

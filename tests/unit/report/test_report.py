@@ -133,7 +133,7 @@ def test_the_result_is_judged_beside_end_to_end(tmp_path, theirs, word, tone):
 def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
     reader, verdict, _ = read(Run.at(settled(tmp_path).url))
     assert verdict.headline.startswith("Not finished.") and verdict.tone == "warn"
-    assert {"dbtrain eval RUN", "dbtrain losses RUN", "dbtrain resume RUN"} <= set(reader.text)
+    assert {"dbtrain sweep RUN", "dbtrain eval RUN", "dbtrain losses RUN", "dbtrain resume RUN"} <= set(reader.text)
 
 
 def test_a_failed_run_says_why_and_lets_no_error_write_html(tmp_path):
