@@ -281,10 +281,9 @@ def _sweep(facts: Facts) -> Section | Missing | None:
         for row in one.layers
     )  # fmt: skip
     head = ("concepts", "layer", "r", "95 % interval", "p", "spearman", "r with order", "its p", "probe")
-    words = "How far distances between concepts in each layer agree with those of the answers. A filled dot is "
-    words += (
-        f"significant, corrected for the number of layers. {'. '.join(line[:1].upper() + line[1:] for line in told)}."
-    )
+    words = "How far distances between concepts in each layer agree with those of the answers. A filled dot: "
+    words += "the layer has the concepts' order, as the answers have, corrected for the number of layers. "
+    words += " ".join(f"{line[:1].upper()}{line[1:]}." for line in told)
     return Section("sweep", "Inside the layers", words, plots.sweep(found), (Table("By layer", head, rows),))
 
 
