@@ -27,6 +27,10 @@ def sweep(
         Literal["vocabulary", "concepts"],
         typer.Option(help="Compare the whole next-token distribution, or the labels' first tokens and the rest."),
     ] = "vocabulary",
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model of as many layers, for CKA layer by layer; may be given again."),
+    ] = None,
     pca: Annotated[int, typer.Option(min=2, help="Axes on which states are compared, at most.")] = 64,
     seed: Annotated[int, typer.Option(help="Of permutations and resamples.")] = 0,
     to: Annotated[
@@ -35,14 +39,17 @@ def sweep(
 ) -> None:
     """Measure every layer of a model: how its distances between concepts agree with its behaviour."""
     from dbtrain.evaluation.sweep.open import keep_sweep, open_model
-    from dbtrain.evaluation.sweep.sweep import lines, sweep_table
+    from dbtrain.evaluation.sweep.sweep import beside_table, lines, sweep_table
     from dbtrain.evaluation.sweep.sweep import sweep as measure
 
     console = make_console()
     read, sets = open_model(model, concepts, TEXT_SETS)
+    others = [open_model(other, None, TEXT_SETS)[0] for other in beside or ()]
     with LiveView(console) as view:
-        found = measure(read, sets, behaviour, pca, seed, view.count)
+        found = measure(read, sets, behaviour, pca, seed, view.count, others)
     for result in found.sets:
         show_table(console, sweep_table(result))
+    if found.beside:
+        show_table(console, beside_table(found))
     lines(found, lambda line: say(console, line))
     say(console, f"sweep of {model} in {keep_sweep(model, found, to)}")

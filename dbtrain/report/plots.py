@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.sweep.figure import draw
+from dbtrain.evaluation.sweep.similarity import Beside
 from dbtrain.evaluation.sweep.sweep import Sweep
 from dbtrain.report.drawing import FAULT, FINE, INK, PAPER, PAUSE, SERIES, axes, colour, svg
 from dbtrain.report.facts import Density
@@ -213,6 +214,19 @@ def sweep(found: Sweep) -> Markup:
         draw(diagram, found, colour, INK, PAPER)
         names = ", ".join(one.name for one in found.sets)
         return svg(figure, "sweep", "Agreement of each layer with behaviour", f"Concept sets: {names}.")
+
+
+def similarity(pairs: Sequence[Beside]) -> Markup:
+    """CKA of the same layer of each pair of networks."""
+    with axes(height=2.6) as (figure, diagram):
+        for number, pair in enumerate(pairs):
+            name = f"{pair.one} and {pair.two}"
+            diagram.plot(pair.layers, pair.cka, "o-", color=colour(number, len(pairs)), mec=PAPER, label=name)
+            diagram.plot(pair.layers, pair.permuted, ":", color=colour(number, len(pairs)))
+        diagram.set(xlabel="layer", ylabel="CKA", ylim=(min(0.0, *(min(pair.cka) for pair in pairs)), 1.02))
+        diagram.legend(frameon=False)
+        said = "; ".join(f"{pair.one} and {pair.two}: {pair.cka[-1]:.2f} in the last layer" for pair in pairs)
+        return svg(figure, "cka", "Similarity of the same layer of two networks", said)
 
 
 def spark(values: Sequence[float], width: int = 90, height: int = 20) -> Markup:

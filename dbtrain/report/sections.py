@@ -63,6 +63,7 @@ def sections(facts: Facts) -> tuple[list[Section], list[Missing]]:
         _costs(facts),
         _time(facts),
         _sweep(facts),
+        _similarity(facts),
         _ablation(facts),
     ]
     return [one for one in made if isinstance(one, Section)], [one for one in made if isinstance(one, Missing)]
@@ -285,6 +286,20 @@ def _sweep(facts: Facts) -> Section | Missing | None:
     words += "the layer has the concepts' order, as the answers have, corrected for the number of layers. "
     words += " ".join(f"{line[:1].upper()}{line[1:]}." for line in told)
     return Section("sweep", "Inside the layers", words, plots.sweep(found), (Table("By layer", head, rows),))
+
+
+def _similarity(facts: Facts) -> Section | None:
+    pairs = facts.sweep.beside if facts.sweep else []
+    if not pairs:
+        return None
+    head = ("layer", *(f"{pair.one} and {pair.two}" for pair in pairs))
+    rows = tuple(
+        (str(layer), *(f"{pair.cka[place]:.3f} ({pair.permuted[place]:.3f})" for pair in pairs))
+        for place, layer in enumerate(pairs[0].layers)
+    )
+    words = "CKA of the states of the same layer on the same prompts: 1 is the same geometry. "
+    words += "Dotted, the greatest of 19 with permuted labels: no more than that is alike but for the labels."
+    return Section("similarity", "The same geometry?", words, plots.similarity(pairs), (Table("CKA", head, rows),))
 
 
 def _optional(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Sweep the layers of a model: measure every layer on every concept set, and look for phases."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from dbtrain.evaluation.sweep.concepts import ConceptSet, Order, order_distances
 from dbtrain.evaluation.sweep.geometry import Floats
 from dbtrain.evaluation.sweep.hidden import States, Swept
 from dbtrain.evaluation.sweep.phases import Boundaries, boundaries
+from dbtrain.evaluation.sweep.similarity import Beside, compare
 from dbtrain.telemetry.counting import Count, counted, silent
 
 SWEEP = "sweep.json"
@@ -77,6 +78,8 @@ class Sweep:
     seed: int
     sets: list[SetResult]
     phases: list[Boundaries]
+    beside: list[Beside] = field(default_factory=list)
+    """Pairs of networks, where others were named."""
 
 
 def sweep(
@@ -86,6 +89,7 @@ def sweep(
     pca: int = 64,
     seed: int = 0,
     count: Count = silent,
+    others: Sequence[Swept] = (),
 ) -> Sweep:
     """Measure all layers of a model.
 
@@ -97,9 +101,10 @@ def sweep(
         pca: axes on which states are compared, at most.
         seed: of permutations and resamples.
         count: told how far it has come.
+        others: networks with which its states are compared, layer by layer, and with one another.
 
     Raises:
-        ConfigError: a set does not fit the model.
+        ConfigError: a set does not fit a model, or others have not the same layers.
     """
     results, curves, again = [], [], []
     for concepts in sets:
@@ -110,7 +115,8 @@ def sweep(
     table = np.array(curves).T
     resampled = [np.stack([one[i] for one in again], axis=1) for i in range(geometry.RESAMPLES)]
     found = [boundaries(table, resampled, model.layers, phases) for phases in PHASES]
-    return Sweep(model.name, behaviour, pca, seed, results, [one for one in found if one is not None])
+    beside = compare([model, *others], sets) if others else []
+    return Sweep(model.name, behaviour, pca, seed, results, [one for one in found if one is not None], beside)
 
 
 def _outcomes(model: Swept, concepts: ConceptSet, behaviour: Behaviour) -> States:
@@ -210,6 +216,17 @@ def sweep_table(result: SetResult) -> Table:
         optional = [_written(value) for value in (row.order_r, row.order_p, row.probe, row.arc)]
         interval = f"{row.low:.2f} to {row.high:.2f}"
         table.add_row(str(row.layer), f"{row.r:.3f}", interval, f"{row.p:.4f}", f"{row.spearman:.3f}", *optional)
+    return table
+
+
+def beside_table(found: Sweep) -> Table:
+    """CKA of each pair of networks by layer."""
+    pairs = [f"{pair.one} and {pair.two}" for pair in found.beside]
+    table = Table(
+        "layer", *pairs, title="CKA of the same layer (the greatest of 19 with permuted labels)", title_justify="left"
+    )
+    for place, layer in enumerate(found.beside[0].layers):
+        table.add_row(str(layer), *(f"{pair.cka[place]:.3f} ({pair.permuted[place]:.3f})" for pair in found.beside))
     return table
 
 

@@ -12,6 +12,7 @@ from dbtrain.evaluation.sweep import geometry
 from dbtrain.evaluation.sweep.concepts import SHIPPED, ConceptSet, concept_sets, order_distances
 from dbtrain.evaluation.sweep.hidden import States, same_length
 from dbtrain.evaluation.sweep.phases import boundaries
+from dbtrain.evaluation.sweep.similarity import cka, compare
 from dbtrain.evaluation.sweep.sweep import sweep, verdict
 from dbtrain.run.merge import merge
 from dbtrain.run.run import Run
@@ -97,6 +98,10 @@ def test_an_arc_of_random_centroids_is_inside_its_band_and_a_ring_is_not():
     turn = 2 * np.pi * np.arange(7) / 7
     assert geometry.arc(np.stack([np.cos(turn), np.sin(turn)], 1), "cyclic") > 0.99 > high
     assert geometry.arc(np.zeros((5, 4)), "linear") is None
+    way = geometry._way(generator.standard_normal((7, 64)))
+    labelled = np.abs(np.subtract.outer(way[:-1], way[:-1]))
+    labelled = np.minimum(labelled, way[-1] - labelled)
+    assert geometry.pearson(labelled, order_distances(7, "cyclic")) > 0.97, "ordered by labels, anything fits"
 
 
 def test_the_curve_of_the_issue_has_its_step_between_12_and_16():
@@ -117,6 +122,27 @@ def test_templates_that_differ_much_do_not_raise_the_interval():
         tables = [geometry.distances(geometry.centroids((x + shift)[draw], labels[draw], 8)) for x in (one, two)]
         found.append(geometry.pearson(*tables))
     assert np.ptp(found) < 1e-9, "what all labels share falls out"
+
+
+def test_cka_is_1_for_turned_states_and_0_for_others_however_few_prompts_there_are():
+    generator = np.random.default_rng(3)
+    one = generator.standard_normal((20, 200))
+    turn = np.linalg.qr(generator.standard_normal((200, 200)))[0]
+    assert cka(one, 3 * one @ turn + 5) == pytest.approx(1)
+    others = [cka(one, generator.standard_normal((20, 300))) for _ in range(40)]
+    assert abs(np.mean(others)) < 0.02 and max(others) < 0.2, "the plain estimate would be above 0.9"
+    same, other = sweep(Planted(0), [WEEK], others=[Planted(0), Planted(1)]).beside[:2]
+    assert same.cka == pytest.approx([1.0] * LAYERS)
+    before, after = slice(0, PLANTED - 1), slice(PLANTED - 1, None)
+    assert min(np.subtract(other.cka, other.permuted)[after]) > 0.1, "the ring is the same"
+    assert np.mean(other.cka[before]) > 0.7 > 0.1 > max(np.subtract(other.cka, other.permuted)[before])
+
+
+def test_networks_of_another_depth_are_refused_beside():
+    shallow = Planted(1)
+    shallow.layers = [1, 2]
+    with pytest.raises(ConfigError, match="same depth"):
+        compare([Planted(0), shallow], [WEEK])
 
 
 def test_hellinger_and_spearman():
