@@ -1,10 +1,12 @@
 """The command line: one module for each kind of command."""
 
 # in the order of --help
-from dbtrain.cli import training, carrying, results, comparison, places, encoding, keys  # isort: skip
+from dbtrain.cli import training, carrying, results, sweeping, comparison, places, encoding, keys  # isort: skip
 from dbtrain.cli.command import app, hear_sigterm
 
-__all__ = ["app", "carrying", "comparison", "encoding", "keys", "main", "places", "results", "training"]
+__all__ = [
+    "app", "carrying", "comparison", "encoding", "keys", "main", "places", "results", "sweeping", "training",
+]  # fmt: skip
 
 
 def main() -> None:

@@ -169,3 +169,24 @@ def inspect(path: Annotated[str, typer.Argument(help="A shard, or the directory 
     from dbtrain.evaluation.inspect import inspect_path
 
     inspect_path(path, make_console())
+
+
+@app.command()
+@reported
+def report(
+    run: RunDirectory,
+    to: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/report.html.")] = None,
+) -> None:
+    """Write one HTML page about a run, finished or not: verdict, curves, noise, costs, what went wrong."""
+    from dbtrain.report.facts import gather
+    from dbtrain.report.page import write_page
+    from dbtrain.report.verdict import judge
+    from dbtrain.run.run import Run
+    from dbtrain.shards.storage.directory import check_run_path
+
+    of, console = Run.at(run), make_console()
+    check_run_path(of.store)
+    facts = gather(of)
+    where = write_page(of, facts, to)
+    say(console, judge(facts).headline)
+    say(console, f"report of {run} in {where}")

@@ -1,9 +1,13 @@
 """What a command has found, kept in the run after it was shown: a disk that is full takes no result away."""
 
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from dbtrain.errors import ShardError
 from dbtrain.run.run import Run
+
+Kept = TypeVar("Kept")
 
 
 def keep(run: Run, name: str, value: Any, what: str) -> None:
@@ -19,3 +23,26 @@ def keep(run: Run, name: str, value: Any, what: str) -> None:
         run.store.write_json(name, value)
     except ShardError as error:
         raise ShardError(f"{what} are complete and shown above, but {name} is not written: {error}") from error
+
+
+def kept(run: Run, name: str, kind: type[Kept], command: str) -> Kept | None:
+    """What :func:`keep` wrote, or None if the run has no such file.
+
+    Args:
+        kind: what it is read as, such as ``list[Point]``.
+        command: that writes it anew, for messages.
+
+    Raises:
+        ShardError: the file cannot be read, or holds something else.
+    """
+    if not run.store.exists(name):
+        return None
+    content = run.store.read_json(name)
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or "its top"
+        raise ShardError(
+            f"{run.store.where(name)} is damaged ({at}: {first['msg']}): make it anew with {command}"
+        ) from None

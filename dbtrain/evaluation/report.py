@@ -78,7 +78,8 @@ def evaluate_run(
     watch.lap("preparing")
     scores = {split: measure(samples) for split, samples in splits.items()}
     tell(watch.line("measuring", speed))
-    record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores}
+    sizes = {split: len(samples) for split, samples in splits.items()}
+    record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores, "sizes": sizes}
     if model.progress:
         record[UNFINISHED] = model.progress
     if depends_on:

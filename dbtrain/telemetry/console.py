@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -13,6 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dbtrain.telemetry.layout import say, show_table
+from dbtrain.telemetry.live_table import ASCII, DRAWN, Trace, bar, live_table
+from dbtrain.telemetry.rows import STYLES, Row, duration, loss_of, most_telling, size
+
+__all__ = ["LiveView", "Row", "blocks_table", "duration", "make_console", "most_telling", "size"]
 
 PLAIN_EVERY_S = 60.0
 """Least time between two lines of a block where there is no terminal; what happens to it is told at once."""
@@ -21,51 +23,8 @@ COUNT_EVERY_S = 30.0
 BAR = 24
 """Characters of a progress bar."""
 
-STYLES = {"running": "green", "done": "bold green", "failed": "bold red", "lost": "red", "placed": "yellow"}
-
-PHASES = {phase: rank for rank, phase in enumerate(("failed", "lost", "placed", "running", "pending"))}
-"""Which blocks are shown first where there is no room for all."""
-AROUND_ROWS = 6
-"""Lines of a table beside its rows, and one for the prompt."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One block in a table."""
-
-    name: str
-    """`block 2`, or `branch`."""
-    layers: tuple[int, int]
-    levels: tuple[float, float]
-    """(low, high)."""
-    phase: str
-    step: int
-    steps: int
-    loss: float | None
-    rate: float | None
-    """Steps per second."""
-    seconds: float
-    memory: int | None
-    """Peak bytes of a worker."""
-    restarts: int
-    """Attempts placed after the first, by any command."""
-    level_name: str = "sigma"
-    """What such levels are called."""
-    validation: float | None = None
-    """Newest loss on validation samples, where it is measured."""
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds left, if the block goes on at its rate."""
-        return (self.steps - self.step) / self.rate if self.rate and self.phase == "running" else None
-
-
 VALIDATION = "validation"
 """Column that is shown where any block has such a loss."""
-
-
-def _loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.4f}"
 
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
@@ -74,8 +33,8 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "levels": lambda row: f"{row.levels[0]:.3g}-{row.levels[1]:.3g}",
     "state": lambda row: row.phase,
     "step": lambda row: f"{row.step}/{row.steps}",
-    "loss": lambda row: _loss(row.loss),
-    VALIDATION: lambda row: _loss(row.validation),
+    "loss": lambda row: loss_of(row.loss),
+    VALIDATION: lambda row: loss_of(row.validation),
     "steps/s": lambda row: "-" if row.rate is None else f"{row.rate:.1f}",
     "time": lambda row: duration(row.seconds),
     "ETA": lambda row: duration(row.eta),
@@ -91,22 +50,6 @@ def make_console() -> Console:
     whatever the width is said to be."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people write them."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def size(count: float | None) -> str:
-    """Bytes in GiB (G) or MiB (M)."""
-    if count is None:
-        return "-"
-    return f"{count / 2**30:.2f}G" if count >= 2**30 else f"{count / 2**20:.1f}M"
 
 
 def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | None = None) -> Table:
@@ -135,20 +78,6 @@ def blocks_table(rows: Sequence[Row], title: str | None = None, width: int | Non
         cells["state"] = f"[{STYLES.get(row.phase, 'default')}]{row.phase}[/]"
         table.add_row(*cells.values())
     return table
-
-
-def most_telling(rows: Sequence[Row], most: int) -> tuple[list[Row], str | None]:
-    """As many rows as a screen has room for, in their order, and a line that counts them all by their phase.
-
-    Blocks that are lost or failed come before those that train, and those before what waits or is done. Where
-    there is room for all there is no line.
-    """
-    if len(rows) <= most:
-        return list(rows), None
-    first = sorted(range(len(rows)), key=lambda index: (PHASES.get(rows[index].phase, len(PHASES)), index))[:most]
-    counts = Counter(row.phase for row in rows)
-    line = ", ".join(f"{count} {phase}" for phase, count in counts.most_common())
-    return [rows[index] for index in sorted(first)], f"{len(rows)} rows, {len(rows) - most} not shown: {line}"
 
 
 class View(Protocol):
@@ -190,6 +119,8 @@ class LiveView:
         self.console = console
         self.clock = clock
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._glyphs = DRAWN if console.encoding.lower().startswith("utf") else ASCII
+        self._traces: dict[str, Trace] = {}
         self._said: dict[str, tuple[float, int]] = {}
         self._counting: tuple[str, float] | None = None
 
@@ -208,8 +139,10 @@ class LiveView:
         """Show the newest state."""
         self._counting = None
         if self._live:
-            shown, title = most_telling(rows, max(1, self.console.height - AROUND_ROWS))
-            self._live.update(blocks_table(shown, title, width=self.console.width))
+            for row in rows:
+                self._traces.setdefault(row.name, Trace()).take(row.step, row.loss)
+            width, height = self.console.width, self.console.height
+            self._live.update(live_table(rows, self._traces, width, height, self._glyphs))
             return
         for row in rows:
             then, step = self._said.get(row.name, (-math.inf, -1))
@@ -224,7 +157,7 @@ class LiveView:
         if self._counting is None or self._counting[0] != what:
             self._counting = what, now
         if self._live:
-            self._live.update(Text(f"{_bar(done, of)} {done:,} of {of:,} {what}"))
+            self._live.update(Text(f"{bar(done / of if of else 1.0, BAR, self._glyphs)} {done:,} of {of:,} {what}"))
         elif now - self._counting[1] >= COUNT_EVERY_S:
             self._counting = what, now
             say(self.console, f"{done:,} of {of:,} {what}")
@@ -238,12 +171,7 @@ class LiveView:
         show_table(self.console, table)
 
 
-def _bar(done: int, of: int) -> str:
-    full = BAR * done // of if of else BAR
-    return "━" * full + "╶" * (BAR - full)
-
-
 def _line(row: Row) -> str:
     told = {name: COLUMNS[name](row) for name in ("step", "loss", "steps/s", "ETA")}
-    measured = "" if row.validation is None else f" (validation {_loss(row.validation)})"
+    measured = "" if row.validation is None else f" (validation {loss_of(row.validation)})"
     return f"{row.name}: step {told['step']} loss {told['loss']}{measured} {told['steps/s']} steps/s ETA {told['ETA']}"

@@ -1,0 +1,43 @@
+"""The figure of a sweep: r of every concept set by layer, its interval, and the suggested boundaries."""
+
+from collections.abc import Callable
+from io import BytesIO
+
+from matplotlib.axes import Axes
+
+from dbtrain.evaluation.sweep.sweep import Sweep
+
+
+def draw(diagram: Axes, found: Sweep, colour: Callable[[int, int], str], ink: str, paper: str) -> None:
+    """Draw a sweep.
+
+    Args:
+        diagram: to draw on.
+        found: what is drawn.
+        colour: of one of so many sets.
+        ink, paper: of boundaries, and inside the marks of layers without the order that the behaviour has.
+    """
+    for number, one in enumerate(found.sets):
+        own, layers = colour(number, len(found.sets)), [row.layer for row in one.layers]
+        diagram.fill_between(layers, [r.low for r in one.layers], [r.high for r in one.layers], color=own, alpha=0.15)
+        diagram.plot(layers, [row.r for row in one.layers], color=own, label=one.name)
+        for row in one.layers:
+            diagram.plot([row.layer], [row.r], "o", ms=5, color=own, mfc=own if one.marked(row) else paper)
+    for phases in found.phases:
+        for place in phases.after:
+            style = (0, (4, 3)) if phases.phases == found.phases[0].phases else (0, (1, 3))
+            diagram.axvline(place + 0.5, color=ink, lw=1, ls=style)
+    diagram.axhline(0, color=ink, lw=0.6)
+    diagram.set(xlabel="layer", ylabel="r with behaviour", ylim=(-0.6, 1.05))
+    diagram.legend(frameon=False, loc="lower right", ncols=2)
+
+
+def png(found: Sweep) -> bytes:
+    """The figure as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    draw(figure.subplots(), found, lambda number, count: f"C{number}", "black", "white")
+    out = BytesIO()
+    figure.savefig(out, dpi=130, format="png")
+    return out.getvalue()

@@ -1,0 +1,197 @@
+"""Hidden states of a merged run along its chain, and what it says next: one walk for each prompt or image."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dbtrain.data.packed import TokenWindows
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.sweep.concepts import ConceptSet
+from dbtrain.evaluation.sweep.geometry import Floats
+from dbtrain.method.interface import BlockModel
+from dbtrain.models.registry import architecture
+from dbtrain.run.run import Run
+
+BATCH = 32
+"""Prompts of the same length that are read at once."""
+IMAGES = 24
+"""Of each class."""
+
+
+@dataclass(frozen=True)
+class States:
+    """What a model made of the prompts of one concept set."""
+
+    hidden: Floats
+    """(prompts, layers, width), at the place where the model goes on."""
+    chances: Floats
+    """(prompts, outcomes): the distribution that the model gives there."""
+    labels: NDArray[np.int64]
+    """(prompts,) number of the label."""
+    templates: NDArray[np.int64]
+    """(prompts,) number of the template, or of the image within its class."""
+    paired: bool = True
+    """Whether all labels stand in the same templates."""
+
+
+class Swept(Protocol):
+    """A model that can be swept."""
+
+    name: str
+    layers: list[int]
+    """Numbers of the layers in `States.hidden`."""
+
+    def states(self, concepts: ConceptSet) -> States:
+        """Read all prompts of a set."""
+
+    def first_tokens(self, concepts: ConceptSet) -> list[int]:
+        """The outcome that each label begins with."""
+
+
+def same_length(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Numbers of prompts, in batches of one length: so none is padded."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for _, group in groupby(order, key=lambda number: len(prompts[number])):
+        numbers = list(group)
+        yield from (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))
+
+
+class SweptRun:
+    """A merged run: an autoregressive language model, or a classifier of images.
+
+    The states are those of the slot from which the answer is read: of a text the last one, of an image the
+    code's token. They are taken along the chain as the model is used, each block at its own level.
+
+    Raises:
+        ConfigError: its architecture neither continues texts nor classifies.
+        ShardError: the run is not merged, or damaged.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.model = MergedModel.of_run(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.plan = self.model.run_plan
+        self.name = self.plan.config.name
+        kind = architecture(self.plan.config.model.arch)
+        self.text = kind.likelihood == "next_token"
+        if not self.text and not kind.classifies:
+            raise ConfigError(
+                f"model.arch={self.plan.config.model.arch} neither predicts a next token nor classifies: dbtrain sweep "
+                "has no behaviour to compare its layers with"
+            )
+        self.layers = list(range(1, self.plan.config.model.depth + 1))
+        self.data = self.plan.data()
+
+    def classes(self) -> ConceptSet:
+        """The classes of a classifier as a concept set without an order, whose prompts are test images.
+
+        Raises:
+            ConfigError: it is a language model, or there are too few classes.
+        """
+        names = list(self.plan.class_names) or [str(n) for n in range(int(self.plan.shape["classes"]))]
+        if self.text or len(names) < 4:
+            raise ConfigError(f"{self.name} has {len(names)} classes: a sweep needs at least 4")
+        return ConceptSet(name="classes", labels=names, order="none", templates=["{}"])
+
+    def states(self, concepts: ConceptSet) -> States:
+        """Read the prompts of a set, or the test images of the classes that it names."""
+        return self._texts(concepts) if self.text else self._images(concepts)
+
+    def first_tokens(self, concepts: ConceptSet) -> list[int]:
+        """Of a classifier, the numbers of the classes."""
+        if not self.text:
+            return [self.classes().labels.index(label) for label in concepts.labels]
+        return [int(self._tokenizer().encode(f" {label}")[0]) for label in concepts.labels]
+
+    def _tokenizer(self) -> Any:
+        split = self.data.test
+        assert isinstance(split, TokenWindows), "an architecture with likelihoods reads texts"
+        return split.tokenizer
+
+    def _texts(self, concepts: ConceptSet) -> States:
+        prompts = concepts.prompts()
+        tokens = [[int(token) for token in self._tokenizer().encode(text)] for _, _, text in prompts]
+        longest, window = max(map(len, tokens)), int(self.plan.shape["length"])
+        if longest >= window:
+            raise ConfigError(f"a prompt of {concepts.name} has {longest} tokens, and {self.name} reads {window - 1}")
+        hidden: dict[int, Floats] = {}
+        chances: dict[int, Floats] = {}
+        for numbers in same_length(tokens):
+            # one slot more: its answer is what follows the prompt, and the token in it is never looked at
+            batch = {"tokens": torch.tensor([[*tokens[n], 0] for n in numbers], device=self.model.device)}
+            states, output = self._walk(batch, len(numbers))
+            for place, number in enumerate(numbers):
+                hidden[number] = states[place]
+                chances[number] = output[place, -1]
+        return _stacked(hidden, chances, prompts)
+
+    def _images(self, concepts: ConceptSet) -> States:
+        names, split = self.classes().labels, self.data.test
+        if unknown := [label for label in concepts.labels if label not in names]:
+            raise ConfigError(f"{concepts.name} has the label {unknown[0]!r}: the classes are {', '.join(names)}")
+        every = split.batch(torch.arange(len(split)), torch.device("cpu"))["label"]
+        hidden: dict[int, Floats] = {}
+        chances: dict[int, Floats] = {}
+        prompts: list[tuple[int, int, str]] = []
+        for number, label in enumerate(concepts.labels):
+            chosen = torch.nonzero(every == names.index(label)).flatten()[:IMAGES]
+            if not len(chosen):
+                raise ConfigError(f"the test split of {self.name} has no image of the class {label!r}")
+            states, output = self._walk(split.batch(chosen, self.model.device), len(chosen))
+            for place in range(len(chosen)):
+                hidden[len(prompts)], chances[len(prompts)] = states[place], output[place]
+                prompts.append((number, place, label))
+        return _stacked(hidden, chances, prompts, paired=False)
+
+    @torch.no_grad()
+    def _walk(self, batch: dict[str, Tensor], count: int) -> tuple[Floats, Floats]:
+        """(states (n, layers, width), distributions (n, ..., outcomes)) of one batch along the chain."""
+        seen: dict[int, Tensor] = {}
+        with _watched(self.model.blocks, seen, -1 if self.text else 0):
+            evaluations = self.model.evaluations(batch, self.model.draws(torch.arange(count)))
+        output = evaluations[-1].output.float().softmax(dim=-1)
+        states = torch.stack([seen[layer - 1] for layer in self.layers], dim=1)
+        return states.double().cpu().numpy(), output.double().cpu().numpy()
+
+
+@contextmanager
+def _watched(blocks: Sequence[BlockModel], seen: dict[int, Tensor], slot: int) -> Iterator[None]:
+    """Keep what every layer gives at one slot; of a layer that is applied again, the last."""
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            seen[layer] = output[:, slot].float()
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(keep(int(number))) for block in blocks for number, layer in block.layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stacked(
+    hidden: dict[int, Floats],
+    chances: dict[int, Floats],
+    prompts: Sequence[tuple[int, int, str]],
+    paired: bool = True,
+) -> States:
+    count = range(len(prompts))
+    return States(
+        hidden=np.stack([hidden[n] for n in count]),
+        chances=np.stack([chances[n] for n in count]),
+        labels=np.array([label for label, _, _ in prompts]),
+        templates=np.array([template for _, template, _ in prompts]),
+        paired=paired,
+    )

@@ -1,0 +1,65 @@
+"""What is swept, by its path: a run or a Hugging Face folder; and where the result is kept."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.kept import keep
+from dbtrain.evaluation.sweep.concepts import ConceptSet, concept_sets
+from dbtrain.evaluation.sweep.figure import png
+from dbtrain.evaluation.sweep.foreign import SweptFolder
+from dbtrain.evaluation.sweep.hidden import Swept, SweptRun
+from dbtrain.evaluation.sweep.sweep import SWEEP, Sweep, record
+from dbtrain.run.run import Run
+from dbtrain.shards.manifest import MANIFEST
+
+PICTURE = "sweep.png"
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder in the layout of `transformers`, and no run."""
+    here = Path(path)
+    return (here / "config.json").is_file() and not (here / MANIFEST).exists() and not (here / "merged").exists()
+
+
+def open_model(path: str, asked: Sequence[str] | None, usual: Sequence[str]) -> tuple[Swept, list[ConceptSet]]:
+    """The model at a path, and the concept sets to ask it about.
+
+    Args:
+        path: of a run or a folder.
+        asked: names or files of concept sets; None for `usual`, or the classes of a classifier.
+        usual: sets for a language model.
+
+    Raises:
+        ConfigError: it is neither, or a concept set is wrong.
+        ShardError: the run is not merged, or damaged.
+    """
+    given = concept_sets(asked or ())
+    if is_folder(path):
+        return SweptFolder(Path(path)), given or concept_sets(usual)
+    model = SweptRun(Run.at(path))
+    if given:
+        return model, given
+    return model, concept_sets(usual) if model.text else [model.classes()]
+
+
+def keep_sweep(path: str, found: Sweep, to: Path | None) -> str:
+    """Write sweep.json and a picture of it, which `dbtrain report` shows of a run; says where.
+
+    Raises:
+        ConfigError: the file cannot be written.
+        ShardError: the run cannot be written.
+    """
+    if to is None and not is_folder(path):
+        run = Run.at(path)
+        keep(run, SWEEP, record(found), "the correlations")
+        run.store.write(PICTURE, png(found))
+        return run.store.where(SWEEP)
+    file = to or Path(f"{found.model}-{SWEEP}")
+    try:
+        file.write_text(json.dumps(record(found), indent=1) + "\n")
+        file.with_suffix(".png").write_bytes(png(found))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another place with --to") from error
+    return str(file)

@@ -1,0 +1,114 @@
+"""What happened to a block, from the events of its attempts: its losses by step, and when it was trained."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dbtrain.coordinator.exit_reasons import KILLED, in_words
+from dbtrain.errors import ShardError
+from dbtrain.run.run import RunBlock
+from dbtrain.telemetry.events import COORDINATOR, EventTail, read_events
+
+FINE = ("done", "stopped", "running")
+"""Ends of an attempt that are no fault."""
+LOST = "lost"
+"""Outcome of an attempt whose workers went without a word."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a block."""
+
+    number: int
+    start: float
+    """Seconds since the epoch, as all times here."""
+    end: float
+    """Of its last word, if it has not told how it ended."""
+    outcome: str
+    """``done``, ``stopped``, ``failed``, ``crashed``, ``fenced``, ``lost`` or ``running``."""
+    reason: str
+    """Why it ended so, '' where that goes without saying."""
+    first_step: int
+    """The step that it began from."""
+    last_step: int
+    commits: int
+
+    @property
+    def fault(self) -> bool:
+        """Whether it ended as nobody wanted."""
+        return self.outcome not in FINE
+
+
+@dataclass(frozen=True)
+class History:
+    """A block over all its attempts."""
+
+    name: str
+    """``block 2``, or ``branch``."""
+    losses: tuple[tuple[int, float], ...]
+    """(step, mean loss since the one before), rising; of steps that were repeated the newest."""
+    validation: tuple[tuple[int, float], ...]
+    """(step, loss on validation samples)."""
+    attempts: tuple[Attempt, ...]
+    told: tuple[str, ...] = ()
+    """What could not be read."""
+
+
+def history(block: RunBlock, running: bool) -> History:
+    """Read the events of a block.
+
+    Args:
+        block: of a run.
+        running: whether a command trains it now, so that an attempt without an end is no fault.
+    """
+    losses: dict[int, float] = {}
+    validation: dict[int, float] = {}
+    attempts, told = [], []
+    numbers = block.attempts
+    for number in numbers:
+        try:
+            events = read_events(block.attempt(number))
+            died = EventTail(block.attempt(number), COORDINATOR).read()
+        except ShardError as error:
+            told.append(str(error))
+            continue
+        losses |= dict(_losses(events, "step"))
+        validation |= dict(_losses(events, "validation"))
+        if events:
+            attempts.append(_attempt(number, events, died, running and number == numbers[-1]))
+    return History(block.name, _by_step(losses), _by_step(validation), tuple(attempts), tuple(told))
+
+
+def _losses(events: list[dict[str, Any]], kind: str) -> Iterator[tuple[int, float]]:
+    for event in events:
+        if event["event"] == kind and isinstance(event.get("step"), int) and isinstance(event.get("loss"), float):
+            yield event["step"], event["loss"]
+
+
+def _by_step(losses: dict[int, float]) -> tuple[tuple[int, float], ...]:
+    return tuple(sorted(losses.items()))
+
+
+def _attempt(number: int, events: list[dict[str, Any]], died: list[dict[str, Any]], running: bool) -> Attempt:
+    steps = [event["step"] for event in events if isinstance(event.get("step"), int)]
+    end = next((event for event in reversed(events) if event["event"] == "end"), None)
+    outcome, reason = _ending(end, died, running)
+    return Attempt(
+        number=number,
+        start=float(events[0]["t"]),
+        end=float((end or [*events, *died][-1])["t"]),
+        outcome=outcome,
+        reason=reason,
+        first_step=next((e["step"] for e in events if e["event"] == "ready" and isinstance(e.get("step"), int)), 0),
+        last_step=max(steps, default=0),
+        commits=sum(event["event"] == "commit" for event in events),
+    )
+
+
+def _ending(end: dict[str, Any] | None, died: list[dict[str, Any]], running: bool) -> tuple[str, str]:
+    """(outcome, reason): the workers' own word comes before the cluster's."""
+    if end is not None:
+        return str(end.get("outcome")), str(end.get("error") or end.get("reason") or "")
+    if died:
+        return LOST, in_words(str(died[-1].get("error")))
+    return ("running", "") if running else (LOST, f"it went without a word: {KILLED}")

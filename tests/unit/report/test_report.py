@@ -1,0 +1,221 @@
+"""The report of runs in all states: whole HTML that needs nothing, with the numbers of the run's files."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dbtrain.cli import app
+from dbtrain.report.facts import gather
+from dbtrain.report.page import page
+from dbtrain.report.verdict import judge
+from dbtrain.run.run import Run
+from dbtrain.shards.extension import Extension, Lengths
+from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, steps
+from tests.unit.small_runs import settled
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Reader(HTMLParser):
+    """Reads a page as a screen reader would: text, headings, tables and what refers to what."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.refers = [], [], [], []
+        self.headings, self.rows, self.text = [], [], []
+        self.feed(text)
+        assert self.open == [], f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.refers += (attrs.get("aria-labelledby") or "").split()
+        self.refers += [value[1:] for name, value in attrs.items() if name.endswith("href") and value.startswith("#")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append((self.open[-1], data))
+        if {"th", "td"} & set(self.open) and self.rows:
+            self.rows[-1][-1] += data.strip()
+
+
+def read(run):
+    facts = gather(run)
+    text = page(facts)
+    reader = Reader(text)
+    assert len(reader.ids) == len(set(reader.ids)) and set(reader.refers) <= set(reader.ids)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in reader.tags}
+    loads = [attrs.get("src") or attrs.get("xlink:href") or attrs.get("href") for _, attrs in reader.tags]
+    assert all(each.startswith(("#", "data:")) for each in loads if each)
+    assert not re.search(r"url\((?!#)|@import", text)
+    return reader, judge(facts), text
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A run with everything that a report can show but samples."""
+    run = finished(tmp_path)
+    evaluated(run)
+    measured(run)
+    ablation(run)
+    return run
+
+
+def test_a_finished_run_shows_the_numbers_of_its_files(whole):
+    reader, verdict, _ = read(whole)
+    losses = {tuple(row[:3]) for row in reader.rows if row[-1:] == ["boundary"] or len(row) == 5}
+    for point in whole.store.read_json("losses.json"):
+        assert (f"{point['level']:.4g}", str(point["block"]), f"{point['loss']:.5f}") in losses
+    assert ["mean over the chain", "81.25", "75.00"] in reader.rows and ["class 0", "50.00", "-"] in reader.rows
+    curve = [row for row in reader.rows if row[:1] == ["block 1"] and len(row) == 4]
+    assert ["block 1", "2", "0.1250", "0.2250"] in curve
+    attempts = [row for row in reader.rows if len(row) == 8]
+    assert [row[6] for row in attempts[1:]] == ["done", "lost", "done"] and "SIGKILL" in attempts[2][7]
+    assert ["paper", "2", "77", "1"] in reader.rows
+    assert verdict.headline.startswith("Done. 81.25 % accuracy")
+
+
+def test_a_page_can_be_read_without_seeing_it(whole):
+    reader, _, text = read(whole)
+    assert text.startswith("<!doctype html>") and ("html", {"lang": "en"}) in reader.tags
+    levels = [int(tag[1]) for tag, _ in reader.headings]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert {"header", "main", "footer", "section"} <= {tag for tag, _ in reader.tags}
+    figures = [attrs for tag, attrs in reader.tags if tag == "svg" and attrs.get("role") == "img"]
+    assert len(figures) >= 6 and all(attrs["aria-labelledby"] for attrs in figures)
+    assert sum(tag == "table" for tag, _ in reader.tags) >= len(figures)
+    assert "prefers-color-scheme: dark" in text and "#0101" not in text and "#0202" not in text
+
+
+def test_the_verdict_names_faults_and_the_block_that_is_behind(whole):
+    _, verdict, _ = read(whole)
+    said = {remark.about: remark for remark in verdict.remarks}
+    assert "block 1 (step 1, went on from 0)" in said["Faults"].text and "SIGKILL" in said["Faults"].text
+    assert "Block 1 is behind block 0" in said["Blocks"].text and said["Blocks"].tone == "warn"
+    assert said["Training"].tone == "good"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "word", "tone"), [(0.9, "worse than", "warn"), (0.6, "better than", "good"), (0.8, "level with", "good")]
+)
+def test_the_result_is_judged_beside_end_to_end(tmp_path, theirs, word, tone):
+    run, other = finished(tmp_path), finished(tmp_path, name="toy-end-to-end")
+    evaluated(run)
+    evaluated(other, {"test": {"mean": theirs}})
+    reader, verdict, _ = read(run)
+    assert f"81.25 % accuracy: {word} end to end ({100 * theirs:.2f})" in verdict.headline and verdict.tone == tone
+    assert ["end to end", "300.0M", "0:06", "0:10"] in [row[:4] for row in reader.rows]
+
+
+def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
+    reader, verdict, _ = read(Run.at(settled(tmp_path).url))
+    assert verdict.headline.startswith("Not finished.") and verdict.tone == "warn"
+    assert {"dbtrain sweep RUN", "dbtrain eval RUN", "dbtrain losses RUN", "dbtrain resume RUN"} <= set(reader.text)
+
+
+def test_a_failed_run_says_why_and_lets_no_error_write_html(tmp_path):
+    run = Run.at(settled(tmp_path).url)
+    evil = '<script>alert("1")</script> & <b>bold</b>'
+    failed(run, 1, evil)
+    steps(run, 1, 1, [(1, 2.0)], end="crashed", error=evil)
+    reader, verdict, text = read(run)
+    assert verdict.headline.startswith("Failed.") and verdict.tone == "bad"
+    assert "<script" not in text and "<b>bold" not in text and any(evil in part for part in reader.text)
+
+
+def test_damaged_files_are_told_on_the_page(tmp_path):
+    run = finished(tmp_path)
+    evaluated(run, {"test": "high"})
+    run.store.write("losses.json", b"[{")
+    with (run.block(0).attempt(1).path / "events.jsonl").open("ab") as events:
+        events.write(b'{"t": 1, "event": "st')
+    _, verdict, _ = read(run)
+    told = [remark.text for remark in verdict.remarks if remark.about == "Unreadable"]
+    assert len(told) == 2 and any("evaluation.json" in t and "dbtrain eval" in t for t in told)
+    assert verdict.headline.startswith("Done. Nobody has measured")
+
+
+def test_an_end_to_end_run_has_no_noise_to_show(tmp_path):
+    run = Run.at(settled(tmp_path, method="end_to_end", blocks=1).url)
+    reader, _, _ = read(run)
+    assert "Noise and its slices" not in {text for _, text in reader.headings}
+    assert "dbtrain losses RUN" not in reader.text
+
+
+def test_sixty_four_blocks_fit_on_a_page(tmp_path):
+    model = {"arch": "vit", "depth": 64, "dim": 12, "heads": 2, "patch": 4}
+    run = Run.at(settled(tmp_path, blocks=64, model=model).url)
+    for block in range(64):
+        steps(run, block, 1, [(1, 2.0), (2, 1.0 + block / 64)], end="" if block % 9 else "done")
+    reader, _, text = read(run)
+    assert sum(row[0] == "block 63" for row in reader.rows if row) >= 3 and len(text) < 3_000_000
+    assert "color-mix" in text
+
+
+def test_an_extension_is_on_the_time_line(tmp_path):
+    run = finished(tmp_path)
+    grown = Extension(1_790_000_015.0, "0.2.0", Lengths(2), Lengths(4), ())
+    config = {**run.manifest.config, "training": {**run.manifest.config["training"], "steps": 4}}
+    run.record(dataclasses.replace(run.manifest, config=config, extensions=(grown,)))
+    reader, verdict, _ = read(Run.at(run.store.url))
+    assert "extended" in [text.strip() for text in reader.text]
+    assert verdict.headline.startswith("Not finished.")
+
+
+def test_the_command_writes_the_page_and_refuses_in_one_line(tmp_path):
+    run, runner = finished(tmp_path), CliRunner()
+    done = runner.invoke(app, ["report", run.store.url])
+    assert done.exit_code == 0 and run.store.read_text("report.html").startswith("<!doctype html>")
+    assert "Done." in done.output and "report.html" in done.output
+    elsewhere = tmp_path / "page.html"
+    assert runner.invoke(app, ["report", run.store.url, "--to", str(elsewhere)]).exit_code == 0 and elsewhere.exists()
+    for wrong in (
+        [run.store.url, "--to", str(tmp_path / "no" / "page.html")],
+        [str(tmp_path / "nowhere")],
+        [str(tmp_path)],
+    ):
+        refused = runner.invoke(app, ["report", *wrong])
+        assert refused.exit_code != 0 and refused.exception.__class__ is SystemExit
+    run.store.write("run.json", b"{}")
+    assert runner.invoke(app, ["report", run.store.url]).exit_code == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
+def test_a_browser_shows_it_in_light_and_in_dark(whole, tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text(page(gather(whole)))
+    means = {}
+    for scheme, options in {"light": [], "dark": ["--blink-settings=preferredColorScheme=0"]}.items():
+        picture = tmp_path / f"{scheme}.png"
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,2400", *options]
+        command += [f"--user-data-dir={tmp_path / scheme}", f"--screenshot={picture}", file.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        with Image.open(picture) as image:
+            colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
+            grey = image.convert("L")
+            means[scheme] = sum(i * n for i, n in enumerate(grey.histogram())) / (grey.width * grey.height)
+        assert len(colours) > 100, "an empty page has one colour"
+    assert means["light"] > 200 and means["dark"] < 60
