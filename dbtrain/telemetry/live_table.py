@@ -19,7 +19,7 @@ from dbtrain.telemetry.rows import PHASES, STYLES, Row, duration, loss_of, most_
 BAR = 14
 """Characters of a block's bar."""
 WHOLE_BAR = 24
-"""Of the run's."""
+"""Characters of the run's bar."""
 CURVE = 10
 """Characters of the curve of a loss."""
 MOST_POINTS = 128
@@ -37,9 +37,9 @@ class Glyphs:
     full: str
     rest: str
     heights: str
-    """Rising."""
+    """Steps of a curve, the lowest first."""
     marks: Mapping[str, str]
-    """Before the name of a phase."""
+    """Stands before the name of a phase."""
 
 
 DRAWN = Glyphs("━", "╶", "▁▂▃▄▅▆▇█", {"done": "✓", "running": "●", "failed": "✕", "lost": "!", "placed": "○"})
