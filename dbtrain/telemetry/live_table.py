@@ -44,7 +44,7 @@ class Glyphs:
 
 DRAWN = Glyphs("━", "╶", "▁▂▃▄▅▆▇█", {"done": "✓", "running": "●", "failed": "✕", "lost": "!", "placed": "○"})
 ASCII = Glyphs("#", "-", ".:-=+*#@", {"done": "+", "running": ">", "failed": "x", "lost": "!", "placed": "o"})
-"""For terminals whose encoding has no more."""
+"""What is drawn with on terminals whose encoding has no more."""
 
 
 @dataclass
