@@ -51,7 +51,13 @@ def check_codebook(run_plan: RunPlan, source: WeightSource) -> None:
 
 
 def notes(run_plan: RunPlan, source: WeightSource) -> tuple[str, ...]:
-    """What differs without being wrong, as lines; none where the source tells nothing to compare."""
+    """What people should know of a source that can be taken, as lines."""
+    early = f"init.from={source.asked} is a model whose blocks were not done: {source.progress}"
+    return (*([early] if source.progress else []), *_differences(run_plan, source))
+
+
+def _differences(run_plan: RunPlan, source: WeightSource) -> tuple[str, ...]:
+    """What differs without being wrong; none where the source tells nothing to compare."""
     there, here = _config(source), run_plan.config
     if source.originals:  # another library's network has seen no code
         return ()

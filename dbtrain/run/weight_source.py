@@ -3,7 +3,7 @@
 import json
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -52,6 +52,8 @@ class WeightSource:
     """What the user called it, for messages."""
     originals: Mapping[str, str] = field(default_factory=dict)
     """Names in the files of a network of another library, by ours; empty where they are the same."""
+    progress: str = ""
+    """How far its blocks were trained, if they were not done."""
 
     @staticmethod
     def open(url: str) -> "WeightSource":
@@ -191,7 +193,8 @@ def _is_merged(store: Store) -> bool:
 def _of_merged(store: Store, url: str) -> WeightSource:
     merged = MergedDirectory(store)
     files = {row.file: row.sha256 for row in merged.blocks}
-    return _of_blocks(store, merged.manifest, files, merged.codebook(), url)
+    source = _of_blocks(store, merged.manifest, files, merged.codebook(), url)
+    return replace(source, progress=merged.progress)
 
 
 def _of_blocks(

@@ -16,6 +16,7 @@ from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run import newest
 from dbtrain.run.run import Run
+from dbtrain.run.weight_meaning import notes
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.local import LocalFiles
@@ -62,6 +63,9 @@ def test_nothing_starts_from_a_half_trained_model_of_a_run_without_being_asked_t
     merge_and_verify(run, now=True)
     with pytest.raises(ConfigError, match="is a run that is neither merged nor done"):
         WeightSource.open(run.store.url)
+    asked = WeightSource.open(run.merged.url)
+    told = f"init.from={run.merged.url} is a model whose blocks were not done: {PROGRESS}"
+    assert notes(run.plan, asked) == (told,)
 
 
 def test_the_merge_of_the_whole_run_takes_its_place(run):
