@@ -167,7 +167,16 @@ class LatentsConfig(Section):
     test: Share = 0.1
 
 
-PerChannel = tuple[float, ...] | Literal["measured"] | None
+def _by_channel(value: object) -> object:
+    if value is None or value == "measured":
+        return value
+    numbers = isinstance(value, (list, tuple)) and all(type(number) in (int, float) for number in value)
+    if not numbers or not value:
+        raise ValueError("must be a number for each channel, as in [0.1,0.2], or measured, or null")
+    return value
+
+
+PerChannel = Annotated[tuple[float, ...] | Literal["measured"] | None, BeforeValidator(_by_channel)]
 
 
 class EncodedConfig(Section):
