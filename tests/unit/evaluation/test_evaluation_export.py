@@ -14,6 +14,7 @@ from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data.encoded import as_encoded
 from dbtrain.evaluation.export.bundle import bundle
+from dbtrain.evaluation.export.card import _named
 from dbtrain.evaluation.export.write import ABLE, NETWORKS
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
@@ -234,6 +235,12 @@ def test_the_card_says_what_was_trained_on_what_and_who_answers_where(runs, tmp_
     assert f"| 1 | 1 | {edges[2]:.6g} | {edges[1]:.6g} | 2 | block-1.safetensors |" in text
     assert "source `digits`" in text and run.manifest.data_hash in text and "| chain | 0.2500 |" in text
     assert "from modeling import load, sample" in text and "not finished" not in text
+
+
+def test_the_card_names_data_without_its_folders():
+    assert _named({"source": "text", "path": "../home/me/texts"}) == ", `texts`"
+    assert _named({"source": "hf", "path": "someone/pictures"}) == ", `someone/pictures`"
+    assert _named({"source": "digits"}) == ""
 
 
 def test_the_code_of_the_card_runs(exported):
