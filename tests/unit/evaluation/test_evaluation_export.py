@@ -314,3 +314,27 @@ def test_what_the_bundler_does_not_understand_is_refused():
     clash = [("dbtrain.data.latents", "PIECE"), ("dbtrain.data.packed", "PIECE")]
     with pytest.raises(ValueError, match="PIECE is defined by dbtrain.data.(latents|packed) and by"):
         bundle(clash, "title", "")
+
+
+def test_a_tokenizer_of_hugging_face_goes_along(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["a", "b", "c", "d"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "words.json"))
+    (tmp_path / "text.txt").write_text(" ".join(words * 400))
+    data = {
+        "source": "text",
+        "path": str(tmp_path / "text.txt"),
+        "tokenizer": str(tmp_path / "words.json"),
+        "length": 8,
+    }
+    data["cache"] = str(tmp_path / "cache")
+    url = settled_alone(tmp_path, {"model": {**LLM, "arch": "masked_lm"}, "data": data, "noise": {}})
+    assert CliRunner().invoke(cli.app, ["export", url, "--to", str(tmp_path / "to")]).exit_code == 0
+    assert (tmp_path / "to" / "tokenizer.json").read_bytes() == (tmp_path / "words.json").read_bytes()
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["tokenizer"] == "words.json"
+    assert "Tokenizer.from_file('tokenizer.json')" in (tmp_path / "to" / "README.md").read_text()
+    (tmp_path / "words.json").unlink()
+    assert CliRunner().invoke(cli.app, ["export", url, "--to", str(tmp_path / "to")]).exit_code == 0
+    assert "`words.json`, which was not at hand" in (tmp_path / "to" / "README.md").read_text()
