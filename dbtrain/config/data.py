@@ -1,11 +1,13 @@
 """Section `data`: one class a source."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from dbtrain.config.section import Count, Positive, Section, Share
 
@@ -167,7 +169,17 @@ class LatentsConfig(Section):
     test: Share = 0.1
 
 
-PerChannel = tuple[float, ...] | Literal["measured"] | None
+def _by_channel(value: object) -> object:
+    if value is None or value == "measured":
+        return value
+    numbers = isinstance(value, (list, tuple)) and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+    if not numbers or not value:
+        # not a ValueError, which of a mapping would be one of a whole section
+        raise PydanticCustomError("by_channel", "must be numbers by channel, as in [0.1,0.2], or measured, or null")
+    return value
+
+
+PerChannel = Annotated[tuple[float, ...] | Literal["measured"] | None, BeforeValidator(_by_channel)]
 
 
 class EncodedConfig(Section):

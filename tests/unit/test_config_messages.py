@@ -18,6 +18,7 @@ from dbtrain.telemetry.trackers import check_installed
 from tests.unit.conftest import SMALL
 
 NEEDED = {
+    "encoded": {"path": "x"},
     "idx": {"path": "x"},
     "hf": {"path": "x", "classes": 3},
     "text": {"path": "x"},

@@ -1,6 +1,7 @@
 """The README.md of an exported folder: what was trained on what, how well it does, and how to use it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from dbtrain import __version__
@@ -119,7 +120,10 @@ def _scale(config: Mapping[str, Any]) -> list[str]:
 def _named(data: Mapping[str, Any]) -> str:
     """What the data is called, without the folders that it lies in."""
     path = data.get("path")
-    return f", `{path}`" if isinstance(path, str) else ""
+    if not isinstance(path, str):
+        return ""
+    of_hub = str(data["source"]).startswith("hf")
+    return f", `{path if of_hub else PurePath(path).name}`"
 
 
 def _text(config: Mapping[str, Any], file_is_there: bool) -> str:

@@ -214,8 +214,13 @@ def described(run_plan: RunPlan, merged: MergedDirectory) -> dict[str, Any]:
         "seed": config.seed,
         "shape": dict(run_plan.shape),
         "class_names": list(run_plan.class_names),
-        "tokenizer": merged.manifest.config["data"].get("tokenizer"),
+        "tokenizer": _last(merged.manifest.config["data"].get("tokenizer")),
     }
+
+
+def _last(path: str | None) -> str | None:
+    """The last part of a path; the rest is of a machine."""
+    return path and Path(path).name
 
 
 def _rows(run_plan: RunPlan, merged: MergedDirectory) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data.encoded import as_encoded
 from dbtrain.evaluation.export.bundle import bundle
+from dbtrain.evaluation.export.card import _named
 from dbtrain.evaluation.export.write import ABLE, NETWORKS
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
@@ -236,6 +237,12 @@ def test_the_card_says_what_was_trained_on_what_and_who_answers_where(runs, tmp_
     assert "from modeling import load, sample" in text and "not finished" not in text
 
 
+def test_the_card_names_data_without_its_folders():
+    assert _named({"source": "text", "path": "../home/me/texts"}) == ", `texts`"
+    assert _named({"source": "hf", "path": "someone/pictures"}) == ", `someone/pictures`"
+    assert _named({"source": "digits"}) == ""
+
+
 def test_the_code_of_the_card_runs(exported):
     text = (exported / "vit" / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
@@ -307,3 +314,27 @@ def test_what_the_bundler_does_not_understand_is_refused():
     clash = [("dbtrain.data.latents", "PIECE"), ("dbtrain.data.packed", "PIECE")]
     with pytest.raises(ValueError, match="PIECE is defined by dbtrain.data.(latents|packed) and by"):
         bundle(clash, "title", "")
+
+
+def test_a_tokenizer_of_hugging_face_goes_along(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["a", "b", "c", "d"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "words.json"))
+    (tmp_path / "text.txt").write_text(" ".join(words * 400))
+    data = {
+        "source": "text",
+        "path": str(tmp_path / "text.txt"),
+        "tokenizer": str(tmp_path / "words.json"),
+        "length": 8,
+    }
+    data["cache"] = str(tmp_path / "cache")
+    url = settled_alone(tmp_path, {"model": {**LLM, "arch": "masked_lm"}, "data": data, "noise": {}})
+    assert CliRunner().invoke(cli.app, ["export", url, "--to", str(tmp_path / "to")]).exit_code == 0
+    assert (tmp_path / "to" / "tokenizer.json").read_bytes() == (tmp_path / "words.json").read_bytes()
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["tokenizer"] == "words.json"
+    assert "Tokenizer.from_file('tokenizer.json')" in (tmp_path / "to" / "README.md").read_text()
+    (tmp_path / "words.json").unlink()
+    assert CliRunner().invoke(cli.app, ["export", url, "--to", str(tmp_path / "to")]).exit_code == 0
+    assert "`words.json`, which was not at hand" in (tmp_path / "to" / "README.md").read_text()
