@@ -18,10 +18,14 @@ DEPTH = {"hf_vit": "num_hidden_layers", "hf_llama": "num_hidden_layers", "hf_dit
 SETTINGS = {"hf_vit": VIT, "hf_llama": LLAMA, "hf_dit": DIT, "hf_wan": WAN}
 
 
-def planned(arch, config, overrides=(), **model):
+def configured(arch, config, overrides=(), **model):
     base = {**BASE, **(TEXT if arch == "hf_llama" else {}), "model": {"arch": arch, "config": config, **model}}
     base |= {"noise": RANGE} if arch in ("hf_vit", "hf_llama") else {}
-    chosen = load_config(None, list(overrides), base=base)
+    return load_config(None, list(overrides), base=base)
+
+
+def planned(*given, **model):
+    chosen = configured(*given, **model)
     return plan_run(chosen, load_data(chosen), None)
 
 
@@ -38,18 +42,14 @@ def settings(arch, **changes):
 
 @pytest.mark.parametrize("arch", SETTINGS)
 def test_the_keys_of_the_class_the_file_and_the_folder_are_the_same_network(arch, tmp_path):
-    written = planned(arch, settings(arch))
+    written = configured(arch, settings(arch))
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**settings(arch), "_name_or_path": "/home/somebody/secret"}))
-    kept = written.config.model.model_dump()
-    assert (
-        planned(arch, str(file)).config.model.model_dump()
-        == kept
-        == planned(arch, str(tmp_path)).config.model.model_dump()
-    )
-    assert written.config.model.depth == 2 and "secret" not in json.dumps(kept)
-    again = load_config(None, base=written.config.model_dump(mode="json"))
-    assert again.content_hash() == written.config.content_hash()
+    kept = written.model.model_dump()
+    assert configured(arch, str(file)).model.model_dump() == configured(arch, str(tmp_path)).model.model_dump() == kept
+    assert written.model.depth == 2 and "secret" not in json.dumps(kept)
+    again = load_config(None, base=written.model_dump(mode="json"))
+    assert again.content_hash() == written.content_hash()
 
 
 def test_the_depth_may_be_another_and_overrides_reach_the_settings():

@@ -1,5 +1,7 @@
 """Networks of diffusers and transformers in blocks: the four promises of DESIGN, section 8, for each class."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from dbtrain.method.parametrisation import Tokens, VpEps
 from dbtrain.method.split import global_name, split_evenly
 from dbtrain.models.adapters.names import is_added, original_name, our_name
 from dbtrain.models.adapters.timesteps import TimeSteps
+from dbtrain.models.adapters.told import lines
 from tests.unit.models.originals import CASES, CLASSES, DEPTH, VOCABULARY, arch_of, batch, block, original
 
 STEM = {"stem.added.code.weight", "stem.added.code.bias"}
@@ -115,11 +118,9 @@ def test_every_parameter_of_every_block_gets_a_gradient(case, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if ADDITIONS[case] & STEM])
 def test_the_start_is_the_original_and_the_level_and_code_are_learned_from_it(case, precision):
     """At zero the output does not depend on level and code; what tells it gets a gradient at the first step."""
-    if not ADDITIONS[case] & STEM:
-        pytest.skip("it has a time of its own")
     model = block(case)
     BlockObjective(model, range(DEPTH), 0.3, 0.9, precision)(batch(case), torch.tensor(5), torch.arange(4)).backward()
     assert model.get_parameter("stem.added.code.weight").grad.any()
@@ -236,3 +237,22 @@ def test_a_block_makes_no_other_layers_and_on_meta_nothing_at_all(case):
     model = block(case, range(2, 3), device="meta")
     assert list(model.layers) == ["2"] and all(p.is_meta for p in model.parameters())
     assert arch_of(case) in ("hf_vit", "hf_dit", "hf_wan", "hf_llama")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_tells_how_the_original_is_cut_and_every_addition(case, tmp_path):
+    model = block(case, range(1, 3))
+    cut, added = lines(model)
+    name = type(original(case, tmp_path)).__name__
+    assert cut.startswith(
+        f"{name}: its layers are {model.stack.layers}.0 to {model.stack.layers}.{DEPTH - 1}, its head"
+    )
+    assert all(part in cut for part in model.stack.head)
+    told = {name.replace(f"layers.{i}.", "layers.N.") for i in range(DEPTH) for name in ADDITIONS[case]}
+    told = {name for name in told if not name.startswith("layers.") or name.startswith("layers.N.")}
+    assert all(f"{name} (" in added for name in told)
+    assert told or added == f"{name}: nothing is added to its parameters"
+
+
+def test_of_a_network_of_ours_the_plan_tells_nothing():
+    assert list(lines(SimpleNamespace(stack=None))) == []
