@@ -95,16 +95,20 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="Of the softmax; 0 takes the likeliest each time.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
     now: Now = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Also keep it in RUN/texts.json, for the report.")] = False,
 ) -> None:
     """Continue a text with the merged model of a run."""
     from dbtrain.evaluation.merged_model import model_of, progress_of
     from dbtrain.evaluation.text.generate import generate_text
+    from dbtrain.evaluation.text.kept_texts import KeptText, keep_text
     from dbtrain.run.run import Run
 
     of = Run.at(run)
     with model_of(of, now) as merged:
         text, progress = generate_text(of, prompt, length, temperature, seed, merged), progress_of(of, merged)
     print(prompt + text)
+    if keep:
+        keep_text(of, KeptText(prompt, text, temperature, seed, progress))
     if progress:
         say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
 

@@ -212,6 +212,12 @@ def _samples(facts: Facts) -> Section | Missing | None:
             facts.picture, f"Grid of samples drawn from the merged model of {facts.name}, the classes in turn"
         )
         return Section("samples", "Samples", "Drawn from noise by the merged model, the classes in turn.", image)
+    if facts.texts:
+        rows = tuple((text.prompt, text.text, f"{text.temperature:g}", str(text.seed)) for text in facts.texts)
+        table = Table("Texts", ("prompt", "went on with", "temperature", "seed"), rows)
+        return Section("samples", "Samples", "Written by the merged model; not chosen.", tables=(table,), open=True)
+    if kind.continues:
+        return Missing("A text that it writes", "dbtrain generate RUN --keep")
     return Missing("Samples", "dbtrain sample RUN") if kind.samples else None
 
 
