@@ -148,6 +148,7 @@ def report(
     to: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/report.html.")] = None,
 ) -> None:
     """Write one HTML page about a run, finished or not: verdict, curves, noise, costs, what went wrong."""
+    from dbtrain.coordinator.status import preparation
     from dbtrain.report.facts import gather
     from dbtrain.report.page import write_page
     from dbtrain.report.verdict import judge
@@ -156,6 +157,9 @@ def report(
 
     of, console = Run.at(run), make_console()
     check_run_path(of.store)
+    if under_way := preparation(of):
+        say(console, under_way)
+        return
     facts = gather(of)
     where = write_page(of, facts, to)
     say(console, judge(facts).headline)

@@ -157,9 +157,10 @@ def test_a_failed_run_says_why_and_lets_no_error_write_html(tmp_path):
     run = Run.at(settled(tmp_path).url)
     evil = '<script>alert("1")</script> & <b>bold</b>'
     failed(run, 1, evil)
-    steps(run, 1, 1, [(1, 2.0)], end="crashed", error=evil)
+    steps(run, 1, 1, [(1, 2.0), (2, float("nan")), (3, float("inf"))], end="crashed", error=evil)
     reader, verdict, text = read(run)
     assert verdict.headline.startswith("Failed.") and verdict.tone == "bad"
+    assert "nan" not in re.sub(r"<[^>]*>", "", text).lower().split() and 'points="nan' not in text
     assert "<script" not in text and "<b>bold" not in text and any(evil in part for part in reader.text)
 
 
