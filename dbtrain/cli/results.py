@@ -93,16 +93,20 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the tokens that are drawn.")] = 0,
     now: Now = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Also keep it in RUN/texts.json, for the report.")] = False,
 ) -> None:
     """Continue a text with the merged model of a run."""
     from dbtrain.evaluation.merged_model import model_of, progress_of
     from dbtrain.evaluation.text.generate import generate_text
+    from dbtrain.evaluation.text.kept_texts import KeptText, keep_text
     from dbtrain.run.run import Run
 
     of = Run.at(run)
     with model_of(of, now) as merged:
         text, progress = generate_text(of, prompt, length, temperature, seed, merged), progress_of(of, merged)
     print(prompt + text)
+    if keep:
+        keep_text(of, KeptText(prompt, text, temperature, seed, progress))
     if progress:
         say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
 
@@ -178,6 +182,7 @@ def report(
     to: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/report.html.")] = None,
 ) -> None:
     """Write one HTML page about a run, finished or not: verdict, curves, noise, costs, what went wrong."""
+    from dbtrain.coordinator.status import preparation
     from dbtrain.report.facts import gather
     from dbtrain.report.page import write_page
     from dbtrain.report.verdict import judge
@@ -186,6 +191,9 @@ def report(
 
     of, console = Run.at(run), make_console()
     check_run_path(of.store)
+    if under_way := preparation(of):
+        say(console, under_way)
+        return
     facts = gather(of)
     where = write_page(of, facts, to)
     say(console, judge(facts).headline)

@@ -22,6 +22,7 @@ from dbtrain.evaluation.kept import kept
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.metrics import METRICS, Metric
 from dbtrain.evaluation.sweep.sweep import SWEEP, Sweep
+from dbtrain.evaluation.text.kept_texts import KeptText, kept_texts
 from dbtrain.experiments.baseline import KINDS, training_flops
 from dbtrain.report.history import History, history
 from dbtrain.run.plan import RunPlan, read_plan
@@ -129,6 +130,8 @@ class Facts:
     losses: tuple[Point, ...]
     picture: str | None
     """samples.png in base64."""
+    texts: tuple[KeptText, ...]
+    """That it wrote, newest first."""
     ablation: tuple[Setting, ...]
     sweep: Sweep | None
     merged: bool
@@ -181,6 +184,7 @@ def gather(run: Run) -> Facts:
         density=reader.attempt(lambda: _density(plan), None) if plan else None,
         losses=reader.attempt(lambda: _losses(run), ()),
         picture=reader.attempt(lambda: _picture(run), None),
+        texts=reader.attempt(lambda: tuple(reversed(kept_texts(run))), ()),
         ablation=reader.attempt(lambda: _ablation(run), ()),
         sweep=reader.attempt(lambda: kept(run, SWEEP, Sweep, "dbtrain sweep"), None),
         merged=run.merged.exists("config.json"),

@@ -1,5 +1,6 @@
 """What happened to a block, from the events of its attempts: its losses by step, and when it was trained."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,13 @@ def history(block: RunBlock, running: bool) -> History:
 
 def _losses(events: list[dict[str, Any]], kind: str) -> Iterator[tuple[int, float]]:
     for event in events:
-        if event["event"] == kind and isinstance(event.get("step"), int) and isinstance(event.get("loss"), float):
-            yield event["step"], event["loss"]
+        if event["event"] != kind:
+            continue
+        step, loss = event.get("step"), event.get("loss")
+        if (
+            isinstance(step, int) and isinstance(loss, float) and math.isfinite(loss)
+        ):  # the one before a failure may not be
+            yield step, loss
 
 
 def _by_step(losses: dict[int, float]) -> tuple[tuple[int, float], ...]:

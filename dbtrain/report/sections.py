@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.report import label
-from dbtrain.evaluation.sweep.sweep import lines
-from dbtrain.report import plots
+from dbtrain.models.registry import architecture
+from dbtrain.report import beyond, plots
 from dbtrain.report.drawing import css_colour
-from dbtrain.report.facts import Evaluation, Facts, Rival, Setting
+from dbtrain.report.facts import Evaluation, Facts, Rival
+from dbtrain.report.parts import Missing, Section, Table
 from dbtrain.report.verdict import main_readout
 from dbtrain.telemetry.console import duration, size
 
@@ -19,36 +19,6 @@ MOST_BARS = 16
 """Blocks that a figure of memory shows, and up to which the table of blocks is open."""
 MOST_CELLS = 60
 """Steps of a curve that its table shows, evenly chosen; the page would be mostly numbers otherwise."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of a figure."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str | Markup, ...], ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page; `name` is unique and its anchor."""
-
-    name: str
-    title: str
-    words: str
-    figure: Markup | None = None
-    tables: tuple[Table, ...] = ()
-    open: bool = False
-    """Whether the tables are shown at once."""
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What was not measured, and the command that measures it."""
-
-    what: str
-    command: str
 
 
 def sections(facts: Facts) -> tuple[list[Section], list[Missing]]:
@@ -62,9 +32,9 @@ def sections(facts: Facts) -> tuple[list[Section], list[Missing]]:
         _samples(facts),
         _costs(facts),
         _time(facts),
-        _sweep(facts),
-        _similarity(facts),
-        _ablation(facts),
+        beyond.sweep(facts),
+        beyond.similarity(facts),
+        beyond.ablation(facts),
     ]
     return [one for one in made if isinstance(one, Section)], [one for one in made if isinstance(one, Missing)]
 
@@ -204,14 +174,18 @@ def _levels(facts: Facts) -> Section | Missing | None:
 
 
 def _samples(facts: Facts) -> Section | Missing | None:
-    from dbtrain.models.registry import architecture
-
     kind = architecture(facts.config.model.arch)
     if facts.picture:
         image = Markup('<img class="samples" src="data:image/png;base64,{}" alt="{}">').format(
             facts.picture, f"Grid of samples drawn from the merged model of {facts.name}, the classes in turn"
         )
         return Section("samples", "Samples", "Drawn from noise by the merged model, the classes in turn.", image)
+    if facts.texts:
+        rows = tuple((text.prompt, text.text, f"{text.temperature:g}", str(text.seed)) for text in facts.texts)
+        table = Table("Texts", ("prompt", "went on with", "temperature", "seed"), rows)
+        return Section("samples", "Samples", "Written by the merged model; not chosen.", tables=(table,), open=True)
+    if kind.continues:
+        return Missing("A text that it writes", "dbtrain generate RUN --keep")
     return Missing("Samples", "dbtrain sample RUN") if kind.samples else None
 
 
@@ -262,74 +236,3 @@ def _time(facts: Facts) -> Section | Missing:
     extended = [when for when, _, _ in facts.extended]
     figure = plots.time_line(facts.histories, extended, began)
     return Section("time", "Attempts and faults", words, figure, (Table("Attempts", head, rows),))
-
-
-def _sweep(facts: Facts) -> Section | Missing | None:
-    from dbtrain.models.registry import architecture
-
-    kind, found = architecture(facts.config.model.arch), facts.sweep
-    if found is None:
-        can = kind.classifies or kind.likelihood == "next_token"
-        return Missing("How concepts lie in the layers", "dbtrain sweep RUN") if can else None
-    told: list[str] = []
-    lines(found, told.append)
-    rows = tuple(
-        (
-            one.name, str(row.layer), f"{row.r:.3f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.p:.4f}",
-            f"{row.spearman:.3f}", _optional(row.order_r), _optional(row.order_p), _optional(row.probe),
-        )
-        for one in found.sets
-        for row in one.layers
-    )  # fmt: skip
-    head = ("concepts", "layer", "r", "95 % interval", "p", "spearman", "r with order", "its p", "probe")
-    words = "How far distances between concepts in each layer agree with those of the answers. A filled dot: "
-    words += "the layer has the concepts' order, as the answers have, corrected for the number of layers. "
-    words += " ".join(f"{line[:1].upper()}{line[1:]}." for line in told)
-    return Section("sweep", "Inside the layers", words, plots.sweep(found), (Table("By layer", head, rows),))
-
-
-def _similarity(facts: Facts) -> Section | None:
-    pairs = facts.sweep.beside if facts.sweep else []
-    if not pairs:
-        return None
-    head = ("layer", *(f"{pair.one} and {pair.two}" for pair in pairs))
-    rows = tuple(
-        (str(layer), *(f"{pair.cka[place]:.3f} ({pair.permuted[place]:.3f})" for pair in pairs))
-        for place, layer in enumerate(pairs[0].layers)
-    )
-    words = "CKA of the states of the same layer on the same prompts: 1 is the same geometry. "
-    words += "Dotted, the greatest of 19 with permuted labels: no more than that is alike but for the labels."
-    return Section("similarity", "The same geometry?", words, plots.similarity(pairs), (Table("CKA", head, rows),))
-
-
-def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _ablation(facts: Facts) -> Section | Missing:
-    found = facts.itself.evaluation
-    if not facts.ablation:
-        return Missing("Other numbers of blocks", "dbtrain ablate CONFIG")
-    name = facts.config.evaluation.readout
-    factor = 100 if found is not None and found.row.percent else 1
-    lines: dict[str, list[tuple[int, float, float]]] = {}
-    for row in facts.ablation:
-        score = _of(row, name)
-        series = row.ranges if row.partition == "even" else f"{row.ranges}, {row.partition}"
-        lines.setdefault(series, []).append(
-            (row.blocks, factor * (score["mean"] or 0.0), factor * (score["std"] or 0.0))
-        )
-    series_of = [(series, sorted(points)) for series, points in lines.items()]
-    rows = tuple((s, str(blocks), f"{mean:.4g}", f"{std:.2g}") for s, p in series_of for blocks, mean, std in p)
-    what = found.row.label if found is not None else "score"
-    table = Table("Mean and deviation over the seeds", ("ranges", "blocks", f"test {what}", "deviation"), rows)
-    seeds = len(facts.ablation[0].seeds)
-    words = f"The same configuration with other numbers of blocks; {seeds} seed(s) each."
-    return Section(
-        "ablation", "Ablation", words, plots.quality_by_blocks(series_of, f"test {what}"), (table,), open=False
-    )
-
-
-def _of(row: Setting, readout: str) -> dict[str, float | None]:
-    test = row.scores["test"]
-    return test[readout] if readout in test else next(iter(test.values()))

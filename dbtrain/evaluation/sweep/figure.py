@@ -19,7 +19,8 @@ def draw(diagram: Axes, found: Sweep, colour: Callable[[int, int], str], ink: st
     """
     for number, one in enumerate(found.sets):
         own, layers = colour(number, len(found.sets)), [row.layer for row in one.layers]
-        diagram.fill_between(layers, [r.low for r in one.layers], [r.high for r in one.layers], color=own, alpha=0.15)
+        low, high = [row.low for row in one.layers], [row.high for row in one.layers]
+        diagram.fill_between(layers, low, high, color=own, alpha=0.15 if len(found.sets) <= 2 else 0.07, lw=0)
         diagram.plot(layers, [row.r for row in one.layers], color=own, label=one.name)
         for row in one.layers:
             diagram.plot([row.layer], [row.r], "o", ms=5, color=own, mfc=own if one.marked(row) else paper)

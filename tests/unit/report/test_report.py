@@ -1,6 +1,7 @@
 """The report of runs in all states: whole HTML that needs nothing, with the numbers of the run's files."""
 
 import dataclasses
+import io
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dbtrain.cli import app
+from dbtrain.evaluation.text.kept_texts import KeptText, keep_text
 from dbtrain.report.facts import gather
 from dbtrain.report.page import page
 from dbtrain.report.verdict import judge
@@ -136,13 +138,29 @@ def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
     assert {"dbtrain sweep RUN", "dbtrain eval RUN", "dbtrain losses RUN", "dbtrain resume RUN"} <= set(reader.text)
 
 
+def test_samples_are_shown_and_texts_escaped(tmp_path):
+    run = finished(tmp_path)
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, format="PNG")
+    run.store.write("samples.png", picture.getvalue())
+    reader, _, _ = read(run)
+    assert [attrs["alt"] for tag, attrs in reader.tags if tag == "img"] and ("h2", "Samples") in reader.headings
+    run.store.remove("samples.png")
+    for number in range(10):
+        keep_text(run, KeptText("Once <i>", f"upon {number} & so on", 1.0, number))
+    reader, _, text = read(run)
+    rows = [row for row in reader.rows if row[:1] == ["Once <i>"]]
+    assert [row[3] for row in rows] == [str(n) for n in range(9, 1, -1)] and "<i>" not in text
+
+
 def test_a_failed_run_says_why_and_lets_no_error_write_html(tmp_path):
     run = Run.at(settled(tmp_path).url)
     evil = '<script>alert("1")</script> & <b>bold</b>'
     failed(run, 1, evil)
-    steps(run, 1, 1, [(1, 2.0)], end="crashed", error=evil)
+    steps(run, 1, 1, [(1, 2.0), (2, float("nan")), (3, float("inf"))], end="crashed", error=evil)
     reader, verdict, text = read(run)
     assert verdict.headline.startswith("Failed.") and verdict.tone == "bad"
+    assert "nan" not in re.sub(r"<[^>]*>", "", text).lower().split() and 'points="nan' not in text
     assert "<script" not in text and "<b>bold" not in text and any(evil in part for part in reader.text)
 
 
