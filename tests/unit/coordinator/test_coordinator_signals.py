@@ -1,7 +1,12 @@
 """A worker keeps listening for warnings although Ray sets a handler of its own after ours."""
 
+import signal
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
+
+from dbtrain.coordinator.train import _stopping
 
 PROGRAM = """
 import os, signal, sys, threading, time
@@ -39,3 +44,24 @@ def test_a_warning_after_taking_over_is_a_request_and_ends_nothing() -> None:
 
 def test_without_taking_over_rays_handler_ends_the_process() -> None:
     assert _run("SIGTERM", False)[0] == 3
+
+
+def test_a_command_in_another_thread_leaves_signals_to_the_main_one():
+    """As a program that calls `dbtrain.train` from a thread, where Python refuses to set a handler."""
+    before = signal.getsignal(signal.SIGTERM)
+    seen, failed = [], []
+
+    def work():
+        try:
+            with _stopping(SimpleNamespace(stopping=False, stop=seen.append), lambda line: None):
+                seen.append(signal.getsignal(signal.SIGTERM))
+        except ValueError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failed == [] and seen == [before]
+    with _stopping(SimpleNamespace(stopping=False, stop=seen.append), lambda line: None):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
