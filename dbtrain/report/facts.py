@@ -199,7 +199,8 @@ def _losses(run: Run) -> tuple[Point, ...]:
 
 
 def _histories(run: Run, statuses: tuple[BlockStatus, ...]) -> tuple[History, ...]:
-    blocks = [*(run.branch.blocks if run.branch.exists else ()), *run.blocks]
+    # the branch last, so that a block has the same colour in all figures
+    blocks = [*run.blocks, *(run.branch.blocks if run.branch.exists else ())]
     running = {status.row.name: status.row.phase == Phase.RUNNING.value for status in statuses}
     return tuple(history(block, running.get(block.name, False)) for block in blocks)
 

@@ -45,8 +45,10 @@ def _blocks(facts: Facts) -> Section:
     rows = []
     for status in facts.statuses:
         row = status.row
-        number, block = histories.get(row.name, (0, None))
-        own = Markup('<span class="key" style="--key: {}"></span>{}').format(css_colour(number, count), row.name)
+        number, block = histories.get(row.name, (count, None))
+        own = Markup('<span class="key" style="--key: {}"></span>{}').format(
+            css_colour(number, max(count, number + 1)), row.name
+        )
         state = Markup('<span class="state {}">{}</span>').format(row.phase, row.phase)
         line = plots.spark([loss for _, loss in block.losses]) if block else Markup("")
         rows.append(

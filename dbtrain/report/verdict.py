@@ -76,8 +76,10 @@ def progress_of(facts: Facts) -> Remark:
     if working:
         return Remark("Training now.", "warn", f"{_names(working)} at work, {so_far}{_lengths(facts)}.")
     left = [row.name for row in rows if row.phase != Phase.DONE.value]
-    told = f"{_names(left)} of {len(rows)} are not done, {so_far}, and no command trains the run"
-    text = f"{told}: dbtrain resume RUN goes on."
+    text = (
+        f"{len(left)} of {len(rows)} are not done ({_names(left)}), {so_far}, and no command trains the run: dbtrain "
+    )
+    text += "resume RUN goes on."
     return Remark("Not finished.", "warn", text)
 
 

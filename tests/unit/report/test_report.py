@@ -176,6 +176,12 @@ def test_damaged_files_are_told_on_the_page(tmp_path):
     assert verdict.headline.startswith("Done. Nobody has measured")
 
 
+def test_a_branch_has_a_row_before_it_has_begun(tmp_path):
+    reader, verdict, _ = read(Run.at(settled(tmp_path, init={"branch": {"steps": 2}}, blocks=3).url))
+    assert [row[0] for row in reader.rows[1:5]] == ["branch", "block 0", "block 1", "block 2"]
+    assert "4 of 4 are not done" in verdict.remarks[0].text
+
+
 def test_an_end_to_end_run_has_no_noise_to_show(tmp_path):
     run = Run.at(settled(tmp_path, method="end_to_end", blocks=1).url)
     reader, _, _ = read(run)
