@@ -45,9 +45,9 @@ class NoiseConfig(Section):
     """Falling levels, blocks + 1, for `explicit`."""
     overlap: Annotated[float, Field(ge=0, le=1)] = 0.05
     """A block trains on levels beyond both ends of its slice, by this share of its (log) width."""
-    weighting: Literal["none", "edm", "clamp"] = "none"
+    weighting: Literal["none", "edm", "clamp", "eps"] = "none"
     """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2,
-    edm's but for a factor, at most 5."""
+    edm's but for a factor, at most 5; `eps`: 1/sigma^2, for networks that predict eps."""
     input_scaling: Literal["unit", "signal"] = "unit"
     shift: Positive = 1.0
     """Of a flow: k in t' = k t/(1 + (k - 1) t), which moves levels and steps towards the noise."""

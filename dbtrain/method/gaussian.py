@@ -19,7 +19,7 @@ LEVEL_STREAM = 0
 NOISE_STREAM = 1
 """Stream of the draws that makes the noise."""
 
-Weighting = Literal["none", "edm", "clamp"]
+Weighting = Literal["none", "edm", "clamp", "eps"]
 MOST_WEIGHT = 5.0
 """Greatest weight under `clamp`, where it is 1 at the most noise."""
 
@@ -30,7 +30,8 @@ class GaussianNoise:
     Args:
         distribution: distribution of the training levels over the whole range.
         sigma_data: standard deviation of one element of y, for the weights.
-        weighting: `none`; `edm` (L2 losses only); `clamp` (edm times sigma_data^2, at most `MOST_WEIGHT`).
+        weighting: `none`; `edm` (L2 losses only); `clamp` (edm times sigma_data^2, at most `MOST_WEIGHT`);
+            `eps` (L2 losses of networks that predict eps).
         per_position: one sigma for each position of (N, L, D) instead of one a sample.
     """
 
@@ -119,9 +120,12 @@ class GaussianNoise:
         """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`.
 
         Under `clamp` lambda * sigma_data^2 = 1 + sigma_data^2/sigma^2, at most `MOST_WEIGHT`.
+        Under `eps` it is 1/sigma^2, by which the loss of y is that of eps  # DDPM (Ho et al. 2020), eq. (14)
         """
         if self.weighting == "none":
             return torch.ones_like(level)
+        if self.weighting == "eps":
+            return level**-2
         if self.weighting == "clamp":
             # lambda itself is above the bound at every level for codes, whose 1/sigma_data^2 is their width
             return (1 + (self.sigma_data / level) ** 2).clamp(max=MOST_WEIGHT)

@@ -119,7 +119,7 @@ class NoiseSettings(Protocol):
     sigma_max: float
     sigma_data: float | None
     edges: tuple[float, ...] | None
-    weighting: Literal["none", "edm", "clamp"]
+    weighting: Literal["none", "edm", "clamp", "eps"]
     input_scaling: Literal["unit", "signal"]
     shift: float
     logit_mean: float

@@ -37,7 +37,7 @@ class DiTStack:
     natural_parametrisation: ClassVar[str] = "vp_eps"
     noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         # below the first of the betas' sigmas the network has no time
-        {"ranges": "paper", "weighting": "edm", "sigma_min": 0.0101}
+        {"ranges": "paper", "weighting": "eps", "sigma_min": 0.0101}
     )
 
     def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:

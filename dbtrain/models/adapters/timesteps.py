@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.errors import ConfigError
+from dbtrain.method.parametrisation import Betas, VpEps, log_sigmas
 
 KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 SCHEDULES = ("linear", "scaled_linear")
@@ -26,7 +27,7 @@ class TimeSteps:
     count: int = 1000
     start: float = 1e-4
     end: float = 0.02
-    schedule: str = "linear"
+    schedule: Betas = "linear"
 
     @staticmethod
     def of(value: Any) -> "TimeSteps":
@@ -54,17 +55,9 @@ class TimeSteps:
         return TimeSteps(count, float(start), float(end), schedule)
 
     def sigmas(self) -> Tensor:
-        """sqrt((1 - a)/a) with a the product of (1 - beta), rising, (count,) float64  # DDPM, section 2."""
-        power = 2 if self.schedule == "scaled_linear" else 1
-        ends = self.start ** (1 / power), self.end ** (1 / power)
-        betas = torch.linspace(*ends, self.count, dtype=torch.float64, device="cpu") ** power
-        kept = (1 - betas).cumprod(0)
-        return ((1 - kept) / kept).sqrt()
+        """The sigma of each index, rising, (count,) float64."""
+        return log_sigmas(self.schedule, self.start, self.end, self.count, torch.device("cpu")).exp()
 
     def index(self, level: Tensor) -> Tensor:
         """Index of each sigma (N,), between two steps by its logarithm; at most `count` - 1, at least 0."""
-        logs = self.sigmas().log().to(level.device)
-        wanted = level.double().log()
-        below = (torch.searchsorted(logs, wanted.contiguous(), right=True) - 1).clamp(0, self.count - 2)
-        share = (wanted - logs[below]) / (logs[below + 1] - logs[below])
-        return (below + share.clamp(0, 1)).to(level.dtype)
+        return VpEps(steps=self.count, betas=self.schedule, beta_start=self.start, beta_end=self.end).time(level)

@@ -27,6 +27,7 @@ def test_weights():
     edm = noise(weighting="edm").weight(s)
     assert edm.tolist() == pytest.approx([250_004, 8.0, 4.00015625], rel=1e-6)
     assert noise().weight(s).tolist() == [1, 1, 1]
+    assert noise(weighting="eps").weight(s).tolist() == pytest.approx([250_000, 4.0, 1 / 6400], rel=1e-6)
     assert noise(weighting="clamp").weight(s).tolist() == pytest.approx([5.0, 2.0, 1.0000390625], rel=1e-6)
 
 

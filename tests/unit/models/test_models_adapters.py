@@ -5,12 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dbtrain.method.gaussian import GaussianNoise
+from dbtrain.method.levels import LogNormal
 from dbtrain.method.objective import BlockObjective
 from dbtrain.method.parametrisation import Tokens, VpEps
 from dbtrain.method.split import global_name, split_evenly
 from dbtrain.models.adapters.names import is_added, original_name, our_name
 from dbtrain.models.adapters.timesteps import TimeSteps
 from dbtrain.models.adapters.told import lines
+from dbtrain.models.registry import architecture
 from tests.unit.models.originals import CASES, CLASSES, DEPTH, VOCABULARY, arch_of, batch, block, original
 
 STEM = {"stem.added.code.weight", "stem.added.code.bias"}
@@ -141,6 +144,16 @@ def test_the_time_of_a_ddpm_is_the_index_of_its_sigma_at_both_ends_and_every_edg
     assert (times.diff() < 0).all()
     below = times.floor().long()
     assert ((sigmas[below] <= edges) & (edges <= sigmas[(below + 1).clamp(max=999)])).all()
+
+
+def test_the_loss_of_a_dit_is_that_of_eps_as_it_was_trained():
+    model = block("hf_dit")
+    noise = GaussianNoise(LogNormal(-1.2, 1.2, 0.0101, 80.0), 0.5, architecture("hf_dit").noise_defaults["weighting"])
+    clean, eps, level = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([0.02, 1.0, 79.0])
+    noisy, predicted = clean + level[:, None, None, None] * eps, torch.randn(3, 1, 8, 8)
+    loss = model.loss(model.parametrisation.estimate(predicted, noisy, level), clean)
+    wanted = (predicted - eps).square().flatten(1).mean(dim=1)
+    assert torch.allclose(noise.weight(level) * loss, wanted, rtol=1e-3)
 
 
 def test_the_betas_are_those_of_diffusers_scheduler():
