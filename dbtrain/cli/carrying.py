@@ -71,6 +71,13 @@ def export(
     run: RunDirectory,
     to: Annotated[str, typer.Option("--to", help="Folder to make; an older export there is replaced.")],
     now: Now = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain",
+            help="Of a network of diffusers or transformers: each block as a folder that from_pretrained loads.",
+        ),
+    ] = False,
 ) -> None:
     """Write the merged model of a run into a folder that loads without dbtrain."""
     from dbtrain.evaluation.export.write import export_run
@@ -80,6 +87,7 @@ def export(
     console, of = make_console(), Run.at(run)
     with model_of(of, now) as merged, LiveView(console) as view:
         progress = progress_of(of, merged)
-        able = export_run(of, merged, to, progress, view.count)
+        able = export_run(of, merged, to, progress, view.count, plain)
     note = f"; its blocks are not done: {progress}" if progress else ""
-    say(console, f"exported into {to}: modeling.py offers load, {', '.join(able)}{note}")
+    offers = "README.md says how to load it" if plain else f"modeling.py offers {', '.join(['load', *able])}"
+    say(console, f"exported into {to}: {offers}{note}")

@@ -47,6 +47,27 @@ def card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def plain_card(
+    config: Mapping[str, Any],
+    manifest: Manifest,
+    loading: str,
+    scores: Mapping[str, Any] | None,
+    kinds: Mapping[str, str],
+) -> str:
+    """The text of the card of plain folders.
+
+    Args:
+        config: content of config.json.
+        manifest: as of :func:`card`.
+        loading: how the folders are loaded.
+        scores: as of :func:`card`.
+        kinds: names of the classes of noise and parametrisation.
+    """
+    figures = _figures(scores, "")
+    parts = [_front(config), loading, _routing(config), _training(config, manifest, kinds), figures]
+    return "\n\n".join(parts) + "\n"
+
+
 def _front(config: Mapping[str, Any]) -> str:
     blocks = len(config["blocks"])
     lines = [

@@ -15,7 +15,9 @@ from dbtrain.config.data import BUILT_IN_TOKENIZERS
 from dbtrain.data.tokenizers import TOKENIZER_FILE
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.export.bundle import Definition, bundle
-from dbtrain.evaluation.export.card import card
+from dbtrain.evaluation.export.card import card, plain_card
+from dbtrain.evaluation.export.plain import FORMAT as PLAIN_FORMAT
+from dbtrain.evaluation.export.plain import check_plain, described_plainly, plain_loading, write_plain
 from dbtrain.evaluation.export.routing import COMMON, FORMAT
 from dbtrain.evaluation.merged_model import load_model, merged_plan
 from dbtrain.method.interface import BlockModel
@@ -48,7 +50,9 @@ def load(folder: str | Path = Path(__file__).parent) -> RoutedBlocks:
 """.lstrip()
 
 
-def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", count: Count = silent) -> list[str]:
+def export_run(
+    run: Run, merged: MergedDirectory, to: str, progress: str = "", count: Count = silent, plain: bool = False
+) -> list[str]:
     """Write a merged model into a folder of its own; returns the functions that its file offers.
 
     Args:
@@ -57,6 +61,7 @@ def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", c
         to: the folder to make; an older export there is replaced when the new one is complete.
         progress: how far the blocks are trained that are not done, for the card; '' if all are.
         count: told how many blocks are written.
+        plain: each block as a folder of the class of another library that it is of.
 
     Raises:
         ConfigError: the folder holds something else, or the model cannot be used without this package.
@@ -67,11 +72,16 @@ def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", c
     folder = Path(to)
     _refuse_taken(folder)
     run_plan = merged_plan(merged)
-    _refuse_foreign(run_plan)
+    (check_plain if plain else _refuse_foreign)(run_plan)
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
     try:
-        _write_weights(Store(building), run_plan, merged, count)
-        _write_rest(Store(building), run, run_plan, merged, progress)
+        if plain:
+            building.mkdir()
+            library = write_plain(building, run_plan, merged, count)
+            _write_plain_rest(Store(building), run, run_plan, merged, progress, library)
+        else:
+            _write_weights(Store(building), run_plan, merged, count)
+            _write_rest(Store(building), run, run_plan, merged, progress)
         if folder.exists():
             shutil.rmtree(folder)
         building.rename(folder)
@@ -79,7 +89,7 @@ def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", c
         raise ShardError(f"--to {folder} cannot be written ({error.strerror}): choose another place") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return abilities(run_plan)
+    return [] if plain else abilities(run_plan)
 
 
 def abilities(run_plan: RunPlan) -> list[str]:
@@ -104,7 +114,7 @@ def _is_export(folder: Path) -> bool:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+    return isinstance(content, dict) and content.get("format") in (FORMAT, PLAIN_FORMAT)
 
 
 def _refuse_foreign(run_plan: RunPlan) -> None:
@@ -113,7 +123,8 @@ def _refuse_foreign(run_plan: RunPlan) -> None:
     if own_architecture(arch) or architecture(arch).__module__.rpartition(".")[0] != NETWORKS:
         raise ConfigError(
             f"model.arch={arch} is a class of your own or of another library, which needs dbtrain to run, and an "
-            "export loads without it: give others the run's folder merged/, your file and dbtrain (docs/export.md)"
+            "export loads without it: give others the run's folder merged/, your file and dbtrain, or try --plain "
+            "(docs/export.md)"
         )
     if run_plan.scheme.wrap is not None:
         raise ConfigError(f"a run of method={method} cannot be exported: its blocks are no networks by themselves")
@@ -149,11 +160,26 @@ def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirect
     if tokenizer:
         target.write(TOKENIZER_FILE, tokenizer)
     config = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
-    scores = run.store.read_json("evaluation.json") if run.store.exists("evaluation.json") else None
     kinds = {part: config[part]["class"] for part in ("network", "noise", "parametrisation")}
+    text = card(config, merged.manifest, abilities(run_plan), _scores(run), bool(tokenizer), kinds)
     target.write(MODELING, modeling(run_plan).encode())
-    target.write(CARD, card(config, merged.manifest, abilities(run_plan), scores, bool(tokenizer), kinds).encode())
+    target.write(CARD, text.encode())
     target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _write_plain_rest(
+    target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, library: str
+) -> None:
+    known = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
+    config = described_plainly(run_plan, known)
+    kinds = {part: config[part]["class"] for part in ("noise", "parametrisation")}
+    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, library), _scores(run), kinds)
+    target.write(CARD, text.encode())
+    target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _scores(run: Run) -> dict[str, Any] | None:
+    return run.store.read_json("evaluation.json") if run.store.exists("evaluation.json") else None
 
 
 def _tokenizer(run: Run, run_plan: RunPlan) -> bytes | None:

@@ -29,6 +29,9 @@ class Defaults:
     depth_key: ClassVar[str] = ""
     natural_noise: ClassVar[str] = "gaussian"
     noise_defaults: ClassVar[Mapping[str, Any]] = NO_DEFAULTS
+    inputs: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    pipeline: ClassVar[Sequence[str]] = ()
+    steps: ClassVar[int] = 1000
 
     @classmethod
     def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:

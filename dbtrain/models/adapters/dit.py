@@ -33,6 +33,7 @@ class DiTStack:
     head: ClassVar[Sequence[str]] = ("norm_out", "proj_out_1", "proj_out_2")
     modulated: ClassVar[Mapping[str, int]] = {}
     depth_key: ClassVar[str] = "num_layers"
+    pipeline: ClassVar[Sequence[str]] = ("transformer",)
     natural_noise: ClassVar[str] = "gaussian"
     natural_parametrisation: ClassVar[str] = "vp_eps"
     noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(

@@ -42,6 +42,12 @@ class Stack(Protocol):
     """As of `BlockModel`."""
     noise_defaults: ClassVar[Mapping[str, Any]]
     """As of `BlockModel`."""
+    inputs: ClassVar[Mapping[str, str]]
+    """Parameters of :meth:`additions` that only make an input of the original: what they are, by name."""
+    pipeline: ClassVar[Sequence[str]]
+    """What the library's pipeline calls its networks of this class, the one for the most noise first."""
+    steps: ClassVar[int]
+    """By which that pipeline counts time, where it has several such networks."""
     width: int
     """Of the hidden states."""
 

@@ -32,6 +32,12 @@ class WanStack:
     head: ClassVar[Sequence[str]] = ("norm_out", "proj_out", "scale_shift_table")
     modulated: ClassVar[Mapping[str, int]] = {}
     depth_key: ClassVar[str] = "num_layers"
+    inputs: ClassVar[Mapping[str, str]] = MappingProxyType({
+        "classes.weight": "a row for each class, and a last one for no class, which reshaped to (2, text_dim) is its "
+        "`encoder_hidden_states`, or `prompt_embeds` of a pipeline"
+    })  # fmt: skip
+    pipeline: ClassVar[Sequence[str]] = ("transformer", "transformer_2")
+    steps: ClassVar[int] = STEPS
     natural_noise: ClassVar[str] = "flow"
     natural_parametrisation: ClassVar[str] = "flow_v"
     noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"ranges": "logit_normal"})
