@@ -204,7 +204,7 @@ def test_a_block_without_a_commit_begins_from_the_source_and_another_file_there_
     worker = BlockWorker(told, 0, StopRequest(), EventLog(new.child("blocks", "01", "attempts", "1"), 0))
     names = [f"model.{name}" for name, _ in worker.run_plan.model(1, "meta").named_parameters()]
     begun = {}
-    engine = SimpleNamespace(names=names, begin=lambda weights, where: begun.update(weights))
+    engine = SimpleNamespace(names=names, begin=lambda weights, where, new: begun.update(weights))
     worker._begin(engine)
     assert begun.keys() == set(names)
     own = worker.of_run.block(1)  # of the new run, which has no commit yet
