@@ -17,6 +17,8 @@ STAND_INS = "dbtrain.evaluation.export.stand_ins"
 LEFT_OUT = frozenset({
     # of architectures
     "check", "loss", "predict_loss", "compile_parts",
+    # of networks of other libraries
+    "settled", "from_file", "unread",
     # of noise processes
     "plan", "split", "in_other_terms", "weight", "draw_uniforms", "corrupt",
     # of ranges

@@ -38,7 +38,7 @@ def card(
     """
     parts = [
         _front(config),
-        _loading(able),
+        _loading(able, config["network"]["needs"]),
         _routing(config),
         _training(config, manifest, kinds),
         _text(config, tokenizer),
@@ -84,15 +84,17 @@ def _front(config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _loading(able: Sequence[str]) -> str:
+def _loading(able: Sequence[str], needs: Mapping[str, str]) -> str:
     names = ", ".join(["load", *able])
     uses = [USES[name] for name in able]
     code = "\n".join([
         "import torch", f"from modeling import {names}", "", "model = load()  # of the folder of modeling.py", *uses,
         "estimate = model.denoise(noisy, level, context)",
     ])  # fmt: skip
+    others = [f"{name} (it was exported with {version})" for name, version in needs.items()]
+    packages = " and ".join(filter(None, ["PyTorch", *others, "safetensors"]))
     return (
-        "## How to load it\n\nIt needs PyTorch and safetensors, and not dbtrain. In this folder, or with it in "
+        f"## How to load it\n\nIt needs {packages}, and not dbtrain. In this folder, or with it in "
         f"`sys.path`:\n\n```python\n{code}\n```\n\n`model.denoise` asks the block that owns the level of each sample; "
         "`model(noisy, level, context)` gives what the network itself puts out. The docstrings in `modeling.py` say "
         "the shapes. Classes that apply all layers in a chain compute nonsense from these weights: every block has a "

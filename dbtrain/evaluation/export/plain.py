@@ -162,10 +162,9 @@ def described_plainly(run_plan: RunPlan, described: Mapping[str, Any]) -> dict[s
         run_plan: of the model.
         described: what an export without --plain would write.
     """
-    stack = architecture(run_plan.config.model.arch).stack
     blocks = [{**row, "file": name} for row, name in zip(described["blocks"], folder_names(run_plan), strict=True)]
     own = {"format": FORMAT, "architectures": ["Experts"], "model_type": "dbtrain_experts", "_class_name": "Experts"}
-    return {**described, **own, "network": {"class": stack.original}, "blocks": blocks, **boundary(run_plan)}
+    return {**described, **own, "blocks": blocks, **boundary(run_plan)}
 
 
 def plain_loading(run_plan: RunPlan, config: Mapping[str, Any], library: str) -> str:

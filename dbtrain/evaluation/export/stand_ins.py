@@ -1,6 +1,8 @@
 """What an exported file has in place of definitions of the same name: it trains nothing."""
 
+import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,9 +29,14 @@ class FromRun:
     """Marks an argument that was no key of the configuration."""
 
 
+def library(name: str, arch: str) -> ModuleType:
+    """The package that the network is of."""
+    return importlib.import_module(name)
+
+
 Batch = Mapping[str, Tensor]
 Embedding = nn.Embedding
 Count = Number = int
 Positive = Share = float
-LevelDistribution = NoiseProcess = NoiseSettings = Parametrisation = Any
-Noised = str
+LevelDistribution = NoiseProcess = NoiseSettings = Parametrisation = Stack = Any
+Noised = Task = str

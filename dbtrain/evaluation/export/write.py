@@ -1,21 +1,20 @@
-"""The export command: a merged model as a folder that loads with PyTorch and safetensors alone."""
+"""The export command: a merged model as a folder that loads without this package."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dbtrain import __version__
 from dbtrain.config.data import BUILT_IN_TOKENIZERS
 from dbtrain.data.tokenizers import TOKENIZER_FILE
 from dbtrain.errors import ConfigError, ShardError
-from dbtrain.evaluation.export.bundle import Definition, bundle
 from dbtrain.evaluation.export.card import card, plain_card
+from dbtrain.evaluation.export.modeling import abilities, class_name, modeling
 from dbtrain.evaluation.export.plain import FORMAT as PLAIN_FORMAT
 from dbtrain.evaluation.export.plain import check_plain, described_plainly, plain_loading, write_plain
 from dbtrain.evaluation.export.routing import COMMON, FORMAT
@@ -30,24 +29,8 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, counted, silent
 
 CONFIG, MODELING, CARD = "config.json", "modeling.py", "README.md"
-ROUTING, ABILITIES = "dbtrain.evaluation.export.routing", "dbtrain.evaluation.export.abilities"
-NETWORKS = "dbtrain.models"
-"""Where the networks lie that are written in PyTorch alone."""
-ABLE: Mapping[str, Callable[[type[BlockModel]], bool]] = {
-    "classify": lambda kind: kind.classifies,
-    "sample": lambda kind: kind.samples == "image",
-    "generate": lambda kind: kind.continues in ("cached", "uncached"),
-    "unmask": lambda kind: kind.continues == "unmasking",
-}
-"""Functions of abilities.py, and for which architectures they are."""
-
-END = """
-def load(folder: str | Path = Path(__file__).parent) -> RoutedBlocks:
-    \"\"\"The model of a folder, by default of the one that this file lies in, on the CPU.\"\"\"
-    from safetensors.torch import load_file
-
-    return read_blocks(Path(folder), load_file, {network}, {noise}, {parametrisation})
-""".lstrip()
+NETWORKS = "dbtrain.models."
+"""Begins the names of the modules whose networks need nothing else of this package."""
 
 
 def export_run(
@@ -92,12 +75,6 @@ def export_run(
     return [] if plain else abilities(run_plan)
 
 
-def abilities(run_plan: RunPlan) -> list[str]:
-    """Functions beside `load` that the exported file has."""
-    kind = architecture(run_plan.config.model.arch)
-    return [name for name, fits in ABLE.items() if fits(kind)]
-
-
 def _refuse_taken(folder: Path) -> None:
     """Only a folder that an export made, or an empty one, is replaced."""
     if folder.is_file():
@@ -120,9 +97,9 @@ def _is_export(folder: Path) -> bool:
 def _refuse_foreign(run_plan: RunPlan) -> None:
     """Networks that are not in this package, and methods whose blocks do not stand alone."""
     arch, method = run_plan.config.model.arch, run_plan.config.method
-    if own_architecture(arch) or architecture(arch).__module__.rpartition(".")[0] != NETWORKS:
+    if own_architecture(arch) or not architecture(arch).__module__.startswith(NETWORKS):
         raise ConfigError(
-            f"model.arch={arch} is a class of your own or of another library, which needs dbtrain to run, and an "
+            f"model.arch={arch} is a class of your own, which needs dbtrain to run, and an "
             "export loads without it: give others the run's folder merged/, your file and dbtrain, or try --plain "
             "(docs/export.md)"
         )
@@ -192,26 +169,6 @@ def _tokenizer(run: Run, run_plan: RunPlan) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
-def modeling(run_plan: RunPlan) -> str:
-    """The source of the file that loads the folder."""
-    parts = _parts(run_plan)
-    roots: list[Definition] = [(ROUTING, "read_blocks"), *((ABILITIES, name) for name in abilities(run_plan))]
-    roots += [(kind.__module__, kind.__name__) for kind in parts.values()]
-    title = (
-        "A model whose blocks were trained by themselves, each on its slice of the noise levels (DiffusionBlocks).\n\n"
-        f"Written by dbtrain {__version__} (Apache-2.0), which it does not need; README.md says how to use it.\n"
-    )
-    return bundle(roots, title, END.format(**{part: kind.__name__ for part, kind in parts.items()}))
-
-
-def _parts(run_plan: RunPlan) -> dict[str, type[Any]]:
-    return {
-        "network": architecture(run_plan.config.model.arch),
-        "noise": type(run_plan.noise()),
-        "parametrisation": type(run_plan.parametrisation()),
-    }
-
-
 def described(run_plan: RunPlan, merged: MergedDirectory) -> dict[str, Any]:
     """The content of config.json: everything that is no tensor."""
     config, kind = run_plan.config, architecture(run_plan.config.model.arch)
@@ -221,10 +178,11 @@ def described(run_plan: RunPlan, merged: MergedDirectory) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "architectures": ["RoutedBlocks"],
+        "_class_name": "RoutedBlocks",
         "model_type": "dbtrain_routed",
         "run": merged.manifest.name,
         "method": config.method,
-        "network": {"class": kind.__name__},
+        "network": {"class": class_name(kind), "needs": _needs(kind)},
         "baseline": config.method == "end_to_end",
         "arguments": arguments,
         "common": bool(_common(run_plan)),
@@ -242,6 +200,12 @@ def described(run_plan: RunPlan, merged: MergedDirectory) -> dict[str, Any]:
         "class_names": list(run_plan.class_names),
         "tokenizer": _last(merged.manifest.config["data"].get("tokenizer")),
     }
+
+
+def _needs(kind: type[BlockModel]) -> dict[str, str]:
+    """The package that a network is of, with the version that it was exported with."""
+    package = kind.stack.package if kind.stack else ""
+    return {package: version(package)} if package else {}
 
 
 def _last(path: str | None) -> str | None:

@@ -24,6 +24,7 @@ PARAMETRISATION: Mapping[Task, str] = {"classify": "logits", "denoise": "edm", "
 class Defaults:
     """What a `Stack` of the user's need not write: nothing is added, the time is the parametrisation's."""
 
+    package: ClassVar[str] = ""
     head: ClassVar[Sequence[str]] = ()
     modulated: ClassVar[Mapping[str, int]] = MappingProxyType({})
     depth_key: ClassVar[str] = ""

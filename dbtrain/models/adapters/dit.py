@@ -28,6 +28,7 @@ class DiTStack:
     """
 
     original: ClassVar[str] = NAME
+    package: ClassVar[str] = "diffusers"
     task: ClassVar[Task] = "denoise"
     layers: ClassVar[str] = "transformer_blocks"
     head: ClassVar[Sequence[str]] = ("norm_out", "proj_out_1", "proj_out_2")

@@ -24,6 +24,7 @@ class LlamaStack:
     """
 
     original: ClassVar[str] = NAME
+    package: ClassVar[str] = "transformers"
     task: ClassVar[Task] = "continue"
     layers: ClassVar[str] = "model.layers"
     head: ClassVar[Sequence[str]] = ("model.norm", "lm_head")

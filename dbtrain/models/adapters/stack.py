@@ -25,6 +25,8 @@ class Stack(Protocol):
 
     original: ClassVar[str]
     """Name of the class, for messages."""
+    package: ClassVar[str]
+    """That has the class, as it is imported and as its distribution is called."""
     task: ClassVar[Task]
     """What the network is for: it decides what is noised, and how the network is told a code."""
     layers: ClassVar[str]

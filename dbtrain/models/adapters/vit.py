@@ -50,6 +50,7 @@ class ViTStack:
     """
 
     original: ClassVar[str] = NAME
+    package: ClassVar[str] = "transformers"
     task: ClassVar[Task] = "classify"
     layers: ClassVar[Any] = _ListOfLayers()
     head: ClassVar[Sequence[str]] = ("vit.layernorm", "classifier")

@@ -27,6 +27,7 @@ class WanStack:
     """
 
     original: ClassVar[str] = NAME
+    package: ClassVar[str] = "diffusers"
     task: ClassVar[Task] = "denoise"
     layers: ClassVar[str] = "blocks"
     head: ClassVar[Sequence[str]] = ("norm_out", "proj_out", "scale_shift_table")

@@ -15,7 +15,7 @@ from dbtrain.config import load_config
 from dbtrain.data.encoded import as_encoded
 from dbtrain.evaluation.export.bundle import bundle
 from dbtrain.evaluation.export.card import _named
-from dbtrain.evaluation.export.write import ABLE, NETWORKS
+from dbtrain.evaluation.export.modeling import ABLE
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.uncached import uncached
@@ -29,6 +29,7 @@ from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.storage.store import Store
 from tests.own_network import write_files
+from tests.unit.models.originals import SETTINGS
 from tests.unit.small_runs import BASE, commit, never
 
 CPU = torch.device("cpu")
@@ -57,6 +58,16 @@ CASES = {
     },
     "recurrent": {"model": {**LLM, "arch": "recurrent"}, "data": TEXT, "codebook": CODES, "blocks": 1},
     "masked_lm": {"model": {**LLM, "arch": "masked_lm"}, "data": TEXT, "noise": {}, "blocks": 3},
+    "hf_vit": {"model": {"arch": "hf_vit", "config": SETTINGS["hf_vit"]}},
+    "hf_dit": {"model": {"arch": "hf_dit", "config": SETTINGS["hf_dit"]}, "noise": {}, "blocks": 3},
+    "hf_wan": {"model": {"arch": "hf_wan", "config": SETTINGS["hf_wan"]}, "noise": {}, "blocks": 2},
+    "hf_llama": {"model": {"arch": "hf_llama", "config": SETTINGS["hf_llama"]}, "data": TEXT, "codebook": CODES},
+    "hf_llama_tied": {
+        "model": {"arch": "hf_llama", "config": SETTINGS["hf_llama_tied"]},
+        "data": TEXT,
+        "codebook": CODES,
+        "blocks": 3,
+    },
 }
 ALONE = """
 import importlib.util, json, sys
@@ -205,7 +216,7 @@ def test_it_gives_the_bits_of_the_merged_model_where_this_package_cannot_be_impo
 
 def test_every_architecture_of_the_package_is_tried():
     tried = {case.get("model", BASE["model"])["arch"] for case in CASES.values()}
-    assert tried == {name for name, row in ARCHITECTURES.items() if row.rpartition(".")[0] == NETWORKS}
+    assert tried == set(ARCHITECTURES)
 
 
 def refused(run, to, *options):
@@ -225,6 +236,26 @@ def test_the_folder_holds_nothing_else_and_no_place_of_this_machine(runs, export
     base = str(tmp_path_factory.getbasetemp()).encode()
     for name in runs:
         assert [path for path in (exported / name).iterdir() if base in path.read_bytes()] == []
+
+
+def test_classes_that_would_apply_all_layers_in_a_chain_refuse_the_folder(exported):
+    import diffusers
+    import transformers
+
+    classes = {
+        "hf_dit": diffusers.DiTTransformer2DModel,
+        "hf_wan": diffusers.WanTransformer3DModel,
+        "hf_vit": transformers.ViTForImageClassification,
+        "hf_llama": transformers.LlamaForCausalLM,
+    }
+    for name, kind in classes.items():
+        assert json.loads((exported / name / "config.json").read_text())["_class_name"] == "RoutedBlocks"
+        with pytest.raises(OSError, match="no file named"):
+            kind.from_pretrained(exported / name, local_files_only=True)
+    with pytest.raises(ValueError, match="dbtrain_routed"):
+        transformers.AutoModel.from_pretrained(exported / "hf_llama", local_files_only=True)
+    text = (exported / "hf_wan" / "README.md").read_text()
+    assert f"It needs PyTorch and diffusers (it was exported with {diffusers.__version__}) and safetensors" in text
 
 
 def test_the_card_says_what_was_trained_on_what_and_who_answers_where(runs, tmp_path):
