@@ -107,7 +107,8 @@ def as_original(model: BlockModel, layers: tuple[int, ...]) -> nn.Module:
         model: of the block.
         layers: numbers in the whole model of those that it applies, in order.
     """
-    network: nn.Module = model.cut_as.build(layers)  # type: ignore[operator, union-attr]
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        network: nn.Module = model.cut_as.build(layers)  # type: ignore[operator, union-attr]
     place = {str(number): str(at) for at, number in enumerate(layers)}
     state = {}
     for name, tensor in model.state_dict().items():

@@ -97,11 +97,12 @@ def _is_export(folder: Path) -> bool:
 def _refuse_foreign(run_plan: RunPlan) -> None:
     """Networks that are not in this package, and methods whose blocks do not stand alone."""
     arch, method = run_plan.config.model.arch, run_plan.config.method
+    stack = architecture(arch).stack
     if own_architecture(arch) or not architecture(arch).__module__.startswith(NETWORKS):
+        plainly = ", or try --plain" if stack else ""
         raise ConfigError(
-            f"model.arch={arch} is a class of your own, which needs dbtrain to run, and an "
-            "export loads without it: give others the run's folder merged/, your file and dbtrain, or try --plain "
-            "(docs/export.md)"
+            f"model.arch={arch} is a class of your own, which needs dbtrain to run, and an export loads without it: "
+            f"give others the run's folder merged/, your file and dbtrain{plainly} (docs/export.md)"
         )
     if run_plan.scheme.wrap is not None:
         raise ConfigError(f"a run of method={method} cannot be exported: its blocks are no networks by themselves")
