@@ -60,8 +60,8 @@ def export_run(
     try:
         if plain:
             building.mkdir()
-            library = write_plain(building, run_plan, merged, count)
-            _write_plain_rest(Store(building), run, run_plan, merged, progress, library)
+            kind = write_plain(building, run_plan, merged, count)
+            _write_plain_rest(Store(building), run, run_plan, merged, progress, kind)
         else:
             _write_weights(Store(building), run_plan, merged, count)
             _write_rest(Store(building), run, run_plan, merged, progress)
@@ -146,12 +146,12 @@ def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirect
 
 
 def _write_plain_rest(
-    target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, library: str
+    target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, kind: type[Any]
 ) -> None:
     known = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
-    config = described_plainly(run_plan, known)
+    config = described_plainly(run_plan, known, kind)
     kinds = {part: config[part]["class"] for part in ("noise", "parametrisation")}
-    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, library), _scores(run), kinds)
+    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, kind), _scores(run), kinds)
     target.write(CARD, text.encode())
     target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 

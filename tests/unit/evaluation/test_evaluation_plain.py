@@ -246,6 +246,18 @@ def test_the_pipeline_of_wan_asks_the_network_that_owns_the_level_with_its_own_e
     assert {number for number, _, _ in asked_at} == {0, 1} and all(right for *_, right in asked_at)
 
 
+def test_a_stack_of_the_user_is_written_as_the_class_that_it_builds(tmp_path, monkeypatch):
+    text = "from dbtrain.models.adapters.dit import DiTStack\n\n\nclass Mine(DiTStack):\n    original = 'Mine'\n"
+    (tmp_path / "my_plain_stack.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    own = {"model": {"arch": "my_plain_stack:Mine"}, "noise": {}}
+    run, to = settled(tmp_path, "mine", "hf_dit", own), tmp_path / "to"
+    without = CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to)])
+    assert without.exit_code == 2 and "or try --plain" in " ".join(without.output.split())
+    assert CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to), "--plain"]).exit_code == 0
+    assert "from diffusers import DiTTransformer2DModel\n" in (to / "README.md").read_text()
+
+
 def refused(run, to):
     result = CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to), "--plain"])
     assert result.exit_code == 2 and "Traceback" not in result.output and not to.exists()
