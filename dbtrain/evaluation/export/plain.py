@@ -79,14 +79,14 @@ def folder_names(run_plan: RunPlan) -> list[str]:
     return named if len(named) == blocks else [f"block-{b:0{len(str(blocks - 1))}d}" for b in range(blocks)]
 
 
-def write_plain(folder: Path, run_plan: RunPlan, merged: MergedDirectory, count: Count) -> str:
-    """One folder for each block, by the `save_pretrained` of the class; returns the name of its library.
+def write_plain(folder: Path, run_plan: RunPlan, merged: MergedDirectory, count: Count) -> type[Any]:
+    """One folder for each block, by the `save_pretrained` of the class, which is returned.
 
     Raises:
         ConfigError: the class has no `save_pretrained`.
         ShardError: the model's files are damaged.
     """
-    library = ""
+    kind: type[Any] = nn.Module
     for block, name in counted(count, "blocks written", list(enumerate(folder_names(run_plan)))):
         model = load_model(run_plan, block, merged.block, merged.where)
         network: Any = as_original(model, run_plan.runs(block))
@@ -96,8 +96,8 @@ def write_plain(folder: Path, run_plan: RunPlan, merged: MergedDirectory, count:
         inputs = {_input_name(key): tensor for key, tensor in model.state_dict().items() if is_added(key)}
         if inputs:
             Store(folder / name).write(INPUTS, as_file(inputs, {"kind": "export", "blocks": [block]}, INPUTS))
-        library = type(network).__module__.split(".")[0]
-    return library
+        kind = type(network)
+    return kind
 
 
 def as_original(model: BlockModel, layers: tuple[int, ...]) -> nn.Module:
@@ -107,7 +107,8 @@ def as_original(model: BlockModel, layers: tuple[int, ...]) -> nn.Module:
         model: of the block.
         layers: numbers in the whole model of those that it applies, in order.
     """
-    network: nn.Module = model.cut_as.build(layers)  # type: ignore[operator, union-attr]
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        network: nn.Module = model.cut_as.build(layers)  # type: ignore[operator, union-attr]
     place = {str(number): str(at) for at, number in enumerate(layers)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -155,30 +156,34 @@ def boundary_ratio(edge: float, steps: int) -> float:
     return high
 
 
-def described_plainly(run_plan: RunPlan, described: Mapping[str, Any]) -> dict[str, Any]:
+def described_plainly(run_plan: RunPlan, described: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
     """The content of config.json above the folders: no class of a library reads it as its own.
 
     Args:
         run_plan: of the model.
         described: what an export without --plain would write.
+        kind: class of the folders.
     """
     blocks = [{**row, "file": name} for row, name in zip(described["blocks"], folder_names(run_plan), strict=True)]
     own = {"format": FORMAT, "architectures": ["Experts"], "model_type": "dbtrain_experts", "_class_name": "Experts"}
-    return {**described, **own, "blocks": blocks, **boundary(run_plan)}
+    network = {**described["network"], "class": kind.__name__}
+    return {**described, **own, "network": network, "blocks": blocks, **boundary(run_plan)}
 
 
-def plain_loading(run_plan: RunPlan, config: Mapping[str, Any], library: str) -> str:
+def plain_loading(run_plan: RunPlan, config: Mapping[str, Any], kind: type[Any]) -> str:
     """Parts of the card: how the folders are loaded, what the networks are given, and who answers."""
     stack, folders = architecture(run_plan.config.model.arch).stack, folder_names(run_plan)
-    code = [f"from {library} import {stack.original}", ""]
-    code += [f'{name.replace("-", "_")} = {stack.original}.from_pretrained("{name}")' for name in folders]
-    kind = type(run_plan.parametrisation()).__name__
-    meaning = MEANINGS.get(kind, f"what it is given and predicts is as `{kind}` of dbtrain has it")
+    library, named = kind.__module__.split(".")[0], kind.__name__
+    code = [f"from {library} import {named}", ""]
+    code += [f'{name.replace("-", "_")} = {named}.from_pretrained("{name}")' for name in folders]
+    scales = type(run_plan.parametrisation()).__name__
+    meaning = MEANINGS.get(scales, f"what it is given and predicts is as `{scales}` of dbtrain has it")
     lines = [
         "## How to load it", "", f"It needs {library}, and not dbtrain. In this folder:", "",
         "```python", *code, "```", "",
         "Each folder holds a whole network, for its own slice of the levels: ask the one that owns the level. They are "
         "no parts of one chain.", "",
+        f"- The network: {' '.join((inspect.getdoc(stack) or stack.original).split())}",
         f"- Of a level (`{config['level']}`), with y the data and eps normal noise: {meaning}.",
         f"- Its time: {inspect.getdoc(stack.time)}",
         *[f"- `{INPUTS}` beside each network, `{name}`: {what}." for name, what in stack.inputs.items()],
@@ -193,5 +198,5 @@ def _boundary_text(config: Mapping[str, Any], folders: list[str]) -> list[str]:
     return [
         f"- In a pipeline of the library: `{folders[0]}`, `{folders[1]}` and "
         f"`boundary_ratio={config['boundary_ratio']}`, which "
-        f"divides the timesteps of {config['num_train_timesteps']} as the table below divides the levels."
+        f"divides the timesteps from {config['num_train_timesteps']} down to 0 as the table below divides the levels."
     ]

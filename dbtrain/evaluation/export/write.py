@@ -60,8 +60,8 @@ def export_run(
     try:
         if plain:
             building.mkdir()
-            library = write_plain(building, run_plan, merged, count)
-            _write_plain_rest(Store(building), run, run_plan, merged, progress, library)
+            kind = write_plain(building, run_plan, merged, count)
+            _write_plain_rest(Store(building), run, run_plan, merged, progress, kind)
         else:
             _write_weights(Store(building), run_plan, merged, count)
             _write_rest(Store(building), run, run_plan, merged, progress)
@@ -97,11 +97,12 @@ def _is_export(folder: Path) -> bool:
 def _refuse_foreign(run_plan: RunPlan) -> None:
     """Networks that are not in this package, and methods whose blocks do not stand alone."""
     arch, method = run_plan.config.model.arch, run_plan.config.method
+    stack = architecture(arch).stack
     if own_architecture(arch) or not architecture(arch).__module__.startswith(NETWORKS):
+        plainly = ", or try --plain" if stack else ""
         raise ConfigError(
-            f"model.arch={arch} is a class of your own, which needs dbtrain to run, and an "
-            "export loads without it: give others the run's folder merged/, your file and dbtrain, or try --plain "
-            "(docs/export.md)"
+            f"model.arch={arch} is a class of your own, which needs dbtrain to run, and an export loads without it: "
+            f"give others the run's folder merged/, your file and dbtrain{plainly} (docs/export.md)"
         )
     if run_plan.scheme.wrap is not None:
         raise ConfigError(f"a run of method={method} cannot be exported: its blocks are no networks by themselves")
@@ -145,12 +146,12 @@ def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirect
 
 
 def _write_plain_rest(
-    target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, library: str
+    target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, kind: type[Any]
 ) -> None:
     known = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
-    config = described_plainly(run_plan, known)
+    config = described_plainly(run_plan, known, kind)
     kinds = {part: config[part]["class"] for part in ("noise", "parametrisation")}
-    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, library), _scores(run), kinds)
+    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, kind), _scores(run), kinds)
     target.write(CARD, text.encode())
     target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 

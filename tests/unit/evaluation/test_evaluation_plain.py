@@ -209,6 +209,55 @@ def test_no_smaller_ratio_divides_so(edge):
     assert wrong or smaller <= edge
 
 
+def test_the_pipeline_of_wan_asks_the_network_that_owns_the_level_with_its_own_embeddings(runs, exported):
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+
+    folder, asked_at = exported / "wan_repeat", []
+    config = json.loads((folder / "config.json").read_text())
+    names = ("transformer", "transformer_2")
+    parts = {name: WanTransformer3DModel.from_pretrained(folder / name, local_files_only=True) for name in names}
+    tables = [load_file(folder / name / "inputs.safetensors")["classes.weight"] for name in names]
+    embeds = [table[torch.tensor([3])].reshape(1, 2, -1) for table in tables]
+    for number, part in enumerate(parts.values()):
+
+        def note(_, args, given, number=number):
+            right = torch.equal(given["encoder_hidden_states"], embeds[number])
+            asked_at.append((number, float(given["timestep"][0]), right))
+
+        part.register_forward_pre_hook(note, with_kwargs=True)
+    pipeline = WanPipeline(
+        **parts, tokenizer=None, text_encoder=None, vae=None, boundary_ratio=config["boundary_ratio"],
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+
+    def change(of, step, t, given):
+        after = of.scheduler.timesteps[step + 1 :]
+        low = len(after) and float(after[0]) / 1000 <= runs["wan_repeat"].plan.ranges.edges[1]
+        return {"prompt_embeds": embeds[1] if low else given["prompt_embeds"]}
+
+    made = pipeline(
+        prompt_embeds=embeds[0], height=64, width=64, num_frames=1, num_inference_steps=12, guidance_scale=1.0,
+        output_type="latent", callback_on_step_end=change, callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    ).frames  # fmt: skip
+    assert made.shape == (1, 1, 1, 8, 8) and bool(made.isfinite().all())
+    ranges = runs["wan_repeat"].plan.ranges
+    assert [number for number, t, _ in asked_at] == [ranges.owner(t / 1000) for _, t, _ in asked_at]
+    assert {number for number, _, _ in asked_at} == {0, 1} and all(right for *_, right in asked_at)
+
+
+def test_a_stack_of_the_user_is_written_as_the_class_that_it_builds(tmp_path, monkeypatch):
+    text = "from dbtrain.models.adapters.dit import DiTStack\n\n\nclass Mine(DiTStack):\n    original = 'Mine'\n"
+    (tmp_path / "my_plain_stack.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    own = {"model": {"arch": "my_plain_stack:Mine"}, "noise": {}}
+    run, to = settled(tmp_path, "mine", "hf_dit", own), tmp_path / "to"
+    without = CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to)])
+    assert without.exit_code == 2 and "or try --plain" in " ".join(without.output.split())
+    assert CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to), "--plain"]).exit_code == 0
+    assert "from diffusers import DiTTransformer2DModel\n" in (to / "README.md").read_text()
+
+
 def refused(run, to):
     result = CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to), "--plain"])
     assert result.exit_code == 2 and "Traceback" not in result.output and not to.exists()
