@@ -5,6 +5,7 @@ The noise says y + sigma * eps; a network may want it in another scale, predict 
 count time in its own way. In EDM's terms  # EDM, eq. (7): D = c_skip * z + c_out * F(c_in * z, c_noise).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -214,7 +215,6 @@ class VpEps:
         return right - 1 + (x - logs[right - 1]) / (logs[right] - logs[right - 1])
 
 
-@lru_cache
 def log_sigmas(betas: Betas, start: float, end: float, steps: int, device: torch.device) -> Tensor:
     """ln sigma of each index of a table of betas, rising, (steps,) float64.
 
@@ -223,10 +223,19 @@ def log_sigmas(betas: Betas, start: float, end: float, steps: int, device: torch
     Under `linear` the betas rise evenly, as of DDPM and DiT; under `scaled_linear` their square roots, as of
     latent diffusion.
     """
+    return torch.tensor(_log_sigmas(betas, start, end, steps), dtype=torch.float64, device=device)
+
+
+@lru_cache
+def _log_sigmas(betas: Betas, start: float, end: float, steps: int) -> tuple[float, ...]:
+    """Numbers and no tensor: one that is made while a step is traced is no real one, and would be kept."""
     power = 2.0 if betas == "scaled_linear" else 1.0
-    values = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
-    kept = (1 - values).cumprod(dim=0)
-    return (((1 - kept) / kept).log() / 2).to(device)
+    first, last = start ** (1 / power), end ** (1 / power)
+    values, kept = [], 1.0
+    for index in range(steps):
+        kept *= 1 - (first + (last - first) * index / (steps - 1)) ** power
+        values.append((math.log1p(-kept) - math.log(kept)) / 2)
+    return tuple(values)
 
 
 class Tokens:
