@@ -38,7 +38,8 @@ CHUNK = 64
 TOLD_EVERY_S = 15.0
 
 Rows = Mapping[str, tuple[str, Tensor]]
-"""By split, in the order of the file: the part that its pictures come from, and their rows (n,) in it."""
+"""Rows of each split, by its name: the part that its pictures come from, and their rows (n,) in it, in the
+order of the file."""
 
 
 def decoded(

@@ -1,4 +1,5 @@
-"""From labels as a folder or a column has them (names or numbers) to class numbers and the classes' names."""
+"""How labels as a folder or a column has them (names or numbers) become class numbers and names of
+classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

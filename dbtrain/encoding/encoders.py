@@ -22,7 +22,7 @@ TEXT_ENCODERS: Mapping[str, str] = {
     "clip": "CLIPTextModel",
     "clip_text_model": "CLIPTextModel",
 }
-"""By `model_type`: the class that reads texts alone; of any other type, `AutoModel`."""
+"""Class that reads texts alone, by `model_type`; any other type takes `AutoModel`."""
 
 
 class PictureEncoder:
