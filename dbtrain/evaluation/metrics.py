@@ -30,7 +30,8 @@ class Metric:
     label: str
     """As people call it, with its unit."""
     better: Better | Mapping[str, Better]
-    """Of every readout alike; or, if they differ, of each for which it is known."""
+    """Which direction is better: for every readout alike; or, if they differ, for each readout where it is
+    known."""
     begin: Begin
     """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data);
     what the splits have in common is made once."""

@@ -32,7 +32,7 @@ class TextScore:
     tokens: int
     characters: int
     bits: float
-    """Of the whole text."""
+    """Bits of the whole text."""
     bound: bool
     """Whether the bits are an upper bound."""
 
@@ -149,7 +149,8 @@ def score_text(model: MergedModel, text: str) -> TextScore:
 
 
 def _next_token_nats(model: MergedModel, tokens: Tensor, place: int) -> float:
-    """Of tokens (1, L), by the readout of the run; `place` of the piece decides its noise, if it has any."""
+    """Negative log-likelihood of tokens (1, L) in nats, by the readout of the run; `place` is the position of
+    the piece, from which its noise is drawn if it has any."""
     section = model.run_plan.config.evaluation
     draws = model.draws(torch.tensor([place]))
     probabilities = readouts(model.evaluations({"tokens": tokens}, draws, section.steps_per_block))[section.readout]

@@ -20,7 +20,7 @@ from dbtrain.shards.merged_directory import UNFINISHED
 from dbtrain.telemetry.counting import Count, silent
 
 Scores = dict[str, dict[str, float]]
-"""By split (``validation``, ``test``) and readout."""
+"""Scores by split (``validation``, ``test``), then by readout."""
 
 MOST_CLASSES = 20
 """Classes of which a table has a line."""

@@ -132,7 +132,7 @@ def _training(config: Mapping[str, Any], manifest: Manifest, kinds: Mapping[str,
 
 
 def _scale(config: Mapping[str, Any]) -> list[str]:
-    """In which numbers pictures or latents go in and come out."""
+    """Lines that say in which numbers pictures or latents go in and come out."""
     if "image" not in config["shape"]:
         return []
     if "latent_scale" not in config["shape"]:

@@ -64,7 +64,7 @@ def modeling(run_plan: RunPlan) -> str:
 
 
 def class_name(kind: type[BlockModel]) -> str:
-    """Of a network of another library the name of its class there."""
+    """Name of the class; for a network of another library, the name of its class there."""
     return str(kind.stack.original) if kind.stack else kind.__name__
 
 

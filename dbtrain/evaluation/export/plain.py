@@ -26,7 +26,7 @@ from dbtrain.telemetry.counting import Count, counted
 
 FORMAT = "dbtrain plain export 1"
 INPUTS = "inputs.safetensors"
-"""Beside a network's own files: what was added in training to make an input of the original."""
+"""File beside a network's own files: what was added in training to make an input of the original."""
 MEANINGS: Mapping[str, str] = {
     "VpEps": "it is given z / sqrt(1 + sigma^2) of z = y + sigma eps, and predicts eps: the estimate is z - sigma eps",
     "FlowV": "it is given z / (1 + sigma) of z = y + sigma eps, and predicts v = eps - y: the estimate is (z - sigma v)"

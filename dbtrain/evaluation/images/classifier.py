@@ -74,7 +74,7 @@ class Judge:
     digest: str
     """Hash of its weights, 16 hexadecimal digits."""
     accuracy: float
-    """On the test split, when it was trained."""
+    """Accuracy on the test split, measured when it was trained."""
 
 
 def judge_of(data: DataSet, path: str | None, device: torch.device, count: Count = silent) -> Judge:

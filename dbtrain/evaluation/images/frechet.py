@@ -24,7 +24,8 @@ Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
 """Split -> score by readout, and what the scores depend on besides model and data."""
 
 NOISE_SEED = 0
-"""Of the samples, in every run: two models that are compared start from the same noise."""
+"""Seed of the samples' noise, the same in every run: two models that are compared start from the same
+noise."""
 
 
 class Features(nn.Identity):

@@ -31,7 +31,7 @@ from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.telemetry.counting import Count, silent
 
 PICTURE = "samples.png"
-"""In a run's directory, where samples go that are sent nowhere else."""
+"""File in a run's directory that takes samples which are sent nowhere else."""
 GAP = 2
 """Pixels between the pictures of a grid."""
 

@@ -42,11 +42,11 @@ class Row:
 
     module: str
     gaussian: Terms | None
-    """Under Gaussian noise, z = y + sigma eps; None where it does not fit."""
+    """The scheduler's terms for Gaussian noise, z = y + sigma eps; None where it does not fit."""
     flow: Terms | None
-    """Under a flow, z = (1 - t) y + t eps."""
+    """The scheduler's terms for a flow, z = (1 - t) y + t eps; None where it does not fit."""
     settings: Mapping[str, Any]
-    """Of its constructor."""
+    """Arguments of its constructor."""
     velocity: bool = False
     """It takes eps - y, and no estimate of y."""
 
@@ -61,7 +61,7 @@ SCHEDULERS: Mapping[str, Row] = {
         "scheduling_unipc_multistep", VARIANCE_PRESERVING, SAME, {"prediction_type": "sample"}
     ),
 }
-"""By the name of the class, which `evaluation.solver` gives."""
+"""Schedulers by the name of their class, which `evaluation.solver` gives."""
 
 
 def check_solver(solver: str, process: str) -> None:

@@ -26,7 +26,7 @@ class ConceptSet(BaseModel):
 
     name: str
     labels: Annotated[list[str], Field(min_length=LEAST)]
-    """In their order, if they have one."""
+    """Labels of the concepts, in their order if they have one."""
     order: Order = "none"
     """`cyclic`: the last one is beside the first."""
     templates: Annotated[list[str], Field(min_length=1)]

@@ -19,7 +19,7 @@ MOST_EXACT = 5040
 DRAWS = 4999
 """Permutations that are drawn where there are more."""
 RESAMPLES = 200
-"""Of the prompts, for the interval."""
+"""Resamples of the prompts, from which the interval is taken."""
 INTERVAL = (2.5, 97.5)
 """Percentiles."""
 NULLS = 400
@@ -31,7 +31,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of two tables of distances between the same labels."""
+    """Correlation of two tables of distances between the same labels."""
 
     r: float
     p: float
@@ -58,7 +58,8 @@ def distances(points: Floats) -> Floats:
 
 
 def hellinger(chances: Floats) -> Floats:
-    """Between distributions, (n, outcomes) -> (n, n): sqrt(1 - sum sqrt(p q)), from 0 to 1."""
+    """Hellinger distances between distributions, (n, outcomes) -> (n, n): sqrt(1 - sum sqrt(p q)), from 0 to
+    1."""
     roots = np.sqrt(chances)
     return np.sqrt(np.clip(1 - roots @ roots.T, 0, None))
 

@@ -23,7 +23,7 @@ from dbtrain.run.run import Run
 BATCH = 32
 """Prompts of the same length that are read at once."""
 IMAGES = 24
-"""Of each class."""
+"""Test images that are read of each class."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class SweptRun:
         return self._texts(concepts) if self.text else self._images(concepts)
 
     def first_tokens(self, concepts: ConceptSet) -> list[int]:
-        """Of a classifier, the numbers of the classes."""
+        """Number of each label's first token; for a classifier, the numbers of the classes."""
         if not self.text:
             return [self.classes().labels.index(label) for label in concepts.labels]
         return [int(self._tokenizer().encode(f" {label}")[0]) for label in concepts.labels]

@@ -26,7 +26,8 @@ class Beside:
     two: str
     layers: list[int]
     cka: list[float]
-    """Of the same layer of both; 1 for the same geometry, 0 on average if they have nothing in common."""
+    """CKA of the same layer of both models; 1 for the same geometry, 0 on average if they have nothing in
+    common."""
     permuted: list[float]
     """The greatest of `PERMUTATIONS` with the labels of one permuted: what is alike only because both
     keep the prompts of a label together."""

@@ -30,10 +30,10 @@ class Layer:
     r: float
     """Pearson, between distances of centroids here and in behaviour."""
     p: float
-    """Of `r`, by permuting the labels; not corrected for the number of layers."""
+    """p-value of `r`, by permuting the labels; not corrected for the number of layers."""
     low: float
     high: float
-    """Of `r`, over resampled prompts."""
+    """Upper end of the interval of `r` over resampled prompts; `low` is the lower end."""
     spearman: float
     order_r: float | None
     """Pearson with the distances of the labels in their order; None without one."""
@@ -54,7 +54,7 @@ class SetResult:
     exact: bool
     """Whether all permutations were tried."""
     behaviour_r: float | None
-    """Of the behaviour's own distances with those of the order; None without an order."""
+    """Correlation of the behaviour's own distances with those of the order; None without an order."""
     behaviour_p: float | None
     significant: bool
     """Whether the behaviour knows the order, and a layer has it too, corrected for the number of layers."""

@@ -120,7 +120,7 @@ Generate = Callable[[MergedModel, Tensor, int, float, int, int], Tensor]
 length)."""
 
 GENERATORS: Mapping[Continuation, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
-"""By what an architecture says of itself."""
+"""Generator for each way in which an architecture says that it continues a text (`BlockModel.continues`)."""
 
 
 def continue_text(model: MergedModel, prompt: str, length: int | None, temperature: float, seed: int) -> str:
