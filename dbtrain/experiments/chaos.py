@@ -24,7 +24,7 @@ PATIENT = ("cluster.max_crashes=100000", "cluster.max_preemptions=100000", "clus
 PAUSE_S = (0.2, 3.0)
 """Shortest and longest time for which a worker is stopped by SIGSTOP."""
 LONGEST_RUN_S = 900.0
-"""After the faults have ended."""
+"""Longest time that a run may take after the faults have ended, in seconds."""
 POLL_S = 0.1
 
 

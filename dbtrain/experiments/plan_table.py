@@ -113,7 +113,8 @@ def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
 
 
 def _slices(run_plan: RunPlan) -> Iterator[str]:
-    """Of each block: its slice, the share of the training levels in it, and its steps of a sampler."""
+    """One line for each block: its slice, the share of the training levels in it, and its steps of a
+    sampler."""
     if run_plan.distribution["kind"] == "none":
         return
     noise, ranges, section = run_plan.noise(), run_plan.ranges, run_plan.config.evaluation

@@ -24,7 +24,7 @@ class Attempt:
     start: float
     """Seconds since the epoch, as all times here."""
     end: float
-    """Of its last word, if it has not told how it ended."""
+    """When it ended; if it has not told how it ended, the time of its last event."""
     outcome: str
     """``done``, ``stopped``, ``failed``, ``crashed``, ``fenced``, ``lost`` or ``running``."""
     reason: str
