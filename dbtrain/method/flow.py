@@ -130,7 +130,8 @@ class FlowNoise:
 
     @staticmethod
     def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "FlowNoise":
-        """From run.json. Without a codebook the loss is a square, with one a cross-entropy."""
+        """Make the process from run.json. Without a codebook the loss is a square, with one a
+        cross-entropy."""
         shift = spec["shift"]
         distribution: LevelDistribution = ShiftedUniform(shift)
         if spec["kind"] == "logit_normal":

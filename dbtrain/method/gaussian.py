@@ -76,7 +76,7 @@ class GaussianNoise:
 
     @staticmethod
     def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "GaussianNoise":
-        """From run.json; sigma_data, if it is not given, follows from the target."""
+        """Make the process from run.json; sigma_data, if it is not given, follows from the target."""
         sigma_data = settings.sigma_data or default_sigma_data(target.code_dim)
         return GaussianNoise(read_distribution(spec), sigma_data, settings.weighting, target.per_position)
 

@@ -194,7 +194,7 @@ class BlockModel(nn.Module, ABC):
     samples: ClassVar[str | None] = None
     """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
     likelihood: ClassVar[Likelihood | None] = None
-    """Of a text, which its outputs give; None if they give none."""
+    """What its outputs say of the likelihood of a text; None if they say nothing of it."""
     continues: ClassVar[Continuation | None] = None
     """How it continues a text; None if it does not."""
 
@@ -206,7 +206,7 @@ class BlockModel(nn.Module, ABC):
     """It learns without seeing its target: so does its end-to-end baseline,
     which otherwise denoises in one block."""
     baseline_spread: ClassVar[float] = 0.0
-    """Under `hides_target`, spread of the noise that the baseline starts from."""
+    """Standard deviation of the noise that the baseline starts from, for a class that sets `hides_target`."""
 
     stack: ClassVar[Any] = None
     """How a class of another library is cut, of which this is made (`Stack` in models/adapters/stack.py)."""

@@ -35,7 +35,8 @@ def expand(level: Tensor, like: Tensor) -> Tensor:
 
 
 def euler_step(noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
-    """Of dz/dl = (z - D)/l, where z = (1 - l) y + l eps or z = y + l eps: z' = a z + (1 - a) D, a = l'/l.
+    """Euler step of dz/dl = (z - D)/l, where z = (1 - l) y + l eps or z = y + l eps: z' = a z + (1 - a) D
+    with a = l'/l.
 
     # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
     """
@@ -121,7 +122,8 @@ class FlowV:
 
 
 class Velocity:
-    """Of a flow whose levels are t: the network is given z = (1 - t) y + t eps and predicts v = eps - y.
+    """Parametrisation of a flow whose levels are t: the network is given z = (1 - t) y + t eps and predicts v
+    = eps - y.
 
     The same network as :class:`FlowV`, which is told the same by sigma and y + sigma * eps.
     """
@@ -140,7 +142,8 @@ class Velocity:
 
 
 class FlowDirect:
-    """Of a flow whose levels are t; the output is the prediction itself: logits, or the clean target."""
+    """Parametrisation of a flow whose levels are t; the output is the prediction itself: logits, or the clean
+    target."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """z itself."""
@@ -247,8 +250,8 @@ class Tokens:
 
 
 class Unseen:
-    """Of a network that is shown nothing of its target, and told nothing of a level:
-    the end-to-end baseline."""
+    """Parametrisation of a network that is shown nothing of its target, and told nothing of a level: the
+    end-to-end baseline."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Unchanged."""

@@ -80,7 +80,7 @@ class Ranges:
 
     @staticmethod
     def from_hex(edges: Sequence[str]) -> "Ranges":
-        """From the edges as hexadecimal floats, which are exact on disk."""
+        """Read the edges from hexadecimal floats, which are exact on disk."""
         return Ranges(tuple(float.fromhex(edge) for edge in edges))
 
 

@@ -1,5 +1,5 @@
-"""From noise to a prediction: Euler and Heun along falling levels,
-each level handed to the block that owns it."""
+"""The sampler leads from noise to a prediction: Euler and Heun along falling levels, each of which goes to
+the block that owns it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

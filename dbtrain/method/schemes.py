@@ -88,4 +88,4 @@ SCHEMES: Mapping[str, Scheme] = {
         _forward_forward, target="hidden", shared=True, cumulative=True, starts_random=True, wrap=ForwardForward
     ),
 }
-"""By `method` of the configuration."""
+"""Rows by the name that `method` has in the configuration."""
