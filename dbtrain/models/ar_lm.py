@@ -150,7 +150,8 @@ class ARLM(BlockModel):
 
     @classmethod
     def baseline(cls, **arguments: Any) -> "ARLM":
-        """Of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
+        """The baseline of either stream: with no codes to show, T slots that hold none would only cost
+        FLOPs."""
         return cls(**{**arguments, "stream": "single"})
 
     @classmethod

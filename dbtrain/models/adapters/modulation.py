@@ -16,7 +16,8 @@ Told = dict[str, Tensor]
 
 
 class LevelAdded(nn.Module):
-    """From a condition (..., level_dim) the scales and shifts of all norms of a layer; both start at zero."""
+    """Scales and shifts of all norms of a layer, made from a condition (..., level_dim); both start at
+    zero."""
 
     def __init__(self, level_dim: int, width: int, pieces: int) -> None:
         super().__init__()

@@ -49,9 +49,9 @@ class Stack(Protocol):
     pipeline: ClassVar[Sequence[str]]
     """What the library's pipeline calls its networks of this class, the one for the most noise first."""
     steps: ClassVar[int]
-    """By which that pipeline counts time, where it has several such networks."""
+    """Number of steps by which that pipeline counts time, where it has several such networks."""
     width: int
-    """Of the hidden states."""
+    """Width of the hidden states."""
 
     def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
         """Settings as a configuration has them, and the data's shape: `image`, `classes` or `vocabulary`."""

@@ -21,7 +21,7 @@ from dbtrain.models.layers import LevelEmbedding
 LABEL_STREAM = 2
 """Stream of the draws that hides labels; 0 makes the levels and 1 the noise."""
 Settings = dict[str, Any]
-"""Of the class; the configuration may give the path of its config.json instead."""
+"""Settings of the library's class; the configuration may give the path of its config.json instead."""
 
 
 def _install(model: BlockModel, stack: Stack, layers: Sequence[int], level_dim: int) -> None:

@@ -31,7 +31,8 @@ class TimeSteps:
 
     @staticmethod
     def of(value: Any) -> "TimeSteps":
-        """From the keys of a scheduler's configuration; others than `KEYS` are for sampling, and not read.
+        """Read the keys of a scheduler's configuration; keys other than `KEYS` are for sampling, and not
+        read.
 
         Raises:
             ConfigError: the betas do not rise from above 0 to below 1, or the schedule is unknown.
