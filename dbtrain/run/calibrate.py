@@ -39,9 +39,9 @@ LEAST_WRONG = 4
 """Wrong answers that the pilots must expect among all:
 fewer say nothing of how what is open is distributed."""
 GROUPS = 16
-"""Of samples, each left out once to see how much the range depends on it."""
+"""Groups of samples, each left out once to see how much the range depends on it."""
 SURE_WEIGHT = 0.5
-"""With less weight of what was measured, the user is warned."""
+"""The user is warned if what was measured has less weight than this."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Measure:
 
     @property
     def weight(self) -> float:
-        """Of the measured levels beside the stated ones: that of their precisions."""
+        """Weight of the measured levels beside the stated ones, which follows from the precisions of both."""
         return STATED_ERROR**2 / (STATED_ERROR**2 + self.error**2)
 
 

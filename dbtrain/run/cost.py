@@ -19,7 +19,7 @@ FLOAT_BYTES = 4
 CUBLAS_BYTES = 8 * 4096 * 1024
 """Workspace of cuBLAS, by CUBLAS_WORKSPACE_CONFIG=:4096:8 in `training/entry.py`."""
 LOGIT_BYTES = 10
-"""Of each logit of a chunk: in bfloat16, in float32, and its gradient."""
+"""Bytes of each logit of a chunk: in bfloat16, in float32, and its gradient."""
 PARTITIONED = "aot_eager_decomp_partition"
 """PyTorch's backend that cuts a graph into forward and backward as inductor does, and makes no kernels."""
 
@@ -54,7 +54,7 @@ class Memory:
     count: int
     """Parameters of the block."""
     workspace: int = 0
-    """Of the kernels: cuBLAS's, and the logits of one chunk of a large vocabulary."""
+    """Workspace of the kernels: cuBLAS's, and the logits of one chunk of a large vocabulary."""
     gradients_stay: bool = True
     """Whether gradients lie beside all activations, as they do from one micro-batch of a step to the next."""
 

@@ -12,7 +12,8 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import size
 
 ADAM_STATES = 2
-"""Of AdamW; Muon has one for each matrix of the layers, so that less is needed than is said here."""
+"""States that AdamW has for each parameter; Muon has one for each matrix of the layers, so that it needs less
+than is said here."""
 SNAPSHOTS = 2
 """One is written while the next one is taken."""
 
@@ -41,7 +42,7 @@ def of_block(run_plan: RunPlan, block: int) -> BlockDisk:
 
 
 def _of_blocks(run_plan: RunPlan, numbers: Iterable[int]) -> list[BlockDisk]:
-    """Of each block in turn; of blocks that are alike one is looked at."""
+    """Bytes of each block in turn; of blocks that are alike only one is looked at."""
     known: dict[Hashable, BlockDisk] = {}
     found = []
     for block in numbers:

@@ -13,8 +13,8 @@ from torch import Tensor
 from dbtrain.method.draws import Draws
 
 ELEMENTS = 2**19
-"""Of (rows, draws, codes) a level: few contexts get many draws each,
-many contexts or a large vocabulary one."""
+"""Elements (rows, draws, codes) of a level: few contexts get many draws each, many contexts or a large
+vocabulary one."""
 AT_ONCE = 2**22
 """Elements (rows, codes) that are held at once."""
 MOST_DRAWS = 64

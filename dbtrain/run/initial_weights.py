@@ -31,7 +31,7 @@ class InitialWeights:
     origin: Origin
     """As run.json keeps it."""
     frozen_names: Mapping[str, str]
-    """Of the parts that no block trains: the name in the source, by that in a block's model."""
+    """Names in the source of the parts that no block trains, by their names in a block's model."""
 
     @staticmethod
     def of(run_plan: RunPlan, source: WeightSource, layers: Layers) -> "InitialWeights":
@@ -117,8 +117,8 @@ def read_block(
 
 
 def new_names(origin: Origin, shard: int, names: Iterable[str]) -> set[str]:
-    """Of a block's parameters those that the source has not, which keep their random or zero values: what was
-    added to a network of another library."""
+    """The parameters of a block that the source does not have, which keep their random or zero values: what
+    was added to a network of another library."""
     return {name for name in names if _is_new(origin, shard, name)}
 
 

@@ -26,9 +26,9 @@ class Packed:
 
     url: str
     sha256: str
-    """Of the whole file, as ``sha256sum`` prints it."""
+    """SHA-256 of the whole file, as ``sha256sum`` prints it."""
     commits: dict[int, Commit]
-    """By block."""
+    """The commit that was packed of each block."""
 
 
 def pack(

@@ -25,7 +25,7 @@ PILOT_STEPS = 300
 PILOT_BATCH = 128
 PILOT_LR = 1e-3
 ANSWERS = 1024
-"""Of each pilot."""
+"""Answers of each pilot that are looked at."""
 FOLDS = 5
 """Where the validation split has too few samples, each pilot leaves out a fold of its own,
 at most a fifth."""

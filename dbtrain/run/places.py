@@ -12,7 +12,7 @@ from dbtrain.shards.storage.errors import translate
 from dbtrain.shards.storage.store import Store
 
 PLACE = "place.json"
-"""In a run's directory: the name of this copy, and the mark of the folder that it was given in."""
+"""File in a run's directory: the name of this copy, and the mark of the folder that it was given in."""
 
 
 def place_of(run: Store) -> str:

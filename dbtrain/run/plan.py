@@ -1,5 +1,5 @@
-"""From a run's manifest to models: the one place where
-configuration turns into the plain values of the method."""
+"""How a run's manifest becomes models: the one place where configuration turns into the plain values of the
+method."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ class RunPlan:
     paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data when it was started."""
     data_hash: str = ""
-    """Of the content that the run was started with; '' in a run of before, which says nothing of it."""
+    """Hash of the data's content when the run was started; '' in a run from before it was recorded."""
     class_names: tuple[str, ...] = ()
     """Names of the data's classes, in the order of their numbers; empty if they have none."""
     data_notes: tuple[str, ...] = ()

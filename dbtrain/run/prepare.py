@@ -257,7 +257,7 @@ def _row(block: int, layers: range, levels: tuple[float, float]) -> PlanRow:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Versions of what decides the numbers."""
     names = ("deepspeed", "ray", "safetensors")
     return {
         "dbtrain": __version__,

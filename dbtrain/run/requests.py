@@ -15,7 +15,7 @@ class Request:
     block: int
     workers: int
     resources: Mapping[str, float]
-    """Of each worker."""
+    """Ray resources of each worker."""
     micro_batch: int | None
     device: str
 

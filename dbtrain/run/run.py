@@ -32,9 +32,9 @@ BRANCH = "branch"
 WEIGHTS: tuple[Role, ...] = ("ema", "model")
 """What a block gives to others: the first of these that it has."""
 STATE = "state.json"
-"""In a block's directory: how its last command here left it, for `status`."""
+"""File in a block's directory: how its last command here left it, for `status`."""
 VERIFIED = "verified.json"
-"""In a block's directory: which files of its last checkpoint were read and found whole."""
+"""File in a block's directory: which files of its last checkpoint were read and found whole."""
 
 
 class Run:

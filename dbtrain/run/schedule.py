@@ -42,7 +42,7 @@ def decay_begins(steps: int, warmup: int, decay: float) -> int:
 
 
 CURVES: Mapping[str, Callable[[int, int, int, float, float], float]] = {"cosine": cosine, "wsd": warmup_stable_decay}
-"""By `training.optimizer.schedule`: (step, steps, warmup, final, decay) -> share of the peak rate."""
+"""Curves by `training.optimizer.schedule`: (step, steps, warmup, final, decay) -> share of the peak rate."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Schedule:
     curve: str
     """Key of `CURVES`."""
     steps: int
-    """Of the block when the run was prepared."""
+    """Steps of the block when the run was prepared."""
     warmup: int
     final: float
     decay: float

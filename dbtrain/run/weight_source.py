@@ -37,17 +37,18 @@ class WeightSource:
     store: Store
     """Directory of the files."""
     tensors: Mapping[str, Described]
-    """By the names of the whole model, those of private stems and heads with their block's prefix."""
+    """Tensors by their names in the whole model; those of private stems and heads have their block's
+    prefix."""
     hashes: Mapping[str, str]
     """SHA-256 of each file."""
     blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Layers of each of its blocks, half-open; empty where nothing tells them."""
     codebook_hash: str = ""
-    """Of the codebook that it was trained with, '' where nothing tells it."""
+    """Hash of the codebook that it was trained with; '' where nothing tells it."""
     codebook: Tensor | None = None
     """The codebook itself (V, D), where it lies beside the weights."""
     manifest: Manifest | None = None
-    """Of the run that it is from, if it tells."""
+    """Manifest of the run that it is from, if it tells."""
     asked: str = ""
     """What the user called it, for messages."""
     originals: Mapping[str, str] = field(default_factory=dict)
