@@ -20,8 +20,8 @@ WIRE = struct.Struct(">q32s")
 and the digest of the checkpoint's files."""
 BEGINNING, FAILED = -1, -2
 CATCH_UP_S = 60.0
-"""For a worker's machine to see what the first one's sees:
-NFS and gcsfuse trust what they saw for as long."""
+"""Seconds in which a worker's machine comes to see what the first one's sees: NFS and gcsfuse trust what they
+saw for as long."""
 LOOK_S = 2.0
 
 

@@ -38,7 +38,7 @@ from dbtrain.training.watchdog import StopRequest, Watchdog
 from dbtrain.training.worker_sync import WorkerSync
 
 MODEL_PREFIX = "model."
-"""Of the objective's parameter names, which wrap the model's."""
+"""Beginning of the objective's parameter names, which wrap the model's."""
 NOT_THE_SAME_BITS = "training.deterministic=false: a block that is resumed does not end in the bits of one that is not"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dbtrain.training.watchdog import StopRequest
 
 REASON_BYTES = 64
-"""Of the reason to stop that workers tell each other; one of a signal is its name."""
+"""Length of the reason to stop that workers tell each other; the reason of a signal is its name."""
 
 
 class WorkerSync:
