@@ -18,16 +18,17 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.shards.tensor_file import Described, read_header
 
 SINGLE = "model.safetensors"
-"""What a folder of one file calls it, by the Hugging Face convention."""
+"""Name of the weights file in a folder with only one, by the Hugging Face convention."""
 FOLDERS = ((INDEX, SINGLE), ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"))
-"""An index, and the one file where there is none, as transformers and we call them, and as diffusers does."""
+"""(index, the single file where there is no index), as transformers and we name them, and as
+diffusers does."""
 SUFFIX = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Endings of PyTorch's own files. They hold programs, which run when they are read."""
 PICKLED_FOLDERS = tuple(
     f"{stem}{end}" for stem in ("pytorch_model", "diffusion_pytorch_model") for end in (".bin", ".bin.index.json")
 )
-"""What a folder has by the same convention whose weights are pickles."""
+"""Names of files, by the same convention, that show that a folder's weights are pickles."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class WeightSource:
     hashes: Mapping[str, str]
     """SHA-256 of each file."""
     blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """Layers of each of its blocks, half-open; empty where nothing tells them."""
+    """Layers (first, end) of each of its blocks, half-open; empty where nothing tells them."""
     codebook_hash: str = ""
     """Hash of the codebook that it was trained with; '' where nothing tells it."""
     codebook: Tensor | None = None
@@ -158,7 +159,7 @@ def _of_run(run: Run, url: str) -> WeightSource:
     merged = run.merged.exists(CONFIG) and not MergedDirectory(run.merged).progress
     if merged and not run.manifest.extensions:
         return _of_merged(run.merged, url)
-    # of a run that was extended the merged model may be one of before
+    # the merged model may be older than an extension of the run
     behind = [f"block {b.number} at step {b.committed} of {b.steps}" for b in run.blocks if not b.done]
     if merged and behind:
         raise ConfigError(
@@ -187,7 +188,7 @@ def _is_merged(store: Store) -> bool:
     try:
         content = store.read_json(CONFIG)
     except ShardError:
-        return True  # to be refused as what it is
+        return True  # taken for one, so that it is refused as a damaged merged model
     return isinstance(content, dict) and {"plan", "digest"} <= content.keys()
 
 
