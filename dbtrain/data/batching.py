@@ -17,7 +17,7 @@ class EpochOrder:
     Args:
         size: samples in the split.
         batch_size: effective batch, over all workers of the block and all micro-batches.
-        seed: of the run and the block.
+        seed: seed of the run and the block.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:

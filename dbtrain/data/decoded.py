@@ -52,10 +52,10 @@ def decoded(
 
     Args:
         parts: the files, by name.
-        rows: which of them make the splits.
+        rows: the pictures that make up each split.
         labels: (n,) int64 by split.
         want: the shape that pictures are brought to.
-        folder: for the files; made if it is not there.
+        folder: folder for the files; made if it is not there.
 
     Raises:
         DataError: a picture is wrong or of another shape than the first, or the folder cannot hold them.

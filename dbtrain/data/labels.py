@@ -34,7 +34,7 @@ def number_classes(
     Args:
         splits: ``train`` among them.
         known: the classes' names, if the data say them; then values are their places.
-        classes: as the configuration has it; None where it is silent.
+        classes: the number in the configuration; None if it gives none.
 
     Raises:
         DataError: a label is missing, a fraction, a list, out of range, or not among those of ``train``;

@@ -33,7 +33,7 @@ def images(
     """A folder of class folders, a Parquet file, or a folder of Parquet files; with or without splits.
 
     Args:
-        path: of the folder or file.
+        path: path of the folder or file.
         image, label: columns of a Parquet file.
         classes: how many there must be; None to take what there is.
         validation, test: shares that are split off the training pictures where the data has no such split.

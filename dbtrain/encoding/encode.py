@@ -51,7 +51,7 @@ def encode(source: str, vae: str, text: str | None, to: str, how: Encoding, coun
         text: folder of a text encoder of transformers, for captions; None for the classes of folders.
         to: folder of the files.
         how: they are encoded.
-        count: told how many pictures are done.
+        count: is told how many pictures are done.
 
     Raises:
         ConfigError: the folder was begun by another command, or a package is missing.

@@ -30,7 +30,7 @@ class PictureEncoder:
 
     Args:
         folder: of `save_pretrained`, or a pipeline with a folder ``vae``.
-        device, dtype: of its arithmetic.
+        device, dtype: device and dtype of its arithmetic.
 
     Raises:
         ConfigError: diffusers is missing.
@@ -76,7 +76,7 @@ class TextEncoder:
     Args:
         folder: with model and tokenizer, or a pipeline with folders ``text_encoder`` and ``tokenizer``.
         length: tokens of every caption, filled up or cut off.
-        device, dtype: of its arithmetic; its output keeps the dtype.
+        device, dtype: device and dtype of its arithmetic; its output keeps the dtype.
 
     Raises:
         ConfigError: transformers is missing.

@@ -131,7 +131,7 @@ class Facts:
     picture: str | None
     """samples.png in base64."""
     texts: tuple[KeptText, ...]
-    """That it wrote, newest first."""
+    """Texts that the run wrote, newest first."""
     ablation: tuple[Setting, ...]
     sweep: Sweep | None
     merged: bool

@@ -59,7 +59,7 @@ def history(block: RunBlock, running: bool) -> History:
     """Read the events of a block.
 
     Args:
-        block: of a run.
+        block: block of a run.
         running: whether a command trains it now, so that an attempt without an end is no fault.
     """
     losses: dict[int, float] = {}

@@ -50,9 +50,9 @@ class Watchdog:
 
     Args:
         run, block: directories.
-        assignment: of the worker.
+        assignment: assignment of the worker.
         stop: where requests are noted.
-        log: of the first rank, which alone watches the clock: the others wait while it commits,
+        log: event log of the first rank, which alone watches the clock: the others wait while it commits,
             and it waits for them in every step.
     """
 

@@ -70,9 +70,9 @@ def modulate(layer: nn.Module, norms: Mapping[str, int], width: int, level_dim: 
     The forward passes are replaced and not the modules, as `recompute` in models/layers.py does.
 
     Args:
-        layer: of the original.
-        norms: as of `Stack.modulated`; nothing is done for none.
-        width: of the hidden states.
+        layer: layer of the original.
+        norms: `Stack.modulated`; if it is empty, nothing is done.
+        width: width of the hidden states.
         level_dim: width of the condition.
     """
     if not norms:

@@ -19,7 +19,7 @@ class TimeSteps:
     """A schedule of betas, by the keys of diffusers' DDPMScheduler.
 
     Args:
-        count: of the steps.
+        count: number of the steps.
         start, end: the first beta and the last.
         schedule: `linear` in beta, or `scaled_linear`, in its square root.
     """
