@@ -97,7 +97,9 @@ def test_words_of_documents_are_plain(path):
 
 
 PREPOSITIONS = re.compile(
-    r"(after|at|before|behind|beside|between|by|for|from|in|of|on|to|under|with|within|without)\b", re.IGNORECASE
+    r"(after|at|before|behind|below|beside|between|by|for|from|in|into|of|on|since|through|to|under|until|with|within"
+    r"|without)\b",
+    re.IGNORECASE,
 )
 
 
