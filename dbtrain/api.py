@@ -97,9 +97,10 @@ def train(
     and SIGUSR1 make the workers commit and leave; call it again to continue.
 
     Args:
-        config: of the run; or a run that was prepared or begun, which goes on with its own configuration.
+        config: configuration of a run; or a run that was prepared or begun, which goes on with its own
+            configuration.
         blocks: numbers of the blocks to train; all for None, and none but the branch if it is empty.
-        address: of a Ray cluster: ``auto``, ``host:port`` or ``ray://host:port``; by default the
+        address: address of a Ray cluster: ``auto``, ``host:port`` or ``ray://host:port``; by default the
             configuration's ``cluster.address``; without one Ray is started on this machine for this call.
         view: is shown what happens.
         verbose: show every time-out that is in force too.
@@ -152,9 +153,10 @@ def merge(
     A merged model exists only once it was verified; an older one stays until then.
 
     Args:
-        run: whose blocks are done.
+        run: a run whose blocks are done.
         overrides: where the data lies now, such as ``data.path=/elsewhere``; by default where run.json says.
-        config: of the run with its data where it lies now, for a program that has one; without `overrides`.
+        config: configuration of the run with its data where it lies now, for a program that has one; without
+            `overrides`.
         now: take blocks that are not done as far as they are; the run may be training.
         tell: gets a line for each damaged checkpoint that is passed over.
 
@@ -192,8 +194,9 @@ def evaluate(
     """Score the merged model of a run by every readout; also written to ``evaluation.json`` of the run.
 
     Args:
-        run: that is merged.
-        overrides: of the section `evaluation`, such as ``evaluation.steps=100``, or of where the data lies.
+        run: a run that is merged.
+        overrides: settings of the section `evaluation`, such as ``evaluation.steps=100``, or of where the
+            data lies.
         section: how to evaluate, if not as the run's own configuration says.
         view: is told how far it has come and how long the parts took.
         shown: gets the scores before they are written, so that a full disk does not lose them.
@@ -235,7 +238,7 @@ def predict(model: MergedNetwork, inputs: Tensor, batch_size: int = 256) -> Tens
     """The model's answers for as many inputs as there are, a batch at a time, without gradients, on the CPU.
 
     Args:
-        model: from `load_merged`.
+        model: what `load_merged` returns.
         inputs: N of them, as `MergedNetwork` takes them.
         batch_size: inputs at a time. A model that draws samples has its own, `evaluation.batch_size`.
 

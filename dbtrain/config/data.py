@@ -33,7 +33,7 @@ class IdxConfig(Section):
     source: Literal["idx"] = "idx"
     path: str
     classes: Count | None = None
-    """By default one more than the greatest label of the training file."""
+    """Number of classes; by default one more than the greatest label of the training file."""
     validation: Share = 0.1
 
 
@@ -191,9 +191,9 @@ class EncodedConfig(Section):
     """A folder of safetensors files, or one: `latent` (n, C, H, W) or (n, C, T, H, W), and `label` (n,), or
     `text` (n, L, D) and `mask` (n, L)."""
     classes: Count | None = None
-    """Of files with labels; without it they must have text."""
+    """Number of classes of files with labels; without it they must have text."""
     mean: PerChannel = "measured"
-    """Of the latents by channel, which is taken off: numbers, `measured`, or null for none."""
+    """Mean of the latents by channel, which is subtracted: numbers, `measured`, or null for none."""
     std: PerChannel = "measured"
     """Deviation of the latents by channel, by which they are divided."""
     scale: Positive = 1.0

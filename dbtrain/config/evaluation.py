@@ -27,7 +27,7 @@ class EvaluationConfig(Section):
     """Where the chain starts: noise, as in the paper, or its mean, which makes a classifier deterministic."""
     batch_size: Count = 512
     precision: Literal["fp32", "bf16"] | None = None
-    """Of the blocks' predictions; by default that of training on a GPU, and fp32 on a CPU."""
+    """Precision of the blocks' predictions; by default that of training on a GPU, and fp32 on a CPU."""
     compile: bool | None = None
     """Compile the blocks' layers; by default where training did, on a GPU, if at least 1,000 samples are
     drawn from noise: for less it takes longer than it saves."""
@@ -59,7 +59,7 @@ class EvaluationConfig(Section):
     """Also compare drawn and real texts by MAUVE (`metric:
     generated`): by the judge's features, else by n-grams."""
     texts: Count | None = None
-    """At most so many samples of a split are measured in bits, spread evenly over it; by default all."""
+    """The most samples of a split that are measured in bits, spread evenly over it; by default all."""
 
 
 class TelemetryConfig(Section):

@@ -158,7 +158,7 @@ CLAUSES: Mapping[str, Callable[[Any, str], str]] = {
     "model_attributes_type": _section,
     "dict_type": _section,
 }
-"""By pydantic's name of the error."""
+"""How each kind of error is put in words, by pydantic's name of it."""
 
 
 def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:

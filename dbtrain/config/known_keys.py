@@ -126,7 +126,7 @@ def is_by_block(annotation: Any) -> bool:
 
 
 def tag_of(section: type[Section]) -> Any:
-    """By what a member of a union is chosen: its `arch` or `source`."""
+    """The value by which a member of a union is chosen: its `arch` or `source`; None where it has neither."""
     for key in ("arch", "source"):
         if key in section.model_fields:
             return section.model_fields[key].default

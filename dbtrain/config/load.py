@@ -21,7 +21,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
     """Read a YAML file and apply overrides such as ``model.depth=12``.
 
     Args:
-        path: of the file; or the name of a shipped configuration, such as ``vit_digits``.
+        path: path of the file; or the name of a shipped configuration, such as ``vit_digits``.
         overrides: keys with dots and their values, in their order.
         base: keys and values to begin with where there is no file.
 

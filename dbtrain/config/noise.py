@@ -46,15 +46,15 @@ class NoiseConfig(Section):
     overlap: Annotated[float, Field(ge=0, le=1)] = 0.05
     """A block trains on levels beyond both ends of its slice, by this share of its (log) width."""
     weighting: Literal["none", "edm", "clamp", "eps"] = "none"
-    """Of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2,
+    """Weight of the loss by level: `edm`, for square losses; `clamp`: 1 + sigma_data^2/sigma^2, which is
     edm's but for a factor, at most 5; `eps`: 1/sigma^2, for networks that predict eps."""
     input_scaling: Literal["unit", "signal"] = "unit"
     shift: Positive = 1.0
-    """Of a flow: k in t' = k t/(1 + (k - 1) t), which moves levels and steps towards the noise."""
+    """Shift of a flow: k in t' = k t/(1 + (k - 1) t), which moves levels and steps towards the noise."""
     logit_mean: float = 0.0
-    """Of a flow: mean of logit t before the shift."""
+    """Mean of logit t before the shift, for a flow."""
     logit_std: Positive = 1.0
-    """Of a flow: standard deviation of logit t."""
+    """Standard deviation of logit t before the shift, for a flow."""
 
     @model_validator(mode="after")
     def _edges_are_for_explicit(self) -> "NoiseConfig":

@@ -115,7 +115,7 @@ def _doc(kind: type[BaseModel]) -> str:
 
 
 def _bare(annotation: Any) -> Any:
-    """Without what `Annotated` adds, and without None."""
+    """The type without what `Annotated` adds, and without None."""
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     options = [part for part in get_args(annotation) if part is not NoneType]

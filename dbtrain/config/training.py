@@ -18,9 +18,10 @@ class OptimizerConfig(Section):
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warm-up: a cosine to `final_lr`; or `wsd` (warmup-stable-decay): the peak rate until the last
-    part, in which it falls to `final_lr`. A `wsd` run that `dbtrain extend` makes longer goes on as if it
-    had been so long from the beginning; the rate of a cosine has to climb again."""
+    """Curve of the rate after the warm-up: a cosine to `final_lr`; or `wsd` (warmup-stable-decay): the peak
+    rate until the last part, in which it falls to `final_lr`. A `wsd` run that `dbtrain extend` makes longer
+    goes on as if it had been planned that long from the beginning; the rate of a cosine has to climb
+    again."""
     warmup: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up."""
     decay: Share = 0.1
@@ -49,8 +50,8 @@ class BlockTraining(Section):
     muon_lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     steps: Count | None = None
-    """Of this block; its warm-up is stretched with them,
-    and so takes the same share as that of the others."""
+    """Steps of this block. Its warm-up is stretched by the same factor, and so takes the same share of them
+    as in the other blocks."""
     batch_size: Count | None = None
     """Effective batch of this block; the learning rate stays as it is."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None

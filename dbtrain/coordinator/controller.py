@@ -62,10 +62,10 @@ class Controller:
 
     Args:
         run: the run; the caller holds its lock.
-        config: of this start of the run.
+        config: configuration of this start of the run.
         cluster: where attempts are started.
         wanted: what each block asks for.
-        observer: told what happens.
+        observer: is told what happens.
         guard: called at every poll; raises once this coordinator has lost the run to another, or its cluster
             has ended.
         only: blocks that are trained; all for None. Of the others nothing is started, and nothing written.
@@ -104,7 +104,7 @@ class Controller:
         self._obstacles: dict[int, str | None] = {}
 
     def run(self) -> list[BlockState]:
-        """Until every block is done, stopped or failed; returns the last states.
+        """Train until every block is done, stopped or failed; returns the last states.
 
         Raises:
             PlacementError: a block that is not done fits on no node.

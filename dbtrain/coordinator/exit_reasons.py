@@ -47,7 +47,7 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
     The block's commits come first, then what its workers wrote before they went, then the cluster's error.
 
     Args:
-        progress: of the block, with all events of this attempt taken.
+        progress: progress of the block, with all events of this attempt taken.
         error: the cluster's error about the death of the attempt's workers, if it has one.
         committed: newest committed step of the block.
         steps: steps after which the block is done.

@@ -62,7 +62,7 @@ class BlockState:
     committed: int = 0
     """Newest committed step known when the attempt started."""
     crashes: int = 0
-    """Since the last progress."""
+    """Crashes since the last progress."""
     preemptions: int = 0
     restarts: int = 0
     not_before: float = 0.0

@@ -41,7 +41,7 @@ class Room:
     million.
 
     Args:
-        nodes: with all they have.
+        nodes: nodes with all resources that they have.
         busy: blocks that are there already.
     """
 

@@ -25,7 +25,7 @@ def check_packages(cluster: Nodes, source: str, arch: str = "") -> dict[str, Any
     """Facts of every node, all of which have this process's versions, and what data and network need.
 
     Args:
-        cluster: whose nodes are asked.
+        cluster: the cluster whose nodes are asked.
         source: value of `data.source`.
         arch: value of `model.arch`.
 

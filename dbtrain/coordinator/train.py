@@ -49,7 +49,7 @@ def train(
     """Train all blocks of a run, or those that are not done; returns their last states.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         view: is shown and told what happens.
         calibrate: measures the range of a new run.
         verbose: also show every time-out that is in force.

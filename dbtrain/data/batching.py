@@ -1,5 +1,5 @@
-"""From samples to batches: which samples a step takes, on which device,
-and how training images are varied."""
+"""How samples become batches: which samples a step takes, on which device, and how training images are
+varied."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ class EpochOrder:
     Args:
         size: samples in the split.
         batch_size: effective batch, over all workers of the block and all micro-batches.
-        seed: of the run and the block.
+        seed: seed of the run and the block.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
@@ -78,7 +78,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 SHIFT_STREAM, FLIP_STREAM = 0, 1
-"""Of draws with a key of their own."""
+"""Streams of the draws that vary images; these draws have a key of their own."""
 BLACK = -1.0
 
 

@@ -38,7 +38,8 @@ CHUNK = 64
 TOLD_EVERY_S = 15.0
 
 Rows = Mapping[str, tuple[str, Tensor]]
-"""By split, in the order of the file: the part that its pictures come from, and their rows (n,) in it."""
+"""Rows of each split, by its name: the part that its pictures come from, and their rows (n,) in it, in the
+order of the file."""
 
 
 def decoded(
@@ -51,10 +52,10 @@ def decoded(
 
     Args:
         parts: the files, by name.
-        rows: which of them make the splits.
+        rows: the pictures that make up each split.
         labels: (n,) int64 by split.
         want: the shape that pictures are brought to.
-        folder: for the files; made if it is not there.
+        folder: folder for the files; made if it is not there.
 
     Raises:
         DataError: a picture is wrong or of another shape than the first, or the folder cannot hold them.

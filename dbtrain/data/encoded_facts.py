@@ -24,7 +24,7 @@ PerChannel = Sequence[float] | Literal["measured"] | None
 PIECE = 512
 """Samples that are checked and measured at once."""
 DIGITS = 6
-"""Of a measured number: its last bits are the machine's, not the data's."""
+"""Significant digits of a measured number: the last bits are the machine's, not the data's."""
 FAR = 2.0
 """Deviations from 1 by more than this factor, and means of more than 1, are warned of."""
 
@@ -36,7 +36,7 @@ class Facts:
     content: str
     """Hash of its tensors."""
     sums: tuple[float, ...]
-    """Of the latents, by channel."""
+    """Sum of the latents in each channel."""
     squares: tuple[float, ...]
     count: int
     """Numbers that a channel has in it."""

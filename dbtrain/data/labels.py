@@ -1,4 +1,5 @@
-"""From labels as a folder or a column has them (names or numbers) to class numbers and the classes' names."""
+"""How labels as a folder or a column has them (names or numbers) become class numbers and names of
+classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def number_classes(
     Args:
         splits: ``train`` among them.
         known: the classes' names, if the data say them; then values are their places.
-        classes: as the configuration has it; None where it is silent.
+        classes: the number in the configuration; None if it gives none.
 
     Raises:
         DataError: a label is missing, a fraction, a list, out of range, or not among those of ``train``;

@@ -152,8 +152,8 @@ class TokenWindows:
 
     Args:
         tokens: (n,) token numbers.
-        length: of a window.
-        tokenizer: whose numbers they are.
+        length: length of a window.
+        tokenizer: the tokenizer that made the numbers.
 
     Raises:
         DataError: there is not one whole window.

@@ -46,7 +46,7 @@ class Found:
     """Everything at a place."""
 
     parts: Mapping[str, Part]
-    """By the split's own name; ``train`` where there is only one."""
+    """The parts by the data's own names for them; ``train`` where there is only one."""
     classes: tuple[str, ...] | None
     """Their names, if the data say them; labels are then their places."""
     notes: tuple[str, ...] = ()
@@ -163,7 +163,8 @@ def _folder_part(by_class: Mapping[str, list[str]], classes: Mapping[str, int]) 
 
 
 def _stamp(files: Sequence[str | Path]) -> str:
-    """Of names, sizes and times: whoever changes a file's content changes the time of its last change too."""
+    """Hash of names, sizes and times: whoever changes a file's content changes the time of its last change
+    too."""
     digest = hashlib.sha256()
     for file in files:
         try:

@@ -33,7 +33,7 @@ def images(
     """A folder of class folders, a Parquet file, or a folder of Parquet files; with or without splits.
 
     Args:
-        path: of the folder or file.
+        path: path of the folder or file.
         image, label: columns of a Parquet file.
         classes: how many there must be; None to take what there is.
         validation, test: shares that are split off the training pictures where the data has no such split.
@@ -119,8 +119,8 @@ def _roles(collection: Found, path: str, test_split: str | None) -> dict[str, st
 def _rows(
     counts: Mapping[str, int], validation: float, test: float, mix: bool
 ) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
-    """For each split the one that its pictures come from, and their rows in it;
-    and how those were made that lacked."""
+    """The part that each split takes its pictures from, with their rows in it; and notes on how missing
+    splits were made."""
     order = {split: mixed(count) if mix else torch.arange(count) for split, count in counts.items()}
     rest, made, rows = order["train"], [], {}
     # validation is cut last, as it is where a test split is there

@@ -32,7 +32,8 @@ class DataSet:
     content: str = ""
     """Hash of what the splits hold, by which a run knows its data again; '' where nobody will ask."""
     class_names: tuple[str, ...] = ()
-    """In the order of their numbers; empty for data without classes, or whose classes have no names."""
+    """Names of the classes in the order of their numbers; empty where there are no classes, or they have no
+    names."""
     notes: tuple[str, ...] = ()
     """What people should be told of the data: how much there is,
     and which splits were made for want of their own."""

@@ -79,7 +79,7 @@ def pieces(file: Path, errors: str = "strict") -> Iterator[str]:
     """Pieces of about `CHUNK` characters of a file, gzipped or not, each ending at the end of a line.
 
     Args:
-        file: of text.
+        file: a text file.
         errors: ``replace`` to put U+FFFD where a byte is no UTF-8.
 
     Raises:

@@ -1,4 +1,5 @@
-"""From text to token numbers and back: 27 letters, bytes, or a Hugging Face tokenizer that lies on disk."""
+"""Tokenizers turn text into token numbers and back: 27 letters, bytes, or a Hugging Face tokenizer that lies
+on disk."""
 
 import hashlib
 import re

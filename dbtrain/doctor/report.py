@@ -28,10 +28,10 @@ def doctor(address: str | None, storage: str, nodes: int | None, gpus: int | Non
     """Look, show, and refuse.
 
     Args:
-        address: of a cluster, or None for this machine.
+        address: address of a cluster, or None for this machine.
         storage: directory or URL for runs.
         nodes, gpus: what a cluster is planned to have: nodes at least, and GPUs of each.
-        console: to show it on.
+        console: console to show it on.
 
     Raises:
         ConfigError: nodes or GPUs are planned, but no cluster is named.

@@ -22,7 +22,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
 
 RECORD = "encode.json"
-"""In the folder: what was encoded by what; another command is not continued."""
+"""File in the output folder that says what was encoded by what; another command does not continue it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Encoding:
     resize: Literal["crop", "pad", "squash"] = "crop"
     background: Literal["black", "white"] | None = None
     tokens: int = 77
-    """Of a caption, filled up or cut off."""
+    """Length of a caption in tokens; shorter ones are filled up, longer ones cut off."""
     batch: int = 16
     per_file: int = 1024
     """Samples of a file."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the encoders and of the embeddings that are kept."""
+    """Precision of the encoders and of the embeddings that are kept."""
 
 
 def encode(source: str, vae: str, text: str | None, to: str, how: Encoding, count: Count = silent) -> list[str]:
@@ -51,7 +51,7 @@ def encode(source: str, vae: str, text: str | None, to: str, how: Encoding, coun
         text: folder of a text encoder of transformers, for captions; None for the classes of folders.
         to: folder of the files.
         how: they are encoded.
-        count: told how many pictures are done.
+        count: is told how many pictures are done.
 
     Raises:
         ConfigError: the folder was begun by another command, or a package is missing.

@@ -22,7 +22,7 @@ TEXT_ENCODERS: Mapping[str, str] = {
     "clip": "CLIPTextModel",
     "clip_text_model": "CLIPTextModel",
 }
-"""By `model_type`: the class that reads texts alone; of any other type, `AutoModel`."""
+"""Class that reads texts alone, by `model_type`; any other type takes `AutoModel`."""
 
 
 class PictureEncoder:
@@ -30,7 +30,7 @@ class PictureEncoder:
 
     Args:
         folder: of `save_pretrained`, or a pipeline with a folder ``vae``.
-        device, dtype: of its arithmetic.
+        device, dtype: device and dtype of its arithmetic.
 
     Raises:
         ConfigError: diffusers is missing.
@@ -76,7 +76,7 @@ class TextEncoder:
     Args:
         folder: with model and tokenizer, or a pipeline with folders ``text_encoder`` and ``tokenizer``.
         length: tokens of every caption, filled up or cut off.
-        device, dtype: of its arithmetic; its output keeps the dtype.
+        device, dtype: device and dtype of its arithmetic; its output keeps the dtype.
 
     Raises:
         ConfigError: transformers is missing.

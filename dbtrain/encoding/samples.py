@@ -11,7 +11,7 @@ from dbtrain.data.picture_files import find_pictures
 from dbtrain.errors import DataError
 
 METADATA = "metadata.jsonl"
-"""In a folder of pictures: a line for each, with `file_name` and `text`."""
+"""File in a folder of pictures: a line for each, with `file_name` and `text`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Samples:
     names: Callable[[int], str]
     """What a picture is called in messages."""
     told: Sequence[Any]
-    """Of each picture its class number or its caption."""
+    """Class number or caption of each picture."""
     stamp: str
     """Changes with the pictures, their order and what is told of them."""
     classes: tuple[str, ...] = ()

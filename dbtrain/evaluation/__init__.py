@@ -1,1 +1,1 @@
-"""Merged model, sampler, metric."""
+"""What is done with a merged model: check it, draw from it, measure it, export it."""

@@ -12,16 +12,16 @@ from dbtrain.method.interface import Batch
 from dbtrain.telemetry.counting import counted
 
 CLASS = "class_"
-"""How the score of one class is called: this and its name."""
+"""Beginning of the name of a class's score; the name of the class follows."""
 
 
 def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """Share of samples classified rightly, by readout: ``chain``,
     ``mean``, ``first``, ``after_<block>``, and controls.
 
-    The controls: ``shuffled``, read out as `section.readout` says, has every block in the place of its
-    predecessor; ``scrambled`` shows each block the true code, noised as in training, and another sample's
-    image, any of the split's, so that the mean of the predictions is what the noisy codes alone give away.
+    There are two controls. ``shuffled`` puts every block in the place of its predecessor, and is read out as
+    `section.readout` says. ``scrambled`` shows each block the true code, noised as in training, and the image
+    of some other sample of the split: the mean of these predictions is what the noisy codes alone give away.
 
     Behind these comes ``class_<name>`` for every class that the split has:
     the share of its samples that the readout of `section` classifies rightly.
@@ -53,8 +53,8 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
 def _controls(
     model: MergedModel, batch: Batch, others: Batch, draws: Draws, section: EvaluationConfig
 ) -> dict[str, Tensor]:
-    """Class probabilities (N, classes) by control; none for a model that is shown no noisy code,
-    or if switched off."""
+    """Class probabilities (N, classes) by control; empty for a model that is shown no noisy code, or if
+    controls are switched off."""
     if not section.controls or model.run_plan.distribution["kind"] == "none":
         return {}
     steps = section.steps_per_block

@@ -70,7 +70,7 @@ def _tensors(tensors: Mapping[str, Tensor], console: Console) -> None:
 
 
 def _identity(shard: Shard) -> list[str]:
-    """What a shard is; of its noise levels the exact ends too, which are hex floats in the file."""
+    """Lines on what a shard is; its noise levels are also given exactly, as the hex floats in the file."""
     of, (low, high) = shard.identity, shard.identity.edges
     return [
         f"run {of.run}, block {of.block} of {of.blocks}, step {shard.step}, {shard.role}",
@@ -127,7 +127,7 @@ def _refuse_damaged(run: Run, verified: Mapping[int, Mapping[int, str]]) -> None
 
 
 def _misfit(block: RunBlock, step: int) -> str:
-    """What of a checkpoint whose bytes verify does not fit the model, '' if all does."""
+    """What does not fit the model in a checkpoint whose bytes verify; '' if everything fits."""
     run_plan = block.run.plan
     wanted = run_plan.model(block.number, "meta").state_dict()
     try:

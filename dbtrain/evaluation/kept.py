@@ -1,4 +1,4 @@
-"""What a command has found, kept in the run after it was shown: a disk that is full takes no result away."""
+"""Results of commands, kept in the run after they were shown, so that a full disk loses no result."""
 
 from typing import Any, TypeVar
 
@@ -29,8 +29,8 @@ def kept(run: Run, name: str, kind: type[Kept], command: str) -> Kept | None:
     """What :func:`keep` wrote, or None if the run has no such file.
 
     Args:
-        kind: what it is read as, such as ``list[Point]``.
-        command: that writes it anew, for messages.
+        kind: type that it is read as, such as ``list[Point]``.
+        command: the command that writes it anew, for messages.
 
     Raises:
         ShardError: the file cannot be read, or holds something else.

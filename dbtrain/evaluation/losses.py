@@ -29,7 +29,7 @@ class Point:
     loss: float
     """Mean over the samples, unweighted."""
     weighted: float
-    """Times the weight of the level, as in training."""
+    """The loss times the weight of the level, as in training."""
     level_name: str = "level"
     """What such a level is called."""
 
@@ -47,10 +47,10 @@ def measure_losses(
     The noise of a sample is the same at every level and in every run, so that curves compare in pairs.
 
     Args:
-        count: levels, at equal shares of the training distribution, besides the boundaries.
-        samples: of the split, at most.
+        count: number of levels at equal shares of the training distribution; the boundaries come on top.
+        samples: the most samples of the split that are measured.
         show: called with the result before it is written.
-        progress: told how far it has come.
+        progress: is told how far it has come.
 
     Raises:
         ConfigError: the run was trained without noise.

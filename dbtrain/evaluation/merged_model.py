@@ -35,12 +35,12 @@ class MergedModel:
     """All blocks in memory, or one at a time.
 
     Args:
-        run_plan: of the run.
+        run_plan: plan of the run.
         load: tensors of a block by their names in the whole model.
         device: where the blocks are put.
         where: their files, for messages.
-        one_at_a_time: load a block when it is asked for and keep it until another one is: slower, and in the
-            memory of one block.
+        one_at_a_time: load a block when it is asked for, and keep it until another one is asked for. This is
+            slower, and needs only the memory of one block.
 
     Raises:
         ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; one at a
@@ -61,9 +61,9 @@ class MergedModel:
         self.blocks: Sequence[BlockModel] = blocks if one_at_a_time else _all_of(blocks)
 
     count: Count = staticmethod(silent)
-    """Told how far a measurement of this model has come."""
+    """A function that is told how far a measurement of this model has come."""
     progress = ""
-    """What `progress_of` says of it."""
+    """What `progress_of` says of this model."""
 
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
@@ -76,7 +76,7 @@ class MergedModel:
 
     @staticmethod
     def of(merged: MergedDirectory, device: torch.device, one_at_a_time: bool = False) -> "MergedModel":
-        """As :meth:`read`, of a directory that somebody reads already."""
+        """The same as :meth:`read`, for a directory that is open already."""
         return MergedModel(merged_plan(merged), merged.block, device, merged.where, one_at_a_time)
 
     @staticmethod
@@ -86,7 +86,7 @@ class MergedModel:
 
         Args:
             run: the run.
-            device: of the blocks.
+            device: device of the blocks.
             merged: a model of its blocks that lies elsewhere.
 
         Raises:
@@ -104,8 +104,8 @@ class MergedModel:
         """Every evaluation along the chain for a batch of N samples;
         `draws` make the noise it starts from, if any.
 
-        `rotate` puts every block into the place of the one so many before it:
-        a control of what the order gives.
+        `rotate` moves every block that many places towards the start of the chain: a control that shows what
+        the order of the blocks is worth.
         """
         run_plan, noise = self.run_plan, self.run_plan.noise()
         example = self.example(batch)
@@ -133,8 +133,8 @@ class MergedModel:
         return evaluations
 
     def draws(self, positions: Tensor, seed: int = 0) -> Draws:
-        """The randomness of a walk over the samples of these numbers (N,) in their split,
-        however it is cut."""
+        """The randomness for the samples of these numbers (N,) in their split, however the split is cut into
+        batches."""
         key = derive_seed(self.run_plan.config.seed, "evaluation", seed)
         return Draws(torch.tensor(key, device=self.device), positions.to(self.device))
 
@@ -145,7 +145,7 @@ class MergedModel:
     def denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """(block, noisy, level) -> (output, denoised) of that block on this context (N, ...).
 
-        `rotate` asks the block so many after it instead.
+        With `rotate`, the block that many places later is asked instead.
         """
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ def progress_of(run: Run, merged: MergedDirectory) -> str:
 
 
 def _same_run(ours: Manifest, theirs: Manifest) -> bool:
-    """Whether blocks of one are blocks of the other; the run may have been extended meanwhile."""
+    """Whether both are manifests of one run, which may have been extended in between."""
     count = ours.blocks
     return count == theirs.blocks and all(ours.identity(block) == theirs.identity(block) for block in range(count))
 
@@ -215,7 +215,7 @@ class LoadedBlocks(Sequence[BlockModel]):
     """Each block's model, loaded when asked for; the last one is kept, for all blocks of the same shards.
 
     Args:
-        run_plan, load, device, where: as for :class:`MergedModel`.
+        run_plan, load, device, where: the same as in :class:`MergedModel`.
     """
 
     def __init__(self, run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> None:
@@ -251,7 +251,7 @@ def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _s
     model = run_plan.model(sources[-1])
     state: dict[str, Tensor] = {name: t for name, t in model.state_dict().items() if name in run_plan.frozen}
     for shard in sources:
-        # of a name that several hold, a head's, the last is the block's own
+        # where several shards hold a name, such as a head's, the last one is the block's own
         state |= check_shard(run_plan, shard, load(shard), model.state_dict(), where(shard))
     model.load_state_dict(state, strict=True)
     return model.eval()
@@ -265,7 +265,7 @@ def check_shard(
     wanted = {name: tensor for name, tensor in wanted.items() if name not in run_plan.frozen}
     named = {local_name(shard, name): tensor for name, tensor in tensors.items()}
     layers = run_plan.shards.layers(shard)
-    # of greedy training the stem is the first block's, and the layers before are those of the blocks before
+    # in greedy training, the stem belongs to the first block, and earlier layers to the earlier blocks
     borrows = run_plan.scheme.in_turn and shard > 0
 
     def holds(name: str) -> bool:

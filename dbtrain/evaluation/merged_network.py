@@ -19,7 +19,7 @@ from dbtrain.shards.merged_directory import CONFIG
 from dbtrain.shards.storage.store import Store
 
 STEPS = 50
-"""Noise levels of a sample, as of `dbtrain sample`."""
+"""Noise levels of a sample by default, as many as in `dbtrain sample`."""
 
 
 class MergedNetwork(nn.Module):
@@ -59,14 +59,14 @@ class MergedNetwork(nn.Module):
         guidance: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Choose how samples are drawn from now on; at first it is as by default.
+        """Choose how samples are drawn from now on; without this call the defaults hold.
 
         Args:
             steps: noise levels from the greatest to the least.
             solver: ``heun`` evaluates twice a step, ``euler`` once.
             spacing: ``karras`` for steps over the whole range, ``slices`` for the same number in every slice.
             guidance: scale of classifier-free guidance; 1 for none.
-            seed: of the noise.
+            seed: seed of the noise.
 
         Raises:
             ConfigError: the steps cannot be shared by the slices.
@@ -78,7 +78,7 @@ class MergedNetwork(nn.Module):
     @property
     def merged(self) -> MergedModel:
         """The blocks one by one, their plan, and each evaluation along their chain."""
-        # `.to` moves the parameters, and what is made for them goes where they are
+        # `.to` moves only the parameters: inputs and noise are made on the device where those are
         self._merged.device = next(self.blocks.parameters()).device
         return self._merged
 
@@ -135,7 +135,7 @@ Reader = Callable[[MergedNetwork, MergedModel, Tensor, int], Tensor]
 
 
 def _reader(merged: MergedModel) -> Reader:
-    """What an architecture is asked for, by what it says that it can do."""
+    """The function that reads the answer of an architecture, chosen by what its class says that it can do."""
     kind = merged.blocks[0]
     if kind.classifies:
         return _classified
@@ -164,7 +164,7 @@ def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, fir
         raise ConfigError(
             f"images of shape {tuple(images.shape)} do not fit: this model takes (N, {', '.join(map(str, shape))})"
         )
-    # the label stands for the target of training, of which an evaluation sees nothing but the shape
+    # a label is needed only for the shape of the target; an evaluation does not see its value
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return _read_out(merged, {"image": images, "label": labels}, len(images), first)
 
@@ -187,7 +187,7 @@ def _next_tokens(network: MergedNetwork, merged: MergedModel, tokens: Tensor, fi
 
 
 def _masked_tokens(network: MergedNetwork, merged: MergedModel, tokens: Tensor, first: int) -> Tensor:
-    """Each text by the block that owns the share of its tokens that are masked."""
+    """Probabilities of each text, from the block that owns the masked share of its tokens."""
     run_plan = merged.run_plan
     _check_tokens(merged, tokens, longest=int(run_plan.shape["length"]), masks=True)
     low, high = run_plan.ranges.of(run_plan.ranges.blocks - 1)[0], run_plan.ranges.of(0)[1]

@@ -28,9 +28,10 @@ class Metric:
     """One row of the table."""
 
     label: str
-    """As people call it, with its unit."""
+    """Name of the metric for people, with its unit."""
     better: Better | Mapping[str, Better]
-    """Of every readout alike; or, if they differ, of each for which it is known."""
+    """Which direction is better: for every readout alike; or, if they differ, for each readout where it is
+    known."""
     begin: Begin
     """(model, data, section) -> (split -> score by readout, what a score depends on besides model and data);
     what the splits have in common is made once."""
@@ -49,7 +50,7 @@ class Metric:
         return f"{100 * score:.2f}" if self.percent else f"{score:.4f}"
 
     def direction(self, readout: str) -> str:
-        """What is better, as a note to a readout; none where it goes for all alike or is not known."""
+        """Which direction is better, as a note to a readout; '' if it is the same for all, or not known."""
         known = self.better.get(readout) if isinstance(self.better, Mapping) else None
         return f" ({known} is better)" if known else ""
 
@@ -58,7 +59,7 @@ def _plain(
     measure: Callable[[MergedModel, Split, EvaluationConfig], dict[str, float]],
     describe: Callable[[EvaluationConfig], dict[str, Any]] = lambda section: {},
 ) -> Begin:
-    """A metric whose splits have nothing in common."""
+    """The `begin` of a metric that prepares nothing for all splits together."""
 
     def begin(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
         return lambda split: measure(model, split, section), describe(section)
@@ -72,7 +73,8 @@ GENERATED_BETTER: Mapping[str, Better] = {
     "mauve": "higher",
     "ngram_mauve": "higher",
 }
-"""Entropy should be that of real texts, neither more nor less; and theirs (``text_...``) are no scores."""
+"""Directions for generated texts. Entropy has none: it should be that of real texts. Readouts of real texts
+(``text_...``) have none, as they are no scores."""
 
 
 def _draws_images(kind: type[BlockModel]) -> bool:
@@ -86,7 +88,7 @@ def _check_inception(config: Config) -> None:
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy %", "higher", _plain(accuracy), lambda kind: kind.classifies, percent=True),
-    # next-token likelihoods, of which a masked model has none, and the bound that only masking has
+    # `bits` needs next-token likelihoods, which a masked model lacks; `elbo` is a bound that only masking has
     "bits": Metric("bits a character", "lower", _plain(bits), lambda kind: kind.likelihood == "next_token"),
     "elbo_bits": Metric("bits a character (ELBO)", "lower", _plain(elbo_bits), lambda kind: kind.likelihood == "elbo"),
     "generated": Metric(

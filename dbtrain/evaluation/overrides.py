@@ -1,4 +1,4 @@
-"""What may be said anew of a run that is trained: how it is evaluated, and where its data lies."""
+"""Settings of a trained run that may be changed: how it is evaluated, and where its data lies."""
 
 from collections.abc import Sequence
 

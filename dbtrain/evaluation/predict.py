@@ -32,7 +32,7 @@ class TextScore:
     tokens: int
     characters: int
     bits: float
-    """Of the whole text."""
+    """Bits of the whole text."""
     bound: bool
     """Whether the bits are an upper bound."""
 
@@ -103,7 +103,7 @@ def _picture(model: MergedModel, file: str, fit: Fit) -> np.ndarray:
 
 
 def _want(model: MergedModel, fit: Fit) -> Want:
-    """As the run's data were brought to their shape; with `fit` any picture is."""
+    """How a picture is brought to the model's shape: as the run's data were; with `fit`, any picture is."""
     data = model.run_plan.config.data.model_dump()
     size, channels, resize, background = (data.get(key) for key in ("size", "channels", "resize", "background"))
     shape = model.run_plan.shape["image"]
@@ -125,11 +125,11 @@ def classes_table(model: MergedModel, file: str, probabilities: Tensor, top: int
 def score_text(model: MergedModel, text: str) -> TextScore:
     """The bits of a text under a language model; a text longer than the model's window is read in pieces.
 
-    Each piece is read without those before it. A masked model gives an upper bound, the ELBO.
+    Each piece is scored without seeing the pieces before it. A masked model gives an upper bound, the ELBO.
 
     Raises:
         ConfigError: the architecture gives no likelihood.
-        DataError: the tokenizer leaves nothing of the text.
+        DataError: the text has no token.
     """
     config = model.run_plan.located()
     likelihood = architecture(config.model.arch).likelihood
@@ -149,7 +149,8 @@ def score_text(model: MergedModel, text: str) -> TextScore:
 
 
 def _next_token_nats(model: MergedModel, tokens: Tensor, place: int) -> float:
-    """Of tokens (1, L), by the readout of the run; `place` of the piece decides its noise, if it has any."""
+    """Negative log-likelihood of tokens (1, L) in nats, by the readout of the run; `place` is the position of
+    the piece, from which its noise is drawn if it has any."""
     section = model.run_plan.config.evaluation
     draws = model.draws(torch.tensor([place]))
     probabilities = readouts(model.evaluations({"tokens": tokens}, draws, section.steps_per_block))[section.readout]

@@ -20,10 +20,10 @@ from dbtrain.shards.merged_directory import UNFINISHED
 from dbtrain.telemetry.counting import Count, silent
 
 Scores = dict[str, dict[str, float]]
-"""By split (``validation``, ``test``) and readout."""
+"""Scores by split (``validation``, ``test``), then by readout."""
 
 MOST_CLASSES = 20
-"""Classes of which a table has a line."""
+"""The most classes that get a line each in a table."""
 
 READOUTS: Mapping[str, str] = {
     "chain": "last of the chain",
@@ -49,11 +49,11 @@ def evaluate_run(
     also written to ``evaluation.json``, once they were shown.
 
     Args:
-        overrides: of the section `evaluation`, such as ``evaluation.steps=100``, and of where the data lies,
-            such as ``data.path=/elsewhere``; it must be the same data.
+        overrides: overrides of the section `evaluation`, such as ``evaluation.steps=100``, and of where the
+            data lies, such as ``data.path=/elsewhere``; it must be the same data.
         section: how to evaluate, if not as the run's own configuration says.
         show: called with the result before it is written, and with how far blocks are that are not done.
-        count: told how far it has come.
+        count: is told how far it has come.
         tell: gets a line with how long the parts took.
 
     Raises:
@@ -90,12 +90,12 @@ def evaluate_run(
 
 
 def _not_said(paths: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
-    """Where the run found its data, but for what an override says."""
+    """Where the run found its data, without the paths that an override gives."""
     return {key: path for key, path in paths.items() if not any(o.startswith(f"data.{key}=") for o in overrides)}
 
 
 def label(readout: str) -> str:
-    """A readout as people call it; by its own name where that says it, such as ``perplexity``."""
+    """Name of a readout for people; its own name where that is clear, such as ``perplexity``."""
     if readout.startswith("after_"):
         return f"after block {readout.removeprefix('after_')}"
     if readout.startswith(CLASS):
@@ -135,7 +135,7 @@ def comparison(metric: Metric, blocks: dict[str, float], whole: dict[str, float]
     table = Table(f"test {metric.label}", "isolated blocks", "end to end", title=title, title_justify="left")
     for name in sorted((b for b in blocks if not b.startswith(CLASS)), key=lambda name: name != readout):
         default = " (default readout)" if name == readout else ""
-        # end to end, the one block is the whole network: not like a block's part
+        # end to end, the one block is the whole network, which is not comparable with the part of one block
         like = name in whole and name != "first" and not name.startswith(("after_", "block_"))
         beside = metric.write(whole[name]) if like else "-"
         table.add_row(f"{label(name)}{default}{metric.direction(name)}", metric.write(blocks[name]), beside)

@@ -17,7 +17,7 @@ from dbtrain.method.objective import Precision
 from dbtrain.training.compilation import keep_compiled_code
 
 WORTH_COMPILING = 1000
-"""Samples drawn from noise from which on compiling, some seconds, pays."""
+"""Least number of samples drawn from noise for which compiling, which takes seconds, is worth its time."""
 
 
 class Speed:
@@ -26,7 +26,7 @@ class Speed:
     Args:
         precision: `bf16` runs them under autocast.
         compiled: compile each layer. Layers of all blocks are alike, so that this happens once.
-        device: of the blocks.
+        device: device of the blocks.
     """
 
     def __init__(self, precision: Precision, compiled: bool, device: torch.device) -> None:
@@ -34,18 +34,19 @@ class Speed:
         self.compiled = compiled
         self.device = device
         self.compiling_s = 0.0
-        """Seconds that making ready and the first prediction of each kind took, which compiles."""
+        """Seconds spent on compiling: preparing it, and the first prediction of each kind."""
         self._size = 0
         self._met: set[Any] = set()
 
     @staticmethod
     def of(config: Config, device: torch.device, drawn: int) -> "Speed":
-        """As the section `evaluation` says, or where it is silent as the run was trained, on a GPU.
+        """Speed as the section `evaluation` sets it. For keys that are not set, it is that of training on
+        a GPU, and on a CPU fp32 without compilation.
 
         Args:
-            config: of the run.
-            device: of the blocks.
-            drawn: samples that are drawn from noise; of few, or none, compiling takes longer than it saves.
+            config: configuration of the run.
+            device: device of the blocks.
+            drawn: samples that are drawn from noise; for few or none, compiling takes longer than it saves.
         """
         section, training, gpu = config.evaluation, config.training, device.type == "cuda"
         precision = section.precision or (training.precision if gpu else "fp32")
@@ -57,11 +58,11 @@ class Speed:
         if "predict" not in vars(model):
             if self.compiled:
                 keep_compiled_code()
-                started = time.monotonic()  # the first time it imports the compiler
+                started = time.monotonic()  # the first call imports the compiler
                 for layer in model.layers.values():
                     layer.compile()
                 self.compiling_s += time.monotonic() - started
-            # a weak reference: a model that refers to itself is let go late, and two may not fit into memory
+            # weak, because a model that refers to itself is freed late, and two may not fit into memory
             vars(model)["predict"] = partial(self._predict, weakref.ref(model))
         return model
 
@@ -72,7 +73,7 @@ class Speed:
         predict = partial(type(model).predict, model, layers)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if cache is not None:
-                # it grows with every token, and would be compiled anew each time
+                # the cache grows with every token, so that each call would be compiled anew
                 with torch.compiler.set_stance("force_eager" if self.compiled else "default"):
                     return predict(noisy, level, context, cache)
             if self.compiled:
@@ -80,7 +81,7 @@ class Speed:
             return predict(noisy, level, context)
 
     def _timed(self, predict: Any, *inputs: Tensor) -> Tensor:
-        """A prediction for as many samples as ever; another number would be compiled anew."""
+        """Predict for inputs filled up to the largest batch so far; any other size would be compiled anew."""
         count = len(inputs[0])
         self._size = max(self._size, count)
         padded = [_filled(tensor, self._size) for tensor in inputs]

@@ -1,4 +1,4 @@
-"""Merge a run and prove that the merged model is the blocks."""
+"""Merge a run and prove that the merged model computes what its blocks compute."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,11 +26,11 @@ def merge_and_verify(
 ) -> tuple[MergeResult, int]:
     """Merge, and compare every block's output with that of its own checkpoint on a few test samples.
 
-    A merged model exists only when this has succeeded; one of before stays until then.
+    A merged model exists only after this has succeeded; an older one stays until then.
 
     Args:
         run: directory of the run.
-        config: of the run with the data where it lies now; by default where run.json says.
+        config: configuration of the run, with the data where it lies now; by default where run.json says.
         now: take blocks that are not done as far as they are, of a run that may be training.
         tell: gets a line for each damaged checkpoint that is passed over.
 
@@ -57,7 +57,7 @@ def merge_and_verify(
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
-    """Run both sides: each block from its own checkpoint against the merged model, bit for bit.
+    """Compare each block from its own checkpoint with the same block of the merged model, bit for bit.
 
     Both are given what the block's own checkpoint is given along the chain,
     so that only a block that is wrong itself is named, not those after it.
@@ -70,7 +70,7 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
         One line for each evaluation whose output differs or is not finite.
     """
     draws = merged.draws(torch.arange(len(next(iter(batch.values())))))
-    # of the block's own checkpoint, not the merged one: what is wrong with that one is told first
+    # read by the block's own checkpoint, so that a fault in that one is told first
     example = apart.example(batch)
     denoise = merged.denoiser(example.context)
     shape = (len(example.clean), *merged.run_plan.noise().level_shape(example))
@@ -79,9 +79,9 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     with torch.no_grad():
         for theirs in apart.evaluations(batch, draws):
             place = f"block {theirs.block} at {name} {theirs.level:g}"
-            # not the output: a masked language model gives minus infinity to the tokens that it rules out
+            # the output itself may hold minus infinity: a masked language model excludes tokens by it
             if not theirs.denoised.isfinite().all():
-                # what follows in the chain is spoiled by this block, not by its own weights
+                # later evaluations in the chain fail because of this block, not of their own weights
                 return [*wrong, f"{place} computes values that are NaN or infinite, from its own checkpoint already"]
             level = torch.full(shape, theirs.level, dtype=torch.float32, device=merged.device)
             ours, _ = denoise(theirs.block, theirs.noisy, level)
@@ -101,7 +101,7 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
     def where(block: int) -> str:
         return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
-    # a block at a time from each side, so that a model is merged that no memory holds
+    # one block at a time from each side, so that a model larger than the memory can be merged
     apart = MergedModel(run.plan, committed, CPU, where, one_at_a_time=True)
     wrong = verify(MergedModel.of(merged, CPU, one_at_a_time=True), apart, batch)
     if wrong:
@@ -115,7 +115,7 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
 
 def _check_finished(run: Run) -> None:
     """Raise IncompleteRunError, naming each, if blocks have not reached their last step."""
-    # what is committed, verified or not: of a last step that is damaged the merge says more
+    # any commit counts here, verified or not: if the last one is damaged, the merge's own message says more
     reached = [(block, max(block.checkpoints.steps(), default=0)) for block in run.blocks]
     behind = [f"block {block.number} at step {step} of {block.steps}" for block, step in reached if step < block.steps]
     if behind:

@@ -52,13 +52,13 @@ class Measured:
 
     variant: Variant
     scores: dict[str, dict[str, float]]
-    """By split and readout."""
+    """Scores by split, then by readout."""
     memory: int
     """Greatest peak of a worker, bytes."""
     seconds: float
     """Spent training, summed over the blocks."""
     flops: float
-    """Of training, all blocks."""
+    """FLOPs of training all blocks."""
 
 
 def policies(config: Config, asked: str | None) -> list[str]:
@@ -94,10 +94,10 @@ class Family:
     """The runs of one grid: what they have in common, and how each is made from it."""
 
     path: str
-    """Of the configuration."""
+    """Path of the configuration."""
     overrides: tuple[str, ...]
     name: str
-    """With which the runs' names begin."""
+    """Beginning of the runs' names."""
 
     def baseline(self, kind: str, blocks: int, seed: int) -> Variant:
         """A baseline at the FLOPs of so many blocks, after which it is named."""

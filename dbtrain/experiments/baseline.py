@@ -38,11 +38,11 @@ class Baseline:
 
     config: Config
     flops: float
-    """Of its training, forward and backward."""
+    """FLOPs of the baseline's training, forward and backward."""
     budget: float
-    """Of training the isolated blocks."""
+    """FLOPs of training the isolated blocks, which the baseline may spend."""
     again: float
-    """Of activation checkpointing on top, which are not part of the budget."""
+    """FLOPs that activation checkpointing adds, which are not part of the budget."""
     unlike: str = ""
     """Why it starts from random weights where the blocks do not; '' if it starts as they do."""
 

@@ -40,8 +40,8 @@ def lines(config: Config, data: DataSet, whole: RunPlan, micro_batch: int, memor
     """What fits on one GPU, in sentences.
 
     Args:
-        config: of the run.
-        data: that it is trained on.
+        config: configuration of the run.
+        data: the data that it is trained on.
         whole: plan of the same model trained end to end.
         micro_batch: samples at once on a worker.
         memory: bytes of the GPU; None if it is not known.

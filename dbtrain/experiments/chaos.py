@@ -24,7 +24,7 @@ PATIENT = ("cluster.max_crashes=100000", "cluster.max_preemptions=100000", "clus
 PAUSE_S = (0.2, 3.0)
 """Shortest and longest time for which a worker is stopped by SIGSTOP."""
 LONGEST_RUN_S = 900.0
-"""After the faults have ended."""
+"""Longest time that a run may take after the faults have ended, in seconds."""
 POLL_S = 0.1
 
 
@@ -32,10 +32,10 @@ class Punisher:
     """Runs of one configuration under faults at exponential intervals.
 
     Args:
-        arguments: of the train command: configuration file and overrides.
+        arguments: arguments of the train command: configuration file and overrides.
         config: what they say; its ``out`` must be a local directory.
         mtbf_s: mean time between faults, in seconds.
-        seed: of the times and kinds of the faults; what they hit depends on the machine,
+        seed: seed of the times and kinds of the faults; what they hit depends on the machine,
             so no run repeats exactly.
         time_limit_s: seconds after the undisturbed run after which no fault is made and no run started.
         tell: called with one line for each thing that happens.

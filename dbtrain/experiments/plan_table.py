@@ -36,9 +36,9 @@ def show_plan(config: Config, console: Console, notices: Console, memory: str | 
     """Print blocks, layers, ranges, estimated memory beside end-to-end, and placement.
 
     Args:
-        config: of the run.
-        console: for the plan.
-        notices: for what takes a while.
+        config: configuration of the run.
+        console: console for the plan.
+        notices: console for notices of what takes a while.
         memory: of the GPU that it is for, as in ``80GiB``; by default that of this machine's first one.
 
     Raises:
@@ -113,7 +113,8 @@ def _looped(run_plan: RunPlan, whole: RunPlan) -> Iterator[str]:
 
 
 def _slices(run_plan: RunPlan) -> Iterator[str]:
-    """Of each block: its slice, the share of the training levels in it, and its steps of a sampler."""
+    """One line for each block: its slice, the share of the training levels in it, and its steps of a
+    sampler."""
     if run_plan.distribution["kind"] == "none":
         return
     noise, ranges, section = run_plan.noise(), run_plan.ranges, run_plan.config.evaluation

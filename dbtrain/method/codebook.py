@@ -15,8 +15,8 @@ CodebookSource = Literal["random", "orthogonal"]
 def make_codebook(source: CodebookSource, classes: int, dim: int, seed: int) -> Tensor:
     """(classes, dim) float32 rows of norm 1, a function of its arguments.
 
-    `random` draws directions uniformly; `orthogonal` makes all pairs equally far apart,
-    which needs dim >= classes.
+    `random` draws directions uniformly; `orthogonal` makes the codes orthogonal, so that
+    all pairs are equally far apart, which needs dim >= classes.
 
     Raises:
         ConfigError: orthogonal codes do not fit the dimension.

@@ -1,4 +1,4 @@
-"""What tensors hold, as one hash: of a shard, of a codebook, of a data set."""
+"""One hash for what tensors hold, such as those of a shard, a codebook or a data set."""
 
 import hashlib
 import json

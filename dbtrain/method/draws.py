@@ -59,8 +59,8 @@ class Draws:
         sample = _mix(self.key + (self.positions + 1) * _GOLDEN + _signed(stream * _MIX_2))
         element = torch.arange(1, count + 1, device=self.positions.device) * _GOLDEN
         bits = _shift_right(_mix(sample[:, None] + element[None, :]), 41)
-        # 23 bits and a half fit a float32's 24 bits exactly; with one bit more the largest rounds to 1,
-        # whose quantile is infinite. The half keeps 0 out too.
+        # A float32 holds 24 bits: 23 random ones and the added half fit exactly. With one random bit more the
+        # largest number would round to 1, whose quantile is infinite. The half also keeps 0 out.
         return ((bits.to(torch.float32) + 0.5) * 2.0**-23).reshape(-1, *shape)
 
     def normal(self, shape: tuple[int, ...], stream: int) -> Tensor:
@@ -72,12 +72,12 @@ class Draws:
         """(N,) float32 in (0, 1) that cover it evenly: one uniform start,
         then steps of the golden ratio by position.
 
-        Each is uniform by itself; a mean over neighbouring
-        positions varies far less than with independent draws.
+        Each number by itself is uniform; a mean over neighbouring positions varies far less than the mean of
+        independent draws.
         """
         start = Draws(self.key, torch.zeros_like(self.positions[:1])).uniform((), stream).double()
         spread = torch.frac(start + self.positions.double() * GOLDEN_RATIO)
-        # not 0 or 1 after rounding to float32
+        # the bounds keep the number from being 0 or 1 after it is rounded to float32
         return spread.clamp(2.0**-24, 1 - 2.0**-24).float()
 
     def fork(self, number: int) -> "Draws":

@@ -25,7 +25,7 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
     With sigma = t/(1 - t) this is sigma' = k sigma.
     """
-    # 1 + (k - 1) t written as a sum of two terms of one sign, so that 1 stays exactly 1
+    # k t + (1 - t) is the same as 1 + (k - 1) t, but neither term is negative, so that t = 1 gives exactly 1
     return shift * t / (shift * t + (1 - t))
 
 
@@ -81,9 +81,10 @@ class FlowNoise:
     """z = (1 - t) y + t eps, t = 1 being noise alone  # Liu et al. 2023, eq. (1), with time reversed.
 
     Args:
-        distribution: of the training levels, after the shift.
+        distribution: distribution of the training levels, after the shift.
         shift: k, by which steps of a sampler are moved too.
-        velocity: whether the loss is a square, and so is weighted as that of the velocity v = eps - y.
+        velocity: whether the loss is a square; it is then weighted so that it equals the square loss of the
+            velocity v = eps - y.
         per_position: one t for each position of (N, L, D) instead of one a sample.
     """
 
@@ -130,7 +131,8 @@ class FlowNoise:
 
     @staticmethod
     def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "FlowNoise":
-        """From run.json. Without a codebook the loss is a square, with one a cross-entropy."""
+        """Make the process from run.json. Without a codebook the loss is a square, with one a
+        cross-entropy."""
         shift = spec["shift"]
         distribution: LevelDistribution = ShiftedUniform(shift)
         if spec["kind"] == "logit_normal":
@@ -142,7 +144,7 @@ class FlowNoise:
         return (example.clean.shape[1],) if self.per_position else ()
 
     def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
-        """Independent uniforms."""
+        """Uniforms that are independent of each other, (N, *level_shape)."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
     def cdf(self, level: Tensor) -> Tensor:
@@ -176,7 +178,7 @@ class FlowNoise:
         return (1 - t) * clean + t * draws.normal(tuple(clean.shape[1:]), NOISE_STREAM)
 
     def weight(self, level: Tensor) -> Tensor:
-        """1/t^2 for square losses: since D = z - t F, that of the estimate is then that of the velocity."""
+        """1/t^2 for square losses, so that the loss of the estimate D = z - t F is that of the velocity F."""
         return level**-2 if self.velocity else torch.ones_like(level)
 
     def prior(self, shape: tuple[int, ...], draws: Draws) -> Tensor:

@@ -35,14 +35,14 @@ class ForwardForward(BlockModel):
     """A classifier whose blocks are trained by goodness; it has no head, and its stem belongs to block 0.
 
     Args:
-        model: with all layers, with codes that its stem is shown as the label,
-            and with hidden states to look at.
+        model: a model that holds all layers, shows its hidden states (`BlockModel.open`), and has a codebook;
+            its stem is given the code of a label.
         blocks: layers of every block, in the order in which they are applied.
     """
 
     def __init__(self, model: BlockModel, blocks: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        # in a tuple it is no submodule, so that parameters have their usual names
+        # a model in a tuple is not registered as a submodule, so that parameters keep their usual names
         self._model = (model,)
         self.stem, self.layers = model.get_submodule("stem"), model.layers
         self.num_layers = model.num_layers
@@ -52,12 +52,12 @@ class ForwardForward(BlockModel):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ForwardForward":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # the model is no submodule: its layers move with ours, its codebook has to be handed on
+        # the model is no registered submodule: it shares our layers, but has to be given the moved codebook
         self._model[0].register_buffer("codebook", self.get_buffer("codebook"), persistent=False)
         return self
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
-        """The model's own."""
+        """Read the batch as the model itself reads it."""
         return self._model[0].example(batch)
 
     def activities(self, layers: Sequence[int], code: Tensor, context: Tensor) -> list[Tensor]:
@@ -81,7 +81,8 @@ class ForwardForward(BlockModel):
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """(N, classes) logits: with each class as label the goodness of all blocks but the first, summed.
 
-        As in Hinton 2022, section 3.3; of the first if there is no other. What is noisy is not looked at.
+        This follows Hinton 2022, section 3.3. If there is only one block, its goodness counts. `noisy` is not
+        used.
         """
         logits = []
         for code in self.get_buffer("codebook"):
@@ -90,7 +91,7 @@ class ForwardForward(BlockModel):
         return torch.stack(logits, dim=1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy (N,) of these logits, in nats; it is not what trains."""
+        """Cross-entropy (N,) of these logits, in nats; what trains is `ForwardForwardObjective`."""
         return functional.cross_entropy(output, target, reduction="none")
 
     def denoised(self, output: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class ForwardForwardObjective(nn.Module):
         return (functional.softplus(-right) + functional.softplus(wrong)).mean()
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """As of :class:`dbtrain.method.objective.BlockObjective`."""
+        """Compile the module without its draws, as :class:`dbtrain.method.objective.BlockObjective` does."""
         self.__dict__["_right_and_wrong"] = torch.compiler.disable(self._right_and_wrong)  # type: ignore[no-untyped-call]
         super().compile(*arguments, **options)
 
@@ -130,7 +131,7 @@ class ForwardForwardObjective(nn.Module):
         """(2N, D) codes of the right labels, then of wrong ones, and the context of both."""
         model = self.model
         example, codes = model.example(batch), model.get_buffer("codebook")
-        # a label moved on by 1 to the number of classes less 1 is never the right one
+        # a label plus a number from 1 to classes - 1, modulo the number of classes, is never the right label
         moved = 1 + (draws.uniform((), WRONG_STREAM) * (len(codes) - 1)).long()
         wrong = (example.target + moved) % len(codes)
         return torch.cat([example.clean, codes[wrong]]), torch.cat([example.context] * 2)

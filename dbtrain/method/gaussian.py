@@ -76,7 +76,7 @@ class GaussianNoise:
 
     @staticmethod
     def make(spec: Mapping[str, Any], settings: NoiseSettings, target: Target) -> "GaussianNoise":
-        """From run.json; sigma_data, if it is not given, follows from the target."""
+        """Make the process from run.json; sigma_data, if it is not given, follows from the target."""
         sigma_data = settings.sigma_data or default_sigma_data(target.code_dim)
         return GaussianNoise(read_distribution(spec), sigma_data, settings.weighting, target.per_position)
 
@@ -85,7 +85,7 @@ class GaussianNoise:
         return (example.clean.shape[1],) if self.per_position else ()
 
     def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
-        """Independent uniforms."""
+        """Uniforms that are independent of each other, (N, *level_shape)."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
     def cdf(self, level: Tensor) -> Tensor:
@@ -105,11 +105,11 @@ class GaussianNoise:
         return schedule(ranges, self.distribution, steps_per_block)
 
     def whole_schedule(self, ranges: Ranges, steps: int) -> list[float]:
-        """EDM's, from the top of the range to its end."""
+        """The schedule of EDM, from the top of the range to its end."""
         return karras_schedule(ranges.edges[-1], ranges.edges[0], steps)
 
     def in_other_terms(self, low: float, high: float) -> str:
-        """Nothing."""
+        """An empty string: there are no other terms."""
         return ""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
@@ -120,14 +120,14 @@ class GaussianNoise:
         """lambda = (sigma^2 + sigma_data^2)/(sigma * sigma_data)^2  # EDM, Table 1; ones under `none`.
 
         Under `clamp` lambda * sigma_data^2 = 1 + sigma_data^2/sigma^2, at most `MOST_WEIGHT`.
-        Under `eps` it is 1/sigma^2, by which the loss of y is that of eps  # DDPM (Ho et al. 2020), eq. (14)
+        Under `eps` it is 1/sigma^2, so that the loss of y is that of eps  # DDPM (Ho et al. 2020), eq. (14)
         """
         if self.weighting == "none":
             return torch.ones_like(level)
         if self.weighting == "eps":
             return level**-2
         if self.weighting == "clamp":
-            # lambda itself is above the bound at every level for codes, whose 1/sigma_data^2 is their width
+            # for codes, lambda itself would always exceed the bound: 1/sigma_data^2 is the width of a code
             return (1 + (self.sigma_data / level) ** 2).clamp(max=MOST_WEIGHT)
         return (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
 
@@ -148,10 +148,10 @@ class NoNoise:
     """The network is shown nothing of the target: end-to-end training of the same layers, for the baseline.
 
     Args:
-        per_position: levels (which say nothing) have the shape (N,
-            L) instead of (N,), as the model expects them.
-        spread: standard deviation of what it is shown instead,
-            0 for zeros; a recurrent state starts from noise.
+        per_position: whether levels (which say nothing) have the shape (N, L) instead of (N,), if the model
+            expects that.
+        spread: standard deviation of the noise that it is shown instead, from which a recurrent state starts;
+            0 for zeros.
     """
 
     level_name = "level"
@@ -161,11 +161,11 @@ class NoNoise:
         self.spread = spread
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
-        """As of the noise that it stands for."""
+        """() for one level a sample, (L,) for one a position, as the noise that it replaces has them."""
         return (example.clean.shape[1],) if self.per_position else ()
 
     def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
-        """Independent uniforms."""
+        """Uniforms that are independent of each other, (N, *level_shape)."""
         return draws.uniform(self.level_shape(example), LEVEL_STREAM)
 
     def cdf(self, level: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class NoNoise:
         return schedule(ranges, None, 1)
 
     def in_other_terms(self, low: float, high: float) -> str:
-        """Nothing."""
+        """An empty string: there are no other terms."""
         return ""
 
     def corrupt(self, clean: Tensor, level: Tensor, draws: Draws) -> Tensor:
@@ -207,7 +207,7 @@ class NoNoise:
         return self.spread * draws.normal(shape, NOISE_STREAM)
 
     def centre(self, prior: Tensor) -> Tensor:
-        """The prior itself: what was trained from noise is evaluated from noise."""
+        """The prior itself: a network that was trained to start from noise is evaluated from noise too."""
         return prior
 
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:

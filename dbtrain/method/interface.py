@@ -53,7 +53,7 @@ class NoiseProcess(Protocol):
         """Shape of the levels of one sample: () for one level a sample, (L,) for one a position."""
 
     def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
-        """Uniforms in (0, 1), (N, *level_shape): where in its slice each sample of a training step lies."""
+        """Uniforms in (0, 1), (N, *level_shape), which say where in the slice the levels of a step lie."""
 
     def cdf(self, level: Tensor) -> Tensor:
         """Share of the training levels at or below `level`, in [0, 1], float64."""
@@ -145,11 +145,11 @@ class NoiseKind(Protocol):
     ) -> Mapping[str, Any]:
         """Distribution of the levels, as it is stored in run.json: a mapping with `kind` and its numbers.
 
-        `read_distribution` in method/levels.py reads those that are there already. The kind `none` is
-        reserved for runs that show no noise.
+        `read_distribution` in method/levels.py reads the kinds that exist already. The kind `none` is
+        reserved for runs whose networks are shown no noise.
 
         Args:
-            settings: of the run.
+            settings: the section `noise` of the run.
             target: what is made noisy.
             measure: trains a pilot on the data, for the policies that calibrate the range.
 
@@ -187,29 +187,31 @@ class BlockModel(nn.Module, ABC):
     per_position: ClassVar[bool] = False
     """Whether each position of a sample has a noise level of its own."""
     most_blocks: ClassVar[int | None] = None
-    """Into how many blocks it can be cut; None for any number."""
+    """The most blocks that it can be cut into; None for any number."""
 
     classifies: ClassVar[bool] = False
     """Its outputs are logits of the data's classes."""
     samples: ClassVar[str | None] = None
     """Entry of the data's shape that a sample drawn from noise has; None if there is nothing to draw."""
     likelihood: ClassVar[Likelihood | None] = None
-    """Of a text, which its outputs give; None if they give none."""
+    """What its outputs say of the likelihood of a text; None if they say nothing of it."""
     continues: ClassVar[Continuation | None] = None
     """How it continues a text; None if it does not."""
 
     settled: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Arguments marked `FromRun` that a new run gives and keeps in run.json; a run from before there were
-    any has the constructor's defaults. So a better choice for new networks changes none that is trained."""
+    """Values of the arguments marked `FromRun` in a new run, which keeps them in run.json. A run that was
+    prepared before such an argument existed takes the constructor's default. So a better value for new
+    networks does not change a network that is trained already."""
 
     hides_target: ClassVar[bool] = False
-    """It learns without seeing its target: so does its end-to-end baseline,
-    which otherwise denoises in one block."""
+    """Whether it can learn without seeing its target. Its end-to-end baseline then does so; the baseline of
+    any other class denoises in one block."""
     baseline_spread: ClassVar[float] = 0.0
-    """Under `hides_target`, spread of the noise that the baseline starts from."""
+    """Standard deviation of the noise that the baseline starts from, for a class that sets `hides_target`."""
 
     stack: ClassVar[Any] = None
-    """How a class of another library is cut, of which this is made (`Stack` in models/adapters/stack.py)."""
+    """How the class of another library that this one is made of is cut (`Stack` in
+    models/adapters/stack.py); None for a network of our own."""
 
     @classmethod
     def completed(cls, keys: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -257,7 +259,7 @@ class BlockModel(nn.Module, ABC):
             layers: numbers of the layers to apply, in this order; a looped one is there more than once.
             noisy: the noisy target, in the shape of ``Example.clean``.
             level: (N, *level_shape).
-            context: as in `Example`.
+            context: `Example.context` of the samples.
         """
 
     @abstractmethod
@@ -276,7 +278,7 @@ class BlockModel(nn.Module, ABC):
             return self.loss(output.float(), target)
 
     def compile_parts(self) -> None:
-        """Compile what is to be no part of the one graph of a compiled step; nothing by default."""
+        """Compile parts that must stay outside of the one graph of a compiled step; none by default."""
 
     @abstractmethod
     def denoised(self, output: Tensor) -> Tensor:
@@ -309,10 +311,10 @@ def _name(model: BlockModel) -> str:
 
 @runtime_checkable
 class CachedModel(Protocol):
-    """What a model offers besides that continues a text with a cache of the positions before."""
+    """What a model offers in addition if it continues a text with a cache of earlier positions."""
 
     start_token: int
-    """Stands before the first token of a text."""
+    """Token that stands before the first token of a text."""
 
     def new_cache(self) -> Any:
         """An empty cache, of one evaluation along the chain."""
@@ -320,7 +322,7 @@ class CachedModel(Protocol):
     def predict(
         self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, cache: Any = None
     ) -> Tensor:
-        """As of `BlockModel`, for the positions after those in the cache, to which they are added."""
+        """`BlockModel.predict` for the positions after those in the cache; they are added to the cache."""
 
     def denoised(self, output: Tensor) -> Tensor:
-        """As of `BlockModel`."""
+        """The same as `BlockModel.denoised`."""

@@ -1,7 +1,7 @@
 """Distributions of the noise level: they say how often a level is trained, and so where equal shares lie.
 
-Masking is the exception: `Uniform` only places its edges, and `MaskingNoise.quantile` says how often a level
-is trained.
+Masking is the exception: there `Uniform` only places the edges of the slices, and `MaskingNoise.quantile`
+says how often a level is trained.
 """
 
 import math
@@ -76,11 +76,11 @@ class LogUniform:
         self.low, self.high = sigma_min, sigma_max
 
     def cdf(self, level: Tensor) -> Tensor:
-        """Linear in log sigma."""
+        """Share at or below `level`, which is linear in log sigma."""
         return ((level.log() - math.log(self.low)) / math.log(self.high / self.low)).clamp(0, 1)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Geometric interpolation."""
+        """Level at a share: the geometric interpolation between both ends of the range."""
         return (self.low * (share * math.log(self.high / self.low)).exp()).clamp(self.low, self.high)
 
 
@@ -104,7 +104,7 @@ class Tabulated:
 
     Args:
         levels: increasing sigmas, the first and last being the range.
-        shares: strictly increasing from 0 to 1, as many.
+        shares: as many numbers as levels, strictly increasing from 0 to 1.
 
     Raises:
         ConfigError: the table is not of that form.
@@ -135,7 +135,7 @@ class Tabulated:
         return _interpolate(share.double(), shares, logs).exp().clamp(self.low, self.high)
 
     def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Logarithms of the levels, and the shares; sent to a GPU once: sending waits for all its work."""
+        """Logarithms of the levels, and the shares. A GPU gets them once: sending waits for its work."""
         if device not in self._tables:
             logs, shares = self._tables[torch.device("cpu")]
             self._tables[device] = logs.to(device), shares.to(device)

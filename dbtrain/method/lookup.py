@@ -1,4 +1,4 @@
-"""Tables of the plug: each row is a class, or where to import it from, which happens when it is asked for."""
+"""Tables of the plug. A row is a class, or its import path, which is imported when it is first asked for."""
 
 import difflib
 import importlib
@@ -21,8 +21,8 @@ def look_up(table: Mapping[str, Any], key: str, name: str) -> Any:
 
     Args:
         table: rows by name.
-        key: of the configuration, for the message.
-        name: as the user gave it.
+        key: key of the configuration, for the message.
+        name: the name that the user gave.
 
     Raises:
         ConfigError: there is no such row.

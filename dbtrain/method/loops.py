@@ -10,10 +10,10 @@ Loops = Sequence[int]
 
 
 def check_loops(loops: Loops | None, depth: int) -> None:
-    """Whether there is one count for each layer of the whole model.
+    """Refuse loops that do not have one count for each layer of the whole model.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: they do not.
     """
     if loops is None or len(loops) == depth:
         return
@@ -35,7 +35,7 @@ def order(layers: range, loops: Loops | None) -> tuple[int, ...]:
 
     Args:
         layers: numbers of the block's layers in the whole model.
-        loops: of the whole model; None for every layer once.
+        loops: counts of the whole model; None if every layer is applied once.
     """
     if loops is None:
         return tuple(layers)

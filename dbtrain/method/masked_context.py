@@ -1,4 +1,5 @@
-"""Text embeddings and their mask as one context: whoever selects rows of a context need not know of masks."""
+"""Text embeddings and their mask in one tensor, so that code which selects rows of a context needs no case
+for masks."""
 
 import torch
 from torch import Tensor

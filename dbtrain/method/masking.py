@@ -25,9 +25,10 @@ class MaskingNoise:
     The level is t, the expected masked share: 1 hides all, 0 nothing. `denoised` is,
     for each position, a distribution over the tokens, and a step draws from it.
 
-    The ELBO is an integral over t. At t about t L tokens are masked, each of weight 1/t: a variance of about
-    L/t. Levels drawn with density 1/(2 sqrt(t)), the best for such a variance, halve the gradient noise of
-    the block of the least masked slice; the weight makes up for the density.
+    The ELBO is an integral over t. At level t about t L tokens are masked, each with the weight 1/t, so that
+    the estimate has a variance of about L/t. The best density of levels for such a variance is
+    1/(2 sqrt(t)): it halves the gradient noise of the block with the least masked slice. The weight divides
+    by the density, so that the expected loss is still the ELBO.
 
     Args:
         mask: id of the mask, the first after the vocabulary.
@@ -64,11 +65,11 @@ class MaskingNoise:
         return MaskingNoise(mask=target.shape["vocabulary"])
 
     def level_shape(self, example: Example) -> tuple[int, ...]:
-        """One level a sample."""
+        """(): one level a sample."""
         return ()
 
     def draw_uniforms(self, example: Example, draws: Draws) -> Tensor:
-        """Spread evenly over the batch, as the loss varies with the level  # MDLM,
+        """Uniforms (N,) spread evenly over the batch, because the loss varies with the level  # MDLM,
         appendix (low discrepancy)."""
         return draws.spread(LEVEL_STREAM)
 
@@ -77,19 +78,19 @@ class MaskingNoise:
         return level.double().clamp(0, 1).sqrt()
 
     def split(self, blocks: int) -> Ranges:
-        """Equal decrements of alpha."""
+        """Slices with equal decrements of alpha."""
         return equal_shares(Uniform(), blocks)
 
     def schedule(self, ranges: Ranges, steps_per_block: int) -> list[float]:
-        """Equal decrements of alpha within each slice."""
+        """Levels with equal decrements of alpha within each slice."""
         return schedule(ranges, Uniform(), steps_per_block)
 
     def whole_schedule(self, ranges: Ranges, steps: int) -> list[float]:
-        """Equal decrements of alpha, down to one above none masked."""
+        """Levels with equal decrements of alpha; the last is one above 0, where nothing is masked."""
         return [(steps - step) / steps for step in range(steps)]
 
     def in_other_terms(self, low: float, high: float) -> str:
-        """Nothing."""
+        """An empty string: there are no other terms."""
         return ""
 
     def quantile(self, share: Tensor) -> Tensor:
@@ -102,9 +103,9 @@ class MaskingNoise:
         return clean.masked_fill(hidden, self.mask)
 
     def weight(self, level: Tensor) -> Tensor:
-        """2/sqrt(t): the ELBO's weight -alpha'/(1 - alpha) = 1/t  # MD4, eq. (4)
+        """2/sqrt(t), which is the weight of the ELBO divided by the density with which levels are drawn.
 
-        divided by the density 1/(2 sqrt(t)) with which levels are drawn.
+        The weight is -alpha'/(1 - alpha) = 1/t  # MD4, eq. (4); the density is 1/(2 sqrt(t)).
         """
         return 2 * level.rsqrt()
 

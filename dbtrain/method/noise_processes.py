@@ -14,7 +14,7 @@ NOISE_PROCESSES: dict[str, Any] = {
     "flow": "dbtrain.method.flow:FlowNoise",
     "masking": "dbtrain.method.masking:MaskingNoise",
 }
-"""By name: the class, or ``package.module:Class``, imported when it is asked for.
+"""Noise processes by name: the class, or ``package.module:Class``, which is imported when it is asked for.
 
 A program of your own may add a row, but only its own process sees it: rows do not travel to Ray's workers,
 which import the package anew. What `dbtrain train` trains needs its class and its row in the package.

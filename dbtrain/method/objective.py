@@ -22,7 +22,7 @@ class Slice:
     """What one block trains: its layers, and levels from `low` to `high`, overlap included."""
 
     layers: Sequence[int]
-    """Numbers of those to apply, in order."""
+    """Numbers of the layers that are applied, in order."""
     low: float
     high: float
     share: float = 1.0
@@ -64,15 +64,15 @@ class BlockObjective(nn.Module):
         return (model.noise.weight(level) * loss).mean()
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """As of every module, but without the draws: noise is then the same with and without compilation,
-        and Triton refuses their 64-bit constants."""
+        """Compile the module as any other, but leave the draws out: noise is then the same with and without
+        compilation, and Triton refuses the 64-bit constants of the draws."""
         self.keep_draws_eager()
         self.model.compile_parts()
         super().compile(*arguments, **options)
 
     def keep_draws_eager(self) -> None:
-        """Leave the draws out of any graph. Not by a decorator,
-        which would import the compiler, 1.5 s, everywhere."""
+        """Leave the draws out of any compiled graph. A decorator would do the same, but would import the
+        compiler, which takes 1.5 s, wherever this module is imported."""
         self.__dict__["_noisy"] = torch.compiler.disable(self._noisy)  # type: ignore[no-untyped-call]
 
     def _noisy(self, batch: Batch, draws: Draws) -> tuple[Example, Tensor, Tensor]:
@@ -86,27 +86,27 @@ class BlockObjective(nn.Module):
 class JointObjective(nn.Module):
     """All blocks in one process, with one stem and one head: the mean of their losses on the same batch.
 
-    Each counts by the share of the training levels that its own slice holds, as it would in one network over
-    the whole range: equal shares under every policy but `alpha` and `explicit`. The authors' released code
-    draws one block a step. Here every step trains them all: DeepSpeed fills gradients that are missing with
-    zeros, by which Adam would still move the layers of the blocks that were not drawn.
+    A block's loss is weighted by the share of the training levels in its own slice, as it would be in one
+    network over the whole range. The shares are equal under every policy but `alpha` and `explicit`. The
+    authors' released code draws one block a step. Here every step trains all blocks: DeepSpeed replaces
+    missing gradients by zeros, with which Adam would still move the layers of blocks that were not drawn.
 
     Args:
         model: holds all layers.
-        slices: of every block.
-        precision: as in :class:`BlockObjective`.
+        slices: what each block trains, in the order of the blocks.
+        precision: the same as in :class:`BlockObjective`.
     """
 
     def __init__(self, model: BlockModel, slices: Sequence[Slice], precision: Precision) -> None:
         super().__init__()
         self.model = model
-        # in a tuple they are no submodules, which would list the model's parameters again
+        # parts in a tuple are not registered as submodules, which would list the model's parameters again
         self._parts = tuple(BlockObjective(model, s.layers, s.low, s.high, precision) for s in slices)
         total = sum(s.share for s in slices)
         self._weights = tuple(s.share / total for s in slices)
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """As of :class:`BlockObjective`."""
+        """Compile all blocks without their draws, as :class:`BlockObjective` does."""
         for part in self._parts:
             part.keep_draws_eager()
         self.model.compile_parts()

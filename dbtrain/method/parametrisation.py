@@ -17,8 +17,10 @@ InputScaling = Literal["unit", "signal"]
 
 
 class Parametrisation(Protocol):
-    """Belongs to a network. Levels are (N,) or (N, L) sigmas,
-    z is (N, ...) noisy, F is (N, ...) the raw output."""
+    """How one network is used: its input, its output and its time.
+
+    Levels are (N,) or (N, L) sigmas, z is (N, ...) noisy, F is (N, ...) the raw output.
+    """
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """c_in * z: what the network is given."""
@@ -36,7 +38,8 @@ def expand(level: Tensor, like: Tensor) -> Tensor:
 
 
 def euler_step(noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
-    """Of dz/dl = (z - D)/l, where z = (1 - l) y + l eps or z = y + l eps: z' = a z + (1 - a) D, a = l'/l.
+    """Euler step of dz/dl = (z - D)/l, where z = (1 - l) y + l eps or z = y + l eps: z' = a z + (1 - a) D
+    with a = l'/l.
 
     # EDM, Algorithm 1; the paper's eq. (3) and (4) as printed have the sign wrong.
     """
@@ -79,7 +82,7 @@ class Direct:
     logits over codes, or the clean target (x0).
 
     Args:
-        sigma_data, input_scaling: as of :class:`EDM`.
+        sigma_data, input_scaling: the same as in :class:`EDM`.
     """
 
     def __init__(self, sigma_data: float = 0.5, input_scaling: InputScaling = "unit") -> None:
@@ -87,7 +90,7 @@ class Direct:
         self.input_scaling = input_scaling
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """As of :class:`EDM`."""
+        """c_in * z with the c_in of :class:`EDM`."""
         return _scaled(noisy, level, self.sigma_data, self.input_scaling)
 
     def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
@@ -122,7 +125,8 @@ class FlowV:
 
 
 class Velocity:
-    """Of a flow whose levels are t: the network is given z = (1 - t) y + t eps and predicts v = eps - y.
+    """Parametrisation of a flow whose levels are t: the network is given z = (1 - t) y + t eps and predicts v
+    = eps - y.
 
     The same network as :class:`FlowV`, which is told the same by sigma and y + sigma * eps.
     """
@@ -136,12 +140,13 @@ class Velocity:
         return noisy - expand(level, noisy) * output
 
     def time(self, level: Tensor) -> Tensor:
-        """t."""
+        """The level t itself."""
         return level
 
 
 class FlowDirect:
-    """Of a flow whose levels are t; the output is the prediction itself: logits, or the clean target."""
+    """Parametrisation of a flow whose levels are t; the output is the prediction itself: logits, or the clean
+    target."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
         """z itself."""
@@ -152,7 +157,7 @@ class FlowDirect:
         return output
 
     def time(self, level: Tensor) -> Tensor:
-        """t."""
+        """The level t itself."""
         return level
 
 
@@ -166,8 +171,9 @@ class VpEps:
     (Nichol & Dhariwal 2021) and is not looked at.
 
     Args:
-        beta_d, beta_min: of the linear schedule beta(t) = beta_d t + beta_min  # Song et al. 2021, appendix C
-        steps: of training; the network's own time is an index from 0 to steps - 1.
+        beta_d, beta_min: numbers of the linear schedule beta(t) = beta_d t + beta_min  # Song et al. 2021,
+            appendix C
+        steps: number of time steps in training; the network's own time is an index from 0 to steps - 1.
         betas: `continuous` is that schedule; `linear` and `scaled_linear` are tables of the network's own, as
             diffusers names them, between `beta_start` and `beta_end`.
         beta_start, beta_end: first and last beta of a table.
@@ -220,8 +226,8 @@ def log_sigmas(betas: Betas, start: float, end: float, steps: int, device: torch
 
     sigma_i^2 = (1 - abar_i)/abar_i, abar_i the product of 1 - beta up to i  # Ho et al. 2020, eq. (4)
 
-    Under `linear` the betas rise evenly, as of DDPM and DiT; under `scaled_linear` their square roots, as of
-    latent diffusion.
+    Under `linear` the betas rise evenly, as in DDPM and DiT; under `scaled_linear` their square roots do, as
+    in latent diffusion.
     """
     return torch.tensor(_log_sigmas(betas, start, end, steps), dtype=torch.float64, device=device)
 
@@ -256,11 +262,11 @@ class Tokens:
 
 
 class Unseen:
-    """Of a network that is shown nothing of its target, and told nothing of a level:
-    the end-to-end baseline."""
+    """Parametrisation of a network that is shown nothing of its target, and told nothing of a level: the
+    end-to-end baseline."""
 
     def scale_input(self, noisy: Tensor, level: Tensor) -> Tensor:
-        """Unchanged."""
+        """The noisy target itself, of which such a network is shown nothing."""
         return noisy
 
     def estimate(self, output: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
@@ -268,7 +274,7 @@ class Unseen:
         return output
 
     def time(self, level: Tensor) -> Tensor:
-        """Zeros."""
+        """Zeros, same shape as the level."""
         return torch.zeros_like(level)
 
 

@@ -18,8 +18,8 @@ from dbtrain.method.levels import LevelDistribution
 class Ranges:
     """B slices that tile the noise range. Slice b is the half-open interval ``(edges[b + 1], edges[b]]``.
 
-    Half open at the low end, so that the level at which a sampler enters a slice,
-    its upper edge, is the block's own.
+    The lower edge is left out and the upper edge belongs to the block, because a sampler enters a slice at
+    its upper edge.
 
     Raises:
         ConfigError: the edges do not fall strictly, or one is below 0 or not finite.
@@ -62,14 +62,14 @@ class Ranges:
         return max(low / factor, self.edges[-1]), min(high * factor, self.edges[0])
 
     def trained_at(self, level: float, overlap: float) -> tuple[int, ...]:
-        """Blocks whose widened slice holds a level, falling:
-        its owner, and near a boundary its neighbour too."""
+        """Numbers of the blocks whose widened slice holds a level, ascending: its owner, and near a boundary
+        its neighbour too."""
         owner = self.owner(level)
         slices = [self.widened(block, overlap) for block in range(self.blocks)]
         return tuple(b for b, (low, high) in enumerate(slices) if b == owner or low <= level <= high)
 
     def owner(self, level: float) -> int:
-        """The block of one level, as :meth:`block_of` has it."""
+        """Number of the block that owns one level; see :meth:`block_of` for many."""
         return int(self.block_of(torch.tensor(level, dtype=torch.float64)))
 
     def block_of(self, level: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Ranges:
 
     @staticmethod
     def from_hex(edges: Sequence[str]) -> "Ranges":
-        """From the edges as hexadecimal floats, which are exact on disk."""
+        """Read the edges from hexadecimal floats, which are exact on disk."""
         return Ranges(tuple(float.fromhex(edge) for edge in edges))
 
 
@@ -93,7 +93,7 @@ def equal_shares(distribution: LevelDistribution, blocks: int) -> Ranges:
     """
     shares = torch.arange(blocks, -1, -1, dtype=torch.float64) / blocks
     edges = distribution.quantile(shares).tolist()
-    # the ends are exact, not a round trip through the quantile function
+    # the ends are set to the exact bounds, which the quantile function may miss by rounding
     return Ranges((distribution.high, *edges[1:-1], distribution.low))
 
 

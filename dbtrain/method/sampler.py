@@ -1,5 +1,5 @@
-"""From noise to a prediction: Euler and Heun along falling levels,
-each level handed to the block that owns it."""
+"""The sampler leads from noise to a prediction: Euler and Heun along falling levels, each of which goes to
+the block that owns it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,10 +100,10 @@ def chain(
 ) -> Iterator[Evaluation]:
     """Walk from `start` (N, ...) at ``levels[0]`` down the levels, yielding every evaluation.
 
-    Levels have the shape (N, *level_shape). The last denoised estimate is the sample; of token ids it is
-    their distribution, from which a step to level 0 draws. `draws` are the steps', by default those of seed
-    0. Heun corrects a step by the slope at its end, which belongs to the next level's block; the last step is
-    Euler, as in EDM, Algorithm 1.
+    Levels have the shape (N, *level_shape). The last denoised estimate is the sample; for token ids it is
+    their distribution, from which a step to level 0 draws. `draws` is the randomness of the steps, by default
+    that of seed 0. Heun corrects a step by the slope at its end, which belongs to the next level's block;
+    the last step is Euler, as in EDM, Algorithm 1.
     """
     noisy = start
     if draws is None:

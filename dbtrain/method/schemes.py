@@ -1,5 +1,5 @@
-"""How the blocks of a run hang together: isolated, as in the paper,
-or as one of the baselines. One row each."""
+"""How the blocks of a run depend on each other: not at all, as in the paper, or as in one of the baselines.
+Each method is one row of a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ class Scheme:
     """What blocks see of the target: its noisy code; nothing;
     or what the architecture's end-to-end baseline sees."""
     shared: bool = False
-    """One job trains all blocks, into one shard."""
+    """Whether one job trains all blocks, into one shard."""
     cumulative: bool = False
-    """A block runs all layers up to its own last one, not only its own."""
+    """Whether a block runs all layers up to its own last one, and not only its own."""
     in_turn: bool = False
-    """A block starts when those before it are done, and takes their weights, frozen."""
+    """Whether a block starts only when those before it are done, and takes their weights, frozen."""
     starts_random: bool = False
-    """Its blocks cannot start from the weights of another model."""
+    """Whether its blocks cannot start from the weights of another model."""
     wrap: Callable[[BlockModel, Sequence[Sequence[int]]], BlockModel] | None = None
     """(model, every block's layers in order) -> model behind the same plug, if the plain one will not do."""
 
@@ -61,7 +61,7 @@ def _all_blocks(model: BlockModel, slices: Sequence[Slice], shard: int, precisio
 
 
 def _on_frozen_features(model: BlockModel, slices: Sequence[Slice], shard: int, precision: Precision) -> nn.Module:
-    """Only the layers that earlier blocks have not are trained, and the head; the stem is block 0's."""
+    """Train the layers that no earlier block has, and the head; only block 0 trains the stem too."""
     learned = max(slices[shard - 1].layers) + 1 if shard else 0
     for name, parameter in model.named_parameters():
         group, _, rest = name.partition(".")
@@ -88,4 +88,4 @@ SCHEMES: Mapping[str, Scheme] = {
         _forward_forward, target="hidden", shared=True, cumulative=True, starts_random=True, wrap=ForwardForward
     ),
 }
-"""By `method` of the configuration."""
+"""Rows by the name that `method` has in the configuration."""

@@ -7,8 +7,7 @@ from typing import Literal, get_args
 from dbtrain.errors import ConfigError
 
 Partition = Literal["even", "front", "back"]
-"""How layers are shared out: alike, or the more the nearer
-a block is to the front (the noise) or the back."""
+"""How layers are shared out: evenly, or more of them to blocks near the front (the noise) or the back."""
 
 PRIVATE_GROUPS = ("stem", "head")
 """Parameter groups of which every block has its own copy;
@@ -94,7 +93,8 @@ def global_name(block: int, name: str) -> str:
 
     A worker's layers already carry their number in the whole model; its stem and head are private, so
     they get the block's prefix: ``stem.patch.weight`` of block 2 is ``blocks.2.stem.patch.weight``. Frozen
-    stems and heads are of no block; they do not pass through here and stay ``stem.*`` and ``head.*``.
+    stems and heads belong to no block; their names do not pass through here and stay ``stem.*`` and
+    ``head.*``.
 
     Raises:
         ValueError: the parameter is in none of the groups that a block owns.
@@ -111,8 +111,8 @@ def local_name(block: int, name: str) -> str:
     """Inverse of :func:`global_name` for a name that the block owns.
 
     Raises:
-        ValueError: the name is of another block's stem or head, or in no group that a block owns. Numbers of
-            layers are not checked here.
+        ValueError: the name belongs to another block's stem or head, or to no group that a block owns.
+            Numbers of layers are not checked here.
     """
     prefix = f"blocks.{block}."
     local = name.removeprefix(prefix)

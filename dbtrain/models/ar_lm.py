@@ -90,7 +90,7 @@ class ARLM(BlockModel):
     Args:
         codebook: (V, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process, with one level for each position.
-        parametrisation: of the network's input, output and time.
+        parametrisation: parametrisation of the network's input, output and time.
         depth: layers of the whole model.
         dim: width of the hidden states.
         heads: attention heads of a layer.
@@ -99,7 +99,7 @@ class ARLM(BlockModel):
         stream: `single`: a slot holds a token and the noisy code of the next;
             `concat`: 2L slots, as in the paper.
         layers: numbers of the layers that this instance holds; all of them by default.
-        hidden_multiple: of which the hidden width of SwiGLU is a multiple.
+        hidden_multiple: number that the hidden width of SwiGLU is a multiple of.
 
     Raises:
         ConfigError: dim is not an even multiple of heads.
@@ -150,7 +150,8 @@ class ARLM(BlockModel):
 
     @classmethod
     def baseline(cls, **arguments: Any) -> "ARLM":
-        """Of either stream: with no codes to show, T slots that hold none would only cost FLOPs."""
+        """The baseline of either stream: with no codes to show, T slots that hold none would only cost
+        FLOPs."""
         return cls(**{**arguments, "stream": "single"})
 
     @classmethod
@@ -177,11 +178,11 @@ class ARLM(BlockModel):
         """Logits (N, T, V).
 
         Args:
-            layers: to apply, in this order.
+            layers: numbers of the layers to apply, in this order.
             noisy: (N, T, D) codes.
             level: (N, T).
             context: (N, T) the token before each.
-            cache: of the positions before these T, to which they are added; None if there are none.
+            cache: cache of the positions before these T, to which they are added; None if there are none.
         """
         logits: Tensor = self.head(*self._read(layers, noisy, level, context, cache))
         return logits

@@ -8,7 +8,7 @@ Count = Annotated[int, Ge(1)]
 Number = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
-"""From 0 to less than 1."""
+"""A number from 0 to less than 1."""
 
 
 class FromRun:

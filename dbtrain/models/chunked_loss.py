@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 MOST_LOGITS = 1 << 27
-"""Of one chunk: 0.5 GiB in float32. What has no more is computed at once."""
+"""Logits of one chunk at most: 0.5 GiB in float32. What has no more is computed at once."""
 
 Readout = Callable[[Tensor, Tensor], Tensor]
 """(hidden (n, dim), condition (n, c)) -> logits (n, V)."""

@@ -40,7 +40,7 @@ class OwnClass:
 
     @property
     def file(self) -> Path:
-        """Of the module that has the class."""
+        """File of the module that has the class."""
         return Path(str(self.module.__file__))
 
     @property

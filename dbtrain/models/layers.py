@@ -157,14 +157,14 @@ class Recomputed:
     """A layer's forward pass that keeps its input only, and runs again in the backward pass.
 
     Args:
-        forward: of the layer.
+        forward: forward pass of the layer.
     """
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
         self.forward = forward
 
     def __call__(self, *args: Any, **keywords: Any) -> Tensor:
-        """As the layer's own."""
+        """Run the layer's own forward pass."""
         out: Tensor = checkpoint(self.forward, *args, use_reentrant=False, **keywords)
         return out
 

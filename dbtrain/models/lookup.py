@@ -30,7 +30,7 @@ def one_hot_sum(gradient: Tensor, rows: Tensor, count: int) -> Tensor:
 
 @torch.library.custom_op("dbtrain::sorted_sum", mutates_args=())
 def sorted_sum(gradient: Tensor, rows: Tensor, count: int) -> Tensor:
-    """As `one_hot_sum`, by sorting the rows and adding up partial sums of each: PyTorch's own kernel.
+    """The same as `one_hot_sum`, by PyTorch's own kernel: it sorts the rows and adds partial sums of each.
 
     It is an operation of its own because the compiler would replace the kernel by an `index_put`.
     """

@@ -41,7 +41,7 @@ class MaskedLM(BlockModel):
 
     Args:
         noise: the noise process, which masks with the id `vocabulary`.
-        parametrisation: of the network's input, output and time.
+        parametrisation: parametrisation of the network's input, output and time.
         vocabulary: tokens, the mask not counted.
         depth: layers of the whole model.
         dim: width of the hidden states.
@@ -49,7 +49,7 @@ class MaskedLM(BlockModel):
         mlp_ratio: hidden width of SwiGLU as a multiple of dim; a new run rounds it up to a multiple of 64.
         level_dim: width of the level's embedding.
         layers: numbers of the layers that this instance holds; all of them by default.
-        hidden_multiple: of which the hidden width of SwiGLU is a multiple.
+        hidden_multiple: number that the hidden width of SwiGLU is a multiple of.
 
     Raises:
         ConfigError: dim is not an even multiple of heads.

@@ -93,19 +93,19 @@ class Recurrent(BlockModel):
     Args:
         codebook: (vocabulary, D) frozen unit-norm codes.
         noise: the noise process.
-        parametrisation: of the network's input, output and time.
+        parametrisation: parametrisation of the network's input, output and time.
         depth: layers of the core: those that are numbered.
         prelude: layers before the core, in the group `stem`.
         coda: layers after it, in the group `head`.
         dim: width of the hidden states.
         heads: attention heads of a layer.
-        iterations: of the core, in the end-to-end baseline.
+        iterations: number of iterations of the core, in the end-to-end baseline.
         backprop: the last iterations, through which the baseline's gradients go.
         mlp_ratio: hidden width of SwiGLU as a multiple of dim; a new run rounds it up to a multiple of 64.
         level_dim: width of the level's embedding.
         layers: numbers of the core's layers that this instance holds; all of them by default.
         unrolled: whether the core is iterated.
-        hidden_multiple: of which the hidden width of SwiGLU is a multiple.
+        hidden_multiple: number that the hidden width of SwiGLU is a multiple of.
 
     Raises:
         ConfigError: dim is not an even multiple of heads, or backprop is more than iterations.

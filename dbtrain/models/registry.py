@@ -26,7 +26,8 @@ ARCHITECTURES: dict[str, Any] = {
     "hf_llama": "dbtrain.models.adapters.rows:HfLlama",
     "hf_wan": "dbtrain.models.adapters.rows:HfWan",
 }
-"""By the name that `model.arch` has: the class, or ``package.module:Class``, imported when it is asked for.
+"""Architectures by the name that `model.arch` has: the class, or ``package.module:Class``, which is imported
+when it is asked for.
 
 A program of your own may add a row, but only its own process sees it: rows do not travel to Ray's workers,
 which import the package anew. An import path as `model.arch` does travel (docs/own-network.md).

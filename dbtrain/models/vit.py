@@ -40,7 +40,7 @@ class ViT(BlockModel):
     Args:
         codebook: (classes, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process.
-        parametrisation: of the network's input, output and time.
+        parametrisation: parametrisation of the network's input, output and time.
         image: (channels, height, width).
         layers: numbers of the layers that this instance holds; all of them by default.
         depth: layers of the whole model.
@@ -48,7 +48,7 @@ class ViT(BlockModel):
         heads: attention heads of a layer.
         patch: side of a patch, in pixels.
         mlp_ratio: hidden width of the feed-forward layers as a multiple of dim.
-        dropout: in attention and feed-forward layers.
+        dropout: share that is dropped in attention and feed-forward layers.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or dim not a multiple of heads.

@@ -30,7 +30,7 @@ from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 
 LEVELS = 400
-"""At which the density of the training levels is drawn."""
+"""Number of levels at which the density of the training levels is drawn."""
 MOST_PICTURE_BYTES = 8 << 20
 """A larger samples.png would make the page heavy: it is named, not shown."""
 Found = TypeVar("Found")
@@ -43,7 +43,7 @@ class Evaluation:
     metric: str
     """Key of `METRICS`."""
     scores: dict[str, dict[str, float]]
-    """By split and readout."""
+    """Scores by split, then by readout."""
     unfinished: str = ""
     """How far the blocks were, if they were not done."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -89,9 +89,9 @@ class Rival:
     seconds: float
     """Spent training, summed over its workers."""
     longest: float
-    """Of the worker that trained longest, seconds."""
+    """Seconds of training of the worker that trained longest."""
     flops: float | None
-    """Of its training; None where that was not counted."""
+    """FLOPs of its training; None where they were not counted."""
     done: bool
     evaluation: Evaluation | None
 
@@ -118,10 +118,10 @@ class Facts:
     made: float
     """When this was gathered, seconds since the epoch."""
     version: str
-    """Of the dbtrain that gathered it."""
+    """Version of the dbtrain that gathered it."""
     config: Config
     statuses: tuple[BlockStatus, ...]
-    """Of the branch, if there is one, and of every block."""
+    """Status of the branch, if there is one, and of every block."""
     histories: tuple[History, ...]
     itself: Rival
     """The run in the terms in which others are compared with it."""
@@ -131,7 +131,7 @@ class Facts:
     picture: str | None
     """samples.png in base64."""
     texts: tuple[KeptText, ...]
-    """That it wrote, newest first."""
+    """Texts that the run wrote, newest first."""
     ablation: tuple[Setting, ...]
     sweep: Sweep | None
     merged: bool

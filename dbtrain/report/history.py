@@ -24,7 +24,7 @@ class Attempt:
     start: float
     """Seconds since the epoch, as all times here."""
     end: float
-    """Of its last word, if it has not told how it ended."""
+    """When it ended; if it has not told how it ended, the time of its last event."""
     outcome: str
     """``done``, ``stopped``, ``failed``, ``crashed``, ``fenced``, ``lost`` or ``running``."""
     reason: str
@@ -59,7 +59,7 @@ def history(block: RunBlock, running: bool) -> History:
     """Read the events of a block.
 
     Args:
-        block: of a run.
+        block: block of a run.
         running: whether a command trains it now, so that an attempt without an end is no fault.
     """
     losses: dict[int, float] = {}

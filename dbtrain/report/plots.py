@@ -140,9 +140,9 @@ def bars(name: str, title: str, rows: Sequence[tuple[str, float, str, bool]], un
     """Horizontal bars.
 
     Args:
-        name, title: of the figure.
+        name, title: name and title of the figure.
         rows: (label, value, how it is written, whether it is this run's), the first one on top.
-        unit: of the values.
+        unit: unit of the values.
     """
     with axes(height=0.7 + 0.34 * len(rows)) as (figure, diagram):
         for place, (_, value, written, own) in enumerate(rows):

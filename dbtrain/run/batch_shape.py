@@ -22,7 +22,7 @@ class BatchShape:
 
 
 def block_batch(training: TrainingConfig, block: int, workers: int, micro_batch: int | None) -> BatchShape:
-    """Cut the effective batch of a block, which may have one of its own.
+    """Cut the effective batch of a block; a block may have a batch size of its own.
 
     Raises:
         ConfigError: it cannot be cut evenly.
@@ -51,6 +51,6 @@ def cut_batch(batch_size: int, workers: int, micro_batch: int | None, key: str =
 
 
 def check_augmentation(augmentation: AugmentationConfig, split: Split) -> None:
-    """Raise ConfigError when samples are to be augmented that are no images."""
+    """Raise ConfigError if augmentation is asked for and the samples are not images."""
     if (augmentation.shift or augmentation.flip) and not isinstance(split, LabelledImages):
         raise ConfigError(f"training.augmentation ({augmentation}) is for images: leave it out for this data")

@@ -1,8 +1,8 @@
 """The branch of a run: one block-sized network that learns all levels first,
 and from which every block starts.
 
-It is a run of its own in the directory ``branch`` of the run, with one block, and has commits, attempts and a
-resume as every run has. A copy for every level of noise from one network is known from noise experts  #
+It is a run of its own in the directory ``branch`` of the run. It has one block, and commits, attempts and
+resumes as any other run. Experts for noise levels that start as copies of one network are known  #
 eDiff-I, section 4.1
 """
 
@@ -23,15 +23,14 @@ from dbtrain.shards.origin import Origin
 
 
 def branch_plan(run_plan: RunPlan) -> RunPlan:
-    """What trains the branch of a run: the layers of one block,
-    the run's whole range, its codebook and its data.
+    """The plan of a run's branch: the layers of one block, with the run's whole range, codebook and data.
 
     Raises:
         ConfigError: the run has no branch, or its blocks are not of the same depth.
     """
     depth = common_depth(run_plan.split)
     edges = run_plan.ranges.edges
-    # as it was when the run was prepared: the branch does not become longer with the blocks
+    # the training section from before any extension: extending the blocks does not extend the branch
     training = first_training(run_plan.config.training, run_plan.extensions)
     return replace(
         run_plan,
@@ -39,15 +38,15 @@ def branch_plan(run_plan: RunPlan) -> RunPlan:
         extensions=(),
         split=LayerSplit((0, depth)),
         ranges=Ranges((edges[0], edges[-1])),
-        init=None,  # the run's own, once its branch is done
+        init=None,  # the run itself has an origin once its branch is done
     )
 
 
 def branch_config(config: Config, depth: int) -> Config:
     """The configuration of the branch of a run, a network of `depth` layers.
 
-    Its schedule is that of a block over the branch's steps. Its seed is its own,
-    or block 0 would see the same samples in the same order once more.
+    Its schedule is that of a block over the branch's steps. Its seed differs from the run's:
+    otherwise block 0 would see the same samples in the same order a second time.
     """
     assert config.init.branch is not None, "asked of a run that has one"
     noise = config.noise
@@ -88,10 +87,10 @@ def _loops(config: Config, depth: int) -> tuple[int, ...] | None:
 
 
 def common_depth(split: LayerSplit) -> int:
-    """Layers of a block, where every block has as many.
+    """Number of layers that every block has.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: the blocks have different numbers of layers.
     """
     sizes = split.sizes
     if len(set(sizes)) > 1:
@@ -104,7 +103,7 @@ def common_depth(split: LayerSplit) -> int:
 
 
 def awaits_branch(run: Run) -> bool:
-    """Whether blocks are left that have not begun, and their branch is not done, or not noted in run.json."""
+    """Whether some block has not begun, and the branch is not done yet, or not yet noted in run.json."""
     if not run.config.init.branch or (run.branch.exists and run.branch.block(0).done and _is_noted(run)):
         return False
     return any(block.committed == 0 for block in run.blocks)
@@ -118,7 +117,7 @@ def _is_noted(run: Run) -> bool:
 
 def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
     """Note in run.json which weights the blocks start from,
-    once the branch is done: its averages, if it has some.
+    once the branch is done: its averaged weights, if it has them.
 
     Args:
         run: the whole run.
@@ -132,8 +131,9 @@ def start_from_branch(run: Run, report: Callable[[str], None]) -> Origin:
         raise ShardError(f"{branch.store.url} lost the last checkpoint of the branch: the same command trains it again")
     source = WeightSource.open(run.branch.store.url)
     origin = InitialWeights.of(run.plan, source, "repeat").origin
-    # relative to the run's directory, which may be moved or copied with its branch in it; and its own weights
-    # mean there what they meant in the branch, whatever keys of the model follow the depth
+    # The place is relative to the run's directory, which may be moved or copied with its branch in it. The
+    # notes are left out: the branch's weights mean the same here, although keys of the model that follow from
+    # the depth differ.
     origin = replace(origin, place=source.store.url.removeprefix(f"{run.store.url}/"), notes=())
     before = run.manifest.init
     if before is not None and set(before.files.values()) != set(origin.files.values()):

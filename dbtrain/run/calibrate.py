@@ -31,17 +31,17 @@ GREATEST_SHARE = 0.05
 
 GRID = (0.05, 100.0, 77)
 STATED_TARGETS = 4
-"""The stated range is that of a context which leaves so many targets open, equally likely."""
+"""The stated range is made for a context that leaves this many equally likely targets open."""
 STATED_ERROR = 0.25
-"""Standard deviation, in log sigma, of the ranges of data about the stated one: of two
-equally likely targets it is 1.16 times the stated one, of 27 targets 0.74 times."""
+"""How far the ranges of data sets lie from the stated one, as a standard deviation in log sigma. For two
+equally likely targets the range is 1.16 times the stated one, for 27 targets 0.74 times."""
 LEAST_WRONG = 4
-"""Wrong answers that the pilots must expect among all:
-fewer say nothing of how what is open is distributed."""
+"""Number of wrong answers that the pilots must at least expect. From fewer one cannot tell how what the
+context leaves open is distributed."""
 GROUPS = 16
-"""Of samples, each left out once to see how much the range depends on it."""
+"""Groups of samples, each left out once to see how much the range depends on it."""
 SURE_WEIGHT = 0.5
-"""With less weight of what was measured, the user is warned."""
+"""The user is warned if what was measured has less weight than this."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Measure:
 
     @property
     def weight(self) -> float:
-        """Of the measured levels beside the stated ones: that of their precisions."""
+        """Weight of the measured levels beside the stated ones, which follows from the precisions of both."""
         return STATED_ERROR**2 / (STATED_ERROR**2 + self.error**2)
 
 
@@ -109,9 +109,9 @@ def _shares(all_of_them: bool) -> Tensor:
 def measure(answers: Answers, gains: Tensor, levels: Tensor, shares: Tensor) -> Measure:
     """The levels (m,) of `shares` (m,) and their standard error, from the answers' gains (n, L).
 
-    The error has two parts, squared and added: of the samples, by leaving out one group of them at a time
-    (the jackknife), and of the pilots, by how their own ranges differ. The second holds some of the first
-    again, so the sum is cautious.
+    The error is made of two variances, which are added: that of the samples, found by leaving out one group
+    of them at a time (the jackknife), and that of the pilots, found from how their ranges differ. The
+    second contains a part of the first, so the sum is rather too large than too small.
     """
 
     def logs(rows: Tensor) -> Tensor:

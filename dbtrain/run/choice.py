@@ -8,15 +8,15 @@ from dbtrain.shards.copies import CheckpointCopy, agree, described
 
 
 def choose(here: Commit | None, offers: Sequence[CheckpointCopy], take: str | None, where: str) -> CheckpointCopy:
-    """The copy of a block that counts, be it the same as what is here.
+    """The copy of a block that counts; it may be the same as what is here.
 
-    Two things are never decided without being asked: which of two places is right that trained a block to the
-    same step with other results, and whether an older checkpoint replaces a newer one.
+    Two things are decided only by `take`: which place is right if two of them trained a block to the same
+    step with different results, and whether an older checkpoint replaces a newer one.
 
     Args:
         here: newest checkpoint of the block in this run.
         offers: at least one.
-        take: source that counts without a question.
+        take: source that counts in both cases; None to refuse them.
         where: this run, for messages.
 
     Raises:
@@ -27,7 +27,7 @@ def choose(here: Commit | None, offers: Sequence[CheckpointCopy], take: str | No
         return wanted[0]
     step = max(copy.commit.step for copy in offers)
     newest = [copy for copy in offers if copy.commit.step == step]
-    best = max(newest, key=lambda copy: len(copy.commit.files))  # of equal ones the one that lacks no role
+    best = max(newest, key=lambda copy: len(copy.commit.files))  # of equal commits, the most complete
     for other in newest:
         if not agree(other.commit, best.commit):
             raise _differ(best.commit, best.source, other)

@@ -7,9 +7,9 @@ from dbtrain.config import Config, parse_config
 from dbtrain.config.data import given_paths
 
 MOST = 5
-"""Keys that are told; another architecture changes dozens."""
+"""The most keys that a message names; another architecture changes dozens."""
 TELLING = ("method", "model.arch", "data.source", "blocks")
-"""They come first: others follow from them."""
+"""Keys that a message names first, because others follow from them."""
 
 
 def difference(stored: dict[str, Any], config: Config) -> str:

@@ -1,4 +1,4 @@
-"""The configuration of a run that exists, where the run is now, with what may be said anew for this place."""
+"""The configuration of a run that exists, with the settings that may differ at the place where it is now."""
 
 import os
 import re
@@ -23,9 +23,10 @@ def is_run(target: str) -> bool:
 
 
 def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
-    """What a run was sealed with, and `overrides` of what does not bind, or of where its data lies.
+    """The configuration that a run was sealed with, changed by `overrides` of keys that do not determine the
+    weights, or that say where its data lies.
 
-    Others are refused when the run is opened, which knows what it was sealed with.
+    Other overrides are refused when the run is opened and compared with what it was sealed with.
 
     Raises:
         ConfigError: an override is malformed, or the directory has not the run's name.
@@ -76,7 +77,7 @@ def moved(run: str, overrides: Sequence[str]) -> Config:
 
 
 def _with_places(config: Config, overrides: Sequence[str]) -> Config:
-    """Absolute where an override gave a path: relative ones are looked for where they were before."""
+    """The configuration with absolute paths where an override gave one; other paths stay as they are."""
     said = {override.split("=", 1)[0].removeprefix("data.") for override in overrides if override.startswith(PLACES)}
     found = absolute_paths(config.data)
     paths = {key: getattr(found, key) for key in said if hasattr(found, key)}

@@ -21,8 +21,8 @@ def corpus_codebook(split: Split, vocabulary: int, dim: int, seed: int) -> Tenso
     """(vocabulary, dim) float32 rows of norm 1: singular vectors of positive pointwise mutual information.
 
     # Levy & Goldberg 2014, section 3: PPMI of neighbours, truncated SVD, columns weighted by root values
-    Where the text leaves a row empty (a token that never occurs) it is a random direction; where it has fewer
-    than `dim` directions to give, the others are zero.
+    The row of a token that never occurs in the text is a random direction. If the text gives fewer than `dim`
+    directions, the other columns are zero.
 
     Raises:
         ConfigError: the split is no text.

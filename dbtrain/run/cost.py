@@ -19,7 +19,7 @@ FLOAT_BYTES = 4
 CUBLAS_BYTES = 8 * 4096 * 1024
 """Workspace of cuBLAS, by CUBLAS_WORKSPACE_CONFIG=:4096:8 in `training/entry.py`."""
 LOGIT_BYTES = 10
-"""Of each logit of a chunk: in bfloat16, in float32, and its gradient."""
+"""Bytes of each logit of a chunk: in bfloat16, in float32, and its gradient."""
 PARTITIONED = "aot_eager_decomp_partition"
 """PyTorch's backend that cuts a graph into forward and backward as inductor does, and makes no kernels."""
 
@@ -54,14 +54,14 @@ class Memory:
     count: int
     """Parameters of the block."""
     workspace: int = 0
-    """Of the kernels: cuBLAS's, and the logits of one chunk of a large vocabulary."""
+    """Workspace of the kernels: cuBLAS's, and the logits of one chunk of a large vocabulary."""
     gradients_stay: bool = True
     """Whether gradients lie beside all activations, as they do from one micro-batch of a step to the next."""
 
     @property
     def total(self) -> int:
         """Bytes at the peak."""
-        # gradients come as activations go: the peak is at the one end of the backward pass or at the other
+        # gradients are made while activations are freed: the peak is at one end of the backward pass
         passing = (self.activations + self.gradients) if self.gradients_stay else max(self.activations, self.gradients)
         return self.parameters + self.optimizer + self.average + passing + self.workspace
 
@@ -75,10 +75,10 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
     """Estimate one worker of a block.
 
     ZeRO shares optimizer states (stage 1), gradients (2) and parameters (3) among the block's workers.
-    Activations are what autograd keeps for the backward pass: with training.compile what the partitioner of
-    torch.compile leaves of it, which computes again what is cheap; with activation checkpointing the layers'
-    inputs and the inside of one layer, as without the compiler. FLOPs are those of forward and backward,
-    without what activation checkpointing or a loss in chunks computes again.
+    Activations are what autograd keeps for the backward pass: with training.compile, what
+    the partitioner of torch.compile keeps, which computes cheap operations again; with activation
+    checkpointing, the inputs of the layers and the inside of one layer, as without the compiler. FLOPs are
+    those of forward and backward, without what activation checkpointing or a loss in chunks computes again.
     """
     training = run_plan.config.training.of_block(block)
     module = run_plan.objective(block, "meta")
@@ -100,7 +100,7 @@ def estimate(run_plan: RunPlan, block: int, micro_batch: int, workers: int) -> M
         flops=flops,
         count=count,
         workspace=CUBLAS_BYTES + (MOST_LOGITS * LOGIT_BYTES if chunks else 0),
-        # ZeRO keeps them in buffers of its own
+        # ZeRO keeps gradients in buffers of its own
         gradients_stay=recompute or training.zero_stage > 0 or not one_micro_batch,
     )
 
@@ -149,7 +149,7 @@ def _with_checkpointing(run_plan: RunPlan, on: bool) -> RunPlan:
 
 
 def _cross_entropy_of(objective: torch.nn.Module) -> CrossEntropy | None:
-    """What computes the loss in chunks; None where the network's loss knows none."""
+    """The module that computes the loss in chunks; None if the network's loss is not computed so."""
     return getattr(objective.get_submodule("model"), "cross_entropy", None)
 
 
@@ -183,10 +183,10 @@ def _activations(
 
         inputs = (blank(run_plan.shape, micro_batch), torch.tensor(0), torch.arange(micro_batch))
         if compiled:
-            torch.compiler.reset()  # of many blocks in one process the later ones would not be compiled
+            torch.compiler.reset()  # else only the first blocks of a process would be compiled
             objective.compile(backend=PARTITIONED)
         counter = FlopCounterMode(display=False, custom_mapping=dict(CPU_ATTENTION))
-        # under a counter the compiler would leave all as it is
+        # the compiler would compile nothing while FLOPs are counted
         with (
             nullcontext() if compiled else counter,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),

@@ -12,9 +12,10 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import size
 
 ADAM_STATES = 2
-"""Of AdamW; Muon has one for each matrix of the layers, so that less is needed than is said here."""
+"""States that AdamW has for each parameter; Muon has one for each matrix of the layers, so that it needs less
+than is said here."""
 SNAPSHOTS = 2
-"""One is written while the next one is taken."""
+"""Snapshots in host memory at once: one is written while the next one is taken."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class BlockDisk:
     checkpoint: int
     """One checkpoint in training, which is also what a snapshot of it takes in host memory."""
     training: int
-    """While it trains: the checkpoints that are kept and the one that is being written."""
+    """The most while it trains: the checkpoints that are kept and the one that is being written."""
     done: int
-    """What stays of it."""
+    """What is left when the block is done."""
 
 
 def of_block(run_plan: RunPlan, block: int) -> BlockDisk:
@@ -41,7 +42,7 @@ def of_block(run_plan: RunPlan, block: int) -> BlockDisk:
 
 
 def _of_blocks(run_plan: RunPlan, numbers: Iterable[int]) -> list[BlockDisk]:
-    """Of each block in turn; of blocks that are alike one is looked at."""
+    """Bytes of each block in turn; of blocks that are alike only one is looked at."""
     known: dict[Hashable, BlockDisk] = {}
     found = []
     for block in numbers:
@@ -64,7 +65,7 @@ def needs(run_plan: RunPlan, run: Store, at_once: int) -> list[str]:
     host memory for snapshots, and whether it is too little.
 
     Args:
-        run_plan: of the run.
+        run_plan: plan of the run.
         run: its directory; it need not exist.
         at_once: blocks that train at the same time.
     """
@@ -106,7 +107,7 @@ def _free(run: Store) -> int | None:
 
 
 def _held(run: Path) -> int:
-    """Bytes of the run's files that are there already; of a file with two names once."""
+    """Bytes of the run's files that are there already; a file with two names counts once."""
     found = {}
     for folder, _, names in os.walk(run):
         for name in names:

@@ -25,8 +25,8 @@ KEYS = "training.steps=N, training.blocks.BLOCK.steps=N and cluster.restart_opti
 def extend(run: Run, wanted: Config, tell: Callable[[str], None]) -> Extension:
     """Make blocks of a run longer, under its lock.
 
-    Killed at any moment, it leaves the run as it was, or extended; or, under `wsd`, with blocks that are back
-    before their decay and would train the same again. The same call then extends it.
+    If it is killed, the run is as it was, or extended; or, under `wsd`, some blocks are set back to before
+    their decay and would train the same steps again. The same call then extends the run.
 
     Args:
         run: the run.
@@ -57,7 +57,7 @@ def extend(run: Run, wanted: Config, tell: Callable[[str], None]) -> Extension:
 
 
 def apply(run: Run, extensions: Sequence[Extension], restart_optimizer: bool = False) -> None:
-    """Write extensions into run.json, in one step, after the blocks were brought to where they go on.
+    """Set the blocks back to the steps that they go on from, then write extensions into run.json in one step.
 
     The caller holds the lock of the run.
     """
@@ -86,7 +86,7 @@ def _go_on_from(block: RunBlock, start: int) -> None:
     block.store.remove(STATE)  # how its last command left it says nothing of a block that became longer
     if max(block.checkpoints.steps(), default=0) <= start:
         return
-    # as an attempt does: a worker of before that was cut off can then commit nothing any more
+    # a new claim, as an attempt makes one: a worker of an earlier attempt can then commit nothing any more
     claim(block.store, block.placed + 1, secrets.token_hex(8))
     block.checkpoints.set_aside(start, aside(block))
 
@@ -145,7 +145,7 @@ def _stretches(run: Run, wanted: Config) -> list[Stretch]:
 
 
 def _can_go_on(block: RunBlock) -> bool:
-    """Whether there is a whole checkpoint of where its decay begins, or the block has not come so far."""
+    """Whether there is a whole checkpoint of the step where its decay begins, or it has not come so far."""
     held = block.schedule.held
     if held is None:
         return False
@@ -155,7 +155,7 @@ def _can_go_on(block: RunBlock) -> bool:
 
 
 def _check_optimizers(run: Run, wanted: Config, extension: Extension) -> None:
-    """Refuse blocks that gave their optimizer's state up, as `train` would after it was started."""
+    """Refuse blocks whose optimizer state is gone, before `train` would refuse them."""
     if wanted.cluster.restart_optimizer:
         return
     for stretch in extension.stretches:

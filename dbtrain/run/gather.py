@@ -1,6 +1,7 @@
-"""Take blocks that were trained elsewhere into a run; what is here counts until what comes is whole.
+"""Take blocks that were trained elsewhere into a run; a checkpoint here counts until its successor is whole.
 
-What cannot be taken, or a place that offers nothing sound, keeps back no other block: it is told at the end.
+If a block cannot be taken, or a place offers nothing sound, the other blocks are still taken; the failure is
+told at the end.
 """
 
 import secrets
@@ -36,15 +37,16 @@ def gather(
     tell: Tell = lambda line: None,
     count: Count = silent,
 ) -> None:
-    """Take what places offer. The same call goes on where one was cut off, and may be made again.
+    """Take what places offer. If the call is interrupted, the same call goes on from there.
 
     Args:
-        run: that the blocks are of; its sealed folder must be here.
+        run: the run that the blocks belong to; its sealed folder must be here.
         urls: run folders and packed files, by path or URL.
-        take: one of them, or another, that counts where places differ or an older checkpoint shall come back.
-        numbers: of the blocks that are taken; all for None.
+        take: the place that counts if places differ, or if an older checkpoint shall come back; it need not
+            be one of `urls`.
+        numbers: numbers of the blocks that are taken; None for all.
         tell: gets one line for each block that a place offers.
-        count: told how far it has come.
+        count: is told how far it has come.
 
     Raises:
         ConfigError: there is no such block.
@@ -83,7 +85,7 @@ class Gathering:
     """One call of `gather`.
 
     Args:
-        run: whose lock is held.
+        run: the run, whose lock the caller holds.
         tell: gets one line for each block.
     """
 
@@ -106,10 +108,10 @@ class Gathering:
         return list(sources.values())
 
     def _extend_as(self, source: Source) -> None:
-        """Make the run here as long as a place has made it, if that place knows all that is known here.
+        """Extend the run here by the extensions that only the place has.
 
         Raises:
-            ShardError: both were extended, and otherwise.
+            ShardError: both were extended, and in different ways.
         """
         ours, theirs = self.run.manifest.extensions, source.manifest.extensions
         common = min(len(ours), len(theirs))
@@ -158,7 +160,7 @@ class Gathering:
         if copy.commit.step > block.steps:
             raise ShardError(f"{copy.source} has step {copy.commit.step}, and here the block ends at {block.steps}")
         has_all = here is not None and agree(here, copy.commit) and len(here.files) >= len(copy.commit.files)
-        # the same commit whose files were damaged since is brought again
+        # if the same commit is here and its files were damaged since, it is brought again
         if here is not None and has_all and not block.checkpoints.verify(here.step):
             return Choice(block, copy, here, is_here=True)
         copy.check(block.identity)
@@ -188,9 +190,9 @@ def _bring(choice: Choice, tick: Callable[[int], None]) -> None:
     checkpoints = Checkpoints(block.store, block.identity, keep, held)
     if choice.is_here:
         assert choice.here is not None
-        checkpoints.publish(choice.here)  # writes nothing, and removes what a call that was cut off has left
+        checkpoints.publish(choice.here)  # copies nothing; it removes what an interrupted call has left
         return
-    # as an attempt does: a worker of before that was cut off can then commit nothing over what comes
+    # a new claim, as an attempt makes one: a worker of an earlier attempt cannot overwrite what is taken
     claim(block.store, block.placed + 1, token)
     adopt(copy, block.store, checkpoints, partial(check, block.store, token), tick)
     if choice.here is not None and choice.here.step > copy.commit.step:

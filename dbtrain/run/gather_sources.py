@@ -89,11 +89,11 @@ def _packed_copy(packed: PackedFile, block: int, commit: Commit) -> CheckpointCo
 
 
 def check_same_run(run: Run, source: Source) -> None:
-    """Whether what a place offers is of this run.
+    """Refuse a place whose blocks do not belong to this run.
 
     Raises:
-        ShardError: it is of another run, plan, codebook or data,
-            or trained in another way; by the difference.
+        ShardError: its run, plan, codebook or data is another, or it was trained in another way; the message
+            names the difference.
     """
     ours, theirs = run.manifest, source.manifest
     where = f"{source.url}: {MANIFEST}"

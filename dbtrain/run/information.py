@@ -1,10 +1,11 @@
 """How much a noisy code decides of what a context leaves open, by noise level, from p(y|x) alone.
 
 The noise is Gaussian, so the posterior p(y|x,z) of a code z = c_y + sigma n is exact given p(y|x), and so is
-its variance. Information is the integral of that variance over the signal-to-noise ratio 1/sigma^2: where the
-code says nearly nothing the variance is nearly that of p(y|x), which no draw of the noise disturbs. The
-difference of two entropies, which is the same number, drowns there in the draws.  # Guo, Shamai, Verdu 2005,
-Theorem 1
+its variance. Information is half the integral of that variance over the signal-to-noise ratio 1/sigma^2  #
+Guo, Shamai, Verdu 2005, Theorem 1
+
+Where the code says nearly nothing, the variance is nearly that of p(y|x), which does not depend on the draw
+of the noise. The difference of two entropies is the same number, but there the error of the draws hides it.
 """
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from dbtrain.method.draws import Draws
 
 ELEMENTS = 2**19
-"""Of (rows, draws, codes) a level: few contexts get many draws each,
-many contexts or a large vocabulary one."""
+"""Elements (rows, draws, codes) of a level: few contexts get many draws each, many contexts or a large
+vocabulary one."""
 AT_ONCE = 2**22
 """Elements (rows, codes) that are held at once."""
 MOST_DRAWS = 64
@@ -33,11 +34,12 @@ def gained(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed: int) -
         codebook: (V, D) float64.
         levels: (L,) rising sigmas; the integral over the ratio
             ends at the last and takes no more beyond the first.
-        seed: of the targets and the noise, which are the same at all levels, so that the curve is smooth.
+        seed: seed of the targets and of the noise, which are the same at all levels, so that the curve is
+            smooth.
     """
     left = _variance_left(probabilities, codebook, levels, seed)
     ratio = levels**-2
-    # I = 1/2 * integral of the variance  # Guo, Shamai, Verdu 2005, eq. (1)
+    # I is half the integral of the variance  # Guo, Shamai, Verdu 2005, eq. (1)
     beyond = ratio[-1] * (variance(probabilities, codebook) + left[:, -1]) / 4
     steps = (left[:, 1:] + left[:, :-1]) / 4 * (ratio[:-1] - ratio[1:])
     return beyond[:, None] + torch.cat([steps.flip(1).cumsum(1).flip(1), torch.zeros_like(beyond)[:, None]], dim=1)
@@ -67,7 +69,7 @@ def _variance_left(probabilities: Tensor, codebook: Tensor, levels: Tensor, seed
 
 def _one_draw(rows: Tensor, codebook: Tensor, levels: Tensor, draws: Draws, number: int, repeats: int) -> Tensor:
     # the targets of a context's draws are spread evenly over its probabilities,
-    # and every other noise is its mirror
+    # and every second noise is the one before it with the opposite sign
     picks = torch.frac(draws.uniform((), 0).double() + number / repeats)[:, None]
     target = (rows.cumsum(dim=-1) < picks).sum(dim=-1).clamp(max=rows.shape[1] - 1)
     noise = draws.fork(number // 2).normal((codebook.shape[1],), 1).double() * (-1) ** number

@@ -29,9 +29,9 @@ class InitialWeights:
 
     source: WeightSource
     origin: Origin
-    """As run.json keeps it."""
+    """The record of the origin that run.json keeps."""
     frozen_names: Mapping[str, str]
-    """Of the parts that no block trains: the name in the source, by that in a block's model."""
+    """Names in the source of the parts that no block trains, by their names in a block's model."""
 
     @staticmethod
     def of(run_plan: RunPlan, source: WeightSource, layers: Layers) -> "InitialWeights":
@@ -72,9 +72,10 @@ class InitialWeights:
 
 
 def as_its_source(run_plan: RunPlan, source: WeightSource, layers: Layers) -> RunPlan:
-    """The plan of a new run, without what it settled if that is why the source does not fit.
+    """The plan of a new run; if the source fits only without what the plan settled, the plan without that.
 
-    The network of a run of before has hidden widths that a new one would round, and goes on with them.
+    A network from before widths were settled may have hidden widths that a new run would round. A run that
+    starts from it keeps those widths.
     """
     before = replace(run_plan, settled={})
     fits_before_only = run_plan.settled and not _fits(run_plan, source, layers) and _fits(before, source, layers)
@@ -95,12 +96,12 @@ def read_block(
     """First weights of one block, float32, one tensor after the other, from the files that hold them.
 
     Args:
-        run: that starts.
-        origin: of its weights.
+        run: the run that starts.
+        origin: where its weights come from.
         shard: number of the block.
-        first_layer: of the block, in the run's whole model.
-        wanted: names in the block's model; what the source does not have is skipped;
-            :meth:`InitialWeights.of` has refused whatever was needed.
+        first_layer: number of the block's first layer in the run's whole model.
+        wanted: names in the block's model. Names that the source does not have are skipped:
+            :meth:`InitialWeights.of` has already refused a source without a tensor that is needed.
 
     Raises:
         MissingError: a file is gone.
@@ -117,8 +118,8 @@ def read_block(
 
 
 def new_names(origin: Origin, shard: int, names: Iterable[str]) -> set[str]:
-    """Of a block's parameters those that the source has not, which keep their random or zero values: what was
-    added to a network of another library."""
+    """The parameters of a block that the source does not have, which keep their random or zero values: what
+    was added to a network of another library."""
     return {name for name in names if _is_new(origin, shard, name)}
 
 
@@ -135,11 +136,11 @@ def store_of(run: Run, origin: Origin) -> Store:
 
 
 def check_there(run: Run, only: Collection[int] | None = None) -> None:
-    """Refuse to start workers that would look for their first weights in vain.
+    """Refuse to start workers that would not find their first weights.
 
     Args:
-        run: that was prepared; a branch is not looked for, since it is trained again where it is gone.
-        only: the blocks that are to be trained; all for None. Those with a commit need no first weights.
+        run: a prepared run. Its branch is not looked for, since a branch that is gone is trained again.
+        only: the blocks that are to be trained; None for all. Blocks with a commit need no first weights.
 
     Raises:
         ShardError: a file of the source is gone, or the storage cannot be reached.
@@ -159,10 +160,10 @@ def check_there(run: Run, only: Collection[int] | None = None) -> None:
 
 
 def check_layers(split: LayerSplit, layers: Layers) -> None:
-    """Refuse blocks of several depths where all of them start from the same layers.
+    """Refuse blocks of different depths if all of them start from the same layers.
 
     Raises:
-        ConfigError: naming the depths.
+        ConfigError: the depths differ; the message names them.
     """
     depths = split.sizes
     if layers == "repeat" and len(set(depths)) > 1:
@@ -192,7 +193,7 @@ def _our_names(arch: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def _as_its_library(run_plan: RunPlan, source: WeightSource) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """What gives the keys of a mapping the names that people know of the source, for messages."""
+    """A function that renames the keys of a mapping to the names in the source's library, for messages."""
     stack = architecture(run_plan.config.model.arch).stack
 
     def called(by_name: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def _shapes(run_plan: RunPlan, shard: int) -> dict[str, Shape]:
 def _row(run_plan: RunPlan, source: WeightSource, layers: Layers, shard: int) -> BlockOrigin:
     """Layers, stem and head that a block takes; its files are not known yet."""
     own, found = run_plan.shards.layers(shard), source.layers
-    if found:  # otherwise the names tell more than a count
+    if found:  # without any layer found, the names say more than a count
         _check_depth(found, layers, len(own), run_plan, source)
     first = found[0] if found and layers == "repeat" else own.start
     taken, frozen = range(first, first + len(own)), run_plan.config.init.frozen

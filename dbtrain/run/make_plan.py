@@ -26,10 +26,11 @@ def design(config: Config, data: DataSet, calibrate: Calibrate, codes: Tensor | 
     """Decide everything that training needs; touches no store.
 
     Args:
-        config: of the run.
-        data: that it is trained on.
+        config: configuration of the run.
+        data: the data that it is trained on.
         calibrate: measures the range of the noise.
-        codes: the codebook (V, D) of what the run starts from, which then is its own; None to make one.
+        codes: the codebook (V, D) of the weights that the run starts from, which it takes over; None to make
+            one.
 
     Raises:
         ConfigError: blocks and layers, or ranges, do not fit.
@@ -51,7 +52,7 @@ def design(config: Config, data: DataSet, calibrate: Calibrate, codes: Tensor | 
     target = noise_target(config, data.shape, codebook)
 
     def measure() -> Mapping[str, Any]:
-        assert codebook is not None  # a process measures nothing else
+        assert codebook is not None  # a noise process measures nothing but codebooks
         return calibrate(config, data, codebook)
 
     process, edges = noise_process(config.noise_process), config.noise.edges

@@ -33,7 +33,8 @@ from dbtrain.shards.storage.errors import MissingError
 from dbtrain.shards.storage.store import Store
 
 BUILDING = f"{MERGED}.building-"
-"""Directories of merges that are not done. Not hidden, so that list() finds what a killed one left behind."""
+"""Beginning of the names of directories in which merges are built. They are not hidden, so that list() finds
+what a killed merge left behind."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ class Piece:
 
 
 Choose = Callable[[RunBlock, Callable[[str], None]], Piece | None]
-"""The checkpoint of a block that is merged, if it has one; what it is given is told of each passed over."""
+"""(block, skip) -> the checkpoint of the block that is merged, or None; `skip` is told of each that is passed
+over."""
 
 
 def on_standard_error(line: str) -> None:
-    """Print a line there."""
+    """Print a line on standard error."""
     print(line, file=sys.stderr)
 
 
@@ -139,7 +141,7 @@ def planned(run: Run, choose: Choose, now: bool, tell: Callable[[str], None]) ->
         tell: gets a line for each checkpoint that is passed over.
 
     Raises:
-        ShardError: as of :func:`merge`.
+        ShardError: the same as in :func:`merge`, but for what `check` raises.
     """
     common = _read_common(run)
     found = _collect(run, choose, now, tell)
@@ -197,13 +199,14 @@ def _collect(run: Run, choose: Choose, now: bool, tell: Callable[[str], None]) -
 
 
 def whole(block: RunBlock, skip: Callable[[str], None]) -> Piece | None:
-    """The newest checkpoint of a block that verifies; it is remembered if that is none of its last step."""
+    """The newest checkpoint of a block that verifies. If it is not that of the last step, the note that
+    the last one is whole is removed."""
     found = block.newest_weights(skip)
     return None if found is None else _describe(*found, block)
 
 
 def so_far(block: RunBlock, skip: Callable[[str], None]) -> Piece | None:
-    """As :func:`whole`, of a run that may be training: nothing is written."""
+    """The same as :func:`whole` for a run that may be training: nothing is written."""
     found = block.weights(skip)
     return None if found is None else _describe(*found, block)
 
@@ -263,7 +266,7 @@ def _fill(run: Store, target: str, pieces: list[Piece], files: Mapping[str, byte
 
 
 def put_in_place(run: Store, building: str) -> None:
-    """Make a checked directory of a run its merged model; one of before is replaced.
+    """Make a checked directory of a run its merged model; an older merged model is replaced.
 
     On a disk the two are exchanged in one step; in an object store nothing is a model until the last put.
 
@@ -283,7 +286,7 @@ def put_in_place(run: Store, building: str) -> None:
 
 
 def remove_leftovers(run: Store) -> None:
-    """What killed merges left; a merge that runs at the same time fails with an error, and spoils nothing."""
+    """Remove what killed merges left. A merge that runs at the same time fails, but damages nothing."""
     for name in run.list():
         if name.startswith(BUILDING):
             run.remove(name)

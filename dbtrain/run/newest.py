@@ -46,8 +46,8 @@ def merge_newest(
 
     Args:
         run: the run, which may be training.
-        check: raises if the second is not to become the merged model of the first,
-            a run that holds just what was merged.
+        check: gets a run that holds only what was merged, and the directory of the merged model; raises if
+            that is not to become the merged model.
         tell: gets a line for each damaged checkpoint that is passed over.
 
     Raises:
@@ -91,10 +91,10 @@ def _hold_block(block: RunBlock, folder: str) -> None:
 
 
 def _linked(block: RunBlock, step: int, folder: str) -> bool:
-    """Whether a commit's weights are linked: not if it is damaged, or went meanwhile."""
+    """Link a commit's weights; False if they are damaged, or were removed meanwhile."""
     store, name = block.run.store, f"{block.path}/{step_name(step)}"
     if store.exists(f"{folder}/{name}/{COMMIT}"):
-        return True  # by the try before
+        return True  # linked by an earlier try
     with suppress(MissingError, DamagedError):
         record = store.read(f"{name}/{COMMIT}")
         commit = parse_commit(record, store.where(f"{name}/{COMMIT}"))

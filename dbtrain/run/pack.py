@@ -26,9 +26,9 @@ class Packed:
 
     url: str
     sha256: str
-    """Of the whole file, as ``sha256sum`` prints it."""
+    """SHA-256 of the whole file, as ``sha256sum`` prints it."""
     commits: dict[int, Commit]
-    """By block."""
+    """The commit that was packed of each block."""
 
 
 def pack(
@@ -41,9 +41,9 @@ def pack(
     Args:
         run: the run.
         to: path or URL of the file.
-        numbers: of the blocks; all that have a checkpoint for None.
-        weights_only: leave out the optimizer's states, which nobody needs but who trains the block on.
-        count: told how far it has come.
+        numbers: numbers of the blocks; None for all that have a checkpoint.
+        weights_only: leave out the optimizer's states, which are needed only to train the block further.
+        count: is told how far it has come.
 
     Raises:
         ConfigError: there is no such block.

@@ -25,10 +25,10 @@ PILOT_STEPS = 300
 PILOT_BATCH = 128
 PILOT_LR = 1e-3
 ANSWERS = 1024
-"""Of each pilot."""
+"""Number of answers that are asked of each pilot."""
 FOLDS = 5
-"""Where the validation split has too few samples, each pilot leaves out a fold of its own,
-at most a fifth."""
+"""Number of folds: if the validation split has too few samples, each pilot leaves out another fold of the
+training data, at most a fifth of it."""
 POSITIONS = 16
 """Positions of a text that are looked at: many texts with a few each tell more than few texts whole."""
 PREDICT_BATCH = 256
@@ -58,7 +58,7 @@ class Part:
         return len(self.indices)
 
     def batch(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """As the split's own."""
+        """Samples of these indices, as the split itself returns them."""
         return self.split.batch(self.indices[indices], device)
 
 
@@ -82,7 +82,7 @@ def ask_pilots(config: Config, data: DataSet, codebook: Tensor, count: Count = s
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """The same bits each time on one kind of hardware, as in a worker."""
+    """Compute the same bits each time on one kind of hardware, as in a worker."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)

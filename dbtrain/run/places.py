@@ -12,7 +12,7 @@ from dbtrain.shards.storage.errors import translate
 from dbtrain.shards.storage.store import Store
 
 PLACE = "place.json"
-"""In a run's directory: the name of this copy, and the mark of the folder that it was given in."""
+"""File in a run's directory: the name of this copy, and the mark of the folder that it was given in."""
 
 
 def place_of(run: Store) -> str:
@@ -48,7 +48,7 @@ def _host() -> str:
 
 
 def _mark(run: Store) -> str:
-    """Changes when the folder is copied, however exactly; not when its host gets another name."""
+    """A mark that changes when the folder is copied, however exactly, but not when its host is renamed."""
     if not run.is_local:
         return f"{run.url} {run.version(MANIFEST)}"
     try:
@@ -60,7 +60,7 @@ def _mark(run: Store) -> str:
 
 
 def other_versions(manifest: Manifest) -> str | None:
-    """How this machine's versions differ from those of when the run was sealed, in words; None if not."""
+    """How this machine's versions differ from those that the run was sealed with, in words; None if equal."""
     here, sealed = versions(), manifest.versions
     differing = [
         f"{name} {here[name]}, not {sealed[name]}" for name in here if sealed.get(name, here[name]) != here[name]

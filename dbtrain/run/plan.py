@@ -1,5 +1,5 @@
-"""From a run's manifest to models: the one place where
-configuration turns into the plain values of the method."""
+"""How a run's manifest becomes models: the one place where configuration turns into the plain values of the
+method."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ class RunPlan:
     paths: Mapping[str, str] = field(default_factory=dict)
     """Where the run found the relative paths of its data when it was started."""
     data_hash: str = ""
-    """Of the content that the run was started with; '' in a run of before, which says nothing of it."""
+    """Hash of the data's content when the run was started; '' in a run from before it was recorded."""
     class_names: tuple[str, ...] = ()
     """Names of the data's classes, in the order of their numbers; empty if they have none."""
     data_notes: tuple[str, ...] = ()
@@ -101,24 +101,24 @@ class RunPlan:
 
     @property
     def architecture_hash(self) -> str:
-        """16 hexadecimal digits of what a weight means: the network,
-        how its blocks hang together, and its scales."""
+        """Hash (16 hexadecimal digits) of what gives a weight its meaning: the network, how its blocks depend
+        on each other, and its scales."""
         config = self.config
         scales = config.noise.model_dump(mode="json", include={"sigma_data", "input_scaling"})
-        if config.noise_process != config.natural_process:  # so that shards from before there was a choice stay
+        if config.noise_process != config.natural_process:  # else hashes of older shards would change
             scales["process"] = config.noise_process
         content: dict[str, Any] = {"model": config.model.content(), "method": config.method, "noise": scales}
         content["shape"] = dict(self.shape)
         own = own_architecture(config.model.arch)
         if own:
             content["code"] = own.content_hash
-        if self.settled:  # so that the shards of runs of before stay theirs
+        if self.settled:  # else hashes of the shards of older runs would change
             content["settled"] = dict(self.settled)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def scheme(self) -> Scheme:
-        """How the blocks hang together."""
+        """How the blocks depend on each other."""
         return SCHEMES[self.config.method]
 
     @property
@@ -139,15 +139,15 @@ class RunPlan:
         return self._order(self.scheme.runs(self.shards, shard))
 
     def shape_of(self, shard: int) -> Hashable:
-        """Equal for two shards whose workers need as much memory and arithmetic."""
+        """A key that is equal for two shards whose workers need the same memory and arithmetic."""
         layers, training = self.applied(shard), self.config.training.of_block(shard)
         settings = training.model_dump_json(exclude={"steps", "blocks"})
-        # a block that trains in turn has layers that are frozen, and how many depends on its place
+        # a block that is trained after others has frozen layers, and their number depends on its place
         place = shard if self.scheme.in_turn else None
         return tuple(layer - layers[0] for layer in layers), settings, place
 
     def _order(self, layers: range) -> tuple[int, ...]:
-        # block by block: no group of looped layers crosses a boundary
+        # each block by itself, because no group of looped layers crosses a boundary
         first, after = (bisect_left(self.split.bounds, end) for end in (layers.start, layers.stop))
         blocks = map(self.split.layers, range(first, after))
         return tuple(layer for own in blocks for layer in order(own, self.config.model.loops))
@@ -155,7 +155,7 @@ class RunPlan:
     def model(self, shard: int, device: str = "cpu") -> BlockModel:
         """The model with the layers that a shard's job runs, initialised as a function of (seed, shard).
 
-        The shard is the block, but where one job trains all of them.
+        The shard is the block, except where one job trains all blocks.
         """
         kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.arguments() | dict(self.settled)
@@ -164,7 +164,7 @@ class RunPlan:
             arguments["codebook"] = self.codebook
         layers = scheme.runs(self.shards, shard)
         build = kind.baseline if self.config.method == "end_to_end" else kind
-        noise = self.noise()  # its numbers are read, so it is made outside the device's context
+        noise = self.noise()  # made outside of the device's context, because numbers in it are read
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive_seed(self.config.seed, "init", shard))
             model = build(noise=noise, parametrisation=self.parametrisation(), layers=layers, **arguments)
@@ -197,7 +197,8 @@ class RunPlan:
 
     @cached_property
     def _slices(self) -> tuple[Slice, ...]:
-        """What each block trains; made once for all of them, or a thousand blocks would make a million."""
+        """What each block trains. They are made once: made anew for each block, a thousand blocks would make
+        a million."""
         overlap, noise = self.config.noise.overlap, self.noise()
 
         def share(block: int) -> float:
@@ -218,7 +219,8 @@ class RunPlan:
             data = load_data(self.located())
         except DataError as error:
             raise DataError(f"{error}{whereabouts(self.config.data, self.paths)}") from error
-        # a block would train on other samples than its neighbours, and a test score on what was trained on
+        # else a block would train on other samples than its neighbours, and a test score could come from
+        # samples that were trained on
         if self.data_hash and data.content != self.data_hash:
             raise DataError(
                 f"the data is not what run {self.config.name} was started with: {named_places(self.located().data)} "
@@ -256,7 +258,7 @@ def level_name(manifest: Manifest) -> str:
     if manifest.noise["kind"] == "none":
         return NoNoise.level_name
     config = manifest.config
-    # without a choice of the user's it is the architecture's own
+    # if the user chose none, it is the architecture's own
     name = config["noise"].get("process") or architecture(config["model"]["arch"]).natural_noise
     return noise_process(name).level_name
 
@@ -294,7 +296,7 @@ def read_plan(
 
 
 def _refuse_changed(config: Config, expected: str) -> None:
-    """The same weights may mean something else in a network that was changed."""
+    """Refuse a network whose code was changed, in which the same weights may mean something else."""
     own = own_architecture(config.model.arch)
     if own is None or own.content_hash == expected:
         return

@@ -58,7 +58,7 @@ def prepare(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
 
 
 def prepare_checked(config: Config, run: Run, calibrate: Calibrate) -> RunPlan:
-    """As `prepare`, for a command that called `check_alone` before it asked a cluster."""
+    """The same as `prepare`, for a command that has called `check_alone` before it asked a cluster."""
     if run.exists:
         return _continue(config, run)
     run_plan = plan_run(config, load_data(config), calibrate)
@@ -71,7 +71,7 @@ def prepare_branch(run: Run, run_plan: RunPlan) -> None:
 
     Args:
         run: the whole run.
-        run_plan: of its branch.
+        run_plan: plan of its branch.
 
     Raises:
         ConfigError: another branch is there.
@@ -95,7 +95,7 @@ def _seal(run: Run, run_plan: RunPlan, marks: Mapping[str, Any] = MappingProxyTy
 
 
 def check_alone(config: Config) -> None:
-    """What is wrong whatever the data, the cluster and the run's directory hold.
+    """Refuse what is wrong whatever the data, the cluster and the run's directory hold.
 
     Raises:
         ConfigError: blocks, layers, edges, batch or resources do not fit each other.
@@ -111,7 +111,7 @@ def check_alone(config: Config) -> None:
 
 
 def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
-    """What a run of this configuration on this data is; no run directory is read or written.
+    """The plan of a run of this configuration on this data; no run directory is read or written.
 
     Raises:
         ConfigError: no worker could train it, or the weights that it starts from are not for it.
@@ -122,7 +122,7 @@ def plan_run(config: Config, data: DataSet, calibrate: Calibrate) -> RunPlan:
     codes = codes_of(source, config)
     # without a codebook there is nothing to measure, which the design says
     if config.noise.ranges in MEASURED and architecture(config.model.arch).codes:
-        # a pilot takes minutes before one could see that the models cannot be built
+        # checked before the pilot, which takes minutes, that the models can be built
         early = sketch(config, data)
         _check_models(early)
         if source is not None:
@@ -169,8 +169,8 @@ def _no_pilot(*_: object) -> Mapping[str, object]:
 
 
 def _check_models(run_plan: RunPlan) -> None:
-    # once run.json is there, a configuration that no worker
-    # can build would keep the fixed one from the run's name
+    # else run.json would hold a configuration that no worker can build, and the run would then refuse the
+    # corrected one
     arch = run_plan.config.model.arch
     for shard in range(run_plan.shards.blocks):
         if own_architecture(arch):
@@ -257,7 +257,7 @@ def _row(block: int, layers: range, levels: tuple[float, float]) -> PlanRow:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Versions of what decides the numbers."""
     names = ("deepspeed", "ray", "safetensors")
     return {
         "dbtrain": __version__,

@@ -15,7 +15,7 @@ class Request:
     block: int
     workers: int
     resources: Mapping[str, float]
-    """Of each worker."""
+    """Ray resources of each worker."""
     micro_batch: int | None
     device: str
 
@@ -47,7 +47,7 @@ def _request(cluster: ClusterConfig, micro_batch: int | None, block: int, device
 
 
 def _check_gpus(block: int, workers: int, gpus: float, device: str) -> None:
-    # on CPUs too: it would train without a word on less than was asked for
+    # checked on CPUs too, where it would silently train on less than was asked for
     if gpus > 1:
         raise ConfigError(
             f"block {block} asks for gpus_per_worker={gpus:g}, and a worker computes on one GPU: set "
@@ -55,7 +55,7 @@ def _check_gpus(block: int, workers: int, gpus: float, device: str) -> None:
             "them)"
         )
     if device == "cuda" and workers > 1 and gpus < 1:
-        # Ray packs fractions, and NCCL ends with "Duplicate GPU detected" minutes later
+        # Ray may place both on one GPU, and NCCL would fail minutes later with "Duplicate GPU detected"
         raise ConfigError(
             f"block {block} has {workers} workers of gpus_per_worker={gpus:g}, which may share a GPU, and NCCL refuses "
             "that within a block: set gpus_per_worker=1, or workers=1"

@@ -28,13 +28,13 @@ BLOCKS = "blocks"
 ATTEMPTS = "attempts"
 MERGED = "merged"
 BRANCH = "branch"
-"""Directory of a run's branch, a run of its own below it, and what messages call that one's only block."""
+"""Directory of a run's branch, which is a run of its own; messages call its only block by this name too."""
 WEIGHTS: tuple[Role, ...] = ("ema", "model")
-"""What a block gives to others: the first of these that it has."""
+"""Weights of a block that others use: the first of these roles that it has."""
 STATE = "state.json"
-"""In a block's directory: how its last command here left it, for `status`."""
+"""File in a block's directory: how its last command here left it, for `status`."""
 VERIFIED = "verified.json"
-"""In a block's directory: which files of its last checkpoint were read and found whole."""
+"""File in a block's directory: which files of its last checkpoint were read and found whole."""
 
 
 class Run:
@@ -151,8 +151,8 @@ class RunBlock:
     """One block of a run.
 
     Args:
-        run: that it belongs to.
-        number: of the block; 0 is the noisiest.
+        run: the run that it belongs to.
+        number: number of the block; 0 is the noisiest.
     """
 
     def __init__(self, run: Run, number: int) -> None:
@@ -164,12 +164,12 @@ class RunBlock:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the block in messages."""
         return BRANCH if self.run.manifest.branch else f"block {self.number}"
 
     @property
     def key(self) -> str:
-        """What trackers and planned faults call it."""
+        """Name of the block in trackers and planned faults."""
         return self.name.replace(" ", "")
 
     @cached_property
@@ -179,7 +179,7 @@ class RunBlock:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """Its committed checkpoints; two of them are kept by what cleans up."""
+        """Its committed checkpoints; when older ones are removed, two are kept."""
         return Checkpoints(self.store, self.identity)
 
     @property
@@ -194,7 +194,7 @@ class RunBlock:
 
     @property
     def attempts(self) -> list[int]:
-        """Numbers of the attempts whose workers have said a word."""
+        """Numbers of the attempts whose workers have written events or logs."""
         return sorted(int(name) for name in self.store.child(ATTEMPTS).list() if name.isdecimal())
 
     def attempt(self, number: int) -> Store:
@@ -248,7 +248,7 @@ class RunBlock:
             return None
 
     def _remember(self, stamp: Mapping[str, Any]) -> None:
-        with suppress(ShardError):  # a reader of somebody else's run may not write: it verifies again the next time
+        with suppress(ShardError):  # a reader who may not write here verifies again the next time
             self.store.write_json(VERIFIED, dict(stamp))
 
     def newest_weights(self, report: Callable[[str], None]) -> tuple[Loaded, Role] | None:
@@ -262,13 +262,13 @@ class RunBlock:
         """
         found = self.weights(report)
         if found is None or found[0].step < self.steps:
-            # whoever found the last one whole did so before it was damaged: the block must train on
+            # the last one was found whole before it was damaged: forget that, so that the block trains on
             with suppress(ShardError):
                 self.store.remove(VERIFIED)
         return found
 
     def weights(self, report: Callable[[str], None]) -> tuple[Loaded, Role] | None:
-        """As :meth:`newest_weights`, of a run that may be training: nothing is written.
+        """The same as :meth:`newest_weights` for a run that may be training: nothing is written.
 
         Raises:
             ShardError: a checkpoint belongs elsewhere, or the storage cannot be reached.

@@ -42,7 +42,7 @@ def decay_begins(steps: int, warmup: int, decay: float) -> int:
 
 
 CURVES: Mapping[str, Callable[[int, int, int, float, float], float]] = {"cosine": cosine, "wsd": warmup_stable_decay}
-"""By `training.optimizer.schedule`: (step, steps, warmup, final, decay) -> share of the peak rate."""
+"""Curves by `training.optimizer.schedule`: (step, steps, warmup, final, decay) -> share of the peak rate."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Schedule:
     """The learning rate of one block over all its steps.
 
     An extension that begins at the step `start` follows the curve that a run of the new length would have had
-    from its first step on. Where the schedule before had fallen already, it climbs there first, in a straight
-    line over `rewarm` steps from where that one was  # re-warming: arXiv 2308.04014
+    from its first step on. If the earlier schedule had already fallen, the rate first climbs to that curve,
+    in a straight line over `rewarm` steps from the rate that was reached  # re-warming: arXiv 2308.04014
     """
 
     curve: str
     """Key of `CURVES`."""
     steps: int
-    """Of the block when the run was prepared."""
+    """Steps of the block when the run was prepared."""
     warmup: int
     final: float
     decay: float
     stretches: tuple[Stretch, ...] = ()
-    """What extensions made of it, in their order."""
+    """Parts that extensions added, in their order."""
 
     def scale(self, step: int) -> float:
         """Share of the peak rate at the step after `step` steps."""
@@ -99,16 +99,16 @@ class Schedule:
         """How the schedule goes on to `steps` steps; None if it is as long already.
 
         Args:
-            block: whose schedule it is.
-            steps: after which the block shall be done, not fewer than now.
-            held: whether a checkpoint from before its decay can be gone on from.
+            block: number of the block whose schedule it is.
+            steps: steps after which the block shall be done, not fewer than now.
+            held: whether there is a checkpoint from before its decay, from which it can go on.
         """
         if steps == self.end:
             return None
         if held and self.held is not None:
             return Stretch(block, self.held, steps, 0)
         longer = steps - self.end
-        if self.end <= self.warmup:  # it has not fallen yet
+        if self.end <= self.warmup:  # the rate has not fallen yet
             return Stretch(block, self.end, steps, 0)
         return Stretch(block, self.end, steps, min(longer, round(self.warmup * longer / self.steps)))
 
@@ -131,7 +131,7 @@ def in_words(lengths: Lengths) -> str:
 
 
 def with_lengths(training: TrainingConfig, lengths: Lengths) -> TrainingConfig:
-    """The same but for how long the blocks are trained; blocks without any other exception are left out."""
+    """The section with other lengths; a block's own section is left out if it has no other exception."""
     blocks = {}
     for block in sorted({*training.blocks, *lengths.blocks}):
         own = training.blocks.get(block, BlockTraining()).model_copy(update={"steps": lengths.blocks.get(block)})
@@ -149,8 +149,8 @@ def schedule_of(training: TrainingConfig, extensions: Sequence[Extension], block
     """The schedule of a block.
 
     Args:
-        training: of the run as it is now.
-        extensions: of the run, in their order.
+        training: the section `training` of the run as it is now.
+        extensions: extensions of the run, in their order.
         block: its number; 0 where one job trains all blocks.
     """
     own = first_training(training, extensions).of_block(block)

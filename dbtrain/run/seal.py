@@ -12,9 +12,9 @@ from dbtrain.shards.storage.lock import RunLock
 def seal(config: Config, calibrate: Calibrate) -> RunPlan:
     """Write all that blocks have in common, or check what is there: run.json and the codebook.
 
-    A level range is measured here and nowhere else. Another kind of GPU, or another number of threads, may
-    measure one that differs in its last bit, and blocks of the two would not fit together: so the sealed
-    folder is what is copied.
+    A level range is measured here and nowhere else: another kind of GPU, or another number of threads, may
+    measure a range that differs in its last bit, and blocks of two such ranges would not fit together.
+    Therefore places get copies of the sealed folder.
 
     Raises:
         ConfigError: the folder belongs to a run of another configuration, or no worker could train this one.

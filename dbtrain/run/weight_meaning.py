@@ -1,4 +1,4 @@
-"""Whether weights that fit a model by name and shape also mean there what they meant at home."""
+"""Whether weights that fit a model by name and shape also mean the same in it as where they were trained."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ SCALES = ("process", "sigma_data", "input_scaling")
 def codes_of(source: WeightSource | None, config: Config) -> Tensor | None:
     """The codebook (V, D) that a run has from its source, None where it makes its own.
 
-    What a stem makes of a code was learned with the codes that it saw: a run goes on with those, whatever its
-    seed.
+    A stem has learned to read the codes that it was trained with, so a run goes on with those codes, whatever
+    its seed.
 
     Raises:
-        ConfigError: the run asks for codes that are made in another way; with what to set.
+        ConfigError: the run asks for codes that are made in another way; the message says what to set.
     """
     there = source and _config(source)
     if not source or not there or source.codebook is None:
@@ -40,7 +40,7 @@ def check_codebook(run_plan: RunPlan, source: WeightSource) -> None:
     """Refuse a source that names another codebook than the run's.
 
     Raises:
-        ConfigError: it does, as a shard may that lies alone.
+        ConfigError: it does, which can happen with a shard outside of its run.
     """
     if run_plan.codebook is None or source.codebook_hash in ("", tensor_hash(run_plan.codebook)):
         return

@@ -7,9 +7,9 @@ from dbtrain.shards.tensor_file import FLOATS, Described
 
 Shape = tuple[int, ...]
 SHOWN = 8
-"""Names of each kind that a message gives; of the others it gives the number."""
+"""The most names of each kind that a message gives; the others are only counted."""
 NEAR = 0.5
-"""Least similarity, by difflib, of a name that is told as the nearest."""
+"""Least similarity, by difflib, at which a message names another name as the nearest."""
 
 
 def misfit(wanted: Mapping[str, Shape], found: Mapping[str, Described], unasked: Collection[str]) -> str:
@@ -35,7 +35,7 @@ def misfit(wanted: Mapping[str, Shape], found: Mapping[str, Described], unasked:
 
 
 def _clause(what: str, names: list[str], remarks: Iterable[str]) -> str:
-    """One kind of misfit. Remarks are made for the names that are shown: each takes a while."""
+    """One kind of misfit, in words. Only names that are shown get remarks, since each takes a while."""
     if not names:
         return ""
     told = [f"{name}{remark}" for name, remark in zip(names[:SHOWN], remarks, strict=False)]

@@ -18,16 +18,17 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.shards.tensor_file import Described, read_header
 
 SINGLE = "model.safetensors"
-"""What a folder of one file calls it, by the Hugging Face convention."""
+"""Name of the weights file in a folder with only one, by the Hugging Face convention."""
 FOLDERS = ((INDEX, SINGLE), ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"))
-"""An index, and the one file where there is none, as transformers and we call them, and as diffusers does."""
+"""(index, the single file where there is no index), as transformers and we name them, and as
+diffusers does."""
 SUFFIX = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Endings of PyTorch's own files. They hold programs, which run when they are read."""
 PICKLED_FOLDERS = tuple(
     f"{stem}{end}" for stem in ("pytorch_model", "diffusion_pytorch_model") for end in (".bin", ".bin.index.json")
 )
-"""What a folder has by the same convention whose weights are pickles."""
+"""Names of files, by the same convention, that show that a folder's weights are pickles."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,18 @@ class WeightSource:
     store: Store
     """Directory of the files."""
     tensors: Mapping[str, Described]
-    """By the names of the whole model, those of private stems and heads with their block's prefix."""
+    """Tensors by their names in the whole model; those of private stems and heads have their block's
+    prefix."""
     hashes: Mapping[str, str]
     """SHA-256 of each file."""
     blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """Layers of each of its blocks, half-open; empty where nothing tells them."""
+    """Layers (first, end) of each of its blocks, half-open; empty where nothing tells them."""
     codebook_hash: str = ""
-    """Of the codebook that it was trained with, '' where nothing tells it."""
+    """Hash of the codebook that it was trained with; '' where nothing tells it."""
     codebook: Tensor | None = None
     """The codebook itself (V, D), where it lies beside the weights."""
     manifest: Manifest | None = None
-    """Of the run that it is from, if it tells."""
+    """Manifest of the run that it is from, if it tells."""
     asked: str = ""
     """What the user called it, for messages."""
     originals: Mapping[str, str] = field(default_factory=dict)
@@ -157,7 +159,7 @@ def _of_run(run: Run, url: str) -> WeightSource:
     merged = run.merged.exists(CONFIG) and not MergedDirectory(run.merged).progress
     if merged and not run.manifest.extensions:
         return _of_merged(run.merged, url)
-    # of a run that was extended the merged model may be one of before
+    # the merged model may be older than an extension of the run
     behind = [f"block {b.number} at step {b.committed} of {b.steps}" for b in run.blocks if not b.done]
     if merged and behind:
         raise ConfigError(
@@ -186,7 +188,7 @@ def _is_merged(store: Store) -> bool:
     try:
         content = store.read_json(CONFIG)
     except ShardError:
-        return True  # to be refused as what it is
+        return True  # taken for one, so that it is refused as a damaged merged model
     return isinstance(content, dict) and {"plan", "digest"} <= content.keys()
 
 

@@ -52,7 +52,7 @@ class Checkpoints:
 
     Args:
         store: that directory.
-        identity: of the block.
+        identity: identity of the block.
         keep: so many stay, at least 1.
         held: step of one that stays besides.
     """

@@ -157,7 +157,7 @@ def read_vouched(folder: Store, name: str, record: FileRecord, voucher: str) -> 
     """A shard file whose size and hash are recorded; each of its bytes is read and hashed once.
 
     Args:
-        record: of the file.
+        record: record of the file.
         voucher: the file that says so, for messages.
 
     Raises:

@@ -79,9 +79,9 @@ def adopt(
     Args:
         copy: was looked at by its ``check``.
         block: directory of the block.
-        checkpoints: of that directory.
+        checkpoints: checkpoints of that directory.
         fence: raises once somebody else owns the block; called right before COMMIT.json.
-        tick: told how many bytes have come, or were there.
+        tick: is told how many bytes have come, or were there.
 
     Raises:
         DamagedError: the copy is not what its commit says.

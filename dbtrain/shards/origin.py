@@ -31,7 +31,7 @@ class BlockOrigin:
 
         Args:
             name: in the block's model, such as ``stem.patches.weight`` or ``layers.4.mlp.0.weight``.
-            first_layer: of the block, in its own whole model.
+            first_layer: number of the first layer of the block, in its own whole model.
         """
         group, _, rest = name.partition(".")
         if group != "layers":

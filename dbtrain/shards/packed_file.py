@@ -46,7 +46,7 @@ class Entry:
     """A file in a packed file."""
 
     name: str
-    """Below the run's directory."""
+    """Path below the run's directory."""
     size: int
     sha256: str
 
@@ -96,7 +96,7 @@ def write_packed(store: Store, name: str, contents: Mapping[Entry, Callable[[], 
 
     Args:
         store: directory of the file.
-        name: of the file.
+        name: name of the file.
         contents: what each entry holds, in pieces.
 
     Raises:
@@ -132,7 +132,7 @@ class PackedFile:
 
     Args:
         store: directory of the file.
-        name: of the file.
+        name: name of the file.
 
     Raises:
         DamagedError: it was cut off or changed, or it holds what a packed file may not hold.

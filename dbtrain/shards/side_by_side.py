@@ -38,7 +38,7 @@ class Beside(Generic[T]):
         self._thread.start()
 
     def wait(self) -> None:
-        """Until it has ended, one way or the other."""
+        """Wait until the call has ended, with or without an error."""
         self._thread.join()
 
     def result(self) -> T:

@@ -87,7 +87,7 @@ def live_table(rows: Sequence[Row], traces: Mapping[str, Trace], width: int, hei
     Args:
         rows: one for each block.
         traces: losses by the name of a block.
-        width, height: of the terminal, characters.
+        width, height: width and height of the terminal, characters.
         glyphs: what is drawn with.
     """
     parts: list[Text | Table] = [summary(rows, width, glyphs)]

@@ -15,7 +15,7 @@ class Trackers:
     """Log the step events of all blocks.
 
     Args:
-        names: of trackers: keys of `SERIES`.
+        names: names of trackers: keys of `SERIES`.
         tell: called with one line for a tracker that fails later, which is then given up.
     """
 
@@ -31,8 +31,8 @@ class Trackers:
 
         Args:
             run: its directory.
-            name, project: of the run, and of what it belongs to.
-            config: of the run, kept as hyperparameters.
+            name, project: name and project of the run, and of what it belongs to.
+            config: configuration of the run, kept as hyperparameters.
             committed: steps that each part which is to be trained, such as ``block2``, has committed.
 
         Raises:

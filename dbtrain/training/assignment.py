@@ -12,9 +12,9 @@ class Assignment:
     block: int
     attempt: int
     token: str
-    """Of the fence: a newer attempt has another one."""
+    """Token of the fence: a newer attempt has another one."""
     session: str
-    """Of the coordinator: a stop request names it."""
+    """Session of the coordinator: a stop request names it."""
     workers: int
     micro_batch: int | None
     device: Literal["cpu", "cuda"]
@@ -24,5 +24,5 @@ class Assignment:
     place: str = ""
     """Name of the copy of the run that the attempt runs in."""
     config: dict[str, Any] | None = None
-    """Of this start of the run, which may differ from the one
-    in run.json in what does not determine the weights."""
+    """Configuration of this start of the run, which may differ from the one in run.json in what does not
+    determine the weights."""

@@ -21,10 +21,10 @@ class Batches:
     Args:
         split: training samples.
         shape: how the batch is cut.
-        seed, block: of the run.
-        rank: of this worker within its block.
+        seed, block: seed of the run, and number of the block.
+        rank: rank of this worker within its block.
         device: where batches go.
-        augmentation: of images.
+        augmentation: augmentation of images.
 
     Raises:
         ConfigError: the samples to be augmented are no images.

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""Of PyTorch; below it are also Triton's kernels and the graphs that were compiled. Who sets it keeps it."""
+"""PyTorch's variable for the folder of compiled code; Triton's kernels and the compiled graphs lie below it.
+A user who sets it keeps their own folder."""
 
 
 def keep_compiled_code() -> None:

@@ -133,12 +133,12 @@ class Engine:
 
     @property
     def zero_stage(self) -> int:
-        """Of ZeRO, as DeepSpeed has it."""
+        """Stage of ZeRO, as DeepSpeed has it."""
         return int(self._engine.zero_optimization_stage())
 
     @property
     def names(self) -> list[str]:
-        """Of the parameters that are trained."""
+        """Names of the parameters that are trained."""
         return list(self._parameters)
 
     def _make_states(self) -> None:
@@ -333,7 +333,7 @@ class Engine:
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, of which ZeRO 3 holds a part."""
+    """Shape of the whole parameter, of which ZeRO 3 holds a part."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

@@ -60,7 +60,7 @@ class FromGpu:
     """Copies on a stream of their own, beside the one that trains.
 
     Args:
-        device: that trains.
+        device: the device that trains.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,7 +129,7 @@ class Snapshot:
         return self._memory.parts
 
     def wait(self) -> None:
-        """Until the last copy has ended; on any thread."""
+        """Wait until the last copy has ended; may be called on any thread."""
         if self._mark is not None:
             self._mark.synchronize()
         self._sources.clear()
@@ -148,7 +148,7 @@ class HostCopies:
     pass.
 
     Args:
-        shapes: of the tensors that a snapshot has.
+        shapes: shapes of the tensors that a snapshot has.
         copier: how they get to the host.
         tell: gets one line if memory for it cannot be pinned; copies are then waited for.
     """

@@ -53,9 +53,9 @@ class Report:
     seconds: float
     steps: int
     lr: float
-    """Of its last step; with Muon, that of the parameters which AdamW has."""
+    """Learning rate of its last step; with Muon, that of the parameters which AdamW has."""
     grad_norm: float | None
-    """Of its last step, before clipping; None where nothing measures it."""
+    """Norm of the gradient of its last step, before clipping; None where nothing measures it."""
 
 
 @dataclass

@@ -20,8 +20,8 @@ WIRE = struct.Struct(">q32s")
 and the digest of the checkpoint's files."""
 BEGINNING, FAILED = -1, -2
 CATCH_UP_S = 60.0
-"""For a worker's machine to see what the first one's sees:
-NFS and gcsfuse trust what they saw for as long."""
+"""Seconds in which a worker's machine comes to see what the first one's sees: NFS and gcsfuse trust what they
+saw for as long."""
 LOOK_S = 2.0
 
 
@@ -36,8 +36,8 @@ class Resumption:
     """The choice of one attempt, as one of its workers takes part in it.
 
     Args:
-        checkpoints: of the block.
-        sync: of its workers.
+        checkpoints: checkpoints of the block.
+        sync: what its workers tell each other through.
         block: its number, for messages.
         restart_damaged: begin anew where all checkpoints are damaged.
         patience_s: how long the others may look for what the first one chose; see :func:`patience`.
@@ -54,7 +54,7 @@ class Resumption:
         None for the first step; a collective of them.
 
         Args:
-            rank: of this worker; the first one chooses.
+            rank: rank of this worker; the first one chooses.
             report: gets one line for each checkpoint that it skipped.
 
         Raises:

@@ -14,16 +14,16 @@ from dbtrain.telemetry.events import EventLog
 from dbtrain.training.assignment import Assignment
 
 STOP = "STOP.json"
-"""In the run's directory; names the coordinator's session whose workers shall commit and leave."""
+"""File in the run's directory; it names the coordinator's session whose workers shall commit and leave."""
 
 EXIT_HUNG = 70
 EXIT_FENCED = 71
 LOCAL_POLL_S = 0.5
 REMOTE_POLL_S = 5.0
 COMPILING_S = 3600.0
-"""For which compiling does not count as time without a step."""
+"""Seconds for which compiling does not count as time without a step."""
 LAST_WORDS_S = 10.0
-"""For the event that tells why a worker ends: its storage may hang as well."""
+"""Seconds for the event that tells why a worker ends: its storage may hang as well."""
 
 
 class StopRequest:
@@ -50,9 +50,9 @@ class Watchdog:
 
     Args:
         run, block: directories.
-        assignment: of the worker.
+        assignment: assignment of the worker.
         stop: where requests are noted.
-        log: of the first rank, which alone watches the clock: the others wait while it commits,
+        log: event log of the first rank, which alone watches the clock: the others wait while it commits,
             and it waits for them in every step.
     """
 

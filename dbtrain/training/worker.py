@@ -38,7 +38,7 @@ from dbtrain.training.watchdog import StopRequest, Watchdog
 from dbtrain.training.worker_sync import WorkerSync
 
 MODEL_PREFIX = "model."
-"""Of the objective's parameter names, which wrap the model's."""
+"""Beginning of the objective's parameter names, which wrap the model's."""
 NOT_THE_SAME_BITS = "training.deterministic=false: a block that is resumed does not end in the bits of one that is not"
 
 
@@ -46,10 +46,10 @@ class BlockWorker:
     """One rank of one attempt of one block; observes the loop.
 
     Args:
-        assignment: from the coordinator.
+        assignment: what the coordinator told this worker.
         rank: within the block; rank 0 writes.
         stop: set when the worker is asked to commit and leave.
-        log: of the attempt.
+        log: event log of the attempt.
     """
 
     def __init__(self, assignment: Assignment, rank: int, stop: StopRequest, log: EventLog) -> None:

@@ -11,16 +11,16 @@ from torch import Tensor
 from dbtrain.training.watchdog import StopRequest
 
 REASON_BYTES = 64
-"""Of the reason to stop that workers tell each other; one of a signal is its name."""
+"""Length of the reason to stop that workers tell each other; the reason of a signal is its name."""
 
 
 class WorkerSync:
     """The view that all workers of a block have of its step.
 
     Args:
-        workers: of the block, in the default process group.
-        stop: of this worker; holds the block's reason once they stop.
-        device: of the worker.
+        workers: number of workers of the block, in the default process group.
+        stop: stop request of this worker; holds the block's reason once they stop.
+        device: device of the worker.
     """
 
     def __init__(self, workers: int, stop: StopRequest, device: torch.device) -> None:

@@ -198,7 +198,7 @@ def connect(address: str | None, modules: Sequence[Path] = ()) -> "RayCluster":
     """Connect to the cluster at `address`, or start one of this machine's own.
 
     Args:
-        address: of the cluster, or None.
+        address: address of the cluster, or None.
         modules: files and packages of the user's that its workers import.
 
     Raises:

@@ -43,7 +43,7 @@ def prepare(address: str | None, loopback: bool) -> None:
     and to other machines because it listens on the loopback address only.
 
     Args:
-        address: of a cluster, or None for an own one.
+        address: address of a cluster, or None for an own one.
         loopback: whether it listens there only; Ray would look for it at an address that others can reach.
     """
     for name, value in SETTINGS.items():

@@ -22,7 +22,7 @@ def runtime_env(address: str | None, modules: Sequence[Path] = ()) -> dict[str, 
     it: Ray refuses a key that is set twice.
 
     Args:
-        address: of the cluster; None for one of this machine's own, whose workers look where it does.
+        address: address of the cluster; None for one of this machine's own, whose workers look where it does.
         modules: files and packages of the user's that workers import.
     """
     variables = {k: v for k, v in os.environ.items() if k.startswith("DBTRAIN_") or k in SETTINGS}

@@ -32,13 +32,13 @@ def sample(
     """Samples (N, C, H, W) float32, one for each class number (N,), in the scale of the data.
 
     Args:
-        model: of `load`.
+        model: what `load` returns.
         labels: (N,) int64.
         steps: noise levels from the greatest to the least.
         solver: Heun evaluates twice a step.
-        spacing: over the whole range, or the same number of steps in every slice.
+        spacing: `karras` for steps over the whole range, `slices` for the same number in every slice.
         guidance: scale of classifier-free guidance; 1 for none.
-        seed: of the noise.
+        seed: seed of the noise.
     """
     levels = spaced_levels(model.noise, model.ranges, steps, spacing)
     draws = Draws(torch.tensor(derive_seed(seed, "sample"), device=labels.device), torch.arange(len(labels)).to(labels))
@@ -63,7 +63,7 @@ def generate(model: RoutedBlocks, prompt: Tensor, length: int, temperature: floa
     """
     text = prompt
     for position in range(prompt.shape[1], prompt.shape[1] + length):
-        # in the last place stands the token to be drawn; the model is causal: what is put there is not seen
+        # the last place is that of the token to be drawn; a causal model does not see what is put there
         batch = {"tokens": torch.cat([text, text.new_zeros(len(text), 1)], dim=1)}
         sharp = sharpened(model.probabilities(batch, seed)[:, -1].log(), temperature).double().softmax(dim=-1)
         key = torch.tensor(derive_seed(seed, "generate", "token", position), device=text.device)
@@ -77,7 +77,7 @@ def generate(model: RoutedBlocks, prompt: Tensor, length: int, temperature: floa
 def unmask(model: RoutedBlocks, prompt: Tensor, length: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
     """`length` tokens (N, length) after prompts (N, P) int64, in about as many steps as the window has masks.
 
-    The whole window is drawn, as in training, and what is longer than `length` is cut off.
+    The whole window is drawn, as in training, and cut off after `length` tokens.
     """
     window, mask = int(model.config["shape"]["length"]), int(model.config["shape"]["vocabulary"])
     text = torch.full((len(prompt), window), mask, device=prompt.device)

@@ -1,7 +1,7 @@
 """One Python file that holds some definitions of this package and all that they use.
 
-Definitions are copied as they are written, module by module, so that what runs without the package is what
-ran with it. Left out are methods that only training or the configuration calls.
+Definitions are copied as they are written, module by module, so that the code without the package is the same
+as with it. Methods that only training or the configuration calls are left out.
 """
 
 import ast
@@ -39,9 +39,9 @@ class Source:
     lines: list[str]
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     inside: dict[str, Definition] = field(default_factory=dict)
-    """Imported from the package."""
+    """Names imported from the package, with the definition that each stands for."""
     outside: dict[str, str] = field(default_factory=dict)
-    """Imported from elsewhere: the import statement of one name."""
+    """Names imported from elsewhere, with the import statement of each."""
     removed: set[int] = field(default_factory=set)
     """Numbers of lines that are left out, from 1."""
 
@@ -55,7 +55,7 @@ def bundle(roots: Sequence[Definition], title: str, end: str) -> str:
         end: code after all definitions, which may use the roots and the imports that it brings.
 
     Raises:
-        ValueError: two definitions or imports of one name, or a form of import that is not understood.
+        ValueError: a name is defined or imported twice, or a form of import is not understood.
     """
     needed = _needed(roots)
     parts = [f'"""{title}"""\n\nfrom __future__ import annotations\n', *_imports(needed)]
@@ -198,7 +198,7 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 
 def _is_text(statement: ast.stmt | None) -> bool:
-    """Whether it is a string by itself: what is said of the assignment above it."""
+    """Whether a statement is a bare string: the docstring of the assignment above it."""
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 

@@ -30,7 +30,7 @@ def card(
 
     Args:
         config: content of config.json.
-        manifest: of the merged model, without places on the machine that trained it.
+        manifest: manifest of the merged model, without paths of the machine that trained it.
         able: functions that the file offers besides `load`.
         scores: content of evaluation.json, if the run was evaluated.
         tokenizer: whether the file of the tokenizer lies beside it.
@@ -58,9 +58,9 @@ def plain_card(
 
     Args:
         config: content of config.json.
-        manifest: as of :func:`card`.
+        manifest: the same as in :func:`card`.
         loading: how the folders are loaded.
-        scores: as of :func:`card`.
+        scores: the same as in :func:`card`.
         kinds: names of the classes of noise and parametrisation.
     """
     figures = _figures(scores, "")
@@ -118,7 +118,7 @@ def _routing(config: Mapping[str, Any]) -> str:
 
 
 def _training(config: Mapping[str, Any], manifest: Manifest, kinds: Mapping[str, str]) -> str:
-    """Data and training, as far as they say nothing of the machine."""
+    """Data and training, without what only concerns the machine."""
     data, training = manifest.config["data"], manifest.config["training"]
     lines = [f"- Data: source `{data['source']}`{_named(data)}"]
     if manifest.data_hash:
@@ -132,7 +132,7 @@ def _training(config: Mapping[str, Any], manifest: Manifest, kinds: Mapping[str,
 
 
 def _scale(config: Mapping[str, Any]) -> list[str]:
-    """In which numbers pictures or latents go in and come out."""
+    """Lines that say in which numbers pictures or latents go in and come out."""
     if "image" not in config["shape"]:
         return []
     if "latent_scale" not in config["shape"]:

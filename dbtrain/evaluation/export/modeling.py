@@ -16,7 +16,7 @@ ABLE: Mapping[str, Callable[[type[BlockModel]], bool]] = {
     "generate": lambda kind: kind.continues in ("cached", "uncached"),
     "unmask": lambda kind: kind.continues == "unmasking",
 }
-"""Functions of abilities.py, and for which architectures they are."""
+"""Functions of abilities.py, and whether an architecture has each."""
 
 ADAPTED = """
 class BlockOf{original}({task}):
@@ -26,7 +26,7 @@ class BlockOf{original}({task}):
 
 
 """.lstrip()
-"""The network of another library, in a file that holds its stack and its task."""
+"""Class of a network of another library; the file also holds the stack and the task that it is made of."""
 END = """
 def load(folder: str | Path = Path(__file__).parent) -> RoutedBlocks:
     \"\"\"The model of a folder, by default of the one that this file lies in, on the CPU.\"\"\"
@@ -56,7 +56,8 @@ def modeling(run_plan: RunPlan) -> str:
     network = parts["network"]
     if network.stack is None:
         return bundle(roots, TITLE, END.format(**names))
-    # of its name there is the stack; the class that was made of it is written nowhere
+    # the class of the network is made when it is looked up and has no source: the file makes it from the
+    # stack of the same name and the task
     task, original = network.__mro__[1], network.stack.original
     roots.append((task.__module__, task.__name__))
     of = {"original": original, "package": network.stack.package, "stack": network.__name__, "task": task.__name__}
@@ -64,7 +65,7 @@ def modeling(run_plan: RunPlan) -> str:
 
 
 def class_name(kind: type[BlockModel]) -> str:
-    """Of a network of another library the name of its class there."""
+    """Name of the class; for a network of another library, the name of its class there."""
     return str(kind.stack.original) if kind.stack else kind.__name__
 
 

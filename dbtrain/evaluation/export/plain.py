@@ -26,7 +26,7 @@ from dbtrain.telemetry.counting import Count, counted
 
 FORMAT = "dbtrain plain export 1"
 INPUTS = "inputs.safetensors"
-"""Beside a network's own files: what was added in training to make an input of the original."""
+"""File beside a network's own files: what was added in training to make an input of the original."""
 MEANINGS: Mapping[str, str] = {
     "VpEps": "it is given z / sqrt(1 + sigma^2) of z = y + sigma eps, and predicts eps: the estimate is z - sigma eps",
     "FlowV": "it is given z / (1 + sigma) of z = y + sigma eps, and predicts v = eps - y: the estimate is (z - sigma v)"
@@ -40,8 +40,8 @@ def check_plain(run_plan: RunPlan) -> None:
     """Refuse what the classes of other libraries would not compute as the blocks do.
 
     Raises:
-        ConfigError: the network is no other library's, or has parameters that the original does not have, or
-            its blocks do not stand alone.
+        ConfigError: the network is not from another library, has parameters that the original does not have,
+            or its blocks do not stand alone.
     """
     arch, method = run_plan.config.model.arch, run_plan.config.method
     stack = architecture(arch).stack
@@ -72,8 +72,8 @@ def _input_name(name: str) -> str:
 
 
 def folder_names(run_plan: RunPlan) -> list[str]:
-    """What the folders of the blocks are called, the noisiest first: as in the pipeline of the class, if that
-    has so many networks."""
+    """Names of the blocks' folders, the noisiest first; those of the class's pipeline, if it has as many
+    networks."""
     blocks = run_plan.split.blocks
     named: list[str] = list(architecture(run_plan.config.model.arch).stack.pipeline[:blocks])
     return named if len(named) == blocks else [f"block-{b:0{len(str(blocks - 1))}d}" for b in range(blocks)]
@@ -104,8 +104,8 @@ def as_original(model: BlockModel, layers: tuple[int, ...]) -> nn.Module:
     """The original class with a block's weights; its first layer is the block's first.
 
     Args:
-        model: of the block.
-        layers: numbers in the whole model of those that it applies, in order.
+        model: model of the block.
+        layers: numbers, in the whole model, of the layers that the block applies, in order.
     """
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
         network: nn.Module = model.cut_as.build(layers)  # type: ignore[operator, union-attr]
@@ -122,7 +122,8 @@ def as_original(model: BlockModel, layers: tuple[int, ...]) -> nn.Module:
 
 
 def boundary(run_plan: RunPlan) -> dict[str, Any]:
-    """What the pipeline of the class asks for of two networks; empty for another number, or other levels."""
+    """Settings with which the class's pipeline chooses between two networks; empty for any other number of
+    blocks, or for levels that are not those of a flow."""
     stack = architecture(run_plan.config.model.arch).stack
     if run_plan.split.blocks != 2 or len(stack.pipeline) < 2 or run_plan.level_name != "t":
         return {}
@@ -133,11 +134,11 @@ def boundary(run_plan: RunPlan) -> dict[str, Any]:
 def boundary_ratio(edge: float, steps: int) -> float:
     """The smallest ratio whose `timestep >= ratio * steps` asks the noisier network as `level > edge` does.
 
-    For every timestep that is a whole number or a float32, of level timestep / steps. PyTorch compares such
-    a tensor with a number in float32; compared in float64 the answer is the same.
+    This holds for every timestep that is a whole number or a float32, whose level is timestep / steps.
+    PyTorch compares a tensor of such timesteps with a number in float32; in float64 the answer is the same.
 
     Args:
-        edge: the level between two slices, which is the cleaner one's own.
+        edge: the level between the two slices, which belongs to the cleaner one.
         steps: `num_train_timesteps` of the scheduler.
     """
     first = torch.tensor(edge * steps, dtype=torch.float32)
@@ -157,10 +158,10 @@ def boundary_ratio(edge: float, steps: int) -> float:
 
 
 def described_plainly(run_plan: RunPlan, described: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
-    """The content of config.json above the folders: no class of a library reads it as its own.
+    """The content of config.json beside the folders, which no class of a library takes for its own.
 
     Args:
-        run_plan: of the model.
+        run_plan: plan of the model.
         described: what an export without --plain would write.
         kind: class of the folders.
     """

@@ -28,11 +28,11 @@ Read = Callable[[Path], dict[str, Tensor]]
 class RoutedBlocks(nn.Module):
     """Blocks that each own a slice of the noise levels; one block alone answers at a level.
 
-    It is no chain of all layers: every block starts from its own stem, applies its own layers, and ends with
-    its own head. Block b owns the half-open slice (edges[b + 1], edges[b]].
+    The blocks are not one chain of layers: each starts from its own stem, applies its own layers, and ends
+    with its own head. Block b owns the half-open slice (edges[b + 1], edges[b]].
 
     Args:
-        networks: of the blocks, the noisiest first.
+        networks: networks of the blocks, the noisiest first.
         noise: the noise process.
         config: content of config.json.
     """
@@ -53,12 +53,12 @@ class RoutedBlocks(nn.Module):
         return self.ranges.block_of(torch.as_tensor(level, dtype=torch.float64))
 
     def forward(self, noisy: Tensor, level: "float | Tensor", context: Tensor) -> Tensor:
-        """What the blocks put out, such as logits or images, each sample's by the block that owns its level.
+        """Outputs, such as logits or images; each sample's comes from the block that owns its level.
 
         Args:
             noisy: (N, ...) codes, images, latents or token ids.
             level: one for all, or (N,), or (N, L) where each position has its own. Give a number or float64:
-                in float32 an edge may be another number.
+                an edge rounded to float32 may fall into the neighbouring slice.
             context: (N, ...) what the network may see, such as images, classes or the tokens before.
 
         Raises:
@@ -103,9 +103,9 @@ class RoutedBlocks(nn.Module):
         """Every evaluation along the chain down the levels, for a batch of N samples.
 
         Args:
-            batch: as the network's `example` reads it.
-            seed: of the noise that the chain starts from, if it starts from noise.
-            steps_per_block: levels in every slice; by default as the run was evaluated.
+            batch: N samples as the network's `example` reads them.
+            seed: seed of the noise that the chain starts from, if it starts from noise.
+            steps_per_block: levels in every slice; by default as many as in the run's evaluation.
         """
         section, network = self.config["evaluation"], self.blocks[0]
         example: Example = network.example(batch)  # type: ignore[operator]
@@ -140,7 +140,7 @@ def read_blocks(folder: Path, read: Read, network: Any, noise: Any, parametrisat
 
     Args:
         folder: it holds config.json and the weights beside it.
-        read: of a safetensors file.
+        read: reads a safetensors file.
         network, noise, parametrisation: classes.
 
     Raises:

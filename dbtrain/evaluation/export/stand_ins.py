@@ -1,4 +1,4 @@
-"""What an exported file has in place of definitions of the same name: it trains nothing."""
+"""Definitions that replace those of the same name in an exported file, which trains nothing."""
 
 import importlib
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ from dbtrain.telemetry.counting import Count, counted, silent
 
 CONFIG, MODELING, CARD = "config.json", "modeling.py", "README.md"
 NETWORKS = "dbtrain.models."
-"""Begins the names of the modules whose networks need nothing else of this package."""
+"""Beginning of the names of modules whose networks need nothing else of this package."""
 
 
 def export_run(
@@ -43,8 +43,8 @@ def export_run(
         merged: the model.
         to: the folder to make; an older export there is replaced when the new one is complete.
         progress: how far the blocks are trained that are not done, for the card; '' if all are.
-        count: told how many blocks are written.
-        plain: each block as a folder of the class of another library that it is of.
+        count: is told how many blocks are written.
+        plain: write each block as a folder of the other library's class.
 
     Raises:
         ConfigError: the folder holds something else, or the model cannot be used without this package.
@@ -76,7 +76,7 @@ def export_run(
 
 
 def _refuse_taken(folder: Path) -> None:
-    """Only a folder that an export made, or an empty one, is replaced."""
+    """Refuse a folder that is neither empty nor made by an export."""
     if folder.is_file():
         raise ConfigError(f"--to {folder} is a file: give a folder that does not exist")
     if not folder.parent.is_dir():
@@ -95,7 +95,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def _refuse_foreign(run_plan: RunPlan) -> None:
-    """Networks that are not in this package, and methods whose blocks do not stand alone."""
+    """Refuse networks that are not in this package, and methods whose blocks do not stand alone."""
     arch, method = run_plan.config.model.arch, run_plan.config.method
     stack = architecture(arch).stack
     if own_architecture(arch) or not architecture(arch).__module__.startswith(NETWORKS):
@@ -228,7 +228,7 @@ def _rows(run_plan: RunPlan, merged: MergedDirectory) -> list[dict[str, Any]]:
 
 
 def _noise(run_plan: RunPlan) -> dict[str, Any]:
-    """What `described_noise` makes it from."""
+    """What `described_noise` makes the noise process from."""
     if run_plan.distribution["kind"] == "none":
         return {"arguments": vars(run_plan.noise())}
     target = noise_target(run_plan.config, run_plan.shape, run_plan.codebook)

@@ -1,8 +1,8 @@
 """The recipe of the classifier whose features compare images where no Inception weights are at hand.
 
-A distance on its features is a Frechet *classifier* distance. It is never FID, and two of them compare only
-if one and the same classifier made the features: so it is trained once for a data set, kept, and named by its
-hash.
+A distance on its features is a Frechet *classifier* distance. It is never FID, and two such distances can be
+compared only if one classifier made the features of both. So a classifier is trained once for a data set,
+kept, and named by its hash.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, counted, silent
 
 KIND = "dbtrain classifier 1"
-"""Changes with anything below that changes the weights."""
+"""Name of the recipe; it changes with anything below that changes the weights."""
 
 FITTING = "steps of the classifier that compares images, trained once for this data set"
 STEPS, BATCH, PEAK_LR = 1000, 128, 2e-3
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
     """Three 3x3 convolutions and the mean over positions; 128 features, then logits.
 
     Args:
-        channels: of an image.
+        channels: channels of an image.
         classes: number of classes.
     """
 
@@ -74,7 +74,7 @@ class Judge:
     digest: str
     """Hash of its weights, 16 hexadecimal digits."""
     accuracy: float
-    """On the test split, when it was trained."""
+    """Accuracy on the test split, measured when it was trained."""
 
 
 def judge_of(data: DataSet, path: str | None, device: torch.device, count: Count = silent) -> Judge:

@@ -24,7 +24,8 @@ Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
 """Split -> score by readout, and what the scores depend on besides model and data."""
 
 NOISE_SEED = 0
-"""Of the samples, in every run: two models that are compared start from the same noise."""
+"""Seed of the samples' noise, the same in every run: two models that are compared start from the same
+noise."""
 
 
 class Features(nn.Identity):
@@ -38,7 +39,7 @@ class Features(nn.Identity):
 def frechet_classifier(model: MergedModel, data: DataSet, section: EvaluationConfig) -> Begun:
     """Frechet classifier distance between samples and a split, by readout; see :func:`distances`.
 
-    It depends on the classifier and the sample count: those of two classifiers or counts do not compare.
+    It depends on the classifier and the sample count: compare it only where both are the same.
 
     Raises:
         ConfigError: the data has no classes, or is of videos.
@@ -77,11 +78,12 @@ def distances(
     """Distances between samples with a split's classes and all its images, lower being better.
 
     ``<solver>_<steps>`` is the score. The rest are controls: ``first`` (block 0 alone, in its own slice),
-    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (other samples' at every
-    evaluation), and ``training_images`` (real images instead of samples: the floor at these counts).
+    ``shuffled_blocks`` (each slice by the block of the next), ``scrambled_class`` (at every
+    evaluation the classes of other samples), and ``training_images`` (real images instead of samples: the
+    floor at these counts).
     """
     distance, labels = _distance_to(split, features, section.batch_size, model.device)
-    # over the whole split: it may be sorted by class
+    # taken evenly from the whole split, which may be sorted by class
     classes = labels[spread(len(split), section.samples)]
     scores = {}
     for name, sampling in samplings(model, section).items():

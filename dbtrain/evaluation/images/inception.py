@@ -15,7 +15,7 @@ from dbtrain.shards.foreign_tensors import read_tensors
 
 
 def check_inception(config: Config) -> None:
-    """Look, before anything is trained, whether FID could be measured after it.
+    """Check, before anything is trained, that FID can be measured afterwards.
 
     Raises:
         ConfigError: the data are latents, or the weights or torch-fidelity are missing.
@@ -61,10 +61,10 @@ def _network(weights: dict[str, Tensor], path: str) -> Any:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        # torch-fidelity reads its weights by an unrestricted pickle,
-        # and by no other way: it is given ours instead
+        # torch-fidelity can only read its weights from an unrestricted pickle: torch.load is made to return
+        # the weights that were read here
         with mock.patch("torch.load", lambda *_, **__: weights):
-            # without antialiasing images are resized as by the first TensorFlow, on which published FIDs rest
+            # without antialiasing, images are resized as in TensorFlow 1, with which published FIDs are made
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], path, antialias=False)
     except RuntimeError as error:
         raise DataError(

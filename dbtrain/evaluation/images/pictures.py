@@ -31,7 +31,7 @@ from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.telemetry.counting import Count, silent
 
 PICTURE = "samples.png"
-"""In a run's directory, where samples go that are sent nowhere else."""
+"""File in a run's directory that takes samples which are sent nowhere else."""
 GAP = 2
 """Pixels between the pictures of a grid."""
 
@@ -52,14 +52,15 @@ def sample_run(
 ) -> str:
     """Draw `count` samples, and write them to `out`, or into the run; returns where they are.
 
-    They are told the classes in turn; of data without classes, what the first samples of the test split are
-    told, such as their captions.
+    The samples get the classes in turn. Where the data has no classes, they get what the first samples of the
+    test split have, such as their captions.
 
     A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Args:
-        overrides: of the section `evaluation`: batch size, precision and compilation count.
+        overrides: overrides of the section `evaluation`; those of batch size, precision and compilation have
+            an effect here.
         tell: gets a line with how long the parts took.
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
 

@@ -35,14 +35,14 @@ class Sampling:
     """Average the estimates of all blocks that were trained at a level:
     near a boundary, of both neighbours."""
     scrambled: bool = False
-    """Tell the classes of other samples, others at every level: a control."""
+    """A control: give each sample the class of another sample, of another one at every level."""
 
 
 class OneBlock:
     """Blocks of a merged model, read when a step needs them; at most one is held in memory.
 
     Args:
-        run_plan: of the run.
+        run_plan: plan of the run.
         load: tensors of a block by their names in the whole model.
         device: where the block is put.
         where: files of the blocks, for messages.
@@ -63,7 +63,7 @@ class OneBlock:
         self._model: BlockModel | None = None
 
     def __call__(self, block: int) -> BlockModel:
-        """The model of a block; the one before is let go first."""
+        """The model of a block; the one that was held before is freed first."""
         if self._model is None or block != self._number:
             self._model = None
             self._model = load_model(self.run_plan, block, self.load, self.where).to(self.device)
@@ -96,10 +96,10 @@ def draw(
 
 
 class SampleDenoiser:
-    """What a solver asks for its denoised estimate, for one batch: the right blocks, classes and guidance.
+    """The denoiser that a solver calls for one batch: it applies the right blocks, classes and guidance.
 
     Args:
-        run_plan: of the run.
+        run_plan: plan of the run.
         block_at: its blocks.
         sampling: how samples are drawn.
         labels: (N,) of all samples.
@@ -111,7 +111,7 @@ class SampleDenoiser:
         self.labels, self.batch = labels, batch
 
     def __call__(self, owner: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate (n, ...) at a level (n,) of the owner's slice; twice, as it is the output too."""
+        """(output, estimate) at a level (n,) of the owner's slice; both are the same tensor (n, ...)."""
         classes = self._classes(level)
         estimates = [self._estimate(block, noisy, level, classes) for block in self._blocks(owner, level)]
         denoised = estimates[0] if len(estimates) == 1 else torch.stack(estimates).mean(dim=0)
@@ -120,7 +120,7 @@ class SampleDenoiser:
     def _blocks(self, owner: int, level: Tensor) -> list[int]:
         """Blocks whose estimates are averaged: the owner, or under `blend` all that were trained there."""
         overlap, order = self.run_plan.config.noise.overlap, self.sampling.order
-        # reading the level waits for the GPU, so only who needs it does
+        # reading the level waits for the GPU, so it is read only under `blend`
         trained = self.run_plan.ranges.trained_at(float(level[0]), overlap) if self.sampling.blend else (owner,)
         return [order[block] if order else block for block in trained]
 
@@ -151,8 +151,8 @@ def _chain(denoiser: SampleDenoiser, shape: Sequence[int]) -> Iterator[Evaluatio
 
 
 def scrambled(labels: Tensor, level: float, seed: int) -> Tensor:
-    """Labels (N,) of other samples, others at every level; of all samples,
-    as those of a batch may be of one class."""
+    """Labels (N,) of other samples, different ones at every level. They are drawn from all samples, because
+    those of a batch may be of one class."""
     key = torch.tensor(derive_seed(seed, "scrambled", level.hex()), device=labels.device)
     order = Draws(key, torch.arange(len(labels), device=labels.device)).uniform((), 0).argsort(stable=True)
     return labels[partners(order)]

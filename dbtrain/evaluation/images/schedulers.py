@@ -38,17 +38,17 @@ AS_FLOW = Terms(lambda sigma: sigma / (1 + sigma), lambda sigma: 1 / (1 + sigma)
 
 @dataclass(frozen=True)
 class Row:
-    """One class of diffusers that keeps its levels in `sigmas` and evaluates once a step, without chance."""
+    """One class of diffusers that keeps its levels in `sigmas`, evaluates once a step, and draws no noise."""
 
     module: str
     gaussian: Terms | None
-    """Under Gaussian noise, z = y + sigma eps; None where it does not fit."""
+    """The scheduler's terms for Gaussian noise, z = y + sigma eps; None where it does not fit."""
     flow: Terms | None
-    """Under a flow, z = (1 - t) y + t eps."""
+    """The scheduler's terms for a flow, z = (1 - t) y + t eps; None where it does not fit."""
     settings: Mapping[str, Any]
-    """Of its constructor."""
+    """Arguments of its constructor."""
     velocity: bool = False
-    """It takes eps - y, and no estimate of y."""
+    """Whether it takes the velocity eps - y instead of an estimate of y."""
 
 
 SCHEDULERS: Mapping[str, Row] = {
@@ -61,14 +61,14 @@ SCHEDULERS: Mapping[str, Row] = {
         "scheduling_unipc_multistep", VARIANCE_PRESERVING, SAME, {"prediction_type": "sample"}
     ),
 }
-"""By the name of the class, which `evaluation.solver` gives."""
+"""Schedulers by the name of their class, which `evaluation.solver` gives."""
 
 
 def check_solver(solver: str, process: str) -> None:
     """Refuse a scheduler that does not fit a noise process, or whose package is missing.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: one of these is so.
     """
     row = SCHEDULERS.get(solver)
     if row is None:  # a solver of our own
@@ -90,10 +90,10 @@ def scheduled_chain(
     """Walk down the levels by a scheduler's steps, yielding every evaluation, as `chain` does.
 
     Args:
-        denoise: of the blocks.
+        denoise: asks a block for its output and estimate.
         process: name of the noise process.
         ranges: which block owns a level.
-        levels: falling; what the scheduler would space otherwise is spaced as ours.
+        levels: falling levels, which replace those that the scheduler would choose.
         start: (N, ...) noisy samples at the first level.
         solver: name of a row of `SCHEDULERS`.
     """
@@ -121,7 +121,7 @@ def _prepared(row: Row, kind: Any, process: str, sigmas: Sequence[float], device
     scheduler = kind(**row.settings, **flow)
     scheduler.set_timesteps(len(sigmas), device=device)
     scheduler.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float32, device=device)
-    # only their order counts; whole numbers it takes for indices by mistake
+    # only their order counts; they are floats, because the scheduler takes whole numbers for indices
     scheduler.timesteps = torch.arange(len(sigmas), 0, -1, dtype=torch.float32, device=device)
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True  # our networks scale their input themselves
@@ -129,7 +129,7 @@ def _prepared(row: Row, kind: Any, process: str, sigmas: Sequence[float], device
 
 
 def _terms(row: Row, process: str) -> Terms | None:
-    """None for a process that it knows nothing of."""
+    """The scheduler's terms for a noise process; None for a process that it does not know."""
     return {"gaussian": row.gaussian, "flow": row.flow}.get(process)
 
 

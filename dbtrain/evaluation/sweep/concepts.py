@@ -16,7 +16,7 @@ Order = Literal["cyclic", "linear", "none"]
 SHIPPED = ("weekdays", "months", "letters", "numbers")
 BLANK = "{}"
 LEAST = 4
-"""Labels at least: of fewer there are too few orders for a permutation test to find anything."""
+"""Least number of labels: fewer have too few orders for a permutation test to find anything."""
 
 
 class ConceptSet(BaseModel):
@@ -26,13 +26,13 @@ class ConceptSet(BaseModel):
 
     name: str
     labels: Annotated[list[str], Field(min_length=LEAST)]
-    """In their order, if they have one."""
+    """Labels of the concepts, in their order if they have one."""
     order: Order = "none"
     """`cyclic`: the last one is beside the first."""
     templates: Annotated[list[str], Field(min_length=1)]
     """Texts with one ``{}`` for a label; they end where the model is to go on."""
     spellings: dict[str, list[str]] = Field(default_factory=dict)
-    """Other ways to write a label, which stand in the templates too."""
+    """Other ways to write a label; they are put into the templates too."""
 
     @model_validator(mode="after")
     def _fits(self) -> "ConceptSet":

@@ -12,10 +12,10 @@ def draw(diagram: Axes, found: Sweep, colour: Callable[[int, int], str], ink: st
     """Draw a sweep.
 
     Args:
-        diagram: to draw on.
-        found: what is drawn.
-        colour: of one of so many sets.
-        ink, paper: of boundaries, and inside the marks of layers without the order that the behaviour has.
+        diagram: axes to draw on.
+        found: the sweep that is drawn.
+        colour: (number of a set, number of sets) -> its colour.
+        ink, paper: colours of boundaries, and inside the marks of layers without the behaviour's order.
     """
     for number, one in enumerate(found.sets):
         own, layers = colour(number, len(found.sets)), [row.layer for row in one.layers]

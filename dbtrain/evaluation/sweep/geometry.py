@@ -15,15 +15,15 @@ from dbtrain.evaluation.sweep.concepts import Order, order_distances
 
 Floats = NDArray[np.float64]
 MOST_EXACT = 5040
-"""Permutations up to which all are tried: those of 7 labels."""
+"""The most permutations for which all are tried: those of 7 labels."""
 DRAWS = 4999
-"""Permutations that are drawn where there are more."""
+"""Number of permutations that are drawn if there are more than that."""
 RESAMPLES = 200
-"""Of the prompts, for the interval."""
+"""Resamples of the prompts, from which the interval is taken."""
 INTERVAL = (2.5, 97.5)
-"""Percentiles."""
+"""Percentiles that bound an interval."""
 NULLS = 400
-"""Random sets of centroids for the band of the arc."""
+"""Number of random sets of centroids that give the band of the arc."""
 KNOTS = 64
 """Points between two labels at which a spline's length is summed."""
 FOLDS = 5
@@ -31,7 +31,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of two tables of distances between the same labels."""
+    """Correlation of two tables of distances between the same labels."""
 
     r: float
     p: float
@@ -53,12 +53,13 @@ def reduced(states: Floats, most: int) -> Floats:
 
 
 def distances(points: Floats) -> Floats:
-    """Euclidean, (n, width) -> (n, n)."""
+    """Euclidean distances, (n, width) -> (n, n)."""
     return np.linalg.norm(points[:, None] - points[None], axis=-1)
 
 
 def hellinger(chances: Floats) -> Floats:
-    """Between distributions, (n, outcomes) -> (n, n): sqrt(1 - sum sqrt(p q)), from 0 to 1."""
+    """Hellinger distances between distributions, (n, outcomes) -> (n, n): sqrt(1 - sum sqrt(p q)), from 0 to
+    1."""
     roots = np.sqrt(chances)
     return np.sqrt(np.clip(1 - roots @ roots.T, 0, None))
 
@@ -72,7 +73,7 @@ def pearson(one: Floats, two: Floats) -> float:
 
 
 def spearman(one: Floats, two: Floats) -> float:
-    """The same of the ranks; ties share their mean rank."""
+    """The same as `pearson`, for the ranks; ties share their mean rank."""
     return pearson(_ranked(one), _ranked(two))
 
 
@@ -88,8 +89,8 @@ def _ranked(table: Floats) -> Floats:
 def mantel(one: Floats, two: Floats, seed: int) -> Correlation:
     """Correlation of two tables of distances, tested by permuting the labels of one  # Mantel (1967)
 
-    All permutations are tried where they are few, and the identity is one of them; else it is added to those
-    drawn  # Phipson & Smyth (2010).
+    If there are few permutations, all are tried, the identity among them; otherwise some are drawn, and the
+    identity is added to them  # Phipson & Smyth (2010).
     """
     count, observed = len(one), pearson(one, two)
     exact = math.factorial(count) <= MOST_EXACT
@@ -113,10 +114,10 @@ def resamples(labels: NDArray[np.int64], templates: NDArray[np.int64] | None, se
 
     Args:
         labels: (prompts,).
-        templates: (prompts,) where all labels stand in the same ones. They are then drawn for all labels
-            together: drawn for each alone, labels would differ by their templates in both tables, and r would
-            rise. None where the prompts of a label are its own, such as images.
-        seed: of the draws.
+        templates: (prompts,) if all labels stand in the same templates, which are then drawn for all labels
+            together. Drawn for each label alone, the templates would make labels differ in both tables, and r
+            would rise. None if every label has prompts of its own, such as images.
+        seed: seed of the draws.
     """
     generator = np.random.default_rng(seed)
     if templates is not None:
@@ -136,7 +137,7 @@ def probe(states: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64]) 
     if folds < 2:
         return None
     right = 0
-    # one scale for all axes: whitened, with as many axes as prompts, each would be orthogonal to all others
+    # one scale for all axes: if whitened, with as many axes as prompts, all prompts would be orthogonal
     states = states / (states.std() or 1.0)
     for fit, held in GroupKFold(folds).split(states, labels, groups):
         right += int(
@@ -146,7 +147,7 @@ def probe(states: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64]) 
 
 
 def arc(points: Floats, order: Order) -> float | None:
-    """How well the way along a spline through the centroids tells how far labels are apart in their order.
+    """How well distances along a spline through the centroids agree with distances in the labels' order.
 
     The spline goes through the centroids by the angle atan2(PC2, PC1), never by their labels: ordered by
     labels, even random centroids have r = 0.99. None for anything but a cyclic order: a line has no angle.
@@ -175,7 +176,7 @@ def _way(ring: Floats) -> Floats:
 
 
 def arc_band(count: int, width: int, order: Order, seed: int) -> tuple[float, float] | None:
-    """Percentiles of `arc` of random centroids, of which there is nothing to find."""
+    """Percentiles of `arc` for random centroids, in which there is nothing to find."""
     if order != "cyclic":
         return None
     generator = np.random.default_rng(seed)

@@ -23,7 +23,7 @@ from dbtrain.run.run import Run
 BATCH = 32
 """Prompts of the same length that are read at once."""
 IMAGES = 24
-"""Of each class."""
+"""Test images that are read of each class."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Swept(Protocol):
         """Read all prompts of a set."""
 
     def first_tokens(self, concepts: ConceptSet) -> list[int]:
-        """The outcome that each label begins with."""
+        """Number of the outcome (token or class) that each label begins with."""
 
 
 def same_length(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Numbers of prompts, in batches of one length: so none is padded."""
+    """Numbers of prompts, in batches of one length, so that none is padded."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for _, group in groupby(order, key=lambda number: len(prompts[number])):
         numbers = list(group)
@@ -67,8 +67,8 @@ def same_length(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 class SweptRun:
     """A merged run: an autoregressive language model, or a classifier of images.
 
-    The states are those of the slot from which the answer is read: of a text the last one, of an image the
-    code's token. They are taken along the chain as the model is used, each block at its own level.
+    The states are those of the slot from which the answer is read: the last slot of a text, or the code's
+    token of an image. They are taken along the chain, each block at its own level, as the model is used.
 
     Raises:
         ConfigError: its architecture neither continues texts nor classifies.
@@ -105,7 +105,7 @@ class SweptRun:
         return self._texts(concepts) if self.text else self._images(concepts)
 
     def first_tokens(self, concepts: ConceptSet) -> list[int]:
-        """Of a classifier, the numbers of the classes."""
+        """Number of each label's first token; for a classifier, the numbers of the classes."""
         if not self.text:
             return [self.classes().labels.index(label) for label in concepts.labels]
         return [int(self._tokenizer().encode(f" {label}")[0]) for label in concepts.labels]
@@ -124,7 +124,7 @@ class SweptRun:
         hidden: dict[int, Floats] = {}
         chances: dict[int, Floats] = {}
         for numbers in same_length(tokens):
-            # one slot more: its answer is what follows the prompt, and the token in it is never looked at
+            # one slot is added: its answer is what follows the prompt, and its own token is not looked at
             batch = {"tokens": torch.tensor([[*tokens[n], 0] for n in numbers], device=self.model.device)}
             states, output = self._walk(batch, len(numbers))
             for place, number in enumerate(numbers):
@@ -163,7 +163,7 @@ class SweptRun:
 
 @contextmanager
 def _watched(blocks: Sequence[BlockModel], seen: dict[int, Tensor], slot: int) -> Iterator[None]:
-    """Keep what every layer gives at one slot; of a layer that is applied again, the last."""
+    """Keep the output of every layer at one slot; if a layer is applied more than once, the last output."""
 
     def keep(layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:

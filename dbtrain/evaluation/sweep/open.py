@@ -27,12 +27,12 @@ def open_model(path: str, asked: Sequence[str] | None, usual: Sequence[str]) -> 
     """The model at a path, and the concept sets to ask it about.
 
     Args:
-        path: of a run or a folder.
+        path: path of a run or a folder.
         asked: names or files of concept sets; None for `usual`, or the classes of a classifier.
         usual: sets for a language model.
 
     Raises:
-        ConfigError: it is neither, or a concept set is wrong.
+        ConfigError: the path is neither, or a concept set is wrong.
         ShardError: the run is not merged, or damaged.
     """
     given = concept_sets(asked or ())
@@ -45,7 +45,7 @@ def open_model(path: str, asked: Sequence[str] | None, usual: Sequence[str]) -> 
 
 
 def keep_sweep(path: str, found: Sweep, to: Path | None) -> str:
-    """Write sweep.json and a picture of it, which `dbtrain report` shows of a run; says where.
+    """Write sweep.json and a picture of it, which `dbtrain report` shows for a run; returns where they are.
 
     Raises:
         ConfigError: the file cannot be written.

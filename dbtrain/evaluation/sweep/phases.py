@@ -1,6 +1,6 @@
 """Where the curves over the layers have steps: suggested phases, and how stable they are. A heuristic.
 
-A curve that rises without a step has change points too, so a suggestion is worth its stability and no more.
+A curve that rises without a step has change points too, so trust a suggestion only as far as it is stable.
 """
 
 import itertools
@@ -13,11 +13,11 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.sweep.geometry import Floats
 
 NEAR = 1
-"""Layers within which a change point counts as the same."""
+"""Distance, in layers, within which two change points count as the same."""
 LEAST = 2
-"""Layers of a phase."""
+"""Least number of layers in a phase."""
 FEWEST = 4
-"""Layers for each phase below which nothing is suggested: every cut would be near every other."""
+"""Least number of layers for each phase; with fewer nothing is suggested, as all cuts are near each other."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Boundaries:
     after: tuple[int, ...]
     """Layers after which a new phase begins, as the curves number them."""
     stability: tuple[float, ...]
-    """Share of the resamples with a change point as near as `NEAR` curve points to each."""
+    """Share of the resamples that have a change point within `NEAR` curve points of each."""
     chance: tuple[float, ...]
-    """Share of all possible cuts that are as near to each: stability that means nothing."""
+    """Share of all possible cuts that are as near to each: the stability that chance alone gives."""
     explained: float
     """Share of the curves' variance that the means of the phases explain."""
 
@@ -63,9 +63,9 @@ def boundaries(curves: Floats, again: Sequence[Floats], layers: Sequence[int], p
 
     Args:
         curves: (layers, concept sets).
-        again: the same from resampled prompts.
+        again: the same curves from resampled prompts.
         layers: numbers of the layers.
-        phases: into which they are cut.
+        phases: number of phases that they are cut into.
     """
     if len(layers) < FEWEST * phases:
         return None

@@ -13,23 +13,24 @@ from dbtrain.evaluation.sweep.geometry import Floats
 from dbtrain.evaluation.sweep.hidden import Swept
 
 PERMUTATIONS = 19
-"""So that a greater value has p = 0.05."""
+"""Number of permutations: a value greater than all of them has p = 0.05."""
 FEWEST = 4
-"""Prompts below which the estimate has no value."""
+"""Least number of prompts for which the estimate has a value."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Two networks with as many layers."""
+    """Two networks with the same number of layers."""
 
     one: str
     two: str
     layers: list[int]
     cka: list[float]
-    """Of the same layer of both; 1 for the same geometry, 0 on average if they have nothing in common."""
+    """CKA of the same layer of both models; 1 for the same geometry, 0 on average if they have nothing in
+    common."""
     permuted: list[float]
-    """The greatest of `PERMUTATIONS` with the labels of one permuted: what is alike only because both
-    keep the prompts of a label together."""
+    """Greatest CKA among `PERMUTATIONS` permutations of one network's labels: how alike networks are only
+    because both keep the prompts of a label together."""
 
 
 def compare(models: Sequence[Swept], sets: Sequence[ConceptSet]) -> list[Beside]:
@@ -82,7 +83,7 @@ def _moved(labels: Sequence[NDArray[np.int64]], generator: np.random.Generator) 
 def cka(one: Floats, two: Floats) -> float:
     """Linear CKA of two sets of states (prompts, width), by the unbiased estimate of HSIC.
 
-    The plain one is near 1 for anything where prompts are fewer than axes  # Song et al. (2012), eq. (5)
+    The plain estimate is near 1 for any two sets with fewer prompts than axes  # Song et al. (2012), eq. (5)
     """
     if len(one) < FEWEST:
         raise ConfigError(f"CKA needs at least {FEWEST} prompts, and there are {len(one)}")

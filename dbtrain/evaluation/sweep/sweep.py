@@ -28,15 +28,15 @@ class Layer:
 
     layer: int
     r: float
-    """Pearson, between distances of centroids here and in behaviour."""
+    """Pearson correlation of the centroids' distances in this layer with distances in behaviour."""
     p: float
-    """Of `r`, by permuting the labels; not corrected for the number of layers."""
+    """p-value of `r`, by permuting the labels; not corrected for the number of layers."""
     low: float
     high: float
-    """Of `r`, over resampled prompts."""
+    """Upper end of the interval of `r` over resampled prompts; `low` is the lower end."""
     spearman: float
     order_r: float | None
-    """Pearson with the distances of the labels in their order; None without one."""
+    """Pearson correlation with the labels' distances in their order; None without an order."""
     order_p: float | None
     probe: float | None
     """Accuracy of a linear probe for the label, on templates that it has not seen."""
@@ -54,13 +54,13 @@ class SetResult:
     exact: bool
     """Whether all permutations were tried."""
     behaviour_r: float | None
-    """Of the behaviour's own distances with those of the order; None without an order."""
+    """Correlation of the behaviour's own distances with those of the order; None without an order."""
     behaviour_p: float | None
     significant: bool
     """Whether the behaviour knows the order, and a layer has it too, corrected for the number of layers."""
 
     arc_band: tuple[float, float] | None
-    """95 % of what random centroids have for `arc`."""
+    """Interval with 95 % of the values of `arc` for random centroids."""
     layers: list[Layer]
 
     def marked(self, row: "Layer") -> bool:
@@ -95,12 +95,12 @@ def sweep(
 
     Args:
         model: read once for each set.
-        sets: of concepts.
+        sets: concept sets.
         behaviour: the distribution over the whole vocabulary,
             or over the first tokens of the labels and the rest.
-        pca: axes on which states are compared, at most.
-        seed: of permutations and resamples.
-        count: told how far it has come.
+        pca: the most axes on which states are compared.
+        seed: seed of permutations and resamples.
+        count: is told how far it has come.
         others: networks with which its states are compared, layer by layer, and with one another.
 
     Raises:
@@ -194,8 +194,8 @@ def _layer(
 
 
 def _significant(rows: Sequence[Layer], behaviour_p: float | None) -> bool:
-    """Bonferroni over the layers. r alone shows nothing: the answer is a function of the last layer, so in a
-    random network too their distances agree."""
+    """Whether the order is found, with a Bonferroni correction over the layers. r alone shows nothing: the
+    answer is a function of the last layer, so that their distances agree even in a random network."""
     least = min((row.order_p for row in rows if row.order_p is not None), default=1.0)
     return behaviour_p is not None and behaviour_p <= SIGNIFICANT and least * len(rows) <= SIGNIFICANT
 
@@ -251,7 +251,7 @@ def lines(found: Sweep, tell: Callable[[str], None]) -> None:
 
 
 def verdict(result: SetResult) -> str:
-    """Whether there is anything to see."""
+    """One line on whether there is anything to see."""
     if result.order == "none":
         return "no order to test; r is not evidence alone, since the answer is a function of the last layer"
     said = f"behaviour r {result.behaviour_r:.2f} with the order, p {result.behaviour_p:.4f}"

@@ -23,8 +23,8 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
 
     Every code that a block sees is made from the prior and the blocks before it, never from the token that it
     stands for, so each readout is a distribution of the next token given those before it. With
-    ``evaluation.start=noise`` the mean over draws of the noise is an upper bound of the bits of the mixture
-    over them (Jensen).
+    ``evaluation.start=noise``, the readout depends on a draw of the noise. The mean of its bits over draws is
+    an upper bound of the bits of the mixture over draws (Jensen).
 
     Raises:
         ConfigError: the split is no text.
@@ -44,9 +44,9 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
 
 
 def negative_log_likelihood(probabilities: Tensor, tokens: Tensor) -> float:
-    """Sum over all positions, in nats; probabilities (N, L, V), tokens (N, L)."""
+    """Negative log-likelihood of tokens (N, L) under probabilities (N, L, V), summed over all, in nats."""
     of_tokens = probabilities.gather(-1, tokens[..., None])
-    # float32's least normal number: a token that was held impossible costs 126 bits, not infinitely many
+    # at least float32's least normal number, so that a token of probability 0 costs 126 bits, not infinity
     return float(-of_tokens.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
 
 

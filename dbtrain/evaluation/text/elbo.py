@@ -48,7 +48,7 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
         model: the merged model.
         block: its number.
         batch: N samples.
-        positions: (N,) their places among all that are measured, from which their levels and masks follow.
+        positions: (N,) numbers of the samples among all that are measured; levels and masks follow from them.
         levels: levels for each sample.
     """
     network, noise = model.blocks[block], model.run_plan.noise()
@@ -63,5 +63,5 @@ def block_nats(model: MergedModel, block: int, batch: Batch, positions: Tensor, 
         noisy = noise.corrupt(example.clean, level, draws)
         output = network.predict(layers, noisy, level, example.context)
         total += (noise.weight(level) * network.loss(output.float(), example.target)).double()
-    # the loss is a token's; the mean over the slice times its width is the integral over it
+    # the loss is that of one token; the integral over the slice is the mean times the slice's width
     return (high - low) * total / levels * example.target.shape[1]

@@ -21,17 +21,17 @@ from dbtrain.shards.merged_directory import MergedDirectory
 
 TOKEN_STREAM = 0
 MOST = 128
-"""Tokens that are added where the user says no number."""
+"""The most tokens that are added if the user gives no number."""
 
 
 class Generator:
-    """Continues texts; what a step needs of the past is in its caches.
+    """Continues texts; its caches hold what a step needs of the tokens before.
 
     Args:
         model: all blocks.
         section: how the blocks are read out.
-        seed: of the noise that the chain starts from (under
-            ``evaluation.start=noise``) and of the tokens drawn.
+        seed: seed of the noise that the chain starts from (under ``evaluation.start=noise``) and of the
+            tokens drawn.
         first: number of the first text, from which its draws follow.
     """
 
@@ -43,8 +43,8 @@ class Generator:
         self.blocks = [_with_cache(block) for block in model.blocks]
         self.noise: NoiseProcess = model.run_plan.noise()
         self.levels = chain_levels(model.run_plan, section.steps_per_block)
-        # a level of the chain is seen with its own codes, so each has its own cache:
-        # one a block with one step a block
+        # codes differ from level to level, so each level of the chain has its own cache; with one step a
+        # block, that is one cache a block
         self.caches = [self.blocks[0].new_cache() for _ in self.levels]
 
     def probabilities(self, context: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Generator:
             return probabilities.argmax(dim=-1)
         sharp = (probabilities.double().log() / temperature).softmax(dim=-1)
         point = self._draws("token", position, len(sharp)).uniform((), TOKEN_STREAM).double()
-        # the last number that has any probability, in case rounding leaves the sum below the point
+        # rounding may leave the whole sum below the point: then the last token is taken
         return (sharp.cumsum(dim=-1) < point[:, None]).sum(dim=-1).clamp(max=sharp.shape[1] - 1)
 
 
@@ -111,7 +111,7 @@ def _with_cache(model: BlockModel) -> CachedModel:
 
 
 def cached(model: MergedModel, prompt: Tensor, length: int, temperature: float, seed: int, first: int = 0) -> Tensor:
-    """`length` more tokens (N, length), one after the other; each costs one pass of one slot."""
+    """`length` more tokens (N, length), one after the other; each costs one pass of one position."""
     return Generator(model, model.run_plan.config.evaluation, seed, first).continue_from(prompt, length, temperature)
 
 
@@ -120,7 +120,7 @@ Generate = Callable[[MergedModel, Tensor, int, float, int, int], Tensor]
 length)."""
 
 GENERATORS: Mapping[Continuation, Generate] = {"cached": cached, "uncached": uncached, "unmasking": unmasking}
-"""By what an architecture says of itself."""
+"""Generator for each way in which an architecture says that it continues a text (`BlockModel.continues`)."""
 
 
 def continue_text(model: MergedModel, prompt: str, length: int | None, temperature: float, seed: int) -> str:

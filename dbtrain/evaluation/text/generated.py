@@ -1,6 +1,6 @@
-"""How good generated texts are: a given judge's perplexity, and beside it, always, how varied they are.
+"""How good generated texts are: their perplexity under a given judge, and always also how varied they are.
 
-Perplexity alone is met best by a text that says the same word for ever; entropy and distinct-2 show that.
+Perplexity alone is best for a text that repeats one word for ever; entropy and distinct-2 reveal such texts.
 """
 
 import math
@@ -27,8 +27,9 @@ SEED = 0
 
 def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[str, float]:
     """``entropy`` (bits a token), ``distinct_2`` and, with a judge, ``perplexity`` of texts of full length
-    drawn at temperature 1; the same of as many texts of the split under ``text_...``, which is what they
-    should be like; with ``evaluation.mauve`` how near the two are, see :mod:`dbtrain.evaluation.text.mauve`.
+    drawn at temperature 1. The same figures of as many texts of the split, to compare with, are under
+    ``text_...``. With ``evaluation.mauve`` also how near the two are, see
+    :mod:`dbtrain.evaluation.text.mauve`.
 
     Raises:
         ConfigError: the model draws no texts, the judge cannot be read or reads no texts so long,

@@ -34,8 +34,8 @@ class Judge:
             ) from error
         self.folder = folder
         self._device = device
-        # transformers 5 keeps the precision of the file, 4 had read it as float32:
-        # the score would follow the version
+        # transformers 5 keeps the precision of the file, and version 4 read it as float32: without this the
+        # score would depend on the version
         self._model = model.to(device, torch.float32).eval()
 
     def _ids(self, text: str) -> Tensor:

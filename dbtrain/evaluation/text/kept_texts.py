@@ -7,7 +7,7 @@ from dbtrain.run.run import Run
 
 TEXTS = "texts.json"
 MOST = 8
-"""Texts that are kept, the newest last."""
+"""The most texts that are kept; the newest is last."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ GRAMS = (1, 4)
 """Shortest and longest n-gram."""
 HASHES = 2**12
 SEED = 0
-"""Of MAUVE's clusters."""
+"""Seed of MAUVE's clusters."""
 
 
 def ngram_features(texts: Sequence[str]) -> Tensor:

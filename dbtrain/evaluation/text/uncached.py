@@ -19,8 +19,7 @@ def uncached(model: MergedModel, prompt: Tensor, length: int, temperature: float
     section, text = model.run_plan.config.evaluation, prompt
     rows = first + torch.arange(len(prompt), device=model.device)
     for position in range(prompt.shape[1], prompt.shape[1] + length):
-        # in the last place stands the token to be drawn; as the model is causal,
-        # what is put there is not seen
+        # the last place is that of the token to be drawn; a causal model does not see what is put there
         batch = {"tokens": torch.cat([text, text.new_zeros(len(text), 1)], dim=1)}
         evaluations = model.evaluations(batch, model.draws(rows, seed), section.steps_per_block)
         probabilities = readouts(evaluations)[section.readout][:, -1]

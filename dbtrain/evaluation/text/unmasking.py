@@ -18,16 +18,16 @@ def unmask(
 
     Each block takes its turn at the masked shares that it owns  # MDLM, eq. (6). The first share is the
     greatest of `start`: p(token | what is seen) does not depend on the level, and blocks of higher shares
-    never saw so few masks. A step reveals several tokens without their seeing each other: as many steps as
-    there are tokens leave little of that.
+    were never trained with so few masks. Tokens that one step reveals do not see each other; with as many
+    steps as tokens this matters little.
 
     Args:
         model: the merged model.
         start: token ids, the mask's where a token is to be drawn.
         steps_per_block: steps in each block's slice; as many
             fewer in all as there are fewer masks than places.
-        temperature: of the softmax; at 0 a revealed token is the likeliest.
-        seed: of the draws.
+        temperature: temperature of the softmax; at 0 a revealed token is the likeliest.
+        seed: seed of the draws.
         first: number of the first text, from which its draws follow.
     """
     run_plan, noise = model.run_plan, model.run_plan.noise()
@@ -62,6 +62,6 @@ def unmasking(model: MergedModel, prompt: Tensor, length: int, temperature: floa
     window = int(run_plan.shape["length"])
     start = torch.full((len(prompt), window), int(run_plan.shape["vocabulary"]), device=model.device)
     start[:, : prompt.shape[1]] = prompt
-    # the whole window is drawn, as in training: what a text is cut off from counts for what it says
+    # the whole window is drawn, as in training, because the tokens that are cut off influence those that stay
     tokens = unmask(model, start, math.ceil(window / run_plan.split.blocks), temperature, seed, first)
     return tokens[:, prompt.shape[1] : prompt.shape[1] + length]

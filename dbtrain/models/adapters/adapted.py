@@ -1,4 +1,4 @@
-"""From a `Stack` to an architecture: the class of its task, with what the stack says of itself."""
+"""How a `Stack` becomes an architecture: the class of its task, with what the stack says of itself."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ TASKS: Mapping[Task, type[BlockModel]] = {"classify": Classifier, "denoise": Den
 
 
 PARAMETRISATION: Mapping[Task, str] = {"classify": "logits", "denoise": "edm", "continue": "logits"}
-"""Of a stack that names none."""
+"""Parametrisation of a stack that names none, by its task."""
 
 
 class Defaults:

@@ -25,7 +25,7 @@ def cut(stack: Stack, layers: Sequence[int], level_dim: int) -> tuple[nn.Module,
     Only these layers are made. Stem and head have the original's modules under their original names.
 
     Args:
-        stack: of the network.
+        stack: stack of the network.
         layers: numbers of those that are held.
         level_dim: width of the condition that layers are told the level by.
     """
@@ -45,9 +45,9 @@ def _share_out(module: nn.Module, before: str, stack: Stack, parts: Mapping[str,
     """Make every module that holds no other part a child of the part that it is of, and so each tensor.
 
     Args:
-        module: of the original.
+        module: module of the original.
         before: its name and a dot, '' for the original itself.
-        stack: of the network.
+        stack: stack of the network.
         parts: stem and head, to be filled.
     """
     for name, child in module.named_children():

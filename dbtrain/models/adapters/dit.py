@@ -74,7 +74,8 @@ class DiTStack:
         return {"num_layers": 28, **value}
 
     def build(self, layers: Sequence[int]) -> nn.Module:
-        """With as many layers; labels are hidden by the run, not by each layer as it likes."""
+        """Make the original with as many layers; labels are hidden by the run, not by each layer as it
+        likes."""
         kind = library("diffusers", "hf_dit").DiTTransformer2DModel
         value = {key: self.config[key] for key in parameters_of(kind) if key in self.config}
         network: nn.Module = made(lambda v: kind(**v), {**value, "num_layers": len(layers)}, NAME)

@@ -68,7 +68,7 @@ class LlamaStack:
         return {"num_hidden_layers": kind().num_hidden_layers, **value}
 
     def build(self, layers: Sequence[int]) -> nn.Module:
-        """With as many layers; tied embeddings are kept once, as those of the stem."""
+        """Make the original with as many layers; tied embeddings are kept once, as those of the stem."""
         config = self._made()
         config.num_hidden_layers = len(layers)
         network: nn.Module = made(library("transformers", "hf_llama").LlamaForCausalLM, config, NAME)

@@ -16,7 +16,8 @@ Told = dict[str, Tensor]
 
 
 class LevelAdded(nn.Module):
-    """From a condition (..., level_dim) the scales and shifts of all norms of a layer; both start at zero."""
+    """Scales and shifts of all norms of a layer, made from a condition (..., level_dim); both start at
+    zero."""
 
     def __init__(self, level_dim: int, width: int, pieces: int) -> None:
         super().__init__()
@@ -69,9 +70,9 @@ def modulate(layer: nn.Module, norms: Mapping[str, int], width: int, level_dim: 
     The forward passes are replaced and not the modules, as `recompute` in models/layers.py does.
 
     Args:
-        layer: of the original.
-        norms: as of `Stack.modulated`; nothing is done for none.
-        width: of the hidden states.
+        layer: layer of the original.
+        norms: `Stack.modulated`; if it is empty, nothing is done.
+        width: width of the hidden states.
         level_dim: width of the condition.
     """
     if not norms:

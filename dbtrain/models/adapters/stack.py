@@ -26,7 +26,7 @@ class Stack(Protocol):
     original: ClassVar[str]
     """Name of the class, for messages."""
     package: ClassVar[str]
-    """That has the class, as it is imported and as its distribution is called."""
+    """Name of the package that has the class, which is also the name of its distribution."""
     task: ClassVar[Task]
     """What the network is for: it decides what is noised, and how the network is told a code."""
     layers: ClassVar[str]
@@ -39,19 +39,19 @@ class Stack(Protocol):
     depth_key: ClassVar[str]
     """Key of the settings that counts the layers."""
     natural_noise: ClassVar[str]
-    """As of `BlockModel`."""
+    """The same as `BlockModel.natural_noise`."""
     natural_parametrisation: ClassVar[str]
-    """As of `BlockModel`."""
+    """The same as `BlockModel.natural_parametrisation`."""
     noise_defaults: ClassVar[Mapping[str, Any]]
-    """As of `BlockModel`."""
+    """The same as `BlockModel.noise_defaults`."""
     inputs: ClassVar[Mapping[str, str]]
     """Parameters of :meth:`additions` that only make an input of the original: what they are, by name."""
     pipeline: ClassVar[Sequence[str]]
     """What the library's pipeline calls its networks of this class, the one for the most noise first."""
     steps: ClassVar[int]
-    """By which that pipeline counts time, where it has several such networks."""
+    """Number of steps by which that pipeline counts time, where it has several such networks."""
     width: int
-    """Of the hidden states."""
+    """Width of the hidden states."""
 
     def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
         """Settings as a configuration has them, and the data's shape: `image`, `classes` or `vocabulary`."""
@@ -81,7 +81,7 @@ class Stack(Protocol):
             stem: has the original's modules under the names that they have there.
             given: the scaled noisy image or latent; of a classifier or a language model what its noisy code
                 adds to the hidden states, (N, width) or (N, T, width).
-            time: as of :meth:`time`, (N,).
+            time: what :meth:`time` returns, (N,).
             condition: images, classes or tokens, (N, ...).
         """
 

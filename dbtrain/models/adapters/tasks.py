@@ -21,7 +21,7 @@ from dbtrain.models.layers import LevelEmbedding
 LABEL_STREAM = 2
 """Stream of the draws that hides labels; 0 makes the levels and 1 the noise."""
 Settings = dict[str, Any]
-"""Of the class; the configuration may give the path of its config.json instead."""
+"""Settings of the library's class; the configuration may give the path of its config.json instead."""
 
 
 def _install(model: BlockModel, stack: Stack, layers: Sequence[int], level_dim: int) -> None:
@@ -67,7 +67,7 @@ class Classifier(BlockModel):
     Args:
         codebook: (classes, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process.
-        parametrisation: of the network's input, output and time.
+        parametrisation: parametrisation of the network's input, output and time.
         image: (channels, height, width).
         classes: number of classes.
         config: keys of the class's own configuration, or the path of its config.json or of the folder that
@@ -212,7 +212,7 @@ class NextToken(BlockModel):
     Args:
         codebook: (V, D) frozen unit-norm codes, common to all blocks.
         noise: the noise process, with one level for each position.
-        parametrisation: of the network's input, output and time.
+        parametrisation: parametrisation of the network's input, output and time.
         vocabulary: number of tokens.
         config: keys of the class's own configuration, or the path of its config.json or of the folder that
             has it; what the data decides may be left out.

@@ -19,7 +19,7 @@ class TimeSteps:
     """A schedule of betas, by the keys of diffusers' DDPMScheduler.
 
     Args:
-        count: of the steps.
+        count: number of the steps.
         start, end: the first beta and the last.
         schedule: `linear` in beta, or `scaled_linear`, in its square root.
     """
@@ -31,7 +31,8 @@ class TimeSteps:
 
     @staticmethod
     def of(value: Any) -> "TimeSteps":
-        """From the keys of a scheduler's configuration; others than `KEYS` are for sampling, and not read.
+        """Read the keys of a scheduler's configuration; keys other than `KEYS` are for sampling, and not
+        read.
 
         Raises:
             ConfigError: the betas do not rise from above 0 to below 1, or the schedule is unknown.

@@ -11,7 +11,7 @@ def lines(model: BlockModel) -> Iterator[str]:
     """How the original is cut, and every parameter that it does not have; nothing for a network of ours.
 
     Args:
-        model: of any block.
+        model: model of any block.
     """
     stack = model.stack
     if stack is None:

@@ -76,7 +76,7 @@ class ViTStack:
 
     @classmethod
     def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Without the names of classes, which are the data's."""
+        """The settings without the names of classes, which are the data's."""
         kind = library("transformers", "hf_vit").ViTConfig
         value = dict(value)
         if value.pop("model_type", "vit") != "vit":
@@ -91,7 +91,7 @@ class ViTStack:
         return {"num_hidden_layers": kind().num_hidden_layers, **value}
 
     def build(self, layers: Sequence[int]) -> nn.Module:
-        """With as many layers; its masked token and pooler are never made."""
+        """Make the original with as many layers; its masked token and pooler are never made."""
         config = self._made()
         config.num_hidden_layers = len(layers)
         network: nn.Module = made(library("transformers", "hf_vit").ViTForImageClassification, config, NAME)

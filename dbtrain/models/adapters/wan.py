@@ -14,7 +14,7 @@ from dbtrain.models.lookup import Embedding
 
 NAME = "WanTransformer3DModel"
 STEPS = 1000
-"""By which the original counts time: t = 1 is its time 1000."""
+"""Number of steps by which the original counts time: t = 1 is its time 1000."""
 WORDS = 2
 """Embeddings in the place of a text: of one alone attention has nothing to choose, and learns no queries."""
 
@@ -75,7 +75,7 @@ class WanStack:
         return {"num_layers": 40, **value}
 
     def build(self, layers: Sequence[int]) -> nn.Module:
-        """With as many layers."""
+        """Make the original with as many layers."""
         kind = library("diffusers", "hf_wan").WanTransformer3DModel
         value = {key: self.config[key] for key in parameters_of(kind) if key in self.config}
         value |= {"num_layers": len(layers), "patch_size": self.patch}

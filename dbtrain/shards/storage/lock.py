@@ -208,7 +208,7 @@ class RunLock:
         raise RunLockedError(f"{self._where} changes hands all the time: stop the other coordinators, then try again")
 
     def _try_renewing(self) -> None:
-        """Where nothing can be compared and swapped, say so now and not when a block is to start again."""
+        """If the storage cannot compare and swap, say so now and not when a block is to start again."""
         try:
             self._beat()
         except ShardError:

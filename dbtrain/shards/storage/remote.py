@@ -30,7 +30,7 @@ PARTS_AT_ONCE = 4
 
 S3_PROTOCOLS = ("s3", "s3a")
 IN_PARTS = frozenset({*S3_PROTOCOLS, "gs", "gcs"})
-"""Whose drivers cut what they put into parts by slices, which content makes when they are asked for."""
+"""Protocols whose drivers upload in parts, as slices of the content that are made when they are needed."""
 
 CONFLICT_CODES = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
 """What S3 answers to a conditional put whose condition does not hold (any more)."""
@@ -220,7 +220,7 @@ class RemoteFiles:
             self._put_buffered(path, Content.of(data), new="mode" in condition)
 
     def _put_buffered(self, path: str, content: Content, new: bool) -> None:
-        """Through the driver's own file, which uploads as it fills and shows the object when it is closed."""
+        """Write through the driver's own file, which uploads as it fills; the object appears at its close."""
         with self.fs.open(path, "xb" if new else "wb", block_size=PART) as file:
             for piece in content.in_order():
                 file.write(piece)

@@ -166,7 +166,7 @@ class Store:
         """Like :meth:`write` with one piece in memory at a time.
 
         Args:
-            name: of the file.
+            name: name of the file.
             pieces: makes its content; called again when a transient error of an object store ended the first
                 try. What it raises is raised here, and then the file is as it was before, on a disk and on
                 S3; a storage that shows what is being written may be left with a part of it.
