@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.export.bundle import Definition, bundle
 from dbtrain.evaluation.export.card import card
 from dbtrain.evaluation.export.routing import COMMON, FORMAT
+from dbtrain.evaluation.kept import scores_of
 from dbtrain.evaluation.merged_model import load_model, merged_plan
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture, own_architecture
@@ -38,6 +40,8 @@ ABLE: Mapping[str, Callable[[type[BlockModel]], bool]] = {
     "unmask": lambda kind: kind.continues == "unmasking",
 }
 """Functions of abilities.py, and for which architectures they are."""
+WEIGHTS = re.compile(r"blocks?(-\d+)?\.safetensors")
+"""Files of `_files`."""
 
 END = """
 def load(folder: str | Path = Path(__file__).parent) -> RoutedBlocks:
@@ -64,8 +68,8 @@ def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", c
     """
     if "://" in to:
         raise ConfigError(f"--to {to} is a URL: export into a folder here, and copy that")
-    folder = Path(to)
-    _refuse_taken(folder)
+    folder = Path(to).resolve()  # `.` has no name, and a link is not replaced by a folder
+    _refuse_taken(folder, to)
     run_plan = merged_plan(merged)
     _refuse_foreign(run_plan)
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
@@ -76,7 +80,7 @@ def export_run(run: Run, merged: MergedDirectory, to: str, progress: str = "", c
             shutil.rmtree(folder)
         building.rename(folder)
     except OSError as error:
-        raise ShardError(f"--to {folder} cannot be written ({error.strerror}): choose another place") from error
+        raise ShardError(f"--to {to} cannot be written ({error.strerror}): choose another place") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return abilities(run_plan)
@@ -88,15 +92,30 @@ def abilities(run_plan: RunPlan) -> list[str]:
     return [name for name, fits in ABLE.items() if fits(kind)]
 
 
-def _refuse_taken(folder: Path) -> None:
-    """Only a folder that an export made, or an empty one, is replaced."""
+def _refuse_taken(folder: Path, to: str) -> None:
+    """Only a folder that an export made and nobody added to, or an empty one, is replaced."""
+    if folder == Path.cwd():  # whoever works in it would be left in a folder that is gone
+        raise ConfigError(
+            f"--to {to or repr(to)} is the folder that this command runs in: give one that does not exist"
+        )
     if folder.is_file():
-        raise ConfigError(f"--to {folder} is a file: give a folder that does not exist")
+        raise ConfigError(f"--to {to} is a file: give a folder that does not exist")
     if not folder.parent.is_dir():
-        raise ConfigError(f"--to {folder}: there is no directory {folder.parent}: make it, or choose another")
-    if not folder.is_dir() or not any(folder.iterdir()) or _is_export(folder):
+        raise ConfigError(f"--to {to}: there is no directory {folder.parent}: make it, or choose another")
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
-    raise ConfigError(f"--to {folder} exists and is no export: remove it, or give a folder that does not exist")
+    if not _is_export(folder):
+        raise ConfigError(f"--to {to} exists and is no export: remove it, or give a folder that does not exist")
+    if added := sorted(file.name for file in folder.iterdir() if not _made_here(file.name)):
+        raise ConfigError(
+            f"--to {to} is an older export, to which something was added that would be lost ({', '.join(added)}): "
+            "move that away, or give a folder that does not exist"
+        )
+
+
+def _made_here(name: str) -> bool:
+    """Whether an export, or Python when it imports one, writes a file of this name."""
+    return name in (CONFIG, MODELING, CARD, TOKENIZER_FILE, COMMON, "__pycache__") or bool(WEIGHTS.fullmatch(name))
 
 
 def _is_export(folder: Path) -> bool:
@@ -149,7 +168,7 @@ def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirect
     if tokenizer:
         target.write(TOKENIZER_FILE, tokenizer)
     config = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
-    scores = run.store.read_json("evaluation.json") if run.store.exists("evaluation.json") else None
+    scores = scores_of(run, merged)
     kinds = {part: config[part]["class"] for part in ("network", "noise", "parametrisation")}
     target.write(MODELING, modeling(run_plan).encode())
     target.write(CARD, card(config, merged.manifest, abilities(run_plan), scores, bool(tokenizer), kinds).encode())
