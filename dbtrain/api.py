@@ -19,6 +19,7 @@ from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.coordinator.status import BlockStatus
 from dbtrain.coordinator.status import status as read_status
 from dbtrain.coordinator.train import train as train_blocks
+from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_network import MergedNetwork
 from dbtrain.evaluation.merged_network import load_merged as read_merged
 from dbtrain.evaluation.metrics import Metric
@@ -247,8 +248,10 @@ def predict(model: MergedNetwork, inputs: Tensor, batch_size: int = 256) -> Tens
         samples (N, C, H, W). Input i is answered alike in batches of any size, but for rounding.
 
     Raises:
-        ConfigError: the inputs do not fit.
+        ConfigError: the inputs do not fit, or `batch_size` is below 1.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} is no number of inputs: give 1 or more")
     size = len(inputs) if model.sampling is not None else batch_size
     starts = range(0, max(1, len(inputs)), max(1, size))
     return torch.cat([model.answer(inputs[start : start + size], start).cpu() for start in starts])

@@ -80,12 +80,12 @@ def _record(samples: Samples, pictures: PictureEncoder, captions: TextEncoder | 
 
 def _begin(target: Store, record: Mapping[str, Any]) -> None:
     """Note what is encoded, or see that it is what the folder was begun with."""
-    if not target.exists(RECORD):
-        if target.list():
-            raise ConfigError(f"{target.url} is not empty and has no {RECORD}: give a folder of its own")
+    if target.list() in ([], [RECORD]):  # nothing is encoded yet: an attempt that failed before binds nobody
         target.makedirs()
         target.write_json(RECORD, record)
         return
+    if not target.exists(RECORD):
+        raise ConfigError(f"{target.url} is not empty and has no {RECORD}: give a folder of its own")
     before = target.read_json(RECORD)
     differing = [key for key, value in record.items() if not isinstance(before, dict) or before.get(key) != value]
     if differing:

@@ -6,8 +6,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from dbtrain.errors import ShardError
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
 
 Kept = TypeVar("Kept")
+SCORES = "evaluation.json"
+MEASURED = "weights"
+"""Field of evaluation.json: `MergedDirectory.weights_hash` of the model that has these scores."""
 
 
 def keep(run: Run, name: str, value: Any, what: str) -> None:
@@ -46,3 +50,17 @@ def kept(run: Run, name: str, kind: type[Kept], command: str) -> Kept | None:
         raise ShardError(
             f"{run.store.where(name)} is damaged ({at}: {first['msg']}): make it anew with {command}"
         ) from None
+
+
+def scores_of(run: Run, merged: MergedDirectory) -> dict[str, Any] | None:
+    """Content of evaluation.json, or None if there is none or it says that another model was measured.
+
+    A run that was trained on, or merged while it trained, may have scores of the model of before.
+
+    Raises:
+        ShardError: the file is damaged.
+    """
+    if not run.store.exists(SCORES):
+        return None
+    content: dict[str, Any] = run.store.read_json(SCORES)
+    return content if content.get(MEASURED) in (None, merged.weights_hash) else None

@@ -64,6 +64,8 @@ class MergedModel:
     """A function that is told how far a measurement of this model has come."""
     progress = ""
     """What `progress_of` says of this model."""
+    weights_hash = ""
+    """What `MergedDirectory.weights_hash` says of this model."""
 
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
@@ -94,7 +96,7 @@ class MergedModel:
         """
         merged = merged or merged_of(run)
         model = MergedModel.of(merged, device)
-        model.progress = progress_of(run, merged)
+        model.progress, model.weights_hash = progress_of(run, merged), merged.weights_hash
         if run.exists and _same_run(run.manifest, merged.manifest):
             located = read_plan(run.manifest, None)
             model.run_plan = replace(model.run_plan, config=located.config, paths=located.paths)

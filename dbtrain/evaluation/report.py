@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.evaluation.accuracy import CLASS
-from dbtrain.evaluation.kept import keep
+from dbtrain.evaluation.kept import MEASURED, keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
 from dbtrain.evaluation.overrides import overridden
@@ -80,6 +80,7 @@ def evaluate_run(
     tell(watch.line("measuring", speed))
     sizes = {split: len(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores, "sizes": sizes}
+    record[MEASURED] = model.weights_hash
     if model.progress:
         record[UNFINISHED] = model.progress
     if depends_on:

@@ -18,7 +18,7 @@ from dbtrain.coordinator.status import BlockStatus
 from dbtrain.coordinator.status import status as read_status
 from dbtrain.errors import DbtrainError, ShardError
 from dbtrain.evaluation.images.pictures import PICTURE
-from dbtrain.evaluation.kept import kept
+from dbtrain.evaluation.kept import SCORES, kept
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.metrics import METRICS, Metric
 from dbtrain.evaluation.sweep.sweep import SWEEP, Sweep
@@ -27,6 +27,7 @@ from dbtrain.experiments.baseline import KINDS, training_flops
 from dbtrain.report.history import History, history
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 
 LEVELS = 400
@@ -48,6 +49,8 @@ class Evaluation:
     """How far the blocks were, if they were not done."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Samples of each split; empty in a file of before."""
+    weights: str = ""
+    """Hash of the model that was measured, `MergedDirectory.weights_hash`; '' in a file of before."""
 
     @property
     def row(self) -> Metric:
@@ -230,6 +233,11 @@ def _rival(run: Run, kind: str, statuses: tuple[BlockStatus, ...], reader: _Read
     if evaluation is not None and evaluation.metric not in METRICS:
         reader.told.append(f"{run.store.where('evaluation.json')} has the metric {evaluation.metric!r}, unknown here")
         evaluation = None
+    if evaluation is not None and reader.attempt(partial(_outdated, run, evaluation), False):
+        reader.told.append(
+            f"{run.store.where(SCORES)} is of an older model than merged/: dbtrain eval measures it anew"
+        )
+        evaluation = None
     return Rival(
         kind=kind,
         name=run.manifest.name,
@@ -240,6 +248,13 @@ def _rival(run: Run, kind: str, statuses: tuple[BlockStatus, ...], reader: _Read
         done=all(row.phase == Phase.DONE.value for row in rows),
         evaluation=evaluation,
     )
+
+
+def _outdated(run: Run, evaluation: Evaluation) -> bool:
+    """Whether another model was measured than the one that is merged now."""
+    if not evaluation.weights or not run.merged.exists("config.json"):
+        return False
+    return MergedDirectory(run.merged).weights_hash != evaluation.weights
 
 
 def _density(plan: RunPlan) -> Density | None:

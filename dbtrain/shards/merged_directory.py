@@ -107,6 +107,11 @@ class MergedDirectory:
         return tuple(MergedBlock(**row) for row in self._content["blocks"])
 
     @property
+    def weights_hash(self) -> str:
+        """SHA-256 over those of its blocks: what was measured on this model holds for no other."""
+        return sha256("\n".join(row.sha256 for row in self.blocks).encode())
+
+    @property
     def progress(self) -> str:
         """What :func:`unfinished` says of it."""
         return unfinished(self.manifest, self.blocks)

@@ -80,6 +80,9 @@ def test_a_run_is_prepared_merged_scored_and_asked_without_a_word(tmp_path, capf
     batch = test.batch(torch.arange(len(test)), CPU)
     model = dbtrain.load_merged(tmp_path / "toy" / "merged")
     classes = dbtrain.predict(model, batch["image"], batch_size=100)
+    for size in (0, -1):  # each would answer some of the inputs only
+        with pytest.raises(ConfigError, match=f"batch_size={size} "):
+            dbtrain.predict(model, batch["image"], batch_size=size)
     score = float((classes == batch["label"]).double().mean())
     assert score == pytest.approx(found.scores["test"][config.evaluation.readout], abs=1e-6)
     said = capfd.readouterr()

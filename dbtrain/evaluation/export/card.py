@@ -165,7 +165,7 @@ def _text(config: Mapping[str, Any], file_is_there: bool) -> str:
 def _figures(scores: Mapping[str, Any] | None, readout: str) -> str:
     """The table of the last evaluation of the run."""
     if scores is None:
-        return "## Figures\n\nThe run was not evaluated before this was exported."
+        return "## Figures\n\nThese weights were not evaluated before they were exported."
     splits = scores["scores"]
     readouts = dict.fromkeys(name for split in splits.values() for name in split)
     lines = [f"| {scores['metric']} by readout | {' | '.join(splits)} |", f"|---|{'---:|' * len(splits)}"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from dbtrain.evaluation.export.modeling import abilities, class_name, modeling
 from dbtrain.evaluation.export.plain import FORMAT as PLAIN_FORMAT
 from dbtrain.evaluation.export.plain import check_plain, described_plainly, plain_loading, write_plain
 from dbtrain.evaluation.export.routing import COMMON, FORMAT
+from dbtrain.evaluation.kept import scores_of
 from dbtrain.evaluation.merged_model import load_model, merged_plan
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture, own_architecture
@@ -31,6 +33,8 @@ from dbtrain.telemetry.counting import Count, counted, silent
 CONFIG, MODELING, CARD = "config.json", "modeling.py", "README.md"
 NETWORKS = "dbtrain.models."
 """Beginning of the names of modules whose networks need nothing else of this package."""
+WEIGHTS = re.compile(r"blocks?(-\d+)?\.safetensors")
+"""Files of `_files`."""
 
 
 def export_run(
@@ -52,8 +56,8 @@ def export_run(
     """
     if "://" in to:
         raise ConfigError(f"--to {to} is a URL: export into a folder here, and copy that")
-    folder = Path(to)
-    _refuse_taken(folder)
+    folder = Path(to).resolve()  # `.` has no name, and a link is not replaced by a folder
+    _refuse_taken(folder, to)
     run_plan = merged_plan(merged)
     (check_plain if plain else _refuse_foreign)(run_plan)
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
@@ -69,21 +73,43 @@ def export_run(
             shutil.rmtree(folder)
         building.rename(folder)
     except OSError as error:
-        raise ShardError(f"--to {folder} cannot be written ({error.strerror}): choose another place") from error
+        raise ShardError(f"--to {to} cannot be written ({error.strerror}): choose another place") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return [] if plain else abilities(run_plan)
 
 
-def _refuse_taken(folder: Path) -> None:
-    """Refuse a folder that is neither empty nor made by an export."""
+def _refuse_taken(folder: Path, to: str) -> None:
+    """Refuse a folder that is neither empty nor an export to which nobody added anything."""
+    if folder == Path.cwd():  # whoever works in it would be left in a folder that is gone
+        raise ConfigError(
+            f"--to {to or repr(to)} is the folder that this command runs in: give one that does not exist"
+        )
     if folder.is_file():
-        raise ConfigError(f"--to {folder} is a file: give a folder that does not exist")
+        raise ConfigError(f"--to {to} is a file: give a folder that does not exist")
     if not folder.parent.is_dir():
-        raise ConfigError(f"--to {folder}: there is no directory {folder.parent}: make it, or choose another")
-    if not folder.is_dir() or not any(folder.iterdir()) or _is_export(folder):
+        raise ConfigError(f"--to {to}: there is no directory {folder.parent}: make it, or choose another")
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
-    raise ConfigError(f"--to {folder} exists and is no export: remove it, or give a folder that does not exist")
+    if not _is_export(folder):
+        raise ConfigError(f"--to {to} exists and is no export: remove it, or give a folder that does not exist")
+    made = _folders_of(folder)
+    if added := sorted(file.name for file in folder.iterdir() if not (file.name in made or _made_here(file.name))):
+        raise ConfigError(
+            f"--to {to} is an older export, to which something was added that would be lost ({', '.join(added)}): "
+            "move that away, or give a folder that does not exist"
+        )
+
+
+def _folders_of(export: Path) -> set[str]:
+    """Names of the folders of its blocks, if it was made by `--plain`."""
+    rows = json.loads((export / CONFIG).read_text()).get("blocks", [])
+    return {str(row["file"]) for row in rows if isinstance(row, dict) and "file" in row}
+
+
+def _made_here(name: str) -> bool:
+    """Whether an export, or Python when it imports one, writes a file of this name."""
+    return name in (CONFIG, MODELING, CARD, TOKENIZER_FILE, COMMON, "__pycache__") or bool(WEIGHTS.fullmatch(name))
 
 
 def _is_export(folder: Path) -> bool:
@@ -139,7 +165,7 @@ def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirect
         target.write(TOKENIZER_FILE, tokenizer)
     config = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
     kinds = {part: config[part]["class"] for part in ("network", "noise", "parametrisation")}
-    text = card(config, merged.manifest, abilities(run_plan), _scores(run), bool(tokenizer), kinds)
+    text = card(config, merged.manifest, abilities(run_plan), scores_of(run, merged), bool(tokenizer), kinds)
     target.write(MODELING, modeling(run_plan).encode())
     target.write(CARD, text.encode())
     target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
@@ -151,13 +177,9 @@ def _write_plain_rest(
     known = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
     config = described_plainly(run_plan, known, kind)
     kinds = {part: config[part]["class"] for part in ("noise", "parametrisation")}
-    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, kind), _scores(run), kinds)
+    text = plain_card(config, merged.manifest, plain_loading(run_plan, config, kind), scores_of(run, merged), kinds)
     target.write(CARD, text.encode())
     target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
-
-
-def _scores(run: Run) -> dict[str, Any] | None:
-    return run.store.read_json("evaluation.json") if run.store.exists("evaluation.json") else None
 
 
 def _tokenizer(run: Run, run_plan: RunPlan) -> bytes | None:

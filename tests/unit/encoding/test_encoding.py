@@ -124,6 +124,16 @@ def test_a_command_that_was_stopped_goes_on_and_ends_with_the_same_bytes(caption
         assert path.read_bytes() == (broken / path.name).read_bytes()
 
 
+def test_a_command_that_encoded_nothing_binds_nobody(captioned, encoders, tmp_path):
+    to, damaged = tmp_path / "to", captioned / "0.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:40])
+    code, told, _ = run(*line(captioned, encoders, to))
+    assert code == 1 and "0.png" in told and [path.name for path in to.iterdir()] == ["encode.json"]
+    damaged.write_bytes(whole)
+    assert run(*line(captioned, encoders, to, "--tokens", 6))[0] == 0
+
+
 def test_another_command_does_not_go_on_in_the_folder(captioned, encoders, tmp_path):
     to = tmp_path / "to"
     assert run(*line(captioned, encoders, to))[0] == 0

@@ -27,6 +27,7 @@ from dbtrain.run.merge import merge
 from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 from tests.own_network import write_files
 from tests.unit.models.originals import SETTINGS
@@ -266,6 +267,32 @@ def test_the_card_says_what_was_trained_on_what_and_who_answers_where(runs, tmp_
     assert f"| 1 | 1 | {edges[2]:.6g} | {edges[1]:.6g} | 2 | block-1.safetensors |" in text
     assert "source `digits`" in text and run.manifest.data_hash in text and "| chain | 0.2500 |" in text
     assert "from modeling import load, sample" in text and "not finished" not in text
+
+
+def test_the_card_has_no_scores_of_an_older_model(runs, tmp_path):
+    run, to = runs["dit"], tmp_path / "to"
+    for weights, shown in ((run_weights(run), True), ("0" * 64, False)):
+        record = {"metric": "accuracy", "scores": {"test": {"chain": 0.25}}, "weights": weights}
+        run.store.write_json("evaluation.json", record)
+        assert CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to)]).exit_code == 0
+        assert ("0.2500" in (to / "README.md").read_text()) is shown
+
+
+def run_weights(run):
+    return MergedDirectory(run.merged).weights_hash
+
+
+def test_nothing_that_somebody_added_is_lost(runs, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir(), (tmp_path / "link").symlink_to(tmp_path / "real")
+    for added in ("__pycache__", "LICENSE"):  # the first is Python's, and made anew
+        done = CliRunner().invoke(cli.app, ["export", runs["dit"].store.url, "--to", str(tmp_path / "link")])
+        assert done.exit_code == 0 and (tmp_path / "link").is_symlink(), done.output
+        (tmp_path / "real" / added).mkdir()
+    done = CliRunner().invoke(cli.app, ["export", runs["dit"].store.url, "--to", str(tmp_path / "link")])
+    assert done.exit_code == 2 and "(LICENSE)" in done.output and (tmp_path / "real" / "LICENSE").exists()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["export", runs["dit"].store.url, "--to", "."])
+    assert done.exit_code == 2 and "runs in" in done.output
 
 
 def test_the_card_names_data_without_its_folders():

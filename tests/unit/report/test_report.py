@@ -18,6 +18,7 @@ from dbtrain.report.page import page
 from dbtrain.report.verdict import judge
 from dbtrain.run.run import Run
 from dbtrain.shards.extension import Extension, Lengths
+from dbtrain.shards.merged_directory import MergedDirectory
 from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, steps
 from tests.unit.small_runs import settled
 
@@ -174,6 +175,19 @@ def test_damaged_files_are_told_on_the_page(tmp_path):
     told = [remark.text for remark in verdict.remarks if remark.about == "Unreadable"]
     assert len(told) == 2 and any("evaluation.json" in t and "dbtrain eval" in t for t in told)
     assert verdict.headline.startswith("Done. Nobody has measured")
+
+
+def test_scores_of_an_older_model_are_not_those_of_the_run(tmp_path, monkeypatch):
+    run = finished(tmp_path)
+    evaluated(run, weights="of before")
+    monkeypatch.setattr(MergedDirectory, "weights_hash", "of now")
+    assert read(run)[1].headline == "Done. 81.25 % accuracy, compared with nothing yet."
+    run.merged.write_json("config.json", {})
+    _, verdict, _ = read(run)
+    told = [remark.text for remark in verdict.remarks if remark.about == "Unreadable"]
+    assert verdict.headline.startswith("Done. Nobody has measured") and "older model" in told[0]
+    evaluated(run, weights="of now")
+    assert not read(run)[1].headline.startswith("Done. Nobody")
 
 
 def test_a_branch_has_a_row_before_it_has_begun(tmp_path):
