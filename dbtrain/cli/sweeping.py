@@ -38,11 +38,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Measure every layer of a model: how its distances between concepts agree with its behaviour."""
-    from dbtrain.evaluation.sweep.open import keep_sweep, open_model
+    from dbtrain.evaluation.sweep.open import check_to, keep_sweep, open_model
     from dbtrain.evaluation.sweep.sweep import beside_table, lines, sweep_table
     from dbtrain.evaluation.sweep.sweep import sweep as measure
 
     console = make_console()
+    check_to(to)
     read, sets = open_model(model, concepts, TEXT_SETS)
     others = [open_model(other, None, TEXT_SETS)[0] for other in beside or ()]
     with LiveView(console) as view:

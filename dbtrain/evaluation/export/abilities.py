@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dbtrain.data.encoded import as_encoded
+from dbtrain.errors import ConfigError
 from dbtrain.evaluation.export.routing import RoutedBlocks, drawn
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.sampler import Solver, Spacing, chain, guide, spaced_levels
@@ -39,7 +40,12 @@ def sample(
         spacing: `karras` for steps over the whole range, `slices` for the same number in every slice.
         guidance: scale of classifier-free guidance; 1 for none.
         seed: seed of the noise.
+
+    Raises:
+        ConfigError: there is no such solver here, or no step.
     """
+    if solver not in ("euler", "heun") or steps < 1:
+        raise ConfigError(f"solver={solver!r} and steps={steps}: give 'euler' or 'heun', and 1 step or more")
     levels = spaced_levels(model.noise, model.ranges, steps, spacing)
     draws = Draws(torch.tensor(derive_seed(seed, "sample"), device=labels.device), torch.arange(len(labels)).to(labels))
     start = model.noise.prior(tuple(model.config["shape"]["image"]), draws)

@@ -44,6 +44,18 @@ def open_model(path: str, asked: Sequence[str] | None, usual: Sequence[str]) -> 
     return model, concept_sets(usual) if model.text else [model.classes()]
 
 
+def check_to(to: Path | None) -> None:
+    """Whether the file can be the sweep's, before minutes are spent on measuring.
+
+    Raises:
+        ConfigError: it is no .json, whose picture lies beside it as .png, or its folder is missing.
+    """
+    if to is not None and to.suffix != ".json":
+        raise ConfigError(f"--to {to} is no .json file: the numbers go there, and the picture beside them as .png")
+    if to is not None and not to.parent.is_dir():
+        raise ConfigError(f"--to {to}: there is no directory {to.parent}: make it, or choose another")
+
+
 def keep_sweep(path: str, found: Sweep, to: Path | None) -> str:
     """Write sweep.json and a picture of it, which `dbtrain report` shows for a run; returns where they are.
 

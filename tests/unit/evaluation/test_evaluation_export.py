@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data.encoded import as_encoded
+from dbtrain.errors import ConfigError
+from dbtrain.evaluation.export.abilities import sample
 from dbtrain.evaluation.export.bundle import bundle
 from dbtrain.evaluation.export.card import _named
 from dbtrain.evaluation.export.modeling import ABLE
@@ -276,6 +278,12 @@ def test_the_card_has_no_scores_of_an_older_model(runs, tmp_path):
         run.store.write_json("evaluation.json", record)
         assert CliRunner().invoke(cli.app, ["export", run.store.url, "--to", str(to)]).exit_code == 0
         assert ("0.2500" in (to / "README.md").read_text()) is shown
+
+
+@pytest.mark.parametrize("given", [{"solver": "DPMSolverMultistepScheduler"}, {"steps": 0}])
+def test_samples_are_drawn_by_no_other_solver_than_asked_for(given):
+    with pytest.raises(ConfigError, match=str(next(iter(given.values())))):
+        sample(None, torch.arange(2), **given)
 
 
 def run_weights(run):

@@ -230,3 +230,10 @@ def test_a_folder_of_transformers_is_swept_without_a_network(tmp_path):
     (folder / "model.safetensors").unlink()
     refused = CliRunner().invoke(app, ["sweep", str(folder)])
     assert refused.exit_code == 2 and "safetensors" in refused.output
+
+
+@pytest.mark.parametrize("to", ["found.png", "found", "nowhere/found.json"])
+def test_a_file_that_would_lose_the_numbers_is_refused_before_anything_is_measured(tmp_path, to, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["sweep", "no-model", "--to", to])
+    assert done.exit_code == 2 and f"--to {to}" in done.output and not list(tmp_path.iterdir())
