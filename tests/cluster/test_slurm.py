@@ -55,7 +55,8 @@ def test_a_lost_head_node_and_the_same_shards(slurm: Slurm, expected: dict[str, 
     submitted = time.time()
     job = slurm.launch(tmp_path, *JOB)
     run = tmp_path / "runs" / "run"
-    slurm.wait_for(job, lambda: bool(at_work(run)), START_S, tmp_path)
+    # a block of the other node may be done before that node hears that the head is gone
+    slurm.wait_for(job, lambda: slurm.head(job) in at_work(run), START_S, tmp_path)
     head = slurm.head(job)
     token = slurm.environment_of_ray(head)["RAY_AUTH_TOKEN"]
     slurm.power_off(head)
