@@ -12,6 +12,9 @@ SHORT_OF_MEMORY = (
     "cluster.cpus_per_worker so that fewer workers share a machine"
 )
 LOST_NODE = "its node was lost"
+UNREACHED = "its node could not be reached any more"
+"""Before Ray has found out whether the node is dead."""
+LOST = (LOST_NODE, UNREACHED)
 SILENT = "the workers ended without a word"
 NODE_DIED = "The actor died because its node has died"
 """Ray's sentence for a lost node."""
@@ -19,6 +22,7 @@ SENTENCES = {
     "Worker unexpectedly exits with a connection error": KILLED,
     "due to the node running low on memory": SHORT_OF_MEMORY,
     NODE_DIED: LOST_NODE,
+    "The actor is temporarily unavailable": UNREACHED,
 }
 """Our sentence for each of Ray's, which stands somewhere in half a page of its other text."""
 OUTSIDE = re.compile(
@@ -66,7 +70,7 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
 
 def _vanished(reason: str | None, committed: int) -> Exit:
     """The workers wrote no end: only the cluster can know whether they or their node died."""
-    lost = reason is not None and (reason == LOST_NODE or ("node" in reason and "died" in reason))
+    lost = reason is not None and (reason in LOST or ("node" in reason and "died" in reason))
     return Exit("preempted" if lost else "crashed", reason or SILENT, committed)
 
 
@@ -76,7 +80,7 @@ def _reported(end: dict[str, Any], reason: str | None, leaving: ExitKind, commit
         return Exit(leaving, str(end.get("reason")), committed)
     if end["outcome"] == "failed" and not end.get("retry"):
         return Exit("failed", str(end.get("error")), committed)
-    if end["outcome"] == "crashed" and reason == LOST_NODE:
+    if end["outcome"] == "crashed" and reason in LOST:
         # workers on other nodes met broken connections, and wrote that before the cluster missed the node
         return Exit("preempted", reason, committed)
     cause = None if reason == KILLED else _cause(end)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbtrain.coordinator.exit_reasons import KILLED, LOST_NODE, NODE_DIED, SHORT_OF_MEMORY, classify
+from dbtrain.coordinator.exit_reasons import KILLED, LOST_NODE, NODE_DIED, SHORT_OF_MEMORY, UNREACHED, classify
 from dbtrain.coordinator.progress import Progress
 
 DIED = (
@@ -44,6 +44,16 @@ def test_a_worker_that_ray_killed_for_memory_crashed_and_was_not_taken_back(befo
 def test_a_lost_node_is_a_preemption_in_one_short_line():
     exit_ = classify(Progress(), NODE, 30, 60, stopping=False)
     assert (exit_.kind, exit_.reason) == ("preempted", LOST_NODE)
+
+
+def test_a_node_that_is_not_reached_any_more_is_one_that_was_lost():
+    """Ray 2.60's words for it, from a Slurm node that was powered off."""
+    told = (
+        "ActorUnavailableError: The actor 84f7 is unavailable: The actor is temporarily unavailable: RpcError: RPC "
+        "error: recvmsg:Connection timed out rpc_code: 14. The task may or may not have been executed on the actor."
+    )
+    exit_ = classify(Progress(), told, 20, 60, stopping=False)
+    assert (exit_.kind, exit_.reason) == ("preempted", UNREACHED)
 
 
 def test_what_is_not_known_is_repeated_but_not_without_end():
