@@ -13,7 +13,7 @@ SHORT_OF_MEMORY = (
 )
 LOST_NODE = "its node was lost"
 UNREACHED = "its node could not be reached any more"
-"""Before Ray has found out whether the node is dead."""
+"""What stands for a lost node before Ray has found out that it is dead."""
 LOST = (LOST_NODE, UNREACHED)
 SILENT = "the workers ended without a word"
 NODE_DIED = "The actor died because its node has died"
