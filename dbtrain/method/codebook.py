@@ -31,3 +31,16 @@ def make_codebook(source: CodebookSource, classes: int, dim: int, seed: int) -> 
             )
         gaussian = torch.linalg.qr(gaussian).Q
     return (gaussian / gaussian.norm(dim=0)).T.contiguous().float()
+
+
+def expected_code(output: Tensor, codebook: Tensor) -> Tensor:
+    """Expected code under the distribution of logits, float32.
+
+    Args:
+        output: logits (..., classes).
+        codebook: (classes, D).
+
+    Returns:
+        (..., D).
+    """
+    return output.float().softmax(dim=-1) @ codebook

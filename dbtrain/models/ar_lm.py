@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dbtrain.method.codebook import expected_code
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, FromRun, Positive
-from dbtrain.models.chunked_loss import CrossEntropy
+from dbtrain.models.chunked_loss import CrossEntropy, token_cross_entropy
 from dbtrain.models.layers import check_heads
 from dbtrain.models.llama import ALIGNED, KVCache, LlamaBlock, LlamaHead, TokenStem, View, hidden_width
 
@@ -220,8 +221,8 @@ class ARLM(BlockModel):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N, T), in nats."""
-        return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        return token_cross_entropy(output, target)
 
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, T, D)."""
-        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+        return expected_code(output, self.get_buffer("codebook"))

@@ -20,6 +20,11 @@ Readout = Callable[[Tensor, Tensor], Tensor]
 """(hidden (n, dim), condition (n, c)) -> logits (n, V)."""
 
 
+def token_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (N, T) in nats, of logits (N, T, V) and tokens (N, T)."""
+    return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
 class CrossEntropy:
     """Losses of positions by a readout; no module, so that the readout's parameters keep their one name.
 

@@ -7,16 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.bounds import Count, Positive, Share
+from dbtrain.models.class_labels import ClassLabels
 from dbtrain.models.layers import AdaLNBlock, AdaLNHead, LevelEmbedding, check_heads, check_patches, draw_normal
 from dbtrain.models.lookup import Embedding
-
-LABEL_STREAM = 2
-"""Stream of the draws that drops labels; 0 makes the levels and 1 the noise."""
 
 
 class DiTStem(nn.Module):
@@ -87,8 +84,7 @@ class DiT(BlockModel):
         self.parametrisation = parametrisation
         self.image = image
         self.patch = patch
-        self.no_class = classes
-        self.label_dropout = label_dropout
+        self.labels = ClassLabels(classes, label_dropout)
         self.stem = DiTStem(image, patch, dim, classes)
         numbers = range(depth) if layers is None else layers
         self.layers = nn.ModuleDict({str(i): AdaLNBlock(dim, heads, mlp_ratio) for i in numbers})
@@ -101,11 +97,7 @@ class DiT(BlockModel):
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""
-        label = batch["label"]
-        if draws is not None and self.label_dropout:
-            hidden = draws.uniform((), LABEL_STREAM) < self.label_dropout
-            label = torch.where(hidden, self.no_class, label)
-        return Example(clean=batch["image"], context=label, target=batch["image"])
+        return self.labels.example(batch, draws)
 
     def unconditional(self, context: Tensor) -> Tensor:
         """The context that tells no class, (N,).
@@ -113,9 +105,7 @@ class DiT(BlockModel):
         Raises:
             ConfigError: no label was hidden in training, so that the network knows no such context.
         """
-        if not self.label_dropout:
-            raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
-        return torch.full_like(context, self.no_class)
+        return self.labels.unconditional(context)
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Denoised images (N, C, H, W), float32, from the network's output as its parametrisation has it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbtrain.errors import ConfigError
+from dbtrain.method.codebook import expected_code
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
@@ -242,7 +243,7 @@ class Recurrent(BlockModel):
 
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, L, D)."""
-        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+        return expected_code(output, self.get_buffer("codebook"))
 
 
 def _check_backprop(iterations: int, backprop: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dbtrain.method.codebook import expected_code
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
@@ -117,4 +118,4 @@ class ViT(BlockModel):
 
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, D)."""
-        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+        return expected_code(output, self.get_buffer("codebook"))

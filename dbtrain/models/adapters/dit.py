@@ -10,7 +10,14 @@ from torch.nn import functional
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.parametrisation import Parametrisation, VpEps
-from dbtrain.models.adapters.settings import fitted, library, made, parameters_of, refuse_unknown
+from dbtrain.models.adapters.settings import (
+    fitted,
+    library,
+    made_of_diffusers,
+    parameters_of,
+    refuse_other_class,
+    refuse_unknown,
+)
 from dbtrain.models.adapters.stack import State, Task
 from dbtrain.models.adapters.timesteps import TimeSteps
 
@@ -66,8 +73,7 @@ class DiTStack:
     @classmethod
     def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:
         """The settings as they are, and the number of layers."""
-        if value.get("_class_name", NAME) != NAME:
-            raise ConfigError(f"{source} is of {value['_class_name']}, not of {NAME}: give the config.json of one")
+        refuse_other_class(value, source, NAME)
         kind = library("diffusers", "hf_dit").DiTTransformer2DModel
         known = {*parameters_of(kind), "_class_name", SCHEDULER}
         refuse_unknown(value, known, source, NAME)
@@ -77,8 +83,7 @@ class DiTStack:
         """Make the original with as many layers; labels are hidden by the run, not by each layer as it
         likes."""
         kind = library("diffusers", "hf_dit").DiTTransformer2DModel
-        value = {key: self.config[key] for key in parameters_of(kind) if key in self.config}
-        network: nn.Module = made(lambda v: kind(**v), {**value, "num_layers": len(layers)}, NAME)
+        network: nn.Module = made_of_diffusers(kind, self.config, NAME, num_layers=len(layers))
         for layer in network.get_submodule(self.layers).children():
             layer.get_submodule("norm1.emb.class_embedder").dropout_prob = 0.0  # type: ignore[assignment]
         return network

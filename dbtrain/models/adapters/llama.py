@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.parametrisation import Parametrisation
-from dbtrain.models.adapters.settings import library, made, refuse_unknown
+from dbtrain.models.adapters.settings import library, made, made_of_transformers, refuse_unknown
 from dbtrain.models.adapters.stack import State, Task
 
 NAME = "LlamaForCausalLM"
@@ -51,10 +51,7 @@ class LlamaStack:
         self.start_token = int(str(first)) if self.has_start else self.vocabulary
 
     def _made(self) -> Any:
-        kind = library("transformers", "hf_llama").LlamaConfig
-        config = made(lambda value: kind(**value), self.config, NAME)
-        config._attn_implementation = "sdpa"
-        return config
+        return made_of_transformers(library("transformers", "hf_llama").LlamaConfig, self.config, NAME)
 
     @classmethod
     def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:

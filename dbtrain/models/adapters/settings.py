@@ -123,3 +123,35 @@ def made(build: Any, value: Mapping[str, Any], of: str) -> Any:
         raise
     except Exception as error:  # whatever the library raises on settings that do not fit each other
         raise ConfigError(f"model.config is not for {of}: {type(error).__name__}: {first(error)}") from None
+
+
+def made_of_transformers(kind: Any, value: Mapping[str, Any], of: str) -> Any:
+    """A configuration of transformers from its settings, with the attention that all of its layers have here.
+
+    Raises:
+        ConfigError: the class refuses them.
+    """
+    config = made(lambda keys: kind(**keys), value, of)
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def made_of_diffusers(kind: Any, value: Mapping[str, Any], of: str, **own: Any) -> Any:
+    """A network of diffusers from those of its settings that its constructor takes; `own` come before them.
+
+    Raises:
+        ConfigError: the class refuses them.
+    """
+    taken = {key: value[key] for key in parameters_of(kind) if key in value}
+    return made(lambda keys: kind(**keys), {**taken, **own}, of)
+
+
+def refuse_other_class(value: Mapping[str, Any], source: str, of: str) -> None:
+    """Refuse the settings of another class of diffusers.
+
+    Raises:
+        ConfigError: they name it.
+    """
+    there = value.get("_class_name", of)
+    if there != of:
+        raise ConfigError(f"{source} is of {there}, not of {of}: give the config.json of one")

@@ -1,46 +1,67 @@
 """The architectures that a `Stack` becomes, one for each task: what is noised, loss, how a code is shown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbtrain.errors import ConfigError
+from dbtrain.method.codebook import expected_code
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.adapters.cutting import cut, told
 from dbtrain.models.adapters.modulation import zero
-from dbtrain.models.adapters.stack import ADDED, Stack, State
+from dbtrain.models.adapters.stack import ADDED, State
 from dbtrain.models.bounds import Count, Share
-from dbtrain.models.chunked_loss import CrossEntropy
+from dbtrain.models.chunked_loss import CrossEntropy, token_cross_entropy
+from dbtrain.models.class_labels import ClassLabels
 from dbtrain.models.layers import LevelEmbedding
 
-LABEL_STREAM = 2
-"""Stream of the draws that hides labels; 0 makes the levels and 1 the noise."""
 Settings = dict[str, Any]
 """Settings of the library's class; the configuration may give the path of its config.json instead."""
 
 
-def _install(model: BlockModel, stack: Stack, layers: Sequence[int], level_dim: int) -> None:
-    """Give a model its stem, layers and head."""
-    model.stem, model.layers, model.head = cut(stack, layers, level_dim)
+def _install(
+    model: Any,
+    shape: Mapping[str, Any],
+    config: Settings | None,
+    depth: int | None,
+    layers: Sequence[int] | None,
+    level_dim: int = 1,
+) -> None:
+    """Give a model its `Stack`, and of the original the stem, layers and head that it holds.
+
+    Args:
+        model: model without modules; its other arguments are as its class describes them.
+        shape: shape of the data, as `Stack` takes it.
+    """
+    model.cut_as = model.stack(config or {}, shape)
+    model.num_layers = int(str(depth))  # completed from the settings where the configuration does not say it
+    numbers = range(model.num_layers) if layers is None else layers
+    model.stem, model.layers, model.head = cut(model.cut_as, numbers, level_dim)
 
 
-def _add(model: BlockModel, modules: dict[str, nn.Module]) -> None:
-    """Put modules that the original does not have below `added` of the stem."""
+def _add_code(model: Any, codebook: Tensor, level_dim: int) -> None:
+    """Put below `added` of the stem what the original does not have: how it is shown a code and a level."""
     stem = model.get_submodule("stem")
     if not hasattr(stem, ADDED):
         stem.add_module(ADDED, nn.ModuleDict())
-    for name, module in modules.items():
-        stem.get_submodule(ADDED).add_module(name, module)
+    added = getattr(stem, ADDED)
+    added.add_module("code", zero(nn.Linear(codebook.shape[1], model.cut_as.width)))
+    added.add_module("level", LevelEmbedding(level_dim))
+    model.register_buffer("codebook", codebook, persistent=False)
 
 
-def _run(
-    model: BlockModel, stack: Stack, layers: Sequence[int], inputs: tuple[Tensor, Tensor, Tensor], level: Tensor | None
-) -> State:
+def _told(model: Any, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a noisy code adds to the hidden states, the network's time, and the condition of its layers."""
+    added = model.get_submodule(f"stem.{ADDED}")
+    time = model.cut_as.time(level, model.parametrisation)
+    code = added.get_submodule("code")(model.parametrisation.scale_input(noisy, level))
+    return code, time, added.get_submodule("level")(time)
+
+
+def _run(model: Any, layers: Sequence[int], inputs: tuple[Tensor, Tensor, Tensor], level: Tensor | None) -> State:
     """What the head takes, from the stem and these layers.
 
     Args:
@@ -48,16 +69,16 @@ def _run(
         level: the condition of the layers, None for a network that has a time.
     """
     stem = model.get_submodule("stem")
-    state = {**stem(stack.open, stem, *inputs), "told": told(level)}
+    state: State = {**stem(model.cut_as.open, stem, *inputs), "told": told(level)}
     for number in layers:
-        state = stack.layer(model.layers[str(number)], state)
+        state = model.cut_as.layer(model.layers[str(number)], state)
     return state
 
 
-def _close(model: BlockModel, stack: Stack, state: State) -> Tensor:
+def _close(model: Any, state: State) -> Tensor:
     """The original's output."""
     stem, head = model.get_submodule("stem"), model.get_submodule("head")
-    output: Tensor = head(stack.close, stem, head, state)
+    output: Tensor = head(model.cut_as.close, stem, head, state)
     return output
 
 
@@ -99,14 +120,10 @@ class Classifier(BlockModel):
         layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.cut_as: Stack = self.stack(config or {}, {"image": image, "classes": classes})
-        self.num_layers = int(str(depth))
         self.noise = noise
         self.parametrisation = parametrisation
-        _install(self, self.cut_as, range(self.num_layers) if layers is None else layers, level_dim)
-        code = zero(nn.Linear(codebook.shape[1], self.cut_as.width))
-        _add(self, {"code": code, "level": LevelEmbedding(level_dim)})
-        self.register_buffer("codebook", codebook, persistent=False)
+        _install(self, {"image": image, "classes": classes}, config, depth, layers, level_dim)
+        _add_code(self, codebook, level_dim)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,): the clean target is the label's code (N, D)."""
@@ -115,11 +132,8 @@ class Classifier(BlockModel):
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, classes)."""
-        added = self.get_submodule(f"stem.{ADDED}")
-        time = self.cut_as.time(level, self.parametrisation)
-        code = added.get_submodule("code")(self.parametrisation.scale_input(noisy, level))
-        condition = added.get_submodule("level")(time)[:, None]
-        return _close(self, self.cut_as, _run(self, self.cut_as, layers, (code, time, context), condition))
+        code, time, condition = _told(self, noisy, level)
+        return _close(self, _run(self, layers, (code, time, context), condition[:, None]))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N,), in nats."""
@@ -127,7 +141,7 @@ class Classifier(BlockModel):
 
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, D)."""
-        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+        return expected_code(output, self.get_buffer("codebook"))
 
 
 class Denoiser(BlockModel):
@@ -150,6 +164,8 @@ class Denoiser(BlockModel):
 
     takes = ("image", "classes")
     samples = "image"
+    cut_as: Any
+    """The `Stack` of the network."""
 
     def __init__(
         self,
@@ -164,21 +180,14 @@ class Denoiser(BlockModel):
         layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.cut_as: Stack = self.stack(config or {}, {"image": image, "classes": classes})
-        self.num_layers = int(str(depth))
         self.noise = noise
         self.parametrisation = parametrisation
-        self.no_class = classes
-        self.label_dropout = label_dropout
-        _install(self, self.cut_as, range(self.num_layers) if layers is None else layers, 1)
+        self.labels = ClassLabels(classes, label_dropout)
+        _install(self, {"image": image, "classes": classes}, config, depth, layers)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""
-        label = batch["label"]
-        if draws is not None and self.label_dropout:
-            hidden = draws.uniform((), LABEL_STREAM) < self.label_dropout
-            label = torch.where(hidden, self.no_class, label)
-        return Example(clean=batch["image"], context=label, target=batch["image"])
+        return self.labels.example(batch, draws)
 
     def unconditional(self, context: Tensor) -> Tensor:
         """The context that tells no class, (N,).
@@ -186,15 +195,13 @@ class Denoiser(BlockModel):
         Raises:
             ConfigError: no label was hidden in training, so that the network knows no such context.
         """
-        if not self.label_dropout:
-            raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
-        return torch.full_like(context, self.no_class)
+        return self.labels.unconditional(context)
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Denoised images (N, C, H, W), float32, from the network's output as its parametrisation has it."""
         time = self.cut_as.time(level, self.parametrisation)
         given = self.parametrisation.scale_input(noisy, level)
-        output = _close(self, self.cut_as, _run(self, self.cut_as, layers, (given, time, context), None))
+        output = _close(self, _run(self, layers, (given, time, context), None))
         return self.parametrisation.estimate(output.float(), noisy, level)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -230,6 +237,8 @@ class NextToken(BlockModel):
     likelihood = "next_token"
     continues = "uncached"
     hides_target = True
+    cut_as: Any
+    """The `Stack` of the network."""
 
     def __init__(
         self,
@@ -244,15 +253,11 @@ class NextToken(BlockModel):
         layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.cut_as: Any = self.stack(config or {}, {"vocabulary": vocabulary})
-        self.num_layers = int(str(depth))
         self.noise = noise
         self.parametrisation = parametrisation
+        _install(self, {"vocabulary": vocabulary}, config, depth, layers, level_dim)
         self.start_token: int = self.cut_as.start_token
-        _install(self, self.cut_as, range(self.num_layers) if layers is None else layers, level_dim)
-        code = zero(nn.Linear(codebook.shape[1], self.cut_as.width))
-        _add(self, {"code": code, "level": LevelEmbedding(level_dim)})
-        self.register_buffer("codebook", codebook, persistent=False)
+        _add_code(self, codebook, level_dim)
         self.cross_entropy = CrossEntropy()
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
@@ -262,14 +267,12 @@ class NextToken(BlockModel):
         return Example(clean=self.get_buffer("codebook")[tokens], context=before, target=tokens)
 
     def _read(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> State:
-        added = self.get_submodule(f"stem.{ADDED}")
-        time = self.cut_as.time(level, self.parametrisation)
-        code = added.get_submodule("code")(self.parametrisation.scale_input(noisy, level))
-        return _run(self, self.cut_as, layers, (code, time, context), added.get_submodule("level")(time))
+        code, time, condition = _told(self, noisy, level)
+        return _run(self, layers, (code, time, context), condition)
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Logits (N, T, V), from codes (N, T, D), levels (N, T) and the token before each (N, T)."""
-        return _close(self, self.cut_as, self._read(layers, noisy, level, context))
+        return _close(self, self._read(layers, noisy, level, context))
 
     def predict_loss(
         self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor, target: Tensor
@@ -281,7 +284,7 @@ class NextToken(BlockModel):
         state = self._read(layers, noisy, level, context)
 
         def readout(hidden: Tensor, _: Tensor) -> Tensor:
-            return _close(self, self.cut_as, {**state, "hidden": hidden})
+            return _close(self, {**state, "hidden": hidden})
 
         return self.cross_entropy(readout, state["hidden"], state["hidden"][..., :1], target, vocabulary)
 
@@ -291,8 +294,8 @@ class NextToken(BlockModel):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy (N, T), in nats."""
-        return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        return token_cross_entropy(output, target)
 
     def denoised(self, output: Tensor) -> Tensor:
         """Expected code under the predicted distribution, (N, T, D)."""
-        return output.float().softmax(dim=-1) @ self.get_buffer("codebook")
+        return expected_code(output, self.get_buffer("codebook"))

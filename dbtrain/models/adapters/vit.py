@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.parametrisation import Parametrisation
-from dbtrain.models.adapters.settings import fitted, library, made, refuse_unknown
+from dbtrain.models.adapters.settings import fitted, library, made, made_of_transformers, refuse_unknown
 from dbtrain.models.adapters.stack import NO_DEFAULTS, State, Task
 
 NAME = "ViTForImageClassification"
@@ -69,10 +69,7 @@ class ViTStack:
         self.width = int(self._made().hidden_size)
 
     def _made(self) -> Any:
-        kind = library("transformers", "hf_vit").ViTConfig
-        config = made(lambda value: kind(**value), self.config, NAME)
-        config._attn_implementation = "sdpa"
-        return config
+        return made_of_transformers(library("transformers", "hf_vit").ViTConfig, self.config, NAME)
 
     @classmethod
     def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
 from dbtrain.method.parametrisation import Parametrisation
-from dbtrain.models.adapters.settings import fitted, library, made, parameters_of, refuse_unknown
+from dbtrain.models.adapters.settings import (
+    fitted,
+    library,
+    made_of_diffusers,
+    parameters_of,
+    refuse_other_class,
+    refuse_unknown,
+)
 from dbtrain.models.adapters.stack import State, Task
+from dbtrain.models.layers import draw_normal
 from dbtrain.models.lookup import Embedding
 
 NAME = "WanTransformer3DModel"
@@ -68,8 +76,7 @@ class WanStack:
     @classmethod
     def settled(cls, value: Mapping[str, Any], source: str) -> dict[str, Any]:
         """The settings as they are, and the number of layers."""
-        if value.get("_class_name", NAME) != NAME:
-            raise ConfigError(f"{source} is of {value['_class_name']}, not of {NAME}: give the config.json of one")
+        refuse_other_class(value, source, NAME)
         kind = library("diffusers", "hf_wan").WanTransformer3DModel
         refuse_unknown(value, {*parameters_of(kind), "_class_name"}, source, NAME)
         return {"num_layers": 40, **value}
@@ -77,15 +84,13 @@ class WanStack:
     def build(self, layers: Sequence[int]) -> nn.Module:
         """Make the original with as many layers."""
         kind = library("diffusers", "hf_wan").WanTransformer3DModel
-        value = {key: self.config[key] for key in parameters_of(kind) if key in self.config}
-        value |= {"num_layers": len(layers), "patch_size": self.patch}
-        network: nn.Module = made(lambda v: kind(**v), value, NAME)
+        network: nn.Module = made_of_diffusers(kind, self.config, NAME, num_layers=len(layers), patch_size=self.patch)
         return network
 
     def additions(self) -> nn.ModuleDict:
         """Embeddings of the class in the place of a text's; the last are of no class."""
         table = Embedding(self.classes + 1, WORDS * self.text_dim)
-        nn.init.normal_(table.weight, std=0.02)
+        draw_normal(table.weight)
         return nn.ModuleDict({"classes": table})
 
     def time(self, level: Tensor, parametrisation: Parametrisation) -> Tensor:
