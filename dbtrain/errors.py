@@ -4,7 +4,8 @@ and anything else as a bug."""
 
 def first_line(error: BaseException) -> str:
     """What a foreign exception says first; its kind if it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 class DbtrainError(Exception):

@@ -182,8 +182,8 @@ def _on_background(picture: Picture, name: str, want: Want) -> Picture:
         return colours
     if want.background is None:
         raise DataError(
-            f"{name} is transparent in places (Pillow's mode {picture.mode}): set data.background=white or black to "
-            "lay it on a colour, or take the transparency away"
+            f"{name} is transparent in places (Pillow's mode {picture.mode}): set data.background=white or black "
+            "(--background of dbtrain encode) to lay it on a colour, or take the transparency away"
         )
     return Image.alpha_composite(Image.new("RGBA", colours.size, want.background), colours)
 

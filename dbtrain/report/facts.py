@@ -16,7 +16,7 @@ from dbtrain.config import Config
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.coordinator.status import BlockStatus
 from dbtrain.coordinator.status import status as read_status
-from dbtrain.errors import DbtrainError, ShardError
+from dbtrain.errors import DbtrainError, ShardError, first_line
 from dbtrain.evaluation.images.pictures import PICTURE
 from dbtrain.evaluation.kept import SCORES, kept
 from dbtrain.evaluation.losses import Point
@@ -301,8 +301,7 @@ def _ablation(run: Run) -> tuple[Setting, ...]:
     try:
         return tuple(TypeAdapter(list[Setting]).validate_json(file.read_bytes()))
     except (OSError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise ShardError(f"{file} cannot be read ({first}): make it anew with dbtrain ablate") from None
+        raise ShardError(f"{file} cannot be read ({first_line(error)}): make it anew with dbtrain ablate") from None
 
 
 def _chance(config: Config, shape: Any, evaluation: Evaluation | None) -> float | None:

@@ -83,7 +83,10 @@ class MergedDirectory:
         try:
             data = self.store.read(CONFIG)
         except MissingError as err:
-            raise MissingError(f"{self.store.url} holds no merged model (no {CONFIG}): run the merge first") from err
+            raise MissingError(
+                f"{self.store.url} holds no merged model (no {CONFIG}): run the merge first "
+                "(dbtrain merge RUN, with --now if its blocks are not done)"
+            ) from err
         return unseal(data, VERSION, self.store.where(CONFIG))
 
     @cached_property

@@ -91,9 +91,10 @@ def _refuse_taken(folder: Path, to: str) -> None:
         raise ConfigError(f"--to {to}: there is no directory {folder.parent}: make it, or choose another")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not _is_export(folder):
+    export = _read_export(folder)
+    if export is None:
         raise ConfigError(f"--to {to} exists and is no export: remove it, or give a folder that does not exist")
-    made = _folders_of(folder)
+    made = {str(row["file"]) for row in export.get("blocks", []) if isinstance(row, dict) and "file" in row}
     if added := sorted(file.name for file in folder.iterdir() if not (file.name in made or _made_here(file.name))):
         raise ConfigError(
             f"--to {to} is an older export, to which something was added that would be lost ({', '.join(added)}): "
@@ -101,23 +102,19 @@ def _refuse_taken(folder: Path, to: str) -> None:
         )
 
 
-def _folders_of(export: Path) -> set[str]:
-    """Names of the folders of its blocks, if it was made by `--plain`."""
-    rows = json.loads((export / CONFIG).read_text()).get("blocks", [])
-    return {str(row["file"]) for row in rows if isinstance(row, dict) and "file" in row}
-
-
 def _made_here(name: str) -> bool:
     """Whether an export, or Python when it imports one, writes a file of this name."""
     return name in (CONFIG, MODELING, CARD, TOKENIZER_FILE, COMMON, "__pycache__") or bool(WEIGHTS.fullmatch(name))
 
 
-def _is_export(folder: Path) -> bool:
+def _read_export(folder: Path) -> dict[str, Any] | None:
+    """The config.json of an export, of which that of `--plain` names the folders of its blocks; None if the
+    folder is no export."""
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") in (FORMAT, PLAIN_FORMAT)
+        return None
+    return content if isinstance(content, dict) and content.get("format") in (FORMAT, PLAIN_FORMAT) else None
 
 
 def _refuse_foreign(run_plan: RunPlan) -> None:

@@ -10,7 +10,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, first_line
 
 Order = Literal["cyclic", "linear", "none"]
 SHIPPED = ("weekdays", "months", "letters", "numbers")
@@ -84,7 +84,7 @@ def _read(given: str) -> ConceptSet:
             f"--concepts {where} cannot be read ({error.strerror}): give a YAML file, or one of {', '.join(SHIPPED)}"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--concepts {where} is no YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--concepts {where} is no YAML: {first_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dbtrain.errors import ConfigError, first_line
 from dbtrain.evaluation.sweep.concepts import ConceptSet
 from dbtrain.evaluation.sweep.geometry import Floats
-from dbtrain.evaluation.sweep.hidden import States, same_length
+from dbtrain.evaluation.sweep.hidden import States, same_length, stacked
 
 CONFIG = "config.json"
 
@@ -58,13 +57,7 @@ class SweptFolder:
             output = given.logits[:, -1].float().softmax(dim=-1).double().cpu().numpy()
             for place, number in enumerate(numbers):
                 hidden[number], chances[number] = states[place], output[place]
-        order = range(len(prompts))
-        return States(
-            hidden=np.stack([hidden[n] for n in order]),
-            chances=np.stack([chances[n] for n in order]),
-            labels=np.array([label for label, _, _ in prompts]),
-            templates=np.array([template for _, template, _ in prompts]),
-        )
+        return stacked(hidden, chances, prompts)
 
     def first_tokens(self, concepts: ConceptSet) -> list[int]:
         """The first token of each label after a space."""

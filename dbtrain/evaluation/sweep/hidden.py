@@ -130,7 +130,7 @@ class SweptRun:
             for place, number in enumerate(numbers):
                 hidden[number] = states[place]
                 chances[number] = output[place, -1]
-        return _stacked(hidden, chances, prompts)
+        return stacked(hidden, chances, prompts)
 
     def _images(self, concepts: ConceptSet) -> States:
         names, split = self.classes().labels, self.data.test
@@ -148,7 +148,7 @@ class SweptRun:
             for place in range(len(chosen)):
                 hidden[len(prompts)], chances[len(prompts)] = states[place], output[place]
                 prompts.append((number, place, label))
-        return _stacked(hidden, chances, prompts, paired=False)
+        return stacked(hidden, chances, prompts, paired=False)
 
     @torch.no_grad()
     def _walk(self, batch: dict[str, Tensor], count: int) -> tuple[Floats, Floats]:
@@ -181,12 +181,20 @@ def _watched(blocks: Sequence[BlockModel], seen: dict[int, Tensor], slot: int) -
             handle.remove()
 
 
-def _stacked(
+def stacked(
     hidden: dict[int, Floats],
     chances: dict[int, Floats],
     prompts: Sequence[tuple[int, int, str]],
     paired: bool = True,
 ) -> States:
+    """What was read of each prompt, by its number, in one table.
+
+    Args:
+        hidden: hidden states of every layer.
+        chances: answers, as probabilities.
+        prompts: label, template and text of each.
+        paired: as of `States`.
+    """
     count = range(len(prompts))
     return States(
         hidden=np.stack([hidden[n] for n in count]),

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, first_line
 
 FILE = "config.json"
 SAVED = ("transformers_version", "_diffusers_version")
@@ -96,7 +96,7 @@ def library(name: str, arch: str) -> ModuleType:
     except ImportError as error:
         extra = "diffusers" if name == "diffusers" else "text"
         raise ConfigError(
-            f"model.arch={arch} needs the package {name}, which cannot be imported ({first(error)}): install "
+            f"model.arch={arch} needs the package {name}, which cannot be imported ({first_line(error)}): install "
             f"dbtrain[{extra}]"
         ) from None
 
@@ -104,11 +104,6 @@ def library(name: str, arch: str) -> ModuleType:
 def parameters_of(kind: Any) -> list[str]:
     """Names of the arguments of a class's constructor, which are the keys of its settings."""
     return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
-
-
-def first(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).strip().split("\n", 1)[0]
 
 
 def made(build: Any, value: Mapping[str, Any], of: str) -> Any:
@@ -122,7 +117,7 @@ def made(build: Any, value: Mapping[str, Any], of: str) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # whatever the library raises on settings that do not fit each other
-        raise ConfigError(f"model.config is not for {of}: {type(error).__name__}: {first(error)}") from None
+        raise ConfigError(f"model.config is not for {of}: {type(error).__name__}: {first_line(error)}") from None
 
 
 def made_of_transformers(kind: Any, value: Mapping[str, Any], of: str) -> Any:

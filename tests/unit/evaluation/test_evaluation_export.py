@@ -32,6 +32,7 @@ from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 from tests.own_network import write_files
+from tests.unit.evaluation.alone import run_alone
 from tests.unit.models.originals import SETTINGS
 from tests.unit.small_runs import BASE, commit, never
 
@@ -74,19 +75,6 @@ CASES = {
 }
 ALONE = """
 import importlib.util, json, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "dbtrain":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocker())
-try:
-    import dbtrain
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("dbtrain can be imported")
 import torch
 from pathlib import Path
 from safetensors.torch import load_file
@@ -211,10 +199,7 @@ def test_it_gives_the_bits_of_the_merged_model_where_this_package_cannot_be_impo
         tensors, facts = asked(run)
         save_file(tensors, exported / f"{name}.safetensors")
         (exported / f"{name}.json").write_text(json.dumps(facts))
-    program = [sys.executable, "-I", "-B", "-c", ALONE, *(str(exported / name) for name in runs)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {name: [] for name in runs}
+    assert json.loads(run_alone(ALONE, [exported / name for name in runs])) == {name: [] for name in runs}
 
 
 def test_every_architecture_of_the_package_is_tried():
