@@ -12,17 +12,17 @@ SHORT_OF_MEMORY = (
     "cluster.cpus_per_worker so that fewer workers share a machine"
 )
 LOST_NODE = "its node was lost"
-UNREACHED = "its node could not be reached any more"
-"""What stands for a lost node before Ray has found out that it is dead."""
-LOST = (LOST_NODE, UNREACHED)
 SILENT = "the workers ended without a word"
 NODE_DIED = "The actor died because its node has died"
 """Ray's sentence for a lost node."""
+UNREACHABLE = "The actor is temporarily unavailable"
+"""Ray's sentence for a worker that does not answer: it is frozen, or its node will soon be found dead."""
+UNREACHED = "its worker does not answer any more, and its node lives: the process is frozen, or the network is down"
 SENTENCES = {
     "Worker unexpectedly exits with a connection error": KILLED,
     "due to the node running low on memory": SHORT_OF_MEMORY,
     NODE_DIED: LOST_NODE,
-    "The actor is temporarily unavailable": UNREACHED,
+    UNREACHABLE: UNREACHED,
 }
 """Our sentence for each of Ray's, which stands somewhere in half a page of its other text."""
 OUTSIDE = re.compile(
@@ -70,7 +70,7 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
 
 def _vanished(reason: str | None, committed: int) -> Exit:
     """The workers wrote no end: only the cluster can know whether they or their node died."""
-    lost = reason is not None and (reason in LOST or ("node" in reason and "died" in reason))
+    lost = reason is not None and (reason == LOST_NODE or ("node" in reason and "died" in reason))
     return Exit("preempted" if lost else "crashed", reason or SILENT, committed)
 
 
@@ -80,7 +80,7 @@ def _reported(end: dict[str, Any], reason: str | None, leaving: ExitKind, commit
         return Exit(leaving, str(end.get("reason")), committed)
     if end["outcome"] == "failed" and not end.get("retry"):
         return Exit("failed", str(end.get("error")), committed)
-    if end["outcome"] == "crashed" and reason in LOST:
+    if end["outcome"] == "crashed" and reason == LOST_NODE:
         # workers on other nodes met broken connections, and wrote that before the cluster missed the node
         return Exit("preempted", reason, committed)
     cause = None if reason == KILLED else _cause(end)

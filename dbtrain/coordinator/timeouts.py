@@ -46,7 +46,12 @@ def timeouts(hang_timeout_s: float, local: bool) -> list[TimeOut]:
         ),
         TimeOut("a node's connection is silent", _ray(alive) / 1000, "it is asked whether it lives", alive),
         TimeOut("it gives no answer", _ray(answer) / 1000, "the connection is lost", answer),
-        TimeOut("a block on several nodes crashed", SILENT_S, "all nodes answer, or it was a lost node", "fixed"),
+        TimeOut(
+            "a block on several nodes crashed, or a worker does not answer",
+            SILENT_S,
+            "its nodes answer, or one was lost",
+            "fixed",
+        ),
         TimeOut("the head is lost", _ray(head), "a node and its workers end", head),
         TimeOut("the storage refuses or is silent", sum(RETRY_DELAYS_S), "three tries, then an error", "fixed"),
         TimeOut(

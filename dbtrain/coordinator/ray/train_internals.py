@@ -28,7 +28,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S
+from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S, UNREACHABLE
 
 RELEASE_S = 60.0
 """How long a process may take to give back what a dead controller held."""
@@ -103,14 +103,16 @@ class StartGuard(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         """Give back the placement group of workers that died later in the start,
         which the controller never got.
 
-        And tell a lost node of several: the workers elsewhere raise at once, when their connections break,
-        and Ray Train ends the attempt long before Ray finds the node dead.
+        And tell a lost node: of several nodes the workers elsewhere raise at once, when their connections
+        break, and a worker alone does not answer any more; Ray Train ends the attempt long before Ray finds
+        the node dead.
         """
         if self._group is not None and self._group.has_started():
             self._group.shutdown()
-        if len(self._nodes) > 1 and isinstance(self._error, WorkerGroupError) and await _lost_one(self._nodes):
-            told = RuntimeError(f"{NODE_DIED}; before that was known: {reason(self._error, WHOLE)}")
-            self._error.worker_failures = {0: told}
+        if isinstance(self._error, WorkerGroupError):
+            told = reason(self._error, WHOLE)
+            if (len(self._nodes) > 1 or UNREACHABLE in told) and await _lost_one(self._nodes):
+                self._error.worker_failures = {0: RuntimeError(f"{NODE_DIED}; before that was known: {told}")}
 
 
 async def _lost_one(nodes: set[str]) -> bool:

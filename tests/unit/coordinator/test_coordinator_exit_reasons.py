@@ -46,14 +46,15 @@ def test_a_lost_node_is_a_preemption_in_one_short_line():
     assert (exit_.kind, exit_.reason) == ("preempted", LOST_NODE)
 
 
-def test_a_node_that_is_not_reached_any_more_is_one_that_was_lost():
-    """Ray 2.60's words for it, from a Slurm node that was powered off."""
+def test_a_worker_that_does_not_answer_on_a_node_that_lives_has_crashed():
+    """Ray 2.60's words for a frozen process; where its node is dead, the controller says so in their place."""
     told = (
         "ActorUnavailableError: The actor 84f7 is unavailable: The actor is temporarily unavailable: RpcError: RPC "
-        "error: recvmsg:Connection timed out rpc_code: 14. The task may or may not have been executed on the actor."
+        "error: keepalive watchdog timeout rpc_code: 14. The task may or may not have been executed on the actor."
     )
     exit_ = classify(Progress(), told, 20, 60, stopping=False)
-    assert (exit_.kind, exit_.reason) == ("preempted", UNREACHED)
+    assert (exit_.kind, exit_.reason) == ("crashed", UNREACHED)
+    assert classify(Progress(), f"RuntimeError: {NODE_DIED}; before: {told}", 20, 60, False).kind == "preempted"
 
 
 def test_what_is_not_known_is_repeated_but_not_without_end():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dbtrain.coordinator.exit_reasons import LOST_NODE, in_words
+from dbtrain.coordinator.exit_reasons import LOST_NODE, UNREACHABLE, in_words
 from dbtrain.coordinator.ray import train_internals
 
 A, B, C = ("a" * 56, "b" * 56, "c" * 56)
@@ -42,10 +42,10 @@ def end(monkeypatch):
         rests.append(seconds)
         await sleep(0.001)
 
-    def go(cluster, *nodes):
+    def go(cluster, *nodes, said=BROKEN):
         monkeypatch.setattr(train_internals, "ray", cluster)
         monkeypatch.setattr(train_internals.asyncio, "sleep", rest)
-        error = train_internals.WorkerGroupError("half a page", {0: RuntimeError(BROKEN)})
+        error = train_internals.WorkerGroupError("half a page", {0: RuntimeError(said)})
         start = train_internals.StartGuard()
         workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in nodes]
         start.after_worker_group_start(SimpleNamespace(get_workers=lambda: workers, has_started=lambda: False))
@@ -73,6 +73,15 @@ def test_another_node_of_the_cluster_is_none_of_its_business(end):
 
 def test_workers_of_one_node_ask_nobody(end):
     assert end(None, A, A) == (f"RuntimeError: {BROKEN}", 0)
+
+
+def test_a_worker_alone_that_does_not_answer_has_lost_its_node_where_that_is_found_dead(end):
+    told, looks = end(Ray({A: False}, looks=5), A, said=UNREACHABLE)
+    assert in_words(told) == LOST_NODE and UNREACHABLE in told and looks == 5
+
+
+def test_a_worker_alone_that_does_not_answer_on_a_node_that_does_is_frozen(end):
+    assert end(Ray({A: True}), A, said=UNREACHABLE) == (f"RuntimeError: {UNREACHABLE}", 1)
 
 
 def test_a_node_that_neither_answers_nor_dies_is_not_waited_for_without_end(end, monkeypatch):
