@@ -112,6 +112,8 @@ def train(
         IncompleteRunError: blocks failed or were stopped; the message names each.
         DbtrainError: the run cannot start; the message says why.
     """
+    if isinstance(blocks, str):
+        raise ConfigError(f"blocks={blocks!r} is a text: give the numbers, as in blocks=[0, 1]")
     shown = view or SilentView()
     chosen = config if isinstance(config, Config) else run_config(_at(config).store.url)
     if address is not None:
@@ -230,9 +232,14 @@ def load_merged(path: RunAt, device: str | torch.device = "cpu") -> MergedNetwor
 
     Raises:
         ShardError: there is no merged model, or a file of it is damaged.
-        ConfigError: the run's own network cannot be imported.
+        ConfigError: the run's own network cannot be imported, or there is no such device.
     """
-    return read_merged(_at(path).store.url, torch.device(device))
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={device}: PyTorch sees {torch.cuda.device_count()} GPU(s) here; leave it out for the CPU"
+        )
+    return read_merged(_at(path).store.url, chosen)
 
 
 def predict(model: MergedNetwork, inputs: Tensor, batch_size: int = 256) -> Tensor:

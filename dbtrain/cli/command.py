@@ -96,7 +96,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             say(Console(stderr=True), f"error: {error}", "red")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as stop:
-            say(Console(stderr=True), "stopped; the same command continues from the last commits")
+            say(Console(stderr=True), "stopped: what is committed stays, and the same command goes on from there")
             number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
             raise typer.Exit(128 + number) from None
         except (typer.Exit, BrokenPipeError):  # a reader that has seen enough, such as head, is no bug: click ends it

@@ -11,10 +11,15 @@ class BlockResources(Section):
     """What one block asks of the cluster; unset values are those of `cluster`."""
 
     workers: Count | None = None
+    """Workers of this block."""
     gpus_per_worker: Positive | None = None
+    """GPUs of each of its workers."""
     cpus_per_worker: Positive | None = None
+    """CPUs of each of its workers."""
     micro_batch: Count | None = None
+    """Samples that each of its workers takes at a time, where its GPU is not as large as others."""
     resources: dict[str, float] | None = None
+    """Custom Ray resources of each of its workers, by which it is bound to the nodes that have them."""
 
 
 class ClusterConfig(Section):
@@ -28,6 +33,7 @@ class ClusterConfig(Section):
     gpus_per_worker: Positive = 1.0
     """GPUs of a worker, when it uses GPUs; a fraction shares one."""
     cpus_per_worker: Positive = 1.0
+    """CPUs of a worker, and on a CPU the threads that it computes with."""
     resources: dict[str, float] = {}
     """Custom Ray resources that every worker asks for."""
     blocks: ByBlock[BlockResources] = {}

@@ -28,6 +28,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
     Raises:
         ConfigError: the file is missing or no YAML, an override is malformed, a key unknown or a value wrong.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r} is a text: give a list, as in [{overrides!r}]")
     where = str(path or "the configuration")
     try:
         loaded = OmegaConf.create(literal(base or {})) if path is None else _file(located(path))

@@ -33,6 +33,8 @@ class Config(Section):
     """How blocks are trained: isolated, as the paper has it, or as a baseline; `dbtrain baseline` sets it."""
     blocks: Count = 3
     layers_per_block: tuple[Count, ...] | None = None
+    """Layers of each block, block 0 first, which sees the strongest noise; by default equal shares, as far as
+    they go."""
     model: AnyModel
     data: DataConfig
     codebook: CodebookConfig = CodebookConfig()

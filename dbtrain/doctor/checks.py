@@ -82,12 +82,21 @@ def _versions(facts: Mapping[str, Any]) -> list[Finding]:
 
 
 def _packages(facts: Mapping[str, Any]) -> list[Finding]:
-    return [
-        Finding("packages", "bad", f"{node} lacks {', '.join(names)}", f"there: pip install {' '.join(names)}")
-        if set(names) & set(probe.PRESENT)
-        else Finding("packages", "warn", f"{node} lacks {', '.join(names)}", f"{_sources(names)} needs it there")
-        for node, names in absent(facts).items()
-    ]
+    return [found for node, names in absent(facts).items() for found in package_findings(names, f"{node}: ")]
+
+
+def package_findings(names: Sequence[str], prefix: str = "") -> list[Finding]:
+    """About the packages that one machine lacks: those that every run needs, and those that some need."""
+    needed = [name for name in names if name in probe.PRESENT]
+    other = [name for name in names if name not in probe.PRESENT]
+    findings = []
+    if needed:
+        fix = f"pip install {' '.join(needed)}"
+        findings.append(Finding("packages", "bad", f"{prefix}{', '.join(needed)} missing", fix))
+    if other:
+        fix = f"only {_sources(other)} needs it: pip install {' '.join(other)}"
+        findings.append(Finding("packages", "warn", f"{prefix}{', '.join(other)} missing", fix))
+    return findings
 
 
 def _sources(packages: Sequence[str]) -> str:

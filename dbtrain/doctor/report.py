@@ -12,7 +12,7 @@ from rich.table import Table
 from dbtrain import __version__
 from dbtrain.coordinator import probe
 from dbtrain.coordinator.ray.address import connect
-from dbtrain.doctor.checks import CLOCK_BAD_S, Finding, examine_cluster, machine_findings
+from dbtrain.doctor.checks import CLOCK_BAD_S, Finding, examine_cluster, machine_findings, package_findings
 from dbtrain.errors import ConfigError, DbtrainError, PreflightError, ShardError
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import size
@@ -77,12 +77,13 @@ def _plain(text: str) -> str:
 def examine_machine(storage: str) -> list[Finding]:
     """Every finding about this machine."""
     fact = probe.facts()
-    missing = [name for name, version in fact["versions"].items() if version == "missing"] + fact["absent"]
+    missing = [name for name, version in fact["versions"].items() if version == "missing"]
     versions = ", ".join(f"{name} {version}" for name, version in fact["versions"].items())
     return [
         Finding("versions", "bad", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")
         if missing
         else Finding("versions", "ok", versions),
+        *package_findings(fact["absent"]),
         _processor(fact["cpus"], fact["memory"]),
         _gpus(fact["gpus"]),
         *machine_findings(fact),

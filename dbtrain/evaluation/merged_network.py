@@ -22,12 +22,17 @@ STEPS = 50
 """Noise levels of a sample by default, as many as in `dbtrain sample`."""
 
 
+PIXEL_SLACK = 1e-3
+"""By how much a pixel may lie beyond -1 and 1, as resizing and rounding leave it."""
+
+
 class MergedNetwork(nn.Module):
     """All blocks of a run as one module: `.to`, `.parameters` and `.state_dict` work as of any other.
 
     What it is called with and what it returns follows from what the architecture can do:
 
-    - a classifier takes images (N, C, H, W) as the data has them, and returns probabilities (N, classes);
+    - a classifier takes images (N, C, H, W) of floats from -1 (black) to 1 (white), as the data has them in
+      training, and returns probabilities (N, classes);
     - a model that draws samples takes classes (N,), and returns a sample of each: pictures (N, C, H, W) in
       [-1, 1], or latents;
     - a causal language model takes tokens (N, T), and returns probabilities (N, T + 1, V): in place t of the
@@ -164,9 +169,21 @@ def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, fir
         raise ConfigError(
             f"images of shape {tuple(images.shape)} do not fit: this model takes (N, {', '.join(map(str, shape))})"
         )
+    if shape is not None:
+        _check_pixels(images)
     # a label is needed only for the shape of the target; an evaluation does not see its value
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return _read_out(merged, {"image": images, "label": labels}, len(images), first)
+
+
+def _check_pixels(images: Tensor) -> None:
+    """ConfigError unless these are pixels as in training: of another scale they get wrong answers."""
+    if not images.is_floating_point() or (len(images) and float(images.abs().max()) > 1 + PIXEL_SLACK):
+        most = f"up to {float(images.abs().max()):g}" if len(images) else "none"
+        raise ConfigError(
+            f"images of {images.dtype}, {most}, do not fit: this model takes floats from -1 (black) to 1 (white); "
+            "bytes become that by images / 255 * 2 - 1"
+        )
 
 
 def _drawn(network: MergedNetwork, merged: MergedModel, classes: Tensor, first: int) -> Tensor:

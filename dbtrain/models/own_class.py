@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
 from dbtrain.errors import ConfigError
-from dbtrain.method.interface import BlockModel
+from dbtrain.method.interface import BlockModel, Likelihood
 from dbtrain.method.parametrisation import PARAMETRISATIONS
 from dbtrain.method.split import PRIVATE_GROUPS
 from dbtrain.models.adapters.find import told
@@ -41,7 +41,22 @@ def check_class(arch: str, kind: type[Any]) -> None:
             f"model.arch={arch} has natural_parametrisation={kind.natural_parametrisation!r}, which is none of "
             f"{', '.join(PARAMETRISATIONS)}"
         )
+    _check_abilities(arch, kind)
     _check_constructor(arch, kind)
+
+
+def _check_abilities(arch: str, kind: type[BlockModel]) -> None:
+    """What the class says that it can do, before days of training show that a command cannot read it."""
+    if kind.samples is not None and kind.samples not in kind.takes:
+        raise ConfigError(
+            f"model.arch={arch} has samples={kind.samples!r}: name the entry of the data that it draws, one of "
+            f"those in takes={kind.takes!r}, such as samples = 'image'"
+        )
+    known = get_args(Likelihood)
+    if kind.likelihood is not None and kind.likelihood not in known:
+        raise ConfigError(f"model.arch={arch} has likelihood={kind.likelihood!r}, which is none of {', '.join(known)}")
+    if not isinstance(kind.classifies, bool):
+        raise ConfigError(f"model.arch={arch} has classifies={kind.classifies!r}: say True or False")
 
 
 def _check_constructor(arch: str, kind: type[BlockModel]) -> None:

@@ -83,10 +83,22 @@ def test_a_run_is_prepared_merged_scored_and_asked_without_a_word(tmp_path, capf
     for size in (0, -1):  # each would answer some of the inputs only
         with pytest.raises(ConfigError, match=f"batch_size={size} "):
             dbtrain.predict(model, batch["image"], batch_size=size)
+    for wrong in (batch["image"] * 8 + 8, (batch["image"] * 8 + 8).byte()):  # as scikit-learn has the digits
+        with pytest.raises(ConfigError, match=r"up to 16, do not fit: this model takes floats from -1"):
+            model(wrong)
     score = float((classes == batch["label"]).double().mean())
     assert score == pytest.approx(found.scores["test"][config.evaluation.readout], abs=1e-6)
     said = capfd.readouterr()
     assert said.out == said.err == ""
+
+
+def test_a_text_in_the_place_of_a_list_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"give a list, as in \['training.steps=3'\]"):
+        dbtrain.load_config("vit_digits", "training.steps=3")
+    with pytest.raises(ConfigError, match=r"give the numbers, as in blocks=\[0, 1\]"):
+        dbtrain.train(settled(tmp_path), blocks="0,1")
+    with pytest.raises(ConfigError, match=r"device=cuda:77: PyTorch sees \d GPU"):
+        dbtrain.load_merged(settled(tmp_path), "cuda:77")
 
 
 def test_a_view_is_told_what_the_command_says(tmp_path):

@@ -20,19 +20,24 @@ def test_options_reach_sbatch_and_the_rest_the_run() -> None:
     assert command == ["sbatch", "--nodes=4", "--time=8:00:00", str(SCRIPT), str(DIGITS), "blocks=2"]
 
 
-def test_a_dry_run_shows_the_command_and_the_script() -> None:
-    shown = submit({"nodes": 2}, DIGITS, ["out=/shared"], 1, dry_run=True)
-    assert shown.startswith("# DBTRAIN_STORAGE=/shared DBTRAIN_GPUS=1 sbatch --nodes=2 ")
-    assert SCRIPT.read_text().split("\nset -", 1)[1] in shown
-
-
-def test_a_dry_run_is_the_job() -> None:
-    """Saved and submitted without the command line it asks for the same nodes."""
-    shown = submit({"nodes": 4, "cpus-per-task": 8, "time": None}, DIGITS, (), None, dry_run=True)
+def test_a_dry_run_is_the_job(tmp_path: Path) -> None:
+    """Saved and submitted without a command line it asks for the same nodes, and trains the same."""
+    options = {"nodes": 4, "cpus-per-task": 8, "time": None}
+    shown = submit(options, DIGITS, ["out=/shared/my runs", "blocks=2"], 1, dry_run=True)
     asked = [line for line in shown.splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --nodes=4" in asked and "#SBATCH --cpus-per-task=8" in asked
     assert sum("--nodes=" in line or "--cpus-per-task=" in line for line in asked) == 2
-    assert shown.splitlines()[1].startswith("#!")
+    assert shown.startswith("#!/bin/bash\n#SBATCH")
+    told, rest = shown.split("\nset -uo pipefail\n")
+    assert rest == SCRIPT.read_text().split("\nset -uo pipefail\n")[1]
+    show = 'printf "%s\\n" "$DBTRAIN_STORAGE" "$DBTRAIN_GPUS" "$@"'
+    done = subprocess.run(["bash", "-c", f"{told}\n{show}"], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["/shared/my runs", "1", str(DIGITS), "out=/shared/my runs", "blocks=2"]
+
+
+@pytest.mark.parametrize(("gpus", "more", "cpus"), [(4, [], 4), (4, ["cluster.cpus_per_worker=3"], 12), (1, [], 2)])
+def test_every_gpu_has_a_cpu_or_those_that_its_worker_asks_for(gpus: int, more: list[str], cpus: int) -> None:
+    assert f"#SBATCH --cpus-per-task={cpus}\n" in submit({"cpus-per-task": None}, DIGITS, more, gpus, dry_run=True)
 
 
 def test_mistakes_are_told_before_anything_waits_in_a_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,6 +45,10 @@ def test_mistakes_are_told_before_anything_waits_in_a_queue(monkeypatch: pytest.
         submit({}, DIGITS, ["model.dpeth=3"], None, dry_run=False)
     with pytest.raises(ConfigError, match="the job starts a cluster of its own"):
         submit({}, DIGITS, ["cluster.address=auto"], None, dry_run=False)
+    with pytest.raises(ConfigError, match="adds up to 5"):
+        submit({}, DIGITS, ["layers_per_block=[1,2,2]"], None, dry_run=True)
+    with pytest.raises(ConfigError, match="a worker computes on one GPU"):
+        submit({}, DIGITS, ["cluster.gpus_per_worker=4"], None, dry_run=True)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlacementError, match="sbatch is not on the PATH"):
         submit({}, DIGITS, [], None, dry_run=False)

@@ -76,7 +76,7 @@ def test_a_node_without_a_package_that_workers_import_is_refused_by_name(port: i
     bare = Nodes(port, facts=lambda fact: {**fact, "absent": ["omegaconf"]})
     finding = found(bare, tmp_path)["packages"]
     assert (finding.level, finding.detail, finding.fix) == (
-        "bad", "two lacks omegaconf", "there: pip install omegaconf",
+        "bad", "two: omegaconf missing", "pip install omegaconf",
     )  # fmt: skip
     with pytest.raises(VersionError, match="two lacks omegaconf: install it there"):
         check_packages(bare, "text")
@@ -195,6 +195,17 @@ def test_doctor_names_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(probe, "DECISIVE", ("torch", "no-such-package"))
     wrong = [f for f in examine_machine(str(tmp_path)) if f.level == "bad"]
     assert [(f.what, f.fix) for f in wrong] == [("versions", "pip install no-such-package")]
+
+
+def test_doctor_only_warns_of_what_no_run_of_this_machine_may_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {**probe.facts(), "absent": ["datasets", "diffusers"]}
+    monkeypatch.setattr(probe, "facts", lambda: facts)
+    [found] = [f for f in examine_machine(str(tmp_path)) if f.what == "packages"]
+    assert (found.level, found.detail) == ("warn", "datasets, diffusers missing")
+    assert found.fix.endswith("needs it: pip install datasets diffusers") and "model.arch=hf_wan" in found.fix
+    doctor(None, str(tmp_path), None, None, Console(quiet=True))
 
 
 def test_an_address_where_nothing_listens(port: int) -> None:
