@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SLOW := tests/cluster tests/resume tests/unit/shards  # where all tests of clusters and faults lie
 
+# threads of two processes on the same cores would wait for each other by spinning
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test test-launchers test-long test-unit coverage site lint clean
 
 $(READY): pyproject.toml requirements.txt scripts/install.sh

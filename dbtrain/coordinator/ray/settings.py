@@ -1,4 +1,4 @@
-"""Ray's settings that must be in the environment before Ray is imported."""
+"""Settings that must be in the environment before Ray, or in a worker PyTorch, is imported."""
 
 import os
 import secrets
@@ -28,6 +28,9 @@ SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # of OpenMP, for workers of several threads: others are on their machine, and threads that spin while they wait for
+    # each other take the time of those that they wait for
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
