@@ -8,8 +8,9 @@ from typing import Literal
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.report import label
-from dbtrain.report.facts import Evaluation, Facts, Rival
+from dbtrain.report.facts import Facts, Rival
 from dbtrain.report.history import Attempt, History
+from dbtrain.report.results import Evaluation
 
 Tone = Literal["good", "warn", "bad"]
 
@@ -53,6 +54,7 @@ def judge(facts: Facts) -> Verdict:
         faults_of(facts),
         behind_of(facts),
     ]
+    remarks += [Remark("Left out", "warn", line) for line in facts.outdated]
     remarks += [Remark("Unreadable", "bad", line) for line in facts.told]
     order: tuple[Tone, ...] = ("bad", "warn", "good")
     worst = min((progress.tone, result.tone), key=order.index)

@@ -48,6 +48,8 @@ class Swept(Protocol):
     name: str
     layers: list[int]
     """Numbers of the layers in `States.hidden`."""
+    weights: str
+    """Hash of a run's merged model; '' of any other."""
 
     def states(self, concepts: ConceptSet) -> States:
         """Read all prompts of a set."""
@@ -78,7 +80,7 @@ class SweptRun:
     def __init__(self, run: Run) -> None:
         self.model = MergedModel.of_run(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.plan = self.model.run_plan
-        self.name = self.plan.config.name
+        self.name, self.weights = self.plan.config.name, self.model.weights_hash
         kind = architecture(self.plan.config.model.arch)
         self.text = kind.likelihood == "next_token"
         if not self.text and not kind.classifies:

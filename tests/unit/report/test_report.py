@@ -19,7 +19,7 @@ from dbtrain.report.verdict import judge
 from dbtrain.run.run import Run
 from dbtrain.shards.extension import Extension, Lengths
 from dbtrain.shards.merged_directory import MergedDirectory
-from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, steps
+from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, sampled, steps, swept
 from tests.unit.small_runs import settled
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -177,17 +177,69 @@ def test_damaged_files_are_told_on_the_page(tmp_path):
     assert verdict.headline.startswith("Done. Nobody has measured")
 
 
-def test_scores_of_an_older_model_are_not_those_of_the_run(tmp_path, monkeypatch):
+def test_results_of_another_model_are_not_those_of_the_run(tmp_path, monkeypatch):
     run = finished(tmp_path)
-    evaluated(run, weights="of before")
     monkeypatch.setattr(MergedDirectory, "weights_hash", "of now")
-    assert read(run)[1].headline == "Done. 81.25 % accuracy, compared with nothing yet."
+
+    def all_of(weights):
+        evaluated(run, weights=weights)
+        measured(run, weights=weights)
+        sampled(run, weights=weights)
+        swept(run, weights)
+        run.store.remove("texts.json")
+        keep_text(run, KeptText("Once", "upon a time", 1.0, 0, weights=weights))
+
+    def shown():
+        reader, verdict, _ = read(run)
+        left = [remark.text for remark in verdict.remarks if remark.about == "Left out"]
+        titles = {text for _, text in reader.headings}
+        kept = [
+            title for title in ("Quality", "Loss by noise level", "Samples", "Inside the layers") if title in titles
+        ]
+        assert not [remark for remark in verdict.remarks if remark.about == "Unreadable"]
+        return kept, left, verdict.headline
+
+    everything = ["Quality", "Loss by noise level", "Samples", "Inside the layers"]
+    all_of("of before")
+    assert shown()[:2] == (everything, []), "nothing is merged that they could differ from"
     run.merged.write_json("config.json", {})
-    _, verdict, _ = read(run)
+    kept, left, headline = shown()
+    assert kept == [] and headline.startswith("Done. Nobody has measured")
+    names = ("evaluation.json", "losses.json", "samples.png", "texts.json", "sweep.json")
+    assert all(name in line and "another model" in line for name, line in zip(names, left, strict=True))
+    for same in ("of now", ""):  # files of before name no model
+        all_of(same)
+        assert shown()[:2] == (everything, [])
+
+
+def test_who_denoised_what_is_shown_of_the_samples(tmp_path):
+    run = finished(tmp_path)
+    sampled(run, guidance=2.0)
+    reader, _, _ = read(run)
+    rows = [row for row in reader.rows if len(row) == 5 and row[0].startswith("block")]
+    assert rows[1:] == [["block 0", "2.36643", "20", "3", "10"], ["block 1", "0.5", "2.36643", "1", "4"]]
+    assert {"block 0: 3", "block 1: 1"} <= {text.strip() for text in reader.text}
+    sampled(run, text=False)
+    reader, _, _ = read(run)
+    assert ("h2", "Samples") in reader.headings and ("h2", "Who denoised what") not in reader.headings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"no picture",
+        lambda data: data[:-20],
+        lambda data: data.replace(b"x" * 9, b"x" * 8 + b"y"),
+    ],
+)
+def test_samples_that_are_no_whole_picture_are_told_and_not_shown(tmp_path, change):
+    run = finished(tmp_path)
+    sampled(run, weights="x" * 9)
+    run.store.write("samples.png", change(run.store.read("samples.png")))
+    reader, verdict, _ = read(run)
     told = [remark.text for remark in verdict.remarks if remark.about == "Unreadable"]
-    assert verdict.headline.startswith("Done. Nobody has measured") and "older model" in told[0]
-    evaluated(run, weights="of now")
-    assert not read(run)[1].headline.startswith("Done. Nobody")
+    assert len(told) == 1 and "samples.png is no whole PNG" in told[0] and "dbtrain sample" in told[0]
+    assert not [tag for tag, _ in reader.tags if tag == "img"]
 
 
 def test_a_branch_has_a_row_before_it_has_begun(tmp_path):
