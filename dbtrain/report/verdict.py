@@ -156,14 +156,14 @@ def faults_of(facts: Facts) -> Remark:
     """What went wrong on the way, and what it cost."""
     found = [fault for block in facts.histories for fault in _faults(block)]
     reasons = dict.fromkeys(reason for reason, _ in found)
-    told = [f"{reason}: {_names([at for why, at in found if why == reason])}" for reason in reasons]
+    told = [f"{_names([at for why, at in found if why == reason])}: {reason}" for reason in reasons]
     if not found:
         return Remark("Faults", "good", "None: no attempt ended in one.")
+    attempts = sum(len(block.attempts) for block in facts.histories)
     finished = all(status.row.phase == Phase.DONE.value for status in facts.statuses)
-    after = " All blocks came back and finished." if finished else ""
-    return Remark(
-        "Faults", "good" if finished else "warn", f"{len(found)} attempt(s) ended in one. {_listed(told)}{after}"
-    )
+    after = " Each went on from its last commit, and all blocks finished." if finished else ""
+    text = f"{len(found)} of {attempts} attempts ended in a fault. {_listed(told)}{after}"
+    return Remark("Faults", "good" if finished else "warn", text)
 
 
 def _faults(block: History) -> Iterator[tuple[str, str]]:
@@ -172,8 +172,8 @@ def _faults(block: History) -> Iterator[tuple[str, str]]:
     for attempt, after in zip(block.attempts, followers, strict=False):
         if not attempt.fault:
             continue
-        again = "" if after is None else f", went on from {after.first_step:,}"
-        yield attempt.reason or attempt.outcome, f"{block.name} (step {attempt.last_step:,}{again})"
+        again = "" if after is None else f" ({attempt.last_step - after.first_step:,} steps were done again)"
+        yield attempt.reason or attempt.outcome, f"{block.name} after step {attempt.last_step:,}{again}"
 
 
 def behind_of(facts: Facts) -> Remark:

@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -19,50 +18,11 @@ from dbtrain.report.verdict import judge
 from dbtrain.run.run import Run
 from dbtrain.shards.extension import Extension, Lengths
 from dbtrain.shards.merged_directory import MergedDirectory
+from tests.unit.report.reader import Reader
 from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, sampled, steps, swept
 from tests.unit.small_runs import settled
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Reader(HTMLParser):
-    """Reads a page as a screen reader would: text, headings, tables and what refers to what."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.refers = [], [], [], []
-        self.headings, self.rows, self.text = [], [], []
-        self.feed(text)
-        assert self.open == [], f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append((tag, attrs))
-        self.ids += [attrs["id"]] if "id" in attrs else []
-        self.refers += (attrs.get("aria-labelledby") or "").split()
-        self.refers += [value[1:] for name, value in attrs.items() if name.endswith("href") and value.startswith("#")]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-        if self.open and self.open[-1] in ("h1", "h2", "h3"):
-            self.headings.append((self.open[-1], data))
-        if {"th", "td"} & set(self.open) and self.rows:
-            self.rows[-1][-1] += data.strip()
 
 
 def read(run):
