@@ -161,7 +161,7 @@ def faults_of(facts: Facts) -> Remark:
         return Remark("Faults", "good", "None: no attempt ended in one.")
     attempts = sum(len(block.attempts) for block in facts.histories)
     finished = all(status.row.phase == Phase.DONE.value for status in facts.statuses)
-    after = " Each went on from its last commit, and all blocks finished." if finished else ""
+    after = " Each block went on from its last whole commit, and all of them finished." if finished else ""
     text = f"{len(found)} of {attempts} attempts ended in a fault. {_listed(told)}{after}"
     return Remark("Faults", "good" if finished else "warn", text)
 
@@ -172,7 +172,8 @@ def _faults(block: History) -> Iterator[tuple[str, str]]:
     for attempt, after in zip(block.attempts, followers, strict=False):
         if not attempt.fault:
             continue
-        again = "" if after is None else f" ({attempt.last_step - after.first_step:,} steps were done again)"
+        lost = 0 if after is None else attempt.last_step - after.first_step
+        again = f" ({lost:,} {'step was' if lost == 1 else 'steps were'} done again)" if lost > 0 else ""
         yield attempt.reason or attempt.outcome, f"{block.name} after step {attempt.last_step:,}{again}"
 
 

@@ -59,6 +59,8 @@ def test_a_finished_run_shows_the_numbers_of_its_files(whole):
     assert [row[6] for row in attempts[1:]] == ["done", "lost", "done"] and "SIGKILL" in attempts[2][7]
     assert ["paper", "2", "77", "1"] in reader.rows
     assert verdict.headline.startswith("Done. 81.25 % accuracy")
+    sentence = "vit of 3 layers, cut into 2 blocks, each of which learns alone on its own slice of the noise: 2 steps"
+    assert any(text.startswith(f"{sentence} of 8 samples of the data set digits") for text in reader.text)
 
 
 def test_a_page_can_be_read_without_seeing_it(whole):
@@ -76,7 +78,10 @@ def test_a_page_can_be_read_without_seeing_it(whole):
 def test_the_verdict_names_faults_and_the_block_that_is_behind(whole):
     _, verdict, _ = read(whole)
     said = {remark.about: remark for remark in verdict.remarks}
-    assert "block 1 (step 1, went on from 0)" in said["Faults"].text and "SIGKILL" in said["Faults"].text
+    assert said["Faults"].text.startswith(
+        "1 of 3 attempts ended in a fault. Block 1 after step 1 (1 step was done again): "
+    )
+    assert "SIGKILL" in said["Faults"].text and said["Faults"].text.endswith("and all of them finished.")
     assert "Block 1 is behind block 0" in said["Blocks"].text and said["Blocks"].tone == "warn"
     assert said["Training"].tone == "good"
 
