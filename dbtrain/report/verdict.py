@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 from dbtrain.coordinator.lifecycle import Phase
@@ -23,6 +24,8 @@ SPREAD = 2.0
 LEVEL = 0.01
 """Relative difference within which two scores are called level where no error is known."""
 END_TO_END = "end_to_end"
+LONGEST = 110
+"""Letters of a reason in the verdict; the table of attempts has all of them."""
 MOST_NAMED = 6
 """Faults or blocks that a sentence names; the tables have all."""
 
@@ -72,7 +75,8 @@ def progress_of(facts: Facts) -> Remark:
         text = f"{_listed([_names(failed) + ' failed'])} {_listed([so_far])} {_listed(errors)}"
         return Remark("Failed.", "bad", text)
     if len(phases.get(Phase.DONE.value, ())) == len(rows):
-        text = f"All {len(rows)} block(s) are done{_lengths(facts)}"
+        who = f"All {len(rows)} blocks are" if len(rows) > 1 else "The only block is"
+        text = f"{who} done{_lengths(facts)}"
         return Remark("Done.", "good", text + ("." if facts.merged else ", and not merged yet: dbtrain merge RUN."))
     working = [name for phase in (Phase.RUNNING.value, Phase.PLACED.value) for name in phases.get(phase, ())]
     if working:
@@ -105,10 +109,23 @@ def result_of(facts: Facts) -> Remark:
     if facts.chance is not None:
         parts.append(f" Guessing would have {found.row.write(facts.chance)}.")
     rival = next((rival for rival in facts.rivals if rival.kind == END_TO_END and _comparable(found, rival)), None)
-    if rival is None or rival.evaluation is None:
+    if rival is not None:
+        judged = _beside(found, name, rival, detail, "".join(parts), written)
+    else:
         parts.append(" Not compared: dbtrain compare trains the same layers end to end with equal FLOPs.")
-        return Remark(f"{written}, compared with nothing yet.", "warn", f"{detail}.{''.join(parts)}")
-    return _beside(found, name, rival, detail, "".join(parts), written)
+        guessing = f" (guessing: {found.row.write(facts.chance)})" if facts.chance is not None else ""
+        told = f"{written}{guessing}, compared with nothing yet."
+        judged = Remark(told, "warn", f"{detail}.{''.join(parts)}")
+    if facts.chance is None or not _guessed(found, score, facts.chance):
+        return judged
+    return Remark(f"{written}: no better than guessing ({found.row.write(facts.chance)}).", "bad", judged.text)
+
+
+def _guessed(found: Evaluation, score: float, chance: float) -> bool:
+    """Whether a share of right answers is within what guessing may give on as many samples."""
+    count = found.sizes.get("test")
+    error = math.sqrt(chance * (1 - chance) / count) if count else 0.0
+    return score <= chance + SPREAD * error
 
 
 def _beside(found: Evaluation, name: str, rival: Rival, detail: str, more: str, written: str) -> Remark:
@@ -156,7 +173,10 @@ def faults_of(facts: Facts) -> Remark:
     """What went wrong on the way, and what it cost."""
     found = [fault for block in facts.histories for fault in _faults(block)]
     reasons = dict.fromkeys(reason for reason, _ in found)
-    told = [f"{_names([at for why, at in found if why == reason])}: {reason}" for reason in reasons]
+    told = [
+        f"{_names([at for why, at in found if why == reason])}: {shorten(reason, LONGEST, placeholder=' ...')}"
+        for reason in reasons
+    ]
     if not found:
         return Remark("Faults", "good", "None: no attempt ended in one.")
     attempts = sum(len(block.attempts) for block in facts.histories)

@@ -98,6 +98,23 @@ def test_the_result_is_judged_beside_end_to_end(tmp_path, theirs, word, tone):
     assert ["end to end", "300.0M", "0:06", "0:10"] in [row[:4] for row in reader.rows]
 
 
+@pytest.mark.parametrize(
+    ("score", "words", "tone"),
+    [
+        (0.13, "13.00 % accuracy: no better than guessing (10.00).", "bad"),
+        (0.14, "(guessing: 10.00), compared", "warn"),
+    ],
+)
+def test_a_result_that_guessing_may_give_is_said_to_be_one(tmp_path, score, words, tone):
+    """Of 359 samples, guessing one of ten has a standard error of 1.58 %."""
+    run = finished(tmp_path)
+    evaluated(run, {"test": {"mean": score}})
+    verdict = read(run)[1]
+    assert words in verdict.headline and verdict.tone == tone
+    evaluated(finished(tmp_path, name="toy-end-to-end"), {"test": {"mean": score}})
+    assert ("no better than guessing" in read(run)[1].headline) == (tone == "bad"), "level with what guesses too"
+
+
 def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
     reader, verdict, _ = read(Run.at(settled(tmp_path).url))
     assert verdict.headline.startswith("Not finished.") and verdict.tone == "warn"
