@@ -40,7 +40,10 @@ def sample(
     run: RunDirectory,
     out: Annotated[
         Path | None,
-        typer.Option(help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png."),
+        typer.Option(
+            help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png. Beside it lies "
+            "a picture of which block did which step, ...-routing.svg."
+        ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
