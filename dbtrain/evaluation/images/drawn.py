@@ -1,6 +1,7 @@
 """How samples were drawn, kept inside of their picture: which block did which step, and whose weights."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -71,6 +72,10 @@ def read_drawn(data: bytes, where: str) -> Drawn | None:
     if text is None:
         return None
     try:
-        return TypeAdapter(Drawn).validate_json(text)
+        drawn = TypeAdapter(Drawn).validate_json(text)
     except ValidationError as error:
         raise ShardError(f"{where} says wrongly how it was drawn ({first_line(error)}): draw it anew") from None
+    numbers = (*drawn.edges, *(level for level, _ in drawn.steps))
+    if not all(map(math.isfinite, numbers)) or not drawn.level_name.replace(" ", "").isalnum():
+        raise ShardError(f"{where} says wrongly how it was drawn (its levels or their name): draw it anew")
+    return drawn

@@ -30,6 +30,7 @@ from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import MergedDirectory
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
 
 PICTURE = "samples.png"
@@ -135,19 +136,13 @@ def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any],
 
 def _keep_routing(run: Run, out: Path | None, drawn: Drawn) -> str:
     """Write the picture of the routing beside the samples; returns where it is."""
-    if out is None:
-        name = Path(PICTURE).stem + ROUTING
-        run.store.write(name, routing.svg(drawn))
-        return run.store.where(name)
-    file = out.with_name(out.stem + ROUTING)
+    name = f"{(out or Path(PICTURE)).stem}{ROUTING}"
+    store = run.store if out is None else Store(out.parent)
     try:
-        file.write_bytes(routing.svg(drawn))
-    except OSError as error:
-        raise ConfigError(
-            f"the samples are in {out}, but {file}, which shows who denoised what, cannot be written "
-            f"({error.strerror}): choose another place with --out"
-        ) from error
-    return str(file)
+        store.write(name, routing.svg(drawn))
+    except ShardError as error:
+        raise ShardError(f"the samples are written, but not the picture of who denoised what: {error}") from error
+    return store.where(name) if out is None else str(out.with_name(name))
 
 
 def _saved(content: BytesIO, suffix: str) -> str:

@@ -68,11 +68,11 @@ def measured(run, weights=""):
     )  # fmt: skip
 
 
-def sampled(run, weights="", guidance=1.0, text=True):
+def sampled(run, text=True, **changes):
     """samples.png, drawn by Heun in 4 steps, one of them in the slice of block 1; or one that says nothing."""
-    drawn = Drawn(
-        weights, "heun", guidance, 7, "sigma", (20.0, 2.3664319, 0.5), ((20.0, 0), (9.0, 0), (4.0, 0), (1.0, 1))
-    )
+    steps = ((20.0, 0), (9.0, 0), (4.0, 0), (1.0, 1))
+    how = {"weights": "", "solver": "heun", "guidance": 1.0, "seed": 7, "level_name": "sigma", "steps": steps}
+    drawn = Drawn(**{**how, "edges": (20.0, 2.3664319, 0.5), **changes})
     picture = io.BytesIO()
     Image.new("L", (40, 40)).save(picture, format="PNG", pnginfo=as_text(drawn) if text else None)
     run.store.write("samples.png", picture.getvalue())

@@ -206,6 +206,14 @@ def test_who_denoised_what_is_shown_of_the_samples(tmp_path):
     assert ("h2", "Samples") in reader.headings and ("h2", "Who denoised what") not in reader.headings
 
 
+def test_samples_that_say_what_cannot_be_are_told_and_not_shown(tmp_path):
+    run = finished(tmp_path)
+    for wrong in ({"level_name": "$\\x"}, {"edges": (20.0, float("nan"), 0.5)}, {"steps": ((float("inf"), 0),)}):
+        sampled(run, **wrong)
+        told = [remark.text for remark in read(run)[1].remarks if remark.about == "Unreadable"]
+        assert len(told) == 1 and "says wrongly how it was drawn" in told[0]
+
+
 @pytest.mark.parametrize(
     "change",
     [
