@@ -181,7 +181,7 @@ def faults_of(facts: Facts) -> Remark:
         return Remark("Faults", "good", "None: no attempt ended in one.")
     attempts = sum(len(block.attempts) for block in facts.histories)
     finished = all(status.row.phase == Phase.DONE.value for status in facts.statuses)
-    after = " Each block went on from its last whole commit, and all of them finished." if finished else ""
+    after = " Each block came back, and all of them finished." if finished else ""
     text = f"{len(found)} of {attempts} attempts ended in a fault. {_listed(told)}{after}"
     return Remark("Faults", "good" if finished else "warn", text)
 
