@@ -109,8 +109,8 @@ class Facts:
     """(when, steps before, steps after)."""
     told: tuple[str, ...] = ()
     """What could not be read, one line each."""
-    outdated: tuple[str, ...] = ()
-    """What was measured on another model than the merged one and is not shown, one line each."""
+    outdated: tuple[tuple[str, str], ...] = ()
+    """What is of another model than the merged one and not shown, and the command that makes it anew."""
 
 
 def gather(run: Run) -> Facts:

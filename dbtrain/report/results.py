@@ -29,8 +29,8 @@ class Reader:
 
     told: list[str] = field(default_factory=list)
     """What could not be read, one line each."""
-    outdated: list[str] = field(default_factory=list)
-    """What is of another model than the one that is merged now, one line each."""
+    outdated: list[tuple[str, str]] = field(default_factory=list)
+    """What is of another model than the one that is merged now, and the command that makes it anew."""
 
     def attempt(self, read: Callable[[], Found], otherwise: Found) -> Found:
         """What a call gives, or `otherwise` if it ends in an error of the run's files."""
@@ -100,11 +100,8 @@ class Results:
         return bool(weights and self._weights and weights != self._weights)
 
     def _left_out(self, name: str, command: str, what: str = "") -> None:
-        of = f"{what} in " if what else ""
-        self.reader.outdated.append(
-            f"{of}{self.run.store.where(name)}: of another model than merged/ holds now, as after more training; "
-            f"dbtrain {command} makes it anew"
-        )
+        place = f"{self.run.manifest.name}/{name}"
+        self.reader.outdated.append((f"{what} in {place}" if what else place, f"dbtrain {command}"))
 
     def evaluation(self) -> Evaluation | None:
         """The scores."""

@@ -57,11 +57,20 @@ def judge(facts: Facts) -> Verdict:
         faults_of(facts),
         behind_of(facts),
     ]
-    remarks += [Remark("Left out", "warn", line) for line in facts.outdated]
+    remarks += _left_out(facts)
     remarks += [Remark("Unreadable", "bad", line) for line in facts.told]
     order: tuple[Tone, ...] = ("bad", "warn", "good")
     worst = min((progress.tone, result.tone), key=order.index)
     return Verdict(worst, f"{progress.about} {result.about}".strip(), tuple(remarks))
+
+
+def _left_out(facts: Facts) -> list[Remark]:
+    """Results of another model than the one that is merged now."""
+    if not facts.outdated:
+        return []
+    names, commands = (", ".join(dict.fromkeys(column)) for column in zip(*facts.outdated, strict=True))
+    why = "of another model than the one that is merged now, as before more training. Made anew by"
+    return [Remark("Left out", "warn", f"{names}: {why} {commands}.")]
 
 
 def progress_of(facts: Facts) -> Remark:
@@ -92,8 +101,7 @@ def progress_of(facts: Facts) -> Remark:
 def _lengths(facts: Facts) -> str:
     steps = sorted({status.row.steps for status in facts.statuses})
     said = f" ({steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "") + " steps)"
-    times = len(facts.extended)
-    return said + (f", after {times} extension(s) from {facts.extended[0][1]:,} steps" if times else "")
+    return said + (f", extended from {facts.extended[0][1]:,} steps" if facts.extended else "")
 
 
 def result_of(facts: Facts) -> Remark:
@@ -181,7 +189,7 @@ def faults_of(facts: Facts) -> Remark:
         return Remark("Faults", "good", "None: no attempt ended in one.")
     attempts = sum(len(block.attempts) for block in facts.histories)
     finished = all(status.row.phase == Phase.DONE.value for status in facts.statuses)
-    after = " Each block came back, and all of them finished." if finished else ""
+    after = " After each fault the block came back, and all blocks finished." if finished else ""
     text = f"{len(found)} of {attempts} attempts ended in a fault. {_listed(told)}{after}"
     return Remark("Faults", "good" if finished else "warn", text)
 
