@@ -18,7 +18,6 @@ from dbtrain.config import Config
 from dbtrain.config.evaluation import AnySolver
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
-from dbtrain.evaluation.images import routing
 from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
 from dbtrain.evaluation.images.schedulers import check_solver
@@ -136,6 +135,8 @@ def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any],
 
 def _keep_routing(run: Run, out: Path | None, drawn: Drawn) -> str:
     """Write the picture of the routing beside the samples; returns where it is."""
+    from dbtrain.evaluation.images import routing  # matplotlib, which most commands do without
+
     name = f"{(out or Path(PICTURE)).stem}{ROUTING}"
     store = run.store if out is None else Store(out.parent)
     try:
