@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import Split, mixed, partners
@@ -30,7 +29,7 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
     """
     classes = int(str(model.run_plan.shape["classes"]))
     names = model.run_plan.class_names or tuple(map(str, range(classes)))
-    metrics: dict[str, MulticlassAccuracy] = {}
+    hits: dict[str, int] = {}
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     partner = partners(mixed(len(split)))
     batches = torch.split(torch.arange(len(split)), section.batch_size)
@@ -39,15 +38,14 @@ def accuracy(model: MergedModel, split: Split, section: EvaluationConfig) -> dic
             batch, draws = split.batch(indices, model.device), model.draws(indices)
             predicted = readouts(model.evaluations(batch, draws, section.steps_per_block))
             controls = _controls(model, batch, split.batch(partner[indices], model.device), draws, section)
+            labels = batch["label"]
             for name, probabilities in {**predicted, **controls}.items():
-                if name not in metrics:
-                    metrics[name] = MulticlassAccuracy(classes, average="micro").to(model.device)
-                metrics[name].update(probabilities, batch["label"])
-            labels = batch["label"].cpu()
-            hit = predicted[section.readout].argmax(dim=1).cpu() == labels
-            right, total = right + labels[hit].bincount(minlength=classes), total + labels.bincount(minlength=classes)
+                hits[name] = hits.get(name, 0) + int((probabilities.argmax(dim=1) == labels).sum())
+            hit = predicted[section.readout].argmax(dim=1) == labels
+            right = right + labels[hit].cpu().bincount(minlength=classes)
+            total = total + labels.cpu().bincount(minlength=classes)
     by_class = {f"{CLASS}{name}": int(right[i]) / int(total[i]) for i, name in enumerate(names) if total[i]}
-    return {name: float(metric.compute()) for name, metric in metrics.items()} | by_class
+    return {name: number / len(split) for name, number in hits.items()} | by_class
 
 
 def _controls(

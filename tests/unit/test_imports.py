@@ -15,6 +15,8 @@ from dbtrain import cli
 seen = {"command": [*sys.modules]}
 import dbtrain.coordinator.ray.train_internals  # what a controller of Ray Train unpacks
 seen["controller"] = [*sys.modules]
+import dbtrain.api  # what every command imports when it begins its work
+seen["interface"] = [*sys.modules]
 from dbtrain.data.images import digits
 digits(0.1)
 import dbtrain.training.entry
@@ -25,6 +27,16 @@ print(json.dumps(seen))
 ABSENT = {
     "command": {"torch", "ray"},
     "controller": {"torch"},
+    "interface": {
+        "torchmetrics",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "transformers",
+        "diffusers",
+        "deepspeed",
+        "torch._dynamo",
+    },
     "worker": {"mlflow", "wandb", "sklearn", "scipy", "matplotlib"},
 }
 

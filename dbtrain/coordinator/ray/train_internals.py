@@ -1,7 +1,7 @@
 """What we need of Ray Train (2.60) that it does not offer in public,
 each with its reason; pinned by that version.
 
-A block's attempt is what Ray's `TorchTrainer` makes but for five things: two helper processes less; what a
+A block's attempt is what Ray's `TorchTrainer` makes but for five things: helper processes less; what a
 failed start or a dead controller held is given back; a lost node is told apart from a crash; one worker alone
 opens no port; and its controller does not import PyTorch, which was half of the time that it took to start.
 So nothing here imports PyTorch, nor `ray.train.torch`, before it runs in a worker.
@@ -23,6 +23,8 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -56,17 +58,51 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 class LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without two helpers, each a process that imports PyTorch before a worker starts.
+    """Ray Train's trainer without four helpers, each a process that starts beside the workers.
 
-    One hands out Ray's own data sets. The other gives a dead controller's resources back, but asks the
-    dashboard who is dead: without one it does nothing, and holds up the end of every attempt for 12 s.
-    `release_orphans` does it here.
+    One hands out Ray's own data sets. One gives a dead controller's resources back, but asks the dashboard
+    who is dead: without one it does nothing, and holds up the end of every attempt for 12 s;
+    `release_orphans` does it here. One asks an autoscaler for nodes, as the placement groups do already. One
+    lets workers wait for each other in `ray.train.report`, which they never call.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
         kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unwanted)]
         return [StartGuard(), *kept]
+
+    def _initialize_and_run_controller(self, **wanted: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**wanted, "scaling_policy": FixedSize(self.scaling_config)})
+
+
+class FixedSize(FixedScalingPolicy):  # type: ignore[misc]
+    """As many workers as were asked for, without a word to the process that asks an autoscaler for nodes."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called when the controller is there: makes no client of that process."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Called at every decision."""
+
+
+class NobodyWaits:
+    """Stands where Ray Train has the actor by which `ray.train.report` lets workers wait for each other."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type["NobodyWaits"]:
+        """As of an actor's class."""
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> "NobodyWaits":
+        """As of an actor's class; starts no process."""
+        return cls()
+
+
+def _start_no_actor_for_reports() -> None:
+    """In the controller, before its workers start."""
+    worker_group.SynchronizationActor = NobodyWaits
+    state._shutdown_sync_actor = lambda actor: None
 
 
 class StartGuard(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
@@ -84,6 +120,7 @@ class StartGuard(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     def on_worker_group_start(self) -> Iterator[None]:
         """Around the start; why it failed would be lost on the way to the driver,
         where it tells a lost node."""
+        _start_no_actor_for_reports()
         try:
             yield
         except WorkerGroupStartupFailedError as error:

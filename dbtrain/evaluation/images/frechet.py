@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import DataSet, Split, evenly, spread
@@ -100,6 +99,8 @@ def _distance_to(
     split: Split, features: nn.Module, size: int, device: torch.device
 ) -> tuple[Callable[[Iterable[Tensor]], float], Tensor]:
     """The distance of batches of images to all images of a split, and that split's labels (len(split),)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # three seconds, for every command if it stood above
+
     metric = FrechetInceptionDistance(Features(int(str(features.num_features))), reset_real_features=False)
     labels = []
     for batch in _batches(split, torch.arange(len(split)), size, device):

@@ -9,7 +9,6 @@ another judge.
 from collections.abc import Sequence
 
 import torch
-from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 
 from dbtrain.errors import ConfigError
@@ -23,6 +22,8 @@ SEED = 0
 
 def ngram_features(texts: Sequence[str]) -> Tensor:
     """Counts of hashed character n-grams, each text's of unit length, (texts, HASHES)."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     vectorizer = HashingVectorizer(analyzer="char", ngram_range=GRAMS, n_features=HASHES, lowercase=False)
     return torch.from_numpy(vectorizer.transform(texts).toarray()).float()
 
