@@ -1,4 +1,5 @@
-"""Pictures for the documents: a run's report in light and dark, the terminal while it trained, and its sweep.
+"""Pictures for the documents: a run's report in light and dark, the terminal while it trained, its sweep, and
+who denoised its samples.
 
 Command:  python scripts/screenshots.py RUN docs/pictures   (needs Chromium, Debian's package chromium)
 The terminal is replayed from the run's events up to some seconds after its first word.
@@ -28,6 +29,7 @@ from dbtrain.telemetry.live_table import DRAWN, Trace, live_table
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEWS = {"light": (1000, 1560, []), "dark": (1000, 1560, ["--blink-settings=preferredColorScheme=0"])}
 COLOURS = 128
+ROUTED = "samples-routing.svg"
 FRAME = 120
 """Pixels of a window that its frame may take; they are blank."""
 
@@ -99,8 +101,9 @@ def main() -> None:
     run = Run.at(given.run)
     facts = gather(run)
     terminal(run, given.after, given.folder / f"terminal-{facts.name}.png")
-    if run.store.exists("sweep.png"):
-        (given.folder / f"sweep-{facts.name}.png").write_bytes(run.store.read("sweep.png"))
+    for mine, theirs in {"sweep.png": f"sweep-{facts.name}.png", ROUTED: f"routing-{facts.name}.svg"}.items():
+        if run.store.exists(mine):
+            (given.folder / theirs).write_bytes(run.store.read(mine))
     with tempfile.TemporaryDirectory() as folder:
         html = Path(folder) / "report.html"
         html.write_text(page(facts))

@@ -40,7 +40,10 @@ def sample(
     run: RunDirectory,
     out: Annotated[
         Path | None,
-        typer.Option(help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png."),
+        typer.Option(
+            help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png. Beside it lies "
+            "a picture of which block did which step, ...-routing.svg."
+        ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
@@ -68,10 +71,12 @@ def sample(
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
         drawn = (of, out, count, steps, solver, spacing, guidance, seed)
-        where = sample_run(*drawn, view.count, overrides or [], took.append, merged)
+        where, routing = sample_run(*drawn, view.count, overrides or [], took.append, merged)
         names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
+    if routing:
+        say(console, f"which block did which step is shown in {routing}")
     say(console, f"took {took[0]}")
 
 
@@ -104,9 +109,10 @@ def generate(
     of = Run.at(run)
     with model_of(of, now) as merged:
         text, progress = generate_text(of, prompt, length, temperature, seed, merged), progress_of(of, merged)
+        weights = merged.weights_hash
     print(prompt + text)
     if keep:
-        keep_text(of, KeptText(prompt, text, temperature, seed, progress))
+        keep_text(of, KeptText(prompt, text, temperature, seed, progress, weights))
     if progress:
         say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
 

@@ -15,7 +15,9 @@ TEXT_SETS = ("weekdays", "months", "letters", "numbers")
 @app.command()
 @reported
 def sweep(
-    model: Annotated[str, typer.Argument(help="A merged run, or the Hugging Face folder of a causal language model.")],
+    model: Annotated[
+        str, typer.Argument(help="A merged run, or the Hugging Face folder of a causal language model or a ViT.")
+    ],
     concepts: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,6 +33,10 @@ def sweep(
         list[str] | None,
         typer.Option(help="Another model of as many layers, for CKA layer by layer; may be given again."),
     ] = None,
+    pictures: Annotated[
+        str | None,
+        typer.Option(help="What the folder of a ViT reads: a folder of pictures for each class, or Parquet files."),
+    ] = None,
     pca: Annotated[int, typer.Option(min=2, help="Axes on which states are compared, at most.")] = 64,
     seed: Annotated[int, typer.Option(help="Of permutations and resamples.")] = 0,
     to: Annotated[
@@ -38,14 +44,13 @@ def sweep(
     ] = None,
 ) -> None:
     """Measure every layer of a model: how its distances between concepts agree with its behaviour."""
-    from dbtrain.evaluation.sweep.open import check_to, keep_sweep, open_model
+    from dbtrain.evaluation.sweep.open import check_to, keep_sweep, open_models
     from dbtrain.evaluation.sweep.sweep import beside_table, lines, sweep_table
     from dbtrain.evaluation.sweep.sweep import sweep as measure
 
     console = make_console()
     check_to(to)
-    read, sets = open_model(model, concepts, TEXT_SETS)
-    others = [open_model(other, None, TEXT_SETS)[0] for other in beside or ()]
+    (read, *others), sets = open_models([model, *(beside or ())], concepts, TEXT_SETS, pictures)
     with LiveView(console) as view:
         found = measure(read, sets, behaviour, pca, seed, view.count, others)
     for result in found.sets:

@@ -11,7 +11,7 @@ from dbtrain.shards.merged_directory import MergedDirectory
 Kept = TypeVar("Kept")
 SCORES = "evaluation.json"
 MEASURED = "weights"
-"""Field of evaluation.json: `MergedDirectory.weights_hash` of the model that has these scores."""
+"""Field of what is kept: `MergedDirectory.weights_hash` of the model that was measured."""
 
 
 def keep(run: Run, name: str, value: Any, what: str) -> None:

@@ -32,6 +32,8 @@ class Point:
     """The loss times the weight of the level, as in training."""
     level_name: str = "level"
     """What such a level is called."""
+    weights: str = ""
+    """Hash of the model that was measured, `MergedDirectory.weights_hash`; '' in a file of before."""
 
 
 def measure_losses(
@@ -92,7 +94,7 @@ def _point(model: MergedModel, split: Split, samples: int, level: float, block: 
         losses, weights = _losses(model, split, indices, level, block)
         sums += torch.stack([losses.mean(dim=1).sum(), (weights * losses).mean(dim=1).sum()]).double().cpu()
     loss, weighted = (sums / samples).tolist()
-    return Point(level, block, boundary, loss, weighted, model.run_plan.noise().level_name)
+    return Point(level, block, boundary, loss, weighted, model.run_plan.noise().level_name, model.weights_hash)
 
 
 def _losses(model: MergedModel, split: Split, indices: Tensor, level: float, block: int) -> tuple[Tensor, Tensor]:

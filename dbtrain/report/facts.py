@@ -1,12 +1,10 @@
 """What the files of a run say of it, gathered once. What cannot be read is told on the page."""
 
-import base64
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -16,51 +14,19 @@ from dbtrain.config import Config
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.coordinator.status import BlockStatus
 from dbtrain.coordinator.status import status as read_status
-from dbtrain.errors import DbtrainError, ShardError, first_line
-from dbtrain.evaluation.images.pictures import PICTURE
-from dbtrain.evaluation.kept import SCORES, kept
+from dbtrain.errors import ShardError, first_line
 from dbtrain.evaluation.losses import Point
-from dbtrain.evaluation.metrics import METRICS, Metric
-from dbtrain.evaluation.sweep.sweep import SWEEP, Sweep
-from dbtrain.evaluation.text.kept_texts import KeptText, kept_texts
+from dbtrain.evaluation.sweep.sweep import Sweep
+from dbtrain.evaluation.text.kept_texts import KeptText
 from dbtrain.experiments.baseline import KINDS, training_flops
 from dbtrain.report.history import History, history
+from dbtrain.report.results import Evaluation, Picture, Reader, Results
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.run.run import Run
-from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 
 LEVELS = 400
 """Number of levels at which the density of the training levels is drawn."""
-MOST_PICTURE_BYTES = 8 << 20
-"""A larger samples.png would make the page heavy: it is named, not shown."""
-Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What ``dbtrain eval`` keeps in evaluation.json."""
-
-    metric: str
-    """Key of `METRICS`."""
-    scores: dict[str, dict[str, float]]
-    """Scores by split, then by readout."""
-    unfinished: str = ""
-    """How far the blocks were, if they were not done."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Samples of each split; empty in a file of before."""
-    weights: str = ""
-    """Hash of the model that was measured, `MergedDirectory.weights_hash`; '' in a file of before."""
-
-    @property
-    def row(self) -> Metric:
-        """How the metric is written; KeyError if this version has none of that name."""
-        return METRICS[self.metric]
-
-    @property
-    def test(self) -> dict[str, float]:
-        """Scores of the test split by readout; empty if it was not measured."""
-        return self.scores.get("test", {})
 
 
 @dataclass(frozen=True)
@@ -131,8 +97,7 @@ class Facts:
     rivals: tuple[Rival, ...]
     density: Density | None
     losses: tuple[Point, ...]
-    picture: str | None
-    """samples.png in base64."""
+    picture: Picture | None
     texts: tuple[KeptText, ...]
     """Texts that the run wrote, newest first."""
     ablation: tuple[Setting, ...]
@@ -144,21 +109,8 @@ class Facts:
     """(when, steps before, steps after)."""
     told: tuple[str, ...] = ()
     """What could not be read, one line each."""
-
-
-@dataclass
-class _Reader:
-    """Reads one thing after the other; what fails is told."""
-
-    told: list[str] = field(default_factory=list)
-
-    def attempt(self, read: Callable[[], Found], otherwise: Found) -> Found:
-        """What a call gives, or `otherwise` if it ends in an error of the run's files."""
-        try:
-            return read()
-        except DbtrainError as error:
-            self.told.append(str(error))
-            return otherwise
+    outdated: tuple[tuple[str, str], ...] = ()
+    """What is of another model than the merged one and not shown, and the command that makes it anew."""
 
 
 def gather(run: Run) -> Facts:
@@ -168,12 +120,12 @@ def gather(run: Run) -> Facts:
         ShardError: it is no run, or its run.json is damaged.
         ConfigError: its configuration is of another version.
     """
-    manifest, config, reader = run.manifest, run.config, _Reader()
+    manifest, config, reader = run.manifest, run.config, Reader()
     statuses = tuple(read_status(run))
     plan = reader.attempt(lambda: read_plan(manifest, None), None)
     histories = _histories(run, statuses)
-    rivals = _rivals(run, reader)
-    itself = _rival(run, config.method, statuses, reader, counted=bool(rivals))
+    rivals, results = _rivals(run, reader), Results(run, reader)
+    itself = _rival(results, config.method, statuses, counted=bool(rivals))
     return Facts(
         name=manifest.name,
         url=run.store.url,
@@ -185,20 +137,17 @@ def gather(run: Run) -> Facts:
         itself=itself,
         rivals=rivals,
         density=reader.attempt(lambda: _density(plan), None) if plan else None,
-        losses=reader.attempt(lambda: _losses(run), ()),
-        picture=reader.attempt(lambda: _picture(run), None),
-        texts=reader.attempt(lambda: tuple(reversed(kept_texts(run))), ()),
+        losses=results.losses(),
+        picture=results.picture(),
+        texts=results.texts(),
         ablation=reader.attempt(lambda: _ablation(run), ()),
-        sweep=reader.attempt(lambda: kept(run, SWEEP, Sweep, "dbtrain sweep"), None),
+        sweep=results.sweep(),
         merged=run.merged.exists("config.json"),
         chance=_chance(config, manifest.shape, itself.evaluation),
         extended=tuple((e.when, e.before.steps, e.after.steps) for e in manifest.extensions),
         told=(*reader.told, *(line for one in histories for line in one.told)),
+        outdated=tuple(reader.outdated),
     )
-
-
-def _losses(run: Run) -> tuple[Point, ...]:
-    return tuple(kept(run, "losses.json", list[Point], "dbtrain losses") or ())
 
 
 def _histories(run: Run, statuses: tuple[BlockStatus, ...]) -> tuple[History, ...]:
@@ -208,7 +157,7 @@ def _histories(run: Run, statuses: tuple[BlockStatus, ...]) -> tuple[History, ..
     return tuple(history(block, running.get(block.name, False)) for block in blocks)
 
 
-def _rivals(run: Run, reader: _Reader) -> tuple[Rival, ...]:
+def _rivals(run: Run, reader: Reader) -> tuple[Rival, ...]:
     """The baselines of a run, which lie beside it."""
     parent, _, _ = run.store.url.rstrip("/").rpartition("/")
     beside = {kind: Run(Store(f"{parent}/{run.manifest.name}-{kind.replace('_', '-')}")) for kind in KINDS}
@@ -217,7 +166,9 @@ def _rivals(run: Run, reader: _Reader) -> tuple[Rival, ...]:
         kind: reader.attempt(partial(read_status, other), _none()) for kind, other in there.items()
     }
     return tuple(
-        _rival(there[kind], kind, tuple(statuses), reader, counted=True) for kind, statuses in known.items() if statuses
+        _rival(Results(there[kind], reader), kind, tuple(statuses), counted=True)
+        for kind, statuses in known.items()
+        if statuses
     )
 
 
@@ -225,19 +176,11 @@ def _none() -> list[BlockStatus]:
     return []
 
 
-def _rival(run: Run, kind: str, statuses: tuple[BlockStatus, ...], reader: _Reader, counted: bool) -> Rival:
+def _rival(results: Results, kind: str, statuses: tuple[BlockStatus, ...], counted: bool) -> Rival:
     """A run in the terms of a comparison; its FLOPs are counted where there is something to compare."""
+    run, reader = results.run, results.reader
     rows = [status.row for status in statuses]
     known = [row.memory for row in rows if row.memory is not None]
-    evaluation = reader.attempt(lambda: kept(run, "evaluation.json", Evaluation, "dbtrain eval"), None)
-    if evaluation is not None and evaluation.metric not in METRICS:
-        reader.told.append(f"{run.store.where('evaluation.json')} has the metric {evaluation.metric!r}, unknown here")
-        evaluation = None
-    if evaluation is not None and reader.attempt(partial(_outdated, run, evaluation), False):
-        reader.told.append(
-            f"{run.store.where(SCORES)} is of an older model than merged/: dbtrain eval measures it anew"
-        )
-        evaluation = None
     return Rival(
         kind=kind,
         name=run.manifest.name,
@@ -246,15 +189,8 @@ def _rival(run: Run, kind: str, statuses: tuple[BlockStatus, ...], reader: _Read
         longest=max((row.seconds for row in rows), default=0.0),
         flops=reader.attempt(lambda: training_flops(run.plan), None) if counted else None,
         done=all(row.phase == Phase.DONE.value for row in rows),
-        evaluation=evaluation,
+        evaluation=results.evaluation(),
     )
-
-
-def _outdated(run: Run, evaluation: Evaluation) -> bool:
-    """Whether another model was measured than the one that is merged now."""
-    if not evaluation.weights or not run.merged.exists("config.json"):
-        return False
-    return MergedDirectory(run.merged).weights_hash != evaluation.weights
 
 
 def _density(plan: RunPlan) -> Density | None:
@@ -278,14 +214,6 @@ def _density(plan: RunPlan) -> Density | None:
         shares=tuple((at_edges[:-1] - at_edges[1:]).tolist()),
         log=log,
     )
-
-
-def _picture(run: Run) -> str | None:
-    if not run.store.exists(PICTURE):
-        return None
-    if run.store.size(PICTURE) > MOST_PICTURE_BYTES:
-        raise ShardError(f"{run.store.where(PICTURE)} is larger than {MOST_PICTURE_BYTES >> 20} MiB, and is not shown")
-    return base64.b64encode(run.store.read(PICTURE)).decode("ascii")
 
 
 def _ablation(run: Run) -> tuple[Setting, ...]:

@@ -1,6 +1,7 @@
 """The page as HTML: one file that needs no network and no script."""
 
 import time
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -44,19 +45,41 @@ def page(facts: Facts) -> str:
         verdict=judge(facts),
         sections=shown,
         missing=missing,
+        about=_about(facts),
         settings=_settings(facts),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(facts.made)),
     )
 
 
+ABOUT: Mapping[str, str] = {
+    "diffusion_blocks": "cut into {blocks}, each of which learns alone on its own slice of the noise",
+    "end_to_end": "trained as a whole",
+}
+"""How a network was trained, by the method; any other is called by its name."""
+
+
+def _about(facts: Facts) -> str:
+    """What was done, in a sentence."""
+    config = facts.config
+    lengths = sorted({status.row.steps for status in facts.statuses})
+    steps = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
+    how = ABOUT.get(config.method, f"trained by the method {config.method.replace('_', ' ')}")
+    return (
+        f"{config.model.arch} of {_counted(config.model.depth, 'layer')}, "
+        f"{how.format(blocks=_counted(config.blocks, 'block'))}: {steps} steps of "
+        f"{_counted(config.training.batch_size, 'sample')} of the data set {config.data.source}."
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def _settings(facts: Facts) -> list[tuple[str, str]]:
-    """What the run is, in a few words."""
+    """The rest of what the run is, in a few words."""
     config = facts.config
     return [
         ("method", config.method.replace("_", " ")),
-        ("network", f"{config.model.arch}, {config.model.depth} layers in {config.blocks} block(s)"),
-        ("data", config.data.source),
-        ("batch", f"{config.training.batch_size:,} samples"),
         ("noise", config.noise_process if facts.density else "none"),
         ("seed", str(config.seed)),
     ]

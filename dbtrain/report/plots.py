@@ -7,6 +7,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from dbtrain.evaluation.images import routing
+from dbtrain.evaluation.images.drawn import Drawn
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.sweep.figure import draw
 from dbtrain.evaluation.sweep.similarity import Beside
@@ -227,6 +229,14 @@ def similarity(pairs: Sequence[Beside]) -> Markup:
         diagram.legend(frameon=False)
         said = "; ".join(f"{pair.one} and {pair.two}: {pair.cka[-1]:.2f} in the last layer" for pair in pairs)
         return svg(figure, "cka", "Similarity of the same layer of two networks", said)
+
+
+def walk(drawn: Drawn) -> Markup:
+    """The levels of a solver's steps, in the colours of the blocks that did them."""
+    with axes(height=3.2) as (figure, diagram):
+        routing.draw(diagram, drawn, colour, INK, PAPER)
+        said = "; ".join(f"block {block}: {steps} steps" for block, (steps, _) in enumerate(drawn.counted()))
+        return svg(figure, "walk", f"{drawn.level_name} at each step of the solver, by block", said)
 
 
 def spark(values: Sequence[float], width: int = 90, height: int = 20) -> Markup:

@@ -10,8 +10,9 @@ from dbtrain.evaluation.report import label
 from dbtrain.models.registry import architecture
 from dbtrain.report import beyond, plots
 from dbtrain.report.drawing import css_colour
-from dbtrain.report.facts import Evaluation, Facts, Rival
+from dbtrain.report.facts import Facts, Rival
 from dbtrain.report.parts import Missing, Section, Table
+from dbtrain.report.results import Evaluation
 from dbtrain.report.verdict import main_readout
 from dbtrain.telemetry.console import duration, size
 
@@ -30,6 +31,7 @@ def sections(facts: Facts) -> tuple[list[Section], list[Missing]]:
         _density(facts),
         _levels(facts),
         _samples(facts),
+        _routing(facts),
         _costs(facts),
         _time(facts),
         beyond.sweep(facts),
@@ -179,7 +181,7 @@ def _samples(facts: Facts) -> Section | Missing | None:
     kind = architecture(facts.config.model.arch)
     if facts.picture:
         image = Markup('<img class="samples" src="data:image/png;base64,{}" alt="{}">').format(
-            facts.picture, f"Grid of samples drawn from the merged model of {facts.name}, the classes in turn"
+            facts.picture.content, f"Grid of samples drawn from the merged model of {facts.name}, the classes in turn"
         )
         return Section("samples", "Samples", "Drawn from noise by the merged model, the classes in turn.", image)
     if facts.texts:
@@ -189,6 +191,28 @@ def _samples(facts: Facts) -> Section | Missing | None:
     if kind.continues:
         return Missing("A text that it writes", "dbtrain generate RUN --keep")
     return Missing("Samples", "dbtrain sample RUN") if kind.samples else None
+
+
+def _routing(facts: Facts) -> Section | None:
+    """Which block did which step of the samples; None with one block, or where the picture does not say."""
+    drawn = facts.picture.drawn if facts.picture else None
+    if drawn is None or len(drawn.edges) < 3 or not drawn.steps:
+        return None
+    counted, guided = drawn.counted(), f" and guidance {drawn.guidance:g}" if drawn.guidance != 1 else ""
+    rows = tuple(
+        (f"block {block}", f"{low:.6g}", f"{high:.6g}", str(steps), str(evaluations))
+        for block, (high, low, (steps, evaluations)) in enumerate(
+            zip(drawn.edges, drawn.edges[1:], counted, strict=False)
+        )
+    )
+    head = ("block", f"lowest {drawn.level_name}", f"highest {drawn.level_name}", "steps", "evaluations of its network")
+    words = (
+        f"The samples above were drawn in {len(drawn.steps)} steps ({drawn.solver}{guided}, seed {drawn.seed}), from "
+        "the most noise to the least. Each dot is a step, in the colour of the block that did it: the one that owns "
+        "its level. Beside each slice stands how many steps its block did."
+    )
+    table = Table("Steps of each block", head, rows)
+    return Section("routing", "Who denoised what", words, plots.walk(drawn), (table,))
 
 
 def _costs(facts: Facts) -> Section | Missing:

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.report import label
-from dbtrain.report.facts import Evaluation, Facts, Rival
+from dbtrain.report.facts import Facts, Rival
 from dbtrain.report.history import Attempt, History
+from dbtrain.report.results import Evaluation
 
 Tone = Literal["good", "warn", "bad"]
 
@@ -22,6 +24,8 @@ SPREAD = 2.0
 LEVEL = 0.01
 """Relative difference within which two scores are called level where no error is known."""
 END_TO_END = "end_to_end"
+LONGEST = 110
+"""Letters of a reason in the verdict; the table of attempts has all of them."""
 MOST_NAMED = 6
 """Faults or blocks that a sentence names; the tables have all."""
 
@@ -53,10 +57,20 @@ def judge(facts: Facts) -> Verdict:
         faults_of(facts),
         behind_of(facts),
     ]
+    remarks += _left_out(facts)
     remarks += [Remark("Unreadable", "bad", line) for line in facts.told]
     order: tuple[Tone, ...] = ("bad", "warn", "good")
     worst = min((progress.tone, result.tone), key=order.index)
     return Verdict(worst, f"{progress.about} {result.about}".strip(), tuple(remarks))
+
+
+def _left_out(facts: Facts) -> list[Remark]:
+    """Results of another model than the one that is merged now."""
+    if not facts.outdated:
+        return []
+    names, commands = (", ".join(dict.fromkeys(column)) for column in zip(*facts.outdated, strict=True))
+    why = "of another model than the one that is merged now, as before more training. Made anew by"
+    return [Remark("Left out", "warn", f"{names}: {why} {commands}.")]
 
 
 def progress_of(facts: Facts) -> Remark:
@@ -70,7 +84,8 @@ def progress_of(facts: Facts) -> Remark:
         text = f"{_listed([_names(failed) + ' failed'])} {_listed([so_far])} {_listed(errors)}"
         return Remark("Failed.", "bad", text)
     if len(phases.get(Phase.DONE.value, ())) == len(rows):
-        text = f"All {len(rows)} block(s) are done{_lengths(facts)}"
+        who = f"All {len(rows)} blocks are" if len(rows) > 1 else "The only block is"
+        text = f"{who} done{_lengths(facts)}"
         return Remark("Done.", "good", text + ("." if facts.merged else ", and not merged yet: dbtrain merge RUN."))
     working = [name for phase in (Phase.RUNNING.value, Phase.PLACED.value) for name in phases.get(phase, ())]
     if working:
@@ -86,8 +101,7 @@ def progress_of(facts: Facts) -> Remark:
 def _lengths(facts: Facts) -> str:
     steps = sorted({status.row.steps for status in facts.statuses})
     said = f" ({steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "") + " steps)"
-    times = len(facts.extended)
-    return said + (f", after {times} extension(s) from {facts.extended[0][1]:,} steps" if times else "")
+    return said + (f", extended from {facts.extended[0][1]:,} steps" if facts.extended else "")
 
 
 def result_of(facts: Facts) -> Remark:
@@ -103,10 +117,23 @@ def result_of(facts: Facts) -> Remark:
     if facts.chance is not None:
         parts.append(f" Guessing would have {found.row.write(facts.chance)}.")
     rival = next((rival for rival in facts.rivals if rival.kind == END_TO_END and _comparable(found, rival)), None)
-    if rival is None or rival.evaluation is None:
+    if rival is not None:
+        judged = _beside(found, name, rival, detail, "".join(parts), written)
+    else:
         parts.append(" Not compared: dbtrain compare trains the same layers end to end with equal FLOPs.")
-        return Remark(f"{written}, compared with nothing yet.", "warn", f"{detail}.{''.join(parts)}")
-    return _beside(found, name, rival, detail, "".join(parts), written)
+        guessing = f" (guessing: {found.row.write(facts.chance)})" if facts.chance is not None else ""
+        told = f"{written}{guessing}, compared with nothing yet."
+        judged = Remark(told, "warn", f"{detail}.{''.join(parts)}")
+    if facts.chance is None or not _guessed(found, score, facts.chance):
+        return judged
+    return Remark(f"{written}: no better than guessing ({found.row.write(facts.chance)}).", "bad", judged.text)
+
+
+def _guessed(found: Evaluation, score: float, chance: float) -> bool:
+    """Whether a share of right answers is within what guessing may give on as many samples."""
+    count = found.sizes.get("test")
+    error = math.sqrt(chance * (1 - chance) / count) if count else 0.0
+    return score <= chance + SPREAD * error
 
 
 def _beside(found: Evaluation, name: str, rival: Rival, detail: str, more: str, written: str) -> Remark:
@@ -154,14 +181,17 @@ def faults_of(facts: Facts) -> Remark:
     """What went wrong on the way, and what it cost."""
     found = [fault for block in facts.histories for fault in _faults(block)]
     reasons = dict.fromkeys(reason for reason, _ in found)
-    told = [f"{reason}: {_names([at for why, at in found if why == reason])}" for reason in reasons]
+    told = [
+        f"{_names([at for why, at in found if why == reason])}: {shorten(reason, LONGEST, placeholder=' ...')}"
+        for reason in reasons
+    ]
     if not found:
         return Remark("Faults", "good", "None: no attempt ended in one.")
+    attempts = sum(len(block.attempts) for block in facts.histories)
     finished = all(status.row.phase == Phase.DONE.value for status in facts.statuses)
-    after = " All blocks came back and finished." if finished else ""
-    return Remark(
-        "Faults", "good" if finished else "warn", f"{len(found)} attempt(s) ended in one. {_listed(told)}{after}"
-    )
+    after = " After each fault the block came back, and all blocks finished." if finished else ""
+    text = f"{len(found)} of {attempts} attempts ended in a fault. {_listed(told)}{after}"
+    return Remark("Faults", "good" if finished else "warn", text)
 
 
 def _faults(block: History) -> Iterator[tuple[str, str]]:
@@ -170,8 +200,9 @@ def _faults(block: History) -> Iterator[tuple[str, str]]:
     for attempt, after in zip(block.attempts, followers, strict=False):
         if not attempt.fault:
             continue
-        again = "" if after is None else f", went on from {after.first_step:,}"
-        yield attempt.reason or attempt.outcome, f"{block.name} (step {attempt.last_step:,}{again})"
+        lost = 0 if after is None else attempt.last_step - after.first_step
+        again = f" ({lost:,} {'step was' if lost == 1 else 'steps were'} done again)" if lost > 0 else ""
+        yield attempt.reason or attempt.outcome, f"{block.name} after step {attempt.last_step:,}{again}"
 
 
 def behind_of(facts: Facts) -> Remark:

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dbtrain.coordinator.exit_reasons import KILLED
 from tests.conftest import STEPS, TRAIN, Command, events, shards
+from tests.unit.report.reader import Reader
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -93,3 +95,48 @@ def test_a_block_whose_loss_explodes_fails_alone_and_keeps_its_commits(disturbed
     assert "Traceback" not in told
     state = json.loads((disturbed[0] / "blocks/02/state.json").read_text())
     assert state["phase"] == "done"  # after the second command
+
+
+def test_the_report_has_the_numbers_of_the_run_that_went_through_all_this(disturbed: tuple[Path, str]) -> None:
+    """As a user sees it: measured, swept, and shown on one page."""
+    run = disturbed[0]
+    measuring = [Command(run.parents[1], [name, "runs/run"]) for name in ("eval", "losses", "sweep")]
+    assert [command.wait() for command in measuring] == [0, 0, 0], [command.output() for command in measuring]
+    told = Command(run.parents[1], ["report", "runs/run"])
+    assert told.wait() == 0, told.output()
+    page = Reader((run / "report.html").read_text())
+    evaluation, losses, sweep = (json.loads((run / f"{n}.json").read_text()) for n in ("evaluation", "losses", "sweep"))
+
+    accuracy = evaluation["scores"]["test"]["mean"]
+    assert f"Done. {100 * accuracy:.2f} % accuracy" in told.output()
+    assert [row[1] for row in page.rows if row[0] == "mean over the chain"] == [f"{100 * accuracy:.2f}"]
+    found = [tuple(row) for row in page.rows if len(row) == 5]
+    boundaries = {point["level"] for point in losses if point["boundary"]}
+    plan = json.loads((run / "run.json").read_text())["plan"]
+    assert boundaries == {float.fromhex(row["levels"][0]) for row in plan[:-1]} and sum(
+        point["boundary"] for point in losses
+    ) == 2 * len(boundaries)
+    for point in losses:
+        at = "boundary" if point["boundary"] else ""
+        row = (f"{point['level']:.4g}", str(point["block"]), f"{point['loss']:.5f}", f"{point['weighted']:.4f}", at)
+        assert row in found
+    layers = sweep["sets"][0]["layers"]
+    assert [row[2] for row in page.rows if row[0] == "classes"] == [f"{layer['r']:.3f}" for layer in layers]
+    assert len({evaluation["weights"], sweep["weights"], *(point["weights"] for point in losses)}) == 1
+    assert "Left out" not in page.text and "Unreadable" not in page.text
+
+    for block, faults in FAULTS.items():
+        attempts = [row for row in page.rows if len(row) == 8 and row[0] == f"block {block}"]
+        assert len(attempts) == 1 + len(faults) and attempts[-1][6] == "done", attempts
+        ends = [
+            next((e["outcome"] for e in reversed(of) if e["event"] == "end"), "lost") for of in _by_attempt(run, block)
+        ]
+        assert [row[6] for row in attempts] == ends
+        assert [int(row[4].split("\u2013")[0]) for row in attempts] == [0, *RESUMED[block]]
+        last = [e for e in events(run, block) if e["event"] == "step"][-1]
+        assert [f"block {block}", f"{last['step']}", f"{last['loss']:.4f}"] in [row[:3] for row in page.rows]
+
+
+def _by_attempt(run: Path, block: int) -> list[list[dict[str, Any]]]:
+    folders = sorted((run / f"blocks/{block:02d}/attempts").iterdir(), key=lambda path: int(path.name))
+    return [[json.loads(line) for line in (folder / "events.jsonl").open()] for folder in folders]

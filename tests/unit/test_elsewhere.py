@@ -19,6 +19,7 @@ from dbtrain.run.plan import RunPlan
 from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
 from dbtrain.shards.manifest import read_manifest, write_manifest
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 from tests.unit.conftest import never
 from tests.unit.evaluation.test_evaluation_pictures import merged_run
@@ -55,8 +56,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_is_evaluated_and_continues_text_from_any_folder(home: Path, tmp_path: Path) -> None:
     _, scores = evaluate_run(Run(Store(home / "runs" / "run")))
     assert scores["test"]
-    said = CliRunner().invoke(app, ["generate", str(home / "runs" / "run"), "--prompt", "ab", "--length", "3"])
+    said = CliRunner().invoke(
+        app, ["generate", str(home / "runs" / "run"), "--prompt", "ab", "--length", "3", "--keep"]
+    )
     assert said.exit_code == 0, said.output
+    kept = json.loads((home / "runs" / "run" / "texts.json").read_text())
+    assert [row["weights"] for row in kept] == [MergedDirectory(Store(home / "runs/run/merged")).weights_hash]
     assert list((tmp_path / "elsewhere").iterdir()) == []  # nor is the text packed again here
 
 

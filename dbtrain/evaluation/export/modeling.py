@@ -28,11 +28,15 @@ class BlockOf{original}({task}):
 """.lstrip()
 """Class of a network of another library; the file also holds the stack and the task that it is made of."""
 END = """
-def load(folder: str | Path = Path(__file__).parent) -> RoutedBlocks:
-    \"\"\"The model of a folder, by default of the one that this file lies in, on the CPU.\"\"\"
+def load(folder: str | Path = Path(__file__).parent, verify: bool = False) -> RoutedBlocks:
+    \"\"\"The model of a folder, by default of the one that this file lies in, on the CPU.
+
+    With `verify` every file of weights is read once more before, and its SHA-256 compared with that in
+    config.json; ValueError if one differs.
+    \"\"\"
     from safetensors.torch import load_file
 
-    return read_blocks(Path(folder), load_file, {network}, {noise}, {parametrisation})
+    return read_blocks(Path(folder), load_file, {network}, {noise}, {parametrisation}, verify)
 """.lstrip()
 TITLE = f"""
 A model whose blocks were trained by themselves, each on its slice of the noise levels (DiffusionBlocks).

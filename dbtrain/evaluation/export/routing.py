@@ -3,6 +3,7 @@
 It is copied into the file together with what it imports from this package, and runs there without it.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from dbtrain.method.sampler import Evaluation, chain
 FORMAT = "dbtrain export 1"
 COMMON = "common.safetensors"
 """What all blocks have in common: the codebook, and stem and head where no block has its own."""
+HASHES = "sha256"
+"""Field of config.json: SHA-256 of every file of weights, by its name."""
 
 Read = Callable[[Path], dict[str, Tensor]]
 """Tensors of a safetensors file by name."""
@@ -135,20 +138,25 @@ def drawn(like: Tensor, purpose: str, run_seed: int, seed: int) -> Draws:
     return Draws(key, torch.arange(len(like), device=like.device))
 
 
-def read_blocks(folder: Path, read: Read, network: Any, noise: Any, parametrisation: Any) -> RoutedBlocks:
+def read_blocks(
+    folder: Path, read: Read, network: Any, noise: Any, parametrisation: Any, verify: bool = False
+) -> RoutedBlocks:
     """The model of a folder.
 
     Args:
         folder: it holds config.json and the weights beside it.
         read: reads a safetensors file.
         network, noise, parametrisation: classes.
+        verify: compare the SHA-256 of every file of weights with that in config.json first.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or a file of weights is not the one that was written.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder / 'config.json'} is of format {config.get('format')!r}, this file reads {FORMAT!r}")
+    if verify:
+        check_weights(folder, config[HASHES])
     common = read(folder / COMMON) if config["common"] else {}
     made_noise = described_noise(noise, config["noise"])
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in config["arguments"].items()}
@@ -164,6 +172,23 @@ def read_blocks(folder: Path, read: Read, network: Any, noise: Any, parametrisat
             block.load_state_dict({**common, **read(folder / row["file"])}, strict=True)
             built[row["file"]] = block
     return RoutedBlocks([built[row["file"]] for row in config["blocks"]], made_noise, config).eval()
+
+
+def check_weights(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Compare files with their SHA-256, each in full.
+
+    Raises:
+        ValueError: a file is another than the one that was written, such as one that was damaged on its way.
+    """
+    for name, expected in hashes.items():
+        digest = hashlib.sha256()
+        with (folder / name).open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        if digest.hexdigest() != expected:
+            raise ValueError(
+                f"{folder / name} has the SHA-256 {digest.hexdigest()}, and config.json says {expected}: fetch it anew"
+            )
 
 
 def described_noise(kind: Any, described: Mapping[str, Any]) -> Any:

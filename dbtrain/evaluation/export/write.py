@@ -18,7 +18,7 @@ from dbtrain.evaluation.export.card import card, plain_card
 from dbtrain.evaluation.export.modeling import abilities, class_name, modeling
 from dbtrain.evaluation.export.plain import FORMAT as PLAIN_FORMAT
 from dbtrain.evaluation.export.plain import check_plain, described_plainly, plain_loading, write_plain
-from dbtrain.evaluation.export.routing import COMMON, FORMAT
+from dbtrain.evaluation.export.routing import COMMON, FORMAT, HASHES
 from dbtrain.evaluation.kept import scores_of
 from dbtrain.evaluation.merged_model import load_model, merged_plan
 from dbtrain.method.interface import BlockModel
@@ -65,10 +65,10 @@ def export_run(
         if plain:
             building.mkdir()
             kind = write_plain(building, run_plan, merged, count)
-            _write_plain_rest(Store(building), run, run_plan, merged, progress, kind)
+            _write_plain_rest(building, run, run_plan, merged, progress, kind)
         else:
             _write_weights(Store(building), run_plan, merged, count)
-            _write_rest(Store(building), run, run_plan, merged, progress)
+            _write_rest(building, run, run_plan, merged, progress)
         if folder.exists():
             shutil.rmtree(folder)
         building.rename(folder)
@@ -156,11 +156,11 @@ def _common(run_plan: RunPlan) -> dict[str, Tensor]:
     return {**run_plan.frozen, **codes}
 
 
-def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str) -> None:
-    tokenizer = _tokenizer(run, run_plan)
+def _write_rest(folder: Path, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str) -> None:
+    target, tokenizer = Store(folder), _tokenizer(run, run_plan)
     if tokenizer:
         target.write(TOKENIZER_FILE, tokenizer)
-    config = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
+    config = {**described(run_plan, merged), HASHES: _hashes(folder), **_progress(progress)}
     kinds = {part: config[part]["class"] for part in ("network", "noise", "parametrisation")}
     text = card(config, merged.manifest, abilities(run_plan), scores_of(run, merged), bool(tokenizer), kinds)
     target.write(MODELING, modeling(run_plan).encode())
@@ -169,14 +169,25 @@ def _write_rest(target: Store, run: Run, run_plan: RunPlan, merged: MergedDirect
 
 
 def _write_plain_rest(
-    target: Store, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, kind: type[Any]
+    folder: Path, run: Run, run_plan: RunPlan, merged: MergedDirectory, progress: str, kind: type[Any]
 ) -> None:
-    known = {**described(run_plan, merged), **({"unfinished": progress} if progress else {})}
+    target = Store(folder)
+    known = {**described(run_plan, merged), HASHES: _hashes(folder), **_progress(progress)}
     config = described_plainly(run_plan, known, kind)
     kinds = {part: config[part]["class"] for part in ("noise", "parametrisation")}
     text = plain_card(config, merged.manifest, plain_loading(run_plan, config, kind), scores_of(run, merged), kinds)
     target.write(CARD, text.encode())
     target.write(CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights in and below a folder, by its path from there."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(file.relative_to(folder)): Store(file.parent).sha256(file.name) for file in files}
+
+
+def _progress(progress: str) -> dict[str, str]:
+    return {"unfinished": progress} if progress else {}
 
 
 def _tokenizer(run: Run, run_plan: RunPlan) -> bytes | None:

@@ -18,6 +18,7 @@ from dbtrain.config import Config
 from dbtrain.config.evaluation import AnySolver
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
+from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
 from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.evaluation.merged_model import merged_of, merged_plan
@@ -28,10 +29,13 @@ from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import MergedDirectory
+from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
 
 PICTURE = "samples.png"
 """File in a run's directory that takes samples which are sent nowhere else."""
+ROUTING = "-routing.svg"
+"""End of the name of the picture that shows which block did which step; the beginning is the samples'."""
 GAP = 2
 """Pixels between the pictures of a grid."""
 
@@ -49,8 +53,11 @@ def sample_run(
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
     merged: MergedDirectory | None = None,
-) -> str:
-    """Draw `count` samples, and write them to `out`, or into the run; returns where they are.
+) -> tuple[str, str]:
+    """Draw `count` samples, and write them to `out`, or into the run.
+
+    Returns:
+        Where they are, and where the picture of their routing is, which lies beside them; '' with one block.
 
     The samples get the classes in turn. Where the data has no classes, they get what the first samples of the
     test split have, such as their captions.
@@ -81,9 +88,15 @@ def sample_run(
     blocks, speed = OneBlock(run_plan, merged.block, device, merged.where), Speed.of(config, device, count)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     watch.lap("starting")
-    samples = draw(run_plan, lambda b: speed.apply(blocks(b)), told, shape, sampling, size, levels_done).cpu()
+    walk: list[tuple[float, int]] = []
+    samples = draw(
+        run_plan, lambda b: speed.apply(blocks(b)), told, shape, sampling, size, levels_done,
+        lambda evaluation: walk.append((evaluation.level, evaluation.block)),
+    ).cpu()  # fmt: skip
     tell(watch.line("drawing", speed))
-    return _keep(samples, run, out, run_plan.shape)
+    drawn = Drawn(merged.weights_hash, solver, guidance, seed, run_plan.level_name, run_plan.ranges.edges, tuple(walk))
+    where = _keep(samples, run, out, run_plan.shape, drawn)
+    return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
 
 
 def _contexts(run: Run, run_plan: RunPlan, config: Config, count: int, device: torch.device) -> Tensor:
@@ -101,10 +114,10 @@ def _contexts(run: Run, run_plan: RunPlan, config: Config, count: int, device: t
     return run_plan.model(0).to(device).example(batch).context
 
 
-def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any]) -> str:
+def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any], drawn: Drawn) -> str:
     suffix = ".png" if out is None else out.suffix
     content = BytesIO()
-    _write(samples, suffix, shape, content)
+    _write(samples, suffix, shape, content, drawn)
     try:
         if out is not None:
             out.write_bytes(content.getvalue())
@@ -120,6 +133,19 @@ def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any])
     raise problem
 
 
+def _keep_routing(run: Run, out: Path | None, drawn: Drawn) -> str:
+    """Write the picture of the routing beside the samples; returns where it is."""
+    from dbtrain.evaluation.images import routing  # matplotlib, which most commands do without
+
+    name = f"{(out or Path(PICTURE)).stem}{ROUTING}"
+    store = run.store if out is None else Store(out.parent)
+    try:
+        store.write(name, routing.svg(drawn))
+    except ShardError as error:
+        raise ShardError(f"the samples are written, but not the picture of who denoised what: {error}") from error
+    return store.where(name) if out is None else str(out.with_name(name))
+
+
 def _saved(content: BytesIO, suffix: str) -> str:
     """Keep samples that took a while in the folder for temporary files;
     says where, as the end of a message."""
@@ -131,11 +157,11 @@ def _saved(content: BytesIO, suffix: str) -> str:
     return f"; the samples that were drawn are in {file.name}"
 
 
-def _write(samples: Tensor, suffix: str, shape: Mapping[str, Any], file: BinaryIO) -> None:
+def _write(samples: Tensor, suffix: str, shape: Mapping[str, Any], file: BinaryIO, drawn: Drawn) -> None:
     if suffix == ".npy":
         np.lib.format.write_array(file, as_encoded(samples, shape).numpy(), allow_pickle=False)
     else:
-        Image.fromarray(grid(samples)).save(file, format="PNG")
+        Image.fromarray(grid(samples)).save(file, format="PNG", pnginfo=as_text(drawn))
 
 
 def sample_shape(run_plan: RunPlan) -> tuple[int, ...]:

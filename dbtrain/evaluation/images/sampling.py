@@ -80,17 +80,20 @@ def draw(
     sampling: Sampling,
     batch_size: int,
     count: Callable[[int, int], None] = lambda done, of: None,
+    seen: Callable[[Evaluation], None] = lambda evaluation: None,
 ) -> Tensor:
     """Samples (N, *shape), float32, one for each label (N,), on the labels' device.
 
     Sample i is a function of (sampling, i, label). All batches walk down the levels together, so that each
-    block is asked for once, however many batches there are. `count` is told how many levels are done.
+    block is asked for once, however many batches there are. `count` is told how many levels are done, and
+    `seen` gets the first batch's evaluation at each level.
     """
     batches = torch.split(torch.arange(len(labels), device=labels.device), batch_size)
     chains = [_chain(SampleDenoiser(run_plan, block_at, sampling, labels, batch), shape) for batch in batches]
     denoised: tuple[Tensor, ...] = ()
     for done, evaluations in enumerate(zip(*chains, strict=True), 1):
         denoised = tuple(evaluation.denoised for evaluation in evaluations)
+        seen(evaluations[0])
         count(done, len(sampling.levels))
     return torch.cat(denoised)
 

@@ -10,18 +10,21 @@ from dbtrain.evaluation.sweep.concepts import ConceptSet
 from dbtrain.evaluation.sweep.geometry import Floats
 from dbtrain.evaluation.sweep.hidden import States, same_length, stacked
 
-CONFIG = "config.json"
-
 
 class SweptFolder:
     """A causal language model of `transformers`, from a folder: no network, no pickle, no code of its own.
 
     Layer 0 is the embedding.
 
+    Args:
+        folder: folder with config.json, safetensors weights and the tokenizer's files.
+
     Raises:
         ConfigError: transformers is not installed, or the folder holds no such model with safetensors weights
             and its tokenizer.
     """
+
+    weights = ""
 
     def __init__(self, folder: Path) -> None:
         try:

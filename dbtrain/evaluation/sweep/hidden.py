@@ -1,6 +1,6 @@
 """Hidden states of a merged run along its chain, and what it says next: one walk for each prompt or image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dbtrain.data.labels import listed
 from dbtrain.data.packed import TokenWindows
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.evaluation.sweep.concepts import ConceptSet
+from dbtrain.evaluation.sweep.concepts import LEAST, ConceptSet
 from dbtrain.evaluation.sweep.geometry import Floats
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture
@@ -48,6 +49,8 @@ class Swept(Protocol):
     name: str
     layers: list[int]
     """Numbers of the layers in `States.hidden`."""
+    weights: str
+    """Hash of a run's merged model; '' of any other."""
 
     def states(self, concepts: ConceptSet) -> States:
         """Read all prompts of a set."""
@@ -67,8 +70,9 @@ def same_length(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 class SweptRun:
     """A merged run: an autoregressive language model, or a classifier of images.
 
-    The states are those of the slot from which the answer is read: the last slot of a text, or the code's
-    token of an image. They are taken along the chain, each block at its own level, as the model is used.
+    The states are those of the slot from which the answer is read: the last slot of a text, or the token of
+    an image that holds the code (of `hf_vit` the class token, to which it is added). They are taken along the
+    chain, each block at its own level, as the model is used.
 
     Raises:
         ConfigError: its architecture neither continues texts nor classifies.
@@ -78,7 +82,7 @@ class SweptRun:
     def __init__(self, run: Run) -> None:
         self.model = MergedModel.of_run(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.plan = self.model.run_plan
-        self.name = self.plan.config.name
+        self.name, self.weights = self.plan.config.name, self.model.weights_hash
         kind = architecture(self.plan.config.model.arch)
         self.text = kind.likelihood == "next_token"
         if not self.text and not kind.classifies:
@@ -93,12 +97,12 @@ class SweptRun:
         """The classes of a classifier as a concept set without an order, whose prompts are test images.
 
         Raises:
-            ConfigError: it is a language model, or there are too few classes.
+            ConfigError: there are too few classes.
         """
-        names = list(self.plan.class_names) or [str(n) for n in range(int(self.plan.shape["classes"]))]
-        if self.text or len(names) < 4:
-            raise ConfigError(f"{self.name} has {len(names)} classes: a sweep needs at least 4")
-        return ConceptSet(name="classes", labels=names, order="none", templates=["{}"])
+        return class_set(self._names(), self.name)
+
+    def _names(self) -> list[str]:
+        return list(self.plan.class_names) or [str(n) for n in range(int(self.plan.shape["classes"]))]
 
     def states(self, concepts: ConceptSet) -> States:
         """Read the prompts of a set, or the test images of the classes that it names."""
@@ -107,7 +111,7 @@ class SweptRun:
     def first_tokens(self, concepts: ConceptSet) -> list[int]:
         """Number of each label's first token; for a classifier, the numbers of the classes."""
         if not self.text:
-            return [self.classes().labels.index(label) for label in concepts.labels]
+            return [self._names().index(label) for label in concepts.labels]
         return [int(self._tokenizer().encode(f" {label}")[0]) for label in concepts.labels]
 
     def _tokenizer(self) -> Any:
@@ -133,22 +137,16 @@ class SweptRun:
         return stacked(hidden, chances, prompts)
 
     def _images(self, concepts: ConceptSet) -> States:
-        names, split = self.classes().labels, self.data.test
-        if unknown := [label for label in concepts.labels if label not in names]:
-            raise ConfigError(f"{concepts.name} has the label {unknown[0]!r}: the classes are {', '.join(names)}")
+        names, split = self._names(), self.data.test
         every = split.batch(torch.arange(len(split)), torch.device("cpu"))["label"]
-        hidden: dict[int, Floats] = {}
-        chances: dict[int, Floats] = {}
-        prompts: list[tuple[int, int, str]] = []
-        for number, label in enumerate(concepts.labels):
-            chosen = torch.nonzero(every == names.index(label)).flatten()[:IMAGES]
+
+        def read(number: int) -> tuple[Floats, Floats]:
+            chosen = torch.nonzero(every == number).flatten()[:IMAGES]
             if not len(chosen):
-                raise ConfigError(f"the test split of {self.name} has no image of the class {label!r}")
-            states, output = self._walk(split.batch(chosen, self.model.device), len(chosen))
-            for place in range(len(chosen)):
-                hidden[len(prompts)], chances[len(prompts)] = states[place], output[place]
-                prompts.append((number, place, label))
-        return stacked(hidden, chances, prompts, paired=False)
+                raise ConfigError(f"the test split of {self.name} has no image of the class {names[number]!r}")
+            return self._walk(split.batch(chosen, self.model.device), len(chosen))
+
+        return of_classes(concepts, names, read)
 
     @torch.no_grad()
     def _walk(self, batch: dict[str, Tensor], count: int) -> tuple[Floats, Floats]:
@@ -166,8 +164,9 @@ def _watched(blocks: Sequence[BlockModel], seen: dict[int, Tensor], slot: int) -
     """Keep the output of every layer at one slot; if a layer is applied more than once, the last output."""
 
     def keep(layer: int) -> Any:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            seen[layer] = output[:, slot].float()
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            # before transformers 4.5x its layers gave tuples
+            seen[layer] = (output[0] if isinstance(output, tuple) else output)[:, slot].float()
 
         return hook
 
@@ -179,6 +178,41 @@ def _watched(blocks: Sequence[BlockModel], seen: dict[int, Tensor], slot: int) -
     finally:
         for handle in handles:
             handle.remove()
+
+
+def class_set(names: Sequence[str], of: str) -> ConceptSet:
+    """The classes of images as a concept set without an order.
+
+    Raises:
+        ConfigError: `of`, the model, has too few of them.
+    """
+    if len(names) < LEAST:
+        raise ConfigError(f"{of} has {len(names)} classes: a sweep needs at least {LEAST}")
+    return ConceptSet(name="classes", labels=list(names), order="none", templates=["{}"])
+
+
+def of_classes(concepts: ConceptSet, names: Sequence[str], read: Callable[[int], tuple[Floats, Floats]]) -> States:
+    """What a model made of the images of those classes that a concept set names.
+
+    Args:
+        concepts: its labels are names of classes.
+        names: names of all classes that there are images of.
+        read: number of a class -> (states (n, layers, width), answers (n, outcomes)) of n images of it.
+
+    Raises:
+        ConfigError: a label is no class.
+    """
+    if unknown := [label for label in concepts.labels if label not in names]:
+        raise ConfigError(f"{concepts.name} has the label {unknown[0]!r}: the classes are {listed(names)}")
+    hidden: dict[int, Floats] = {}
+    chances: dict[int, Floats] = {}
+    prompts: list[tuple[int, int, str]] = []
+    for number, label in enumerate(concepts.labels):
+        states, output = read(names.index(label))
+        for place in range(len(states)):
+            hidden[len(prompts)], chances[len(prompts)] = states[place], output[place]
+            prompts.append((number, place, label))
+    return stacked(hidden, chances, prompts, paired=False)
 
 
 def stacked(

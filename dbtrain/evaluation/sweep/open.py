@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
+from dbtrain.evaluation.sweep.classifier_folder import READ, SweptClassifier
 from dbtrain.evaluation.sweep.concepts import ConceptSet, concept_sets
 from dbtrain.evaluation.sweep.figure import png
 from dbtrain.evaluation.sweep.foreign import SweptFolder
@@ -15,6 +16,8 @@ from dbtrain.run.run import Run
 from dbtrain.shards.manifest import MANIFEST
 
 PICTURE = "sweep.png"
+CLASSIFIERS = "ForImageClassification"
+"""End of the names of classes of `transformers` that classify images."""
 
 
 def is_folder(path: str) -> bool:
@@ -23,25 +26,69 @@ def is_folder(path: str) -> bool:
     return (here / "config.json").is_file() and not (here / MANIFEST).exists() and not (here / "merged").exists()
 
 
-def open_model(path: str, asked: Sequence[str] | None, usual: Sequence[str]) -> tuple[Swept, list[ConceptSet]]:
-    """The model at a path, and the concept sets to ask it about.
+def open_models(
+    paths: Sequence[str], asked: Sequence[str] | None, usual: Sequence[str], pictures: str | None = None
+) -> tuple[list[Swept], list[ConceptSet]]:
+    """The models at some paths, and the concept sets to ask them about.
 
     Args:
-        path: path of a run or a folder.
-        asked: names or files of concept sets; None for `usual`, or the classes of a classifier.
+        paths: paths of runs or folders, of which the first is swept and the others lie beside it.
+        asked: names or files of concept sets; None for `usual`, or the classes of the first, if it is a
+            classifier.
         usual: sets for a language model.
+        pictures: pictures that folders of classifiers read; None where there are no such folders.
 
     Raises:
-        ConfigError: the path is neither, or a concept set is wrong.
-        ShardError: the run is not merged, or damaged.
+        ConfigError: a path is neither, a concept set is wrong, or the models cannot read the same.
+        DataError: the pictures are none.
+        ShardError: a run is not merged, or damaged.
     """
     given = concept_sets(asked or ())
-    if is_folder(path):
-        return SweptFolder(Path(path)), given or concept_sets(usual)
-    model = SweptRun(Run.at(path))
-    if given:
-        return model, given
-    return model, concept_sets(usual) if model.text else [model.classes()]
+    classifiers = [path for path in paths if is_folder(path) and _classifies(Path(path))]
+    if classifiers and pictures is None:
+        raise ConfigError(
+            f"{classifiers[0]} is a classifier of images: say with --pictures which it is to read, as a folder that "
+            "has a folder of pictures for each class"
+        )
+    if pictures is not None:
+        _refuse_mixed(paths, classifiers)
+        if not Path(pictures).exists():
+            raise ConfigError(f"--pictures {pictures} does not exist: give a folder of pictures, or Parquet files")
+        read = [SweptClassifier(Path(path), pictures) for path in paths]
+        return [*read], given or [read[0].classes()]
+    models = [SweptFolder(Path(path)) if is_folder(path) else SweptRun(Run.at(path)) for path in paths]
+    if not given and isinstance(models[0], SweptRun) and not models[0].text:
+        given = [models[0].classes()]
+    return [*models], given or concept_sets(usual)
+
+
+def _refuse_mixed(paths: Sequence[str], classifiers: Sequence[str]) -> None:
+    """Refuse pictures for models that read something else."""
+    other = next((path for path in paths if path not in classifiers), None)
+    if other is not None and classifiers:
+        raise ConfigError(
+            f"{classifiers[0]} reads --pictures, and {other} does not (a run reads its own test images): only models "
+            "that read the same can stand beside each other"
+        )
+    if other is not None:
+        raise ConfigError(f"--pictures is for the Hugging Face folder of a {READ}, and {other} is none: leave it out")
+
+
+def _classifies(folder: Path) -> bool:
+    """Whether a folder of `transformers` holds a classifier of images.
+
+    Raises:
+        ConfigError: it holds one that is not read here.
+    """
+    try:
+        content = json.loads((folder / "config.json").read_text("utf-8"))
+        names = [str(name) for name in content.get("architectures") or ()]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False  # the reader of language models says what is wrong
+    other = next((name for name in names if name.endswith(CLASSIFIERS) and name != READ), None)
+    if other is not None:
+        raise ConfigError(f"{folder} holds a {other}: of classifiers of images dbtrain sweep reads {READ} alone")
+    return READ in names
 
 
 def check_to(to: Path | None) -> None:

@@ -80,6 +80,8 @@ class Sweep:
     phases: list[Boundaries]
     beside: list[Beside] = field(default_factory=list)
     """Pairs of networks, where others were named."""
+    weights: str = ""
+    """Hash of the run's model, `MergedDirectory.weights_hash`; '' of a folder, and in a file of before."""
 
 
 def sweep(
@@ -116,7 +118,8 @@ def sweep(
     resampled = [np.stack([one[i] for one in again], axis=1) for i in range(geometry.RESAMPLES)]
     found = [boundaries(table, resampled, model.layers, phases) for phases in PHASES]
     beside = compare([model, *others], sets) if others else []
-    return Sweep(model.name, behaviour, pca, seed, results, [one for one in found if one is not None], beside)
+    suggested = [one for one in found if one is not None]
+    return Sweep(model.name, behaviour, pca, seed, results, suggested, beside, model.weights)
 
 
 def _outcomes(model: Swept, concepts: ConceptSet, behaviour: Behaviour) -> States:

@@ -21,6 +21,8 @@ class KeptText:
     seed: int
     unfinished: str = ""
     """How far the blocks were, if they were not done."""
+    weights: str = ""
+    """Hash of the model that wrote it, `MergedDirectory.weights_hash`; '' in a file of before."""
 
 
 def kept_texts(run: Run) -> list[KeptText]:

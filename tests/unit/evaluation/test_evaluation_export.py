@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from dbtrain.evaluation.export.abilities import sample
 from dbtrain.evaluation.export.bundle import bundle
 from dbtrain.evaluation.export.card import _named
 from dbtrain.evaluation.export.modeling import ABLE
+from dbtrain.evaluation.export.routing import check_weights
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.uncached import uncached
@@ -86,7 +88,7 @@ for folder in map(Path, sys.argv[1:]):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    model = module.load()
+    model = module.load(verify=True)
     asked = load_file(str(folder) + ".safetensors")
     facts = json.loads(Path(str(folder) + ".json").read_text())
     wrong = []
@@ -224,6 +226,19 @@ def test_the_folder_holds_nothing_else_and_no_place_of_this_machine(runs, export
     base = str(tmp_path_factory.getbasetemp()).encode()
     for name in runs:
         assert [path for path in (exported / name).iterdir() if base in path.read_bytes()] == []
+
+
+def test_a_bit_that_was_flipped_on_the_way_is_found_when_asked_for(exported, tmp_path):
+    copy = shutil.copytree(exported / "vit_frozen", tmp_path / "copy")
+    hashes = json.loads((copy / "config.json").read_text())["sha256"]
+    assert set(hashes) == {path.name for path in copy.glob("*.safetensors")} and len(hashes) == 3
+    check_weights(copy, hashes)
+    for name in hashes:
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{name} has the SHA-256 .*fetch it anew"):
+            check_weights(copy, hashes)
+        (copy / name).write_bytes(whole)
 
 
 def test_classes_that_would_apply_all_layers_in_a_chain_refuse_the_folder(exported):

@@ -8,8 +8,10 @@ from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.images import classifier, frechet
+from dbtrain.evaluation.images.drawn import read_drawn
 from dbtrain.evaluation.images.pictures import grid, sample_run
 from dbtrain.evaluation.report import evaluate_run
+from dbtrain.method.sampler import spaced_levels
 from dbtrain.method.split import global_name
 from dbtrain.run.merge import merge
 from dbtrain.run.plan import RunPlan
@@ -17,6 +19,7 @@ from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
 from dbtrain.shards.checkpoint import Checkpoints
 from dbtrain.shards.manifest import read_manifest
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 
 DIT = {
@@ -74,9 +77,17 @@ def test_samples_that_are_sent_nowhere_else_lie_in_the_run(tmp_path, monkeypatch
     assert told.exit_code == 0 and f"in {run.path}/samples.png" in told.output
     with Image.open(run.path / "samples.png") as picture:
         assert picture.size == (2 * 8 + 2, 8)
+    drawn, plan = read_drawn((run.path / "samples.png").read_bytes(), "samples.png"), Run(run).plan
+    assert drawn.weights == MergedDirectory(run.child("merged")).weights_hash and drawn.edges == plan.ranges.edges
+    levels = spaced_levels(plan.noise(), plan.ranges, 2, "karras")
+    assert drawn.steps == tuple((level, plan.ranges.owner(level)) for level in levels)
+    assert drawn.counted() == [(1, 1), (1, 2)], "Heun evaluates the second level for the first step too"
+    routing = (run.path / "samples-routing.svg").read_text()
+    assert "samples-routing.svg" in told.output and "block 0: 1" in routing and "block 1: 1" in routing
     assert not list((tmp_path / "here").iterdir())
     told = CliRunner().invoke(cli.app, ["sample", "../runs/toy", *few, "--out", "two.npy"])
     assert told.exit_code == 0 and "in two.npy" in told.output and np.load("two.npy").shape == (2, 1, 8, 8)
+    assert (tmp_path / "here" / "two-routing.svg").read_text() == routing
 
 
 @pytest.mark.parametrize(

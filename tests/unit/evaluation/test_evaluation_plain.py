@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.evaluation.export.plain import boundary_ratio
+from dbtrain.evaluation.export.routing import check_weights
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.ranges import Ranges
 from dbtrain.run.merge import merge
@@ -102,6 +103,14 @@ def asked(run):
         tensors |= {f"given.{block}": given, f"time.{block}": time, f"labels.{block}": labels.clone()}
         answers[block] = network, noisy, level, network.predict(model.run_plan.runs(block), noisy, level, labels)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, answers
+
+
+def test_every_file_of_weights_has_its_hash_beside_the_folders(exported):
+    folder = exported / "wan_repeat"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+    hashes = json.loads((folder / "config.json").read_text())["sha256"]
+    assert set(hashes) == files and {"transformer/inputs.safetensors", "transformer_2/inputs.safetensors"} < files
+    check_weights(folder, hashes)
 
 
 @torch.no_grad()

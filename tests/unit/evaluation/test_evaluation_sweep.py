@@ -16,6 +16,7 @@ from dbtrain.evaluation.sweep.similarity import cka, compare
 from dbtrain.evaluation.sweep.sweep import sweep, verdict
 from dbtrain.run.merge import merge
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
 from tests.unit.small_runs import commit, settled
 
 WEEK = concept_sets(["weekdays"])[0]
@@ -25,7 +26,7 @@ LAYERS, PLANTED, WIDTH, OUTCOMES = 12, 7, 48, 60
 class Planted:
     """A model whose states are noise up to a layer, and from there on a ring that the answer follows."""
 
-    name = "planted"
+    name, weights = "planted", ""
     layers = list(range(1, LAYERS + 1))
 
     def __init__(self, seed, ring=True):
@@ -202,6 +203,7 @@ def test_the_command_sweeps_a_classifier_and_keeps_what_it_found(tmp_path):
     assert kept["sets"][0]["name"] == "classes" and [row["layer"] for row in kept["sets"][0]["layers"]] == [1, 2, 3]
     assert kept["sets"][0]["prompts"] == 240 and not kept["sets"][0]["significant"] and kept["phases"] == []
     assert store.read("sweep.png").startswith(b"\x89PNG")
+    assert kept["weights"] == MergedDirectory(store.child("merged")).weights_hash
     refused = CliRunner().invoke(app, ["sweep", store.url, "--concepts", "weekdays"])
     assert refused.exit_code == 2 and "the classes are" in " ".join(refused.output.split())
 

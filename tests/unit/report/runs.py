@@ -1,9 +1,13 @@
 """Runs for reports: settled, committed and told by events, without any training."""
 
+import io
 import json
 import time
 from pathlib import Path
 
+from PIL import Image
+
+from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.run.run import Run
 from dbtrain.telemetry.events import COORDINATOR, EventLog
 from tests.unit.small_runs import commit, settled
@@ -48,17 +52,51 @@ def evaluated(run, scores=SCORES, **more):
     run.store.write_json("evaluation.json", {**record, **more})
 
 
-def measured(run):
+def measured(run, weights=""):
     """losses.json, in which block 1 is behind at the boundary."""
     edge = run.block(1).identity.edges[1]
     rows = [(15.0, 0, False, 0.5), (edge, 0, True, 0.4), (edge, 1, True, 0.6), (1.0, 1, False, 0.3)]
     run.store.write_json(
         "losses.json",
         [
-            {"level": level, "block": b, "boundary": at, "loss": loss, "weighted": 2 * loss, "level_name": "sigma"}
+            {
+                "level": level, "block": b, "boundary": at, "loss": loss, "weighted": 2 * loss, "level_name": "sigma",
+                "weights": weights,
+            }
             for level, b, at, loss in rows
         ],
-    )
+    )  # fmt: skip
+
+
+def sampled(run, text=True, **changes):
+    """samples.png, drawn by Heun in 4 steps, one of them in the slice of block 1; or one that says nothing."""
+    steps = ((20.0, 0), (9.0, 0), (4.0, 0), (1.0, 1))
+    how = {"weights": "", "solver": "heun", "guidance": 1.0, "seed": 7, "level_name": "sigma", "steps": steps}
+    drawn = Drawn(**{**how, "edges": (20.0, 2.3664319, 0.5), **changes})
+    picture = io.BytesIO()
+    Image.new("L", (40, 40)).save(picture, format="PNG", pnginfo=as_text(drawn) if text else None)
+    run.store.write("samples.png", picture.getvalue())
+
+
+def swept(run, weights):
+    """sweep.json of two layers."""
+    row = {
+        "r": 0.5,
+        "p": 0.1,
+        "low": 0.4,
+        "high": 0.6,
+        "spearman": 0.5,
+        "order_r": None,
+        "order_p": None,
+        "probe": 0.9,
+        "arc": None,
+    }
+    one = {
+        "name": "classes", "order": "none", "labels": list("abcd"), "prompts": 8, "exact": True, "behaviour_r": None,
+        "behaviour_p": None, "significant": False, "arc_band": None, "layers": [{"layer": n, **row} for n in (1, 2)],
+    }  # fmt: skip
+    whole = {"model": "toy", "behaviour": "vocabulary", "pca": 64, "seed": 0, "sets": [one], "phases": []}
+    run.store.write_json("sweep.json", {**whole, "weights": weights})
 
 
 def failed(run, block, error):

@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -19,50 +18,11 @@ from dbtrain.report.verdict import judge
 from dbtrain.run.run import Run
 from dbtrain.shards.extension import Extension, Lengths
 from dbtrain.shards.merged_directory import MergedDirectory
-from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, steps
+from tests.unit.report.reader import Reader
+from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, sampled, steps, swept
 from tests.unit.small_runs import settled
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Reader(HTMLParser):
-    """Reads a page as a screen reader would: text, headings, tables and what refers to what."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.refers = [], [], [], []
-        self.headings, self.rows, self.text = [], [], []
-        self.feed(text)
-        assert self.open == [], f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append((tag, attrs))
-        self.ids += [attrs["id"]] if "id" in attrs else []
-        self.refers += (attrs.get("aria-labelledby") or "").split()
-        self.refers += [value[1:] for name, value in attrs.items() if name.endswith("href") and value.startswith("#")]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-        if self.open and self.open[-1] in ("h1", "h2", "h3"):
-            self.headings.append((self.open[-1], data))
-        if {"th", "td"} & set(self.open) and self.rows:
-            self.rows[-1][-1] += data.strip()
 
 
 def read(run):
@@ -99,6 +59,8 @@ def test_a_finished_run_shows_the_numbers_of_its_files(whole):
     assert [row[6] for row in attempts[1:]] == ["done", "lost", "done"] and "SIGKILL" in attempts[2][7]
     assert ["paper", "2", "77", "1"] in reader.rows
     assert verdict.headline.startswith("Done. 81.25 % accuracy")
+    sentence = "vit of 3 layers, cut into 2 blocks, each of which learns alone on its own slice of the noise: 2 steps"
+    assert any(text.startswith(f"{sentence} of 8 samples of the data set digits") for text in reader.text)
 
 
 def test_a_page_can_be_read_without_seeing_it(whole):
@@ -116,7 +78,10 @@ def test_a_page_can_be_read_without_seeing_it(whole):
 def test_the_verdict_names_faults_and_the_block_that_is_behind(whole):
     _, verdict, _ = read(whole)
     said = {remark.about: remark for remark in verdict.remarks}
-    assert "block 1 (step 1, went on from 0)" in said["Faults"].text and "SIGKILL" in said["Faults"].text
+    assert said["Faults"].text.startswith(
+        "1 of 3 attempts ended in a fault. Block 1 after step 1 (1 step was done again): "
+    )
+    assert "SIGKILL" in said["Faults"].text and said["Faults"].text.endswith("and all blocks finished.")
     assert "Block 1 is behind block 0" in said["Blocks"].text and said["Blocks"].tone == "warn"
     assert said["Training"].tone == "good"
 
@@ -131,6 +96,23 @@ def test_the_result_is_judged_beside_end_to_end(tmp_path, theirs, word, tone):
     reader, verdict, _ = read(run)
     assert f"81.25 % accuracy: {word} end to end ({100 * theirs:.2f})" in verdict.headline and verdict.tone == tone
     assert ["end to end", "300.0M", "0:06", "0:10"] in [row[:4] for row in reader.rows]
+
+
+@pytest.mark.parametrize(
+    ("score", "words", "tone"),
+    [
+        (0.13, "13.00 % accuracy: no better than guessing (10.00).", "bad"),
+        (0.14, "(guessing: 10.00), compared", "warn"),
+    ],
+)
+def test_a_result_that_guessing_may_give_is_said_to_be_one(tmp_path, score, words, tone):
+    """Of 359 samples, guessing one of ten has a standard error of 1.58 %."""
+    run = finished(tmp_path)
+    evaluated(run, {"test": {"mean": score}})
+    verdict = read(run)[1]
+    assert words in verdict.headline and verdict.tone == tone
+    evaluated(finished(tmp_path, name="toy-end-to-end"), {"test": {"mean": score}})
+    assert ("no better than guessing" in read(run)[1].headline) == (tone == "bad"), "level with what guesses too"
 
 
 def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
@@ -177,17 +159,80 @@ def test_damaged_files_are_told_on_the_page(tmp_path):
     assert verdict.headline.startswith("Done. Nobody has measured")
 
 
-def test_scores_of_an_older_model_are_not_those_of_the_run(tmp_path, monkeypatch):
+def test_results_of_another_model_are_not_those_of_the_run(tmp_path, monkeypatch):
     run = finished(tmp_path)
-    evaluated(run, weights="of before")
     monkeypatch.setattr(MergedDirectory, "weights_hash", "of now")
-    assert read(run)[1].headline == "Done. 81.25 % accuracy, compared with nothing yet."
+
+    def all_of(weights):
+        evaluated(run, weights=weights)
+        measured(run, weights=weights)
+        sampled(run, weights=weights)
+        swept(run, weights)
+        run.store.remove("texts.json")
+        keep_text(run, KeptText("Once", "upon a time", 1.0, 0, weights=weights))
+
+    def shown():
+        reader, verdict, _ = read(run)
+        left = [remark.text for remark in verdict.remarks if remark.about == "Left out"]
+        titles = {text for _, text in reader.headings}
+        kept = [
+            title for title in ("Quality", "Loss by noise level", "Samples", "Inside the layers") if title in titles
+        ]
+        assert not [remark for remark in verdict.remarks if remark.about == "Unreadable"]
+        return kept, left, verdict.headline
+
+    everything = ["Quality", "Loss by noise level", "Samples", "Inside the layers"]
+    all_of("of before")
+    assert shown()[:2] == (everything, []), "nothing is merged that they could differ from"
     run.merged.write_json("config.json", {})
-    _, verdict, _ = read(run)
+    kept, left, headline = shown()
+    assert kept == [] and headline.startswith("Done. Nobody has measured")
+    names = ("evaluation.json", "losses.json", "samples.png", "texts.json", "sweep.json")
+    assert len(left) == 1 and all(f"toy/{name}" in left[0] for name in names) and "another model" in left[0]
+    assert left[0].endswith(
+        "dbtrain eval RUN, dbtrain losses RUN, dbtrain sample RUN, dbtrain generate RUN --keep, dbtrain sweep RUN."
+    )
+    for same in ("of now", ""):  # files of before name no model
+        all_of(same)
+        assert shown()[:2] == (everything, [])
+
+
+def test_who_denoised_what_is_shown_of_the_samples(tmp_path):
+    run = finished(tmp_path)
+    sampled(run, guidance=2.0)
+    reader, _, _ = read(run)
+    rows = [row for row in reader.rows if len(row) == 5 and row[0].startswith("block")]
+    assert rows[1:] == [["block 0", "2.36643", "20", "3", "10"], ["block 1", "0.5", "2.36643", "1", "4"]]
+    assert {"block 0: 3", "block 1: 1"} <= {text.strip() for text in reader.text}
+    sampled(run, text=False)
+    reader, _, _ = read(run)
+    assert ("h2", "Samples") in reader.headings and ("h2", "Who denoised what") not in reader.headings
+
+
+def test_samples_that_say_what_cannot_be_are_told_and_not_shown(tmp_path):
+    run = finished(tmp_path)
+    for wrong in ({"level_name": "$\\x"}, {"edges": (20.0, float("nan"), 0.5)}, {"steps": ((float("inf"), 0),)}):
+        sampled(run, **wrong)
+        told = [remark.text for remark in read(run)[1].remarks if remark.about == "Unreadable"]
+        assert len(told) == 1 and "says wrongly how it was drawn" in told[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"no picture",
+        lambda data: data[:-20],
+        lambda data: data.replace(b"x" * 9, b"x" * 8 + b"y"),
+    ],
+)
+def test_samples_that_are_no_whole_picture_are_told_and_not_shown(tmp_path, change):
+    run = finished(tmp_path)
+    sampled(run, weights="x" * 9)
+    run.store.write("samples.png", change(run.store.read("samples.png")))
+    reader, verdict, _ = read(run)
     told = [remark.text for remark in verdict.remarks if remark.about == "Unreadable"]
-    assert verdict.headline.startswith("Done. Nobody has measured") and "older model" in told[0]
-    evaluated(run, weights="of now")
-    assert not read(run)[1].headline.startswith("Done. Nobody")
+    assert len(told) == 1 and "samples.png is no whole PNG" in told[0] and "dbtrain sample" in told[0]
+    assert not [tag for tag, _ in reader.tags if tag == "img"]
 
 
 def test_a_branch_has_a_row_before_it_has_begun(tmp_path):
