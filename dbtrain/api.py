@@ -215,9 +215,7 @@ def evaluate(
         found.append(Evaluation(metric, scores, progress))
         shown(found[-1])
 
-    evaluate_run(
-        _at(run), overrides, section, show, count=watched.count, tell=lambda line: watched.tell(f"took {line}")
-    )
+    evaluate_run(_at(run), overrides, section, show, count=watched.count, tell=watched.tell)
     return found[-1]
 
 

@@ -72,6 +72,11 @@ def train(
         check_metric(chosen)
     only = None if blocks is None else () if blocks == BRANCH else numbers(blocks)
     merged = train_and_merge(chosen, console, verbose, only)
+    if merged and not evaluate:
+        say(
+            console,
+            f"score it with dbtrain eval {chosen.run_url}, and look at all of it with dbtrain report {chosen.run_url}",
+        )
     if evaluate and merged:
         from dbtrain.cli.results import evaluate_and_say  # not above: --help lists commands as they are imported
 

@@ -158,9 +158,9 @@ class Start:
         """Say what there is to train on, and what ends a block."""
         nodes = self.cluster.nodes()
         self.view.tell(
-            f"{len(nodes)} node(s), {choose_device(config.cluster.device, nodes)}, place {self.place}; "
-            f"{config.cluster.max_crashes} crashes without progress and {config.cluster.max_preemptions} preemptions "
-            "end a block"
+            f"{len(nodes)} node(s), {choose_device(config.cluster.device, nodes)}, place {self.place}; a block is "
+            f"given up after {config.cluster.max_crashes} crashes without progress or {config.cluster.max_preemptions} "
+            "preemptions"
         )
 
 

@@ -54,7 +54,7 @@ def evaluate_run(
         section: how to evaluate, if not as the run's own configuration says.
         show: called with the result before it is written, and with how far blocks are that are not done.
         count: is told how far it has come.
-        tell: gets a line with how long the parts took.
+        tell: gets a line on what takes long before it begins, and one with how long the parts took.
 
     Raises:
         ConfigError: an override is wrong or of another section.
@@ -74,10 +74,15 @@ def evaluate_run(
     speed = Speed.of(config, device, config.evaluation.samples if metric.draws else 0)
     for block in model.blocks:
         speed.apply(block)
+    if metric.draws:
+        tell(
+            f"drawing {config.evaluation.samples:,} samples for each readout and split, and first, once for this data, "
+            "what judges them: evaluation.samples=N and evaluation.controls=false make it shorter"
+        )
     measure, depends_on = metric.begin(model, data, config.evaluation)
     watch.lap("preparing")
     scores = {split: measure(samples) for split, samples in splits.items()}
-    tell(watch.line("measuring", speed))
+    tell(f"took {watch.line('measuring', speed)}")
     sizes = {split: len(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores, "sizes": sizes}
     record[MEASURED] = model.weights_hash

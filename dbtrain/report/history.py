@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dbtrain.coordinator.exit_reasons import KILLED, in_words
+from dbtrain.coordinator.exit_reasons import in_words
 from dbtrain.errors import ShardError
 from dbtrain.run.run import RunBlock
 from dbtrain.telemetry.events import COORDINATOR, EventTail, read_events
@@ -14,6 +14,8 @@ FINE = ("done", "stopped", "running")
 """Ends of an attempt that are no fault."""
 LOST = "lost"
 """Outcome of an attempt whose workers went without a word."""
+WITH_ITS_COMMAND = "the command that trained it ended without a word, and its workers with it"
+"""Of workers that a living command loses it writes down what Ray said."""
 
 
 @dataclass(frozen=True)
@@ -117,4 +119,4 @@ def _ending(end: dict[str, Any] | None, died: list[dict[str, Any]], running: boo
         return str(end.get("outcome")), str(end.get("error") or end.get("reason") or "")
     if died:
         return LOST, in_words(str(died[-1].get("error")))
-    return ("running", "") if running else (LOST, f"it went without a word: {KILLED}")
+    return ("running", "") if running else (LOST, WITH_ITS_COMMAND)

@@ -147,10 +147,13 @@ def _beside(found: Evaluation, name: str, rival: Rival, detail: str, more: str, 
     tone: Tone = "good" if within or gain > 0 else "warn"
     headline = f"{written}: {word} end to end ({found.row.write(theirs)})."
     if error:
-        chance = f"a difference of {found.row.write(SPREAD * error)} may be the choice of the test samples alone"
+        chance = (
+            f"they differ by {found.row.write(abs(gain))}, and up to {found.row.write(SPREAD * error)} can be chance "
+            "with so many test samples"
+        )
     else:
         chance = "how much of a difference is chance is not known"
-    known = f" One seed each: {chance}." + ("" if rival.done else " The run end to end is not done.")
+    known = f" One seed each; {chance}." + ("" if rival.done else " The run end to end is not done.")
     return Remark(headline, tone, f"{detail}; end to end {found.row.write(theirs)}.{known}{more}")
 
 

@@ -28,8 +28,8 @@ SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # of OpenMP, for workers of several threads: others are on their machine, and threads that spin while they wait for
-    # each other take the time of those that they wait for
+    # of OpenMP, for workers of several threads: others are on their machine, and threads that spin while they
+    # wait for each other take the time of those that they wait for
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
