@@ -1,7 +1,7 @@
 """Commands that look at what a run has learnt."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from dbtrain.config.evaluation import AnySolver
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
+
+if TYPE_CHECKING:  # a command imports PyTorch when it needs it
+    from dbtrain.evaluation.images.pictures import Captions, Decode
 
 
 @app.command(name="eval")
@@ -53,6 +56,15 @@ def sample(
     ] = "karras",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    vae: Annotated[
+        str | None, typer.Option(help="Folder of the autoencoder that made the latents: samples become pictures.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Folder of the text encoder that made the embeddings, for --caption.")
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(help="What samples show, in turn; give it several times for several.")
+    ] = None,
     overrides: Overrides = None,
     now: Now = False,
 ) -> None:
@@ -64,15 +76,42 @@ def sample(
 
     console, of = make_console(), Run.at(run)
     took: list[str] = []
+    captions, decode = _captions(text, caption), _decoder(vae)
     with model_of(of, now) as merged, LiveView(console) as view:
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
         drawn = (of, out, count, steps, solver, spacing, guidance, seed)
-        where = sample_run(*drawn, view.count, overrides or [], took.append, merged)
+        where = sample_run(*drawn, view.count, overrides or [], took.append, merged, captions, decode)
         names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
     say(console, f"took {took[0]}")
+
+
+def _captions(text: str | None, texts: list[str] | None) -> "Captions | None":
+    """Captions that samples are to show, and how the text encoder of a folder reads them."""
+    if not texts and text is None:
+        return None
+    if not texts or text is None:
+        raise ConfigError("--text FOLDER and --caption belong together: give both, or neither")
+    import torch
+
+    from dbtrain.encoding.encoders import TextEncoder
+    from dbtrain.evaluation.images.pictures import Captions
+
+    return Captions(texts, lambda length: TextEncoder(text, length, torch.device("cpu"), torch.float32)(texts))
+
+
+def _decoder(vae: str | None) -> "Decode | None":
+    """How the autoencoder of a folder makes pictures of latents."""
+    if vae is None:
+        return None
+    import torch
+
+    from dbtrain.encoding.encoders import PictureEncoder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return PictureEncoder(vae, device, torch.float32).decode
 
 
 def _not_done(progress: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.images.pictures import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
+from dbtrain.evaluation.images.told import check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.unmasking import unmask
@@ -28,7 +29,8 @@ class MergedNetwork(nn.Module):
     What it is called with and what it returns follows from what the architecture can do:
 
     - a classifier takes images (N, C, H, W) as the data has them, and returns probabilities (N, classes);
-    - a model that draws samples takes classes (N,), and returns a sample of each: pictures (N, C, H, W) in
+    - a model that draws samples takes classes (N,), or captions (N, L, D + 1) as `with_mask` of
+      `dbtrain.method.masked_context` makes them, and returns a sample of each: pictures (N, C, H, W) in
       [-1, 1], or latents;
     - a causal language model takes tokens (N, T), and returns probabilities (N, T + 1, V): in place t of the
       token that comes after the first t, so that the last are those of the next token;
@@ -169,14 +171,12 @@ def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, fir
     return _read_out(merged, {"image": images, "label": labels}, len(images), first)
 
 
-def _drawn(network: MergedNetwork, merged: MergedModel, classes: Tensor, first: int) -> Tensor:
+def _drawn(network: MergedNetwork, merged: MergedModel, told: Tensor, first: int) -> Tensor:
     run_plan, sampling = merged.run_plan, network.sampling
     assert sampling is not None, "a model that draws has one"
-    known = int(run_plan.shape["classes"])
-    if classes.ndim != 1 or not ((classes >= 0) & (classes < known)).all():
-        raise ConfigError(f"classes must be whole numbers (N,) from 0 to {known - 1}, not {classes.tolist()!s:.60}")
+    check_told(told, run_plan.shape)
     size = run_plan.config.evaluation.batch_size
-    return draw(run_plan, merged.blocks.__getitem__, classes, sample_shape(run_plan), sampling, size)
+    return draw(run_plan, merged.blocks.__getitem__, told, sample_shape(run_plan), sampling, size)
 
 
 def _next_tokens(network: MergedNetwork, merged: MergedModel, tokens: Tensor, first: int) -> Tensor:
