@@ -77,7 +77,7 @@ class ViTStack:
         """The settings without the names of classes, which are the data's."""
         kind = library("transformers", "hf_vit").ViTConfig
         value = dict(value)
-        if value.pop("model_type", "vit") != "vit":
+        if "_class_name" in value or value.pop("model_type", "vit") != "vit":
             raise ConfigError(f"{source} is of another class than {NAME}: give the config.json of one")
         names = value.pop("id2label", None)
         value.pop("label2id", None), value.pop("architectures", None)

@@ -75,9 +75,10 @@ class WanStack:
         self.patch = tuple(patch) if isinstance(patch, (list, tuple)) else (patch,)
         whole = len(self.patch) == 3 and all(type(side) is int and side > 0 for side in self.patch)
         if not whole or frames % self.patch[0] or height % self.patch[1] or width % self.patch[2]:
+            frame = "one frame" if frames == 1 else f"{frames} frames"
             raise ConfigError(
-                f"model.config.patch_size={list(self.patch)} does not divide {frames} frame(s) of {height}x{width}: "
-                "set it to [1, SIDE, SIDE] with a SIDE that divides both"
+                f"model.config.patch_size={list(self.patch)} does not divide {frame} of {height}x{width}: set it to "
+                "[1, SIDE, SIDE] with a SIDE that divides both"
             )
         self.classes = shape.get("classes")
         """Number of classes; None where the data has captions."""
