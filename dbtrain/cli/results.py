@@ -14,6 +14,8 @@ from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
 
 if TYPE_CHECKING:  # a command imports PyTorch when it needs it
+    from torch import Tensor
+
     from dbtrain.evaluation.images.pictures import Captions, Decode
 
 
@@ -76,7 +78,7 @@ def sample(
 
     console, of = make_console(), Run.at(run)
     took: list[str] = []
-    captions, decode = _captions(text, caption), _decoder(vae)
+    captions, decode = _captions(text, caption, console), _decoder(vae)
     with model_of(of, now) as merged, LiveView(console) as view:
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
@@ -88,7 +90,7 @@ def sample(
     say(console, f"took {took[0]}")
 
 
-def _captions(text: str | None, texts: list[str] | None) -> "Captions | None":
+def _captions(text: str | None, texts: list[str] | None, console: Console) -> "Captions | None":
     """Captions that samples are to show, and how the text encoder of a folder reads them."""
     if not texts and text is None:
         return None
@@ -99,7 +101,14 @@ def _captions(text: str | None, texts: list[str] | None) -> "Captions | None":
     from dbtrain.encoding.encoders import TextEncoder
     from dbtrain.evaluation.images.pictures import Captions
 
-    return Captions(texts, lambda length: TextEncoder(text, length, torch.device("cpu"), torch.float32)(texts))
+    def encode(length: int) -> "tuple[Tensor, Tensor]":
+        encoder = TextEncoder(text, length, torch.device("cpu"), torch.float32)
+        made = encoder(texts)
+        if encoder.cut:
+            say(console, f"warning: {encoder.cut} captions have more than {length} tokens and were cut off")
+        return made
+
+    return Captions(texts, encode)
 
 
 def _decoder(vae: str | None) -> "Decode | None":

@@ -208,7 +208,7 @@ def _check(out: Path, shape: tuple[int, ...], decoded: bool) -> None:
     if out.suffix not in (".png", ".npy"):
         raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
     if out.suffix == ".png" and not decoded and (len(shape) != 3 or shape[0] not in (1, 3)):
-        kind = f"{shape[0]} channels" if len(shape) == 3 else "several frames"
+        kind = f"{shape[0]} channels" if len(shape) == 3 else f"shape {'x'.join(map(str, shape))}"
         raise ConfigError(
             f"samples of {kind} are no pictures: decode them with --vae FOLDER, the autoencoder that made the latents, "
             "or write them to a file with --out samples.npy"
