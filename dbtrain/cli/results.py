@@ -1,7 +1,7 @@
 """Commands that look at what a run has learnt."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,6 +12,11 @@ from dbtrain.config.evaluation import AnySolver
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
+
+if TYPE_CHECKING:  # a command imports PyTorch when it needs it
+    from torch import Tensor
+
+    from dbtrain.evaluation.images.pictures import Captions, Decode
 
 
 @app.command(name="eval")
@@ -56,6 +61,15 @@ def sample(
     ] = "karras",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    vae: Annotated[
+        str | None, typer.Option(help="Folder of the autoencoder that made the latents: samples become pictures.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Folder of the text encoder that made the embeddings, for --caption.")
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(help="What samples show, in turn; give it several times for several.")
+    ] = None,
     overrides: Overrides = None,
     now: Now = False,
 ) -> None:
@@ -67,17 +81,51 @@ def sample(
 
     console, of = make_console(), Run.at(run)
     took: list[str] = []
+    captions, decode = _captions(text, caption, console), _decoder(vae)
     with model_of(of, now) as merged, LiveView(console) as view:
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
         drawn = (of, out, count, steps, solver, spacing, guidance, seed)
-        where, routing = sample_run(*drawn, view.count, overrides or [], took.append, merged)
+        where, routing = sample_run(*drawn, view.count, overrides or [], took.append, merged, captions, decode)
         names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
     if routing:
         say(console, f"which block did which step is shown in {routing}")
     say(console, f"took {took[0]}")
+
+
+def _captions(text: str | None, texts: list[str] | None, console: Console) -> "Captions | None":
+    """Captions that samples are to show, and how the text encoder of a folder reads them."""
+    if not texts and text is None:
+        return None
+    if not texts or text is None:
+        raise ConfigError("--text FOLDER and --caption belong together: give both, or neither")
+    import torch
+
+    from dbtrain.encoding.encoders import TextEncoder
+    from dbtrain.evaluation.images.pictures import Captions
+
+    def encode(length: int) -> "tuple[Tensor, Tensor]":
+        encoder = TextEncoder(text, length, torch.device("cpu"), torch.float32)
+        made = encoder(texts)
+        if encoder.cut:
+            say(console, f"warning: {encoder.cut} captions have more than {length} tokens and were cut off")
+        return made
+
+    return Captions(texts, encode)
+
+
+def _decoder(vae: str | None) -> "Decode | None":
+    """How the autoencoder of a folder makes pictures of latents."""
+    if vae is None:
+        return None
+    import torch
+
+    from dbtrain.encoding.encoders import PictureEncoder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return PictureEncoder(vae, device, torch.float32).decode
 
 
 def _not_done(progress: str) -> str:

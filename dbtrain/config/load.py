@@ -34,8 +34,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
     try:
         loaded = OmegaConf.create(literal(base or {})) if path is None else _file(located(path))
         # one after the other, so that null takes back a section before another override fills it again
-        merged = OmegaConf.merge(loaded, *(_with_text_keys(read_override(override)) for override in overrides))
-        content = OmegaConf.to_container(merged, resolve=True)
+        for override in overrides:
+            nested = _with_text_keys(read_override(override))
+            _refuse_key_of_file(OmegaConf.to_container(loaded), nested, override)
+            loaded = OmegaConf.merge(loaded, nested)
+        content = OmegaConf.to_container(loaded, resolve=True)
     except IsADirectoryError:
         raise ConfigError(_not_a_file(Path(str(path)))) from None
     except FileNotFoundError:
@@ -49,6 +52,24 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
         raise
     return parse_config(content, where)
+
+
+def _refuse_key_of_file(there: Any, nested: Any, override: str) -> None:
+    """Refuse an override of one key below `model.config` where that is the path of a file with the keys: it
+    would come in the place of all of them.
+
+    Args:
+        there: what has been read so far.
+        nested: the override.
+        override: as it was written.
+    """
+    given, new = (part.get("model") if isinstance(part, dict) else None for part in (there, nested))
+    path, keys = (part.get("config") if isinstance(part, dict) else None for part in (given, new))
+    if isinstance(path, str) and isinstance(keys, dict) and "${" not in path:
+        raise ConfigError(
+            f"{override}: model.config is {path}, a path, of which no single key can be changed: change a copy of its "
+            "config.json, or give all keys in the place of the path"
+        )
 
 
 def _file(path: str | Path) -> DictConfig | ListConfig:

@@ -68,7 +68,7 @@ def _section(arch: str, kind: type[Any]) -> type[ModelConfig]:
     told, summary = argument_docs(kind), (inspect.getdoc(kind) or "").split("\n", 1)[0]
     fields: dict[str, Any] = {"arch": (Literal[arch], Field(arch, description=summary))}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        if name in GIVEN or name in kind.takes or _is_from_run(hints[name]):
+        if name in (*GIVEN, *kind.takes, *kind.may_take) or _is_from_run(hints[name]):
             continue
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         # a layer less than one is no network, whatever the class says of its own

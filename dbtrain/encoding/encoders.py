@@ -26,7 +26,7 @@ TEXT_ENCODERS: Mapping[str, str] = {
 
 
 class PictureEncoder:
-    """The mean of an autoencoder's posterior.
+    """The mean of an autoencoder's posterior, and pictures of such latents.
 
     Args:
         folder: of `save_pretrained`, or a pipeline with a folder ``vae``.
@@ -58,9 +58,30 @@ class PictureEncoder:
         made: Tensor = self.network.encode(given[:, :, None] if self.video else given).latent_dist.mode()
         return made.float().cpu()
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as it gives them -> images (N, C, H, W) float32 in about [-1, 1]; the first of frames.
+
+        Raises:
+            DataError: they have another number of channels or dimensions.
+        """
+        wanted = self._latent_channels()
+        if latents.ndim != (5 if self.video else 4) or (wanted and latents.shape[1] != wanted):
+            size = "x".join(map(str, latents.shape[1:]))
+            raise DataError(
+                f"latents of {size} are not of this autoencoder, whose latents have {wanted} channels"
+                f"{' and frames' if self.video else ''}: give the one that the run's data was encoded with"
+            )
+        made: Tensor = self.network.decode(latents.to(self.device, self.dtype)).sample
+        return (made[:, :, 0] if self.video else made).float().cpu()
+
+    def _latent_channels(self) -> int:
+        """Channels of its latents, 0 if its configuration does not say."""
+        return int(self.config.get("latent_channels", self.config.get("z_dim", 0)) or 0)
+
     def normalisation(self) -> tuple[list[float], list[float]] | None:
         """Mean and deviation of its latents by channel, as its configuration has them, if it does."""
-        channels = int(self.config.get("latent_channels", self.config.get("z_dim", 0)) or 0)
+        channels = self._latent_channels()
         mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
         if mean and std:
             return list(mean), list(std)

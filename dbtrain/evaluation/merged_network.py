@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.images.pictures import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
+from dbtrain.evaluation.images.told import check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.unmasking import unmask
@@ -23,7 +24,7 @@ STEPS = 50
 
 
 PIXEL_SLACK = 1e-3
-"""By how much a pixel may lie beyond -1 and 1, as resizing and rounding leave it."""
+"""A pixel may lie beyond -1 and 1 by so much, as resizing and rounding leave it."""
 
 
 class MergedNetwork(nn.Module):
@@ -33,7 +34,8 @@ class MergedNetwork(nn.Module):
 
     - a classifier takes images (N, C, H, W) of floats from -1 (black) to 1 (white), as the data has them in
       training, and returns probabilities (N, classes);
-    - a model that draws samples takes classes (N,), and returns a sample of each: pictures (N, C, H, W) in
+    - a model that draws samples takes classes (N,), or captions (N, L, D + 1) as `with_mask` of
+      `dbtrain.method.masked_context` makes them, and returns a sample of each: pictures (N, C, H, W) in
       [-1, 1], or latents;
     - a causal language model takes tokens (N, T), and returns probabilities (N, T + 1, V): in place t of the
       token that comes after the first t, so that the last are those of the next token;
@@ -186,14 +188,12 @@ def _check_pixels(images: Tensor) -> None:
         )
 
 
-def _drawn(network: MergedNetwork, merged: MergedModel, classes: Tensor, first: int) -> Tensor:
+def _drawn(network: MergedNetwork, merged: MergedModel, told: Tensor, first: int) -> Tensor:
     run_plan, sampling = merged.run_plan, network.sampling
     assert sampling is not None, "a model that draws has one"
-    known = int(run_plan.shape["classes"])
-    if classes.ndim != 1 or not ((classes >= 0) & (classes < known)).all():
-        raise ConfigError(f"classes must be whole numbers (N,) from 0 to {known - 1}, not {classes.tolist()!s:.60}")
+    check_told(told, run_plan.shape)
     size = run_plan.config.evaluation.batch_size
-    return draw(run_plan, merged.blocks.__getitem__, classes, sample_shape(run_plan), sampling, size)
+    return draw(run_plan, merged.blocks.__getitem__, told, sample_shape(run_plan), sampling, size)
 
 
 def _next_tokens(network: MergedNetwork, merged: MergedModel, tokens: Tensor, first: int) -> Tensor:

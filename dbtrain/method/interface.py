@@ -175,6 +175,8 @@ class BlockModel(nn.Module, ABC):
     """Entry of the data's shape that says how many codes the codebook has; None without a codebook."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Entries of the data's shape that the constructor takes."""
+    may_take: ClassVar[tuple[str, ...]] = ()
+    """Entries that it takes, with a default, where the data has them, such as classes or captions."""
     noised: ClassVar[Noised] = "vectors"
     """What is made noisy."""
     natural_noise: ClassVar[str] = "gaussian"
@@ -221,6 +223,16 @@ class BlockModel(nn.Module, ABC):
             ConfigError: they name something that is not there, or is for another class.
         """
         return keys
+
+    @classmethod
+    def from_shape(cls, shape: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the constructor that follow from the data's shape.
+
+        Raises:
+            KeyError: the shape lacks an entry that it `takes`.
+        """
+        names = (*cls.takes, *(name for name in cls.may_take if name in shape))
+        return {name: shape[name] for name in names}
 
     @classmethod
     def check(cls, keys: Mapping[str, Any]) -> None:

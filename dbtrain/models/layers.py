@@ -1,7 +1,7 @@
 """Layers that several architectures share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -38,12 +38,29 @@ def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
         raise ConfigError(f"model.dim={dim} is not {kind} of model.heads={heads}: set {instead}model.dim={wider}")
 
 
+def picture_size(image: Sequence[int], of: str) -> tuple[int, int, int]:
+    """(channels, height, width) of the data's images, for a network that reads no videos.
+
+    Args:
+        image: as the data's shape has it.
+        of: name of the network.
+
+    Raises:
+        ConfigError: they are videos, or latents of an autoencoder for videos.
+    """
+    if len(image) != 3:
+        size = "x".join(map(str, image))
+        raise ConfigError(f"{of} is for images, and the data has videos of {size}: choose other data, or hf_wan")
+    return image[0], image[1], image[2]
+
+
 def check_patches(image: tuple[int, int, int], patch: int) -> None:
     """Whether a (channels, height, width) image is a whole number of patches.
 
     Raises:
         ConfigError: it is not.
     """
+    picture_size(image, "this model.arch")
     if image[1] % patch or image[2] % patch:
         raise ConfigError(
             f"model.patch={patch} does not divide the {image[1]}x{image[2]} image (height x width): choose another "

@@ -68,7 +68,8 @@ def _check_constructor(arch: str, kind: type[BlockModel]) -> None:
             f"model.arch={arch}: its constructor must name each of its arguments, without * or **: they are the keys "
             "of the section model"
         )
-    given = ("noise", "parametrisation", "layers", "depth", *(("codebook",) if kind.codes else ()), *kind.takes)
+    codes = ("codebook",) if kind.codes else ()
+    given = ("noise", "parametrisation", "layers", "depth", *codes, *kind.takes, *kind.may_take)
     absent = [name for name in given if name not in parameters]
     if absent:
         raise ConfigError(

@@ -15,7 +15,7 @@ FINE = ("done", "stopped", "running")
 LOST = "lost"
 """Outcome of an attempt whose workers went without a word."""
 WITH_ITS_COMMAND = "the command that trained it ended without a word, and its workers with it"
-"""Of workers that a living command loses it writes down what Ray said."""
+"""A living command writes down what Ray said of the workers that it loses, so nothing of that is there."""
 
 
 @dataclass(frozen=True)

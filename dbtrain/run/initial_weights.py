@@ -54,7 +54,11 @@ class InitialWeights:
         wanted |= {name: shapes[0][own] for own, name in frozen.items()}
         called = _as_its_library(run_plan, source)
         if wrong := misfit(called(wanted), called(source.tensors), _others(source, rows, frozen)):
-            raise ConfigError(f"init.from={source.asked} does not fit this run: {wrong}")
+            of_another = _of_another_class(run_plan, source)
+            raise ConfigError(
+                f"init.from={source.asked}{of_another} does not fit this run: {wrong}: take weights of the network "
+                "that the section model describes, or set that to what they are of"
+            )
         rows = [replace(row, files=_files(source, names)) for row, names in zip(rows, taken, strict=True)]
         files = sorted({*(name for row in rows for name in row.files), *_files(source, frozen.values())})
         hashes = {name: source.hashes[name] for name in files}
@@ -184,6 +188,13 @@ def in_our_names(run_plan: RunPlan, source: WeightSource) -> WeightSource:
     originals = _our_names(arch, [name for name in source.tensors if not unread(name)])
     tensors = {our: source.tensors[original] for our, original in originals.items()}
     return replace(source, tensors=tensors, originals=originals)
+
+
+def _of_another_class(run_plan: RunPlan, source: WeightSource) -> str:
+    """A clause on the class of a source that is of another class than the run's; else ''."""
+    stack = architecture(run_plan.config.model.arch).stack
+    known = ("", stack.original if stack else "")
+    return "" if source.of_class in known else f", which is of {source.of_class},"
 
 
 def _our_names(arch: str, names: Iterable[str]) -> dict[str, str]:

@@ -128,7 +128,7 @@ def _train_pilot(
 ) -> BlockModel:
     kind = architecture(config.model.arch)
     arguments = {**config.model.arguments(), "depth": 1}
-    arguments |= {name: shape[name] for name in kind.takes}
+    arguments |= kind.from_shape(shape)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "pilot", number))
         model = kind(noise=NoNoise(kind.per_position), parametrisation=Unseen(), codebook=codebook, **arguments).to(

@@ -159,7 +159,7 @@ class RunPlan:
         """
         kind, scheme = architecture(self.config.model.arch), self.scheme
         arguments = self.config.model.arguments() | dict(self.settled)
-        arguments |= {name: self.shape[name] for name in kind.takes}
+        arguments |= kind.from_shape(self.shape)
         if kind.codes:
             arguments["codebook"] = self.codebook
         layers = scheme.runs(self.shards, shard)

@@ -29,7 +29,7 @@ def misfit(wanted: Mapping[str, Shape], found: Mapping[str, Described], unasked:
         _clause("missing", missing, (_near(name, left or found) for name in missing)),
         _clause("left over", left, (_near(name, missing or wanted) for name in left)),
         _clause("of another shape", reshaped, (f" is {_x(found[n].shape)}, not {_x(wanted[n])}" for n in reshaped)),
-        _clause("no floating-point numbers", untyped, (f" is {found[name].dtype}" for name in untyped)),
+        _clause(f"of a type that is none of {', '.join(FLOATS)}", untyped, (f" is {found[n].dtype}" for n in untyped)),
     ]
     return "; ".join(clause for clause in clauses if clause)
 

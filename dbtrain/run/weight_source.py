@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from dbtrain.errors import ConfigError, ShardError
+from dbtrain.models.adapters.settings import class_of
 from dbtrain.run.run import WEIGHTS, Run, RunBlock
 from dbtrain.shards.commit import read_commit, step_name
 from dbtrain.shards.format import identity_of
@@ -54,6 +55,8 @@ class WeightSource:
     """What the user called it, for messages."""
     originals: Mapping[str, str] = field(default_factory=dict)
     """Names in the files of a network of another library, by ours; empty where they are the same."""
+    of_class: str = ""
+    """Class that a config.json beside the files names, of a network of another library."""
     progress: str = ""
     """How far its blocks were trained, if they were not done."""
 
@@ -88,6 +91,11 @@ class WeightSource:
             raise ConfigError(
                 f"init.from={url} has its weights in {pickled[0]}, a pickle, which is never read since it may hold a "
                 "program: save the network again with safe_serialization=True, or take a folder with safetensors files"
+            )
+        if store.exists(CONFIG):
+            raise ConfigError(
+                f"init.from={url} has a {CONFIG} and no weights beside it, which would be one of "
+                f"{', '.join(name for pair in FOLDERS for name in pair)}: copy the whole folder"
             )
         raise ConfigError(
             f"init.from={url} is no run, merged model, shard or safetensors file ({store.url} has no {MANIFEST}, "
@@ -239,4 +247,14 @@ def _indexed(store: Store, index: str) -> list[str]:
 def _plain(store: Store, files: list[str], url: str) -> WeightSource:
     headers = {name: read_header(store, name, hashed=True) for name in files}
     tensors = {key: described for header in headers.values() for key, described in header.tensors.items()}
-    return WeightSource(store, tensors, {name: header.sha256 for name, header in headers.items()}, asked=url)
+    hashes = {name: header.sha256 for name, header in headers.items()}
+    return WeightSource(store, tensors, hashes, asked=url, of_class=_class_beside(store))
+
+
+def _class_beside(store: Store) -> str:
+    """Class that a folder's config.json names, '' if there is none that can be read."""
+    try:
+        content = store.read_json(CONFIG)
+    except ShardError:
+        return ""
+    return class_of(content) if isinstance(content, dict) else ""

@@ -9,7 +9,7 @@ from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.run.plan import load_data
 from dbtrain.run.prepare import plan_run
-from tests.unit.models.originals import DIT, LLAMA, VIT, WAN
+from tests.unit.models.originals import DIT, LLAMA, VIT, WAN, original
 
 BASE = {"name": "run", "blocks": 2, "data": {"source": "digits"}, "codebook": {"dim": 16}}
 RANGE = {"ranges": "uniform", "sigma_min": 0.5, "sigma_max": 20.0}
@@ -91,6 +91,18 @@ def test_the_depth_may_be_another_and_overrides_reach_the_settings():
 )
 def test_settings_that_do_not_fit_are_refused_with_the_value(arch, changes, message):
     assert message in refused(arch, settings(arch, **changes))
+
+
+def test_the_file_of_another_class_is_refused_by_that_class(tmp_path):
+    vit, wan = tmp_path / "vit", tmp_path / "wan"
+    original("hf_vit", vit), original("hf_wan", wan)
+    for arch in ("hf_wan", "hf_dit"):
+        assert "config.json is of ViTForImageClassification, not of " in refused(arch, str(vit))
+    for arch in ("hf_vit", "hf_llama"):
+        assert "config.json is of another class than " in refused(arch, str(wan))
+    assert "model.config.hidden_size=24: model.config is " in refused(
+        "hf_vit", str(vit), ["model.config.hidden_size=24"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (code,) = re.findall(r"^```py\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "my_gpt2.py").write_text(code)
+    of = "from diffusers import LatteTransformer3DModel\n\n\nclass Mine(LatteTransformer3DModel):\n    pass\n"
+    (tmp_path / "my_latte.py").write_text(of)
     forget()
     yield tmp_path
     forget()
@@ -44,6 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 def forget():
     sys.modules.pop("my_gpt2", None)
+    sys.modules.pop("my_latte", None)
     own_class.cache_clear()
     checked.cache_clear()
     importlib.invalidate_caches()
@@ -117,6 +120,9 @@ def named(arch):
         ("diffusers:UNet2DModel", "long skips"),
         ("diffusers:LatteTransformer3DModel", "its lists of layers take turns"),
         ("diffusers:WanVACETransformer3DModel", "one of its lists of layers feeds the other"),
+        ("diffusers:ConsisIDTransformer3DModel", "layers at several depths read what a network beside them makes"),
+        ("diffusers:UNetControlNetXSModel", "long skips"),
+        ("my_latte:Mine", "its lists of layers take turns"),
     ],
 )
 def test_a_class_of_another_library_is_looked_at_and_told_of(arch, message):

@@ -100,7 +100,7 @@ class NobodyWaits:
 
 
 def _start_no_actor_for_reports() -> None:
-    """In the controller, before its workers start."""
+    """Called in the controller, before its workers start."""
     worker_group.SynchronizationActor = NobodyWaits
     state._shutdown_sync_actor = lambda actor: None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.export.routing import RoutedBlocks, drawn
+from dbtrain.evaluation.images.told import check_told
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.sampler import Solver, Spacing, chain, guide, spaced_levels
 
@@ -30,11 +31,12 @@ def sample(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """Samples (N, C, H, W) float32, one for each class number (N,), in the scale of the data.
+    """Samples (N, C, ...) float32, one for each class number or caption, in the scale of the data.
 
     Args:
         model: what `load` returns.
-        labels: (N,) int64.
+        labels: (N,) int64, numbers of classes; of a model of captions (N, L, D + 1) float32, embeddings with
+            their mask, as `with_mask(text, mask)` makes them.
         steps: noise levels from the greatest to the least.
         solver: Heun evaluates twice a step.
         spacing: `karras` for steps over the whole range, `slices` for the same number in every slice.
@@ -42,12 +44,14 @@ def sample(
         seed: seed of the noise.
 
     Raises:
-        ConfigError: there is no such solver here, or no step.
+        ConfigError: there is no such solver here, no step, or no such class or caption.
     """
     if solver not in ("euler", "heun") or steps < 1:
         raise ConfigError(f"solver={solver!r} and steps={steps}: give 'euler' or 'heun', and 1 step or more")
+    check_told(labels, model.config["shape"])
     levels = spaced_levels(model.noise, model.ranges, steps, spacing)
-    draws = Draws(torch.tensor(derive_seed(seed, "sample"), device=labels.device), torch.arange(len(labels)).to(labels))
+    key, numbers = torch.tensor(derive_seed(seed, "sample")), torch.arange(len(labels))
+    draws = Draws(key.to(labels.device), numbers.to(labels.device))
     start = model.noise.prior(tuple(model.config["shape"]["image"]), draws)
 
     def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ USES: Mapping[str, str] = {
     "unmask": "tokens = unmask(model, prompt, length=64)  # (N, P) int64 -> (N, 64)",
 }
 """A line of code for each function that a file may offer."""
+CAPTIONED = "images = sample(model, with_mask(text, mask))  # embeddings (N, L, D), true for each token (N, L)"
+"""The same for `sample` of a model that is told captions."""
 
 
 def card(
@@ -38,7 +40,7 @@ def card(
     """
     parts = [
         _front(config),
-        _loading(able, config["network"]["needs"]),
+        _loading(able, config["network"]["needs"], "text" in config["shape"]),
         _routing(config),
         _training(config, manifest, kinds),
         _text(config, tokenizer),
@@ -84,9 +86,9 @@ def _front(config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _loading(able: Sequence[str], needs: Mapping[str, str]) -> str:
-    names = ", ".join(["load", *able])
-    uses = [USES[name] for name in able]
+def _loading(able: Sequence[str], needs: Mapping[str, str], captions: bool) -> str:
+    names = ", ".join(["load", *able, *(("with_mask",) if captions else ())])
+    uses = [CAPTIONED if name == "sample" and captions else USES[name] for name in able]
     code = "\n".join([
         "import torch", f"from modeling import {names}", "", "model = load()  # of the folder of modeling.py", *uses,
         "estimate = model.denoise(noisy, level, context)",

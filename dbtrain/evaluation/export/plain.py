@@ -187,10 +187,26 @@ def plain_loading(run_plan: RunPlan, config: Mapping[str, Any], kind: type[Any])
         f"- The network: {' '.join((inspect.getdoc(stack) or stack.original).split())}",
         f"- Of a level (`{config['level']}`), with y the data and eps normal noise: {meaning}.",
         f"- Its time: {inspect.getdoc(stack.time)}",
-        *[f"- `{INPUTS}` beside each network, `{name}`: {what}." for name, what in stack.inputs.items()],
+        *_inputs_text(run_plan),
         *_boundary_text(config, folders),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _inputs_text(run_plan: RunPlan) -> list[str]:
+    """What stands for a class or caption that the networks are told."""
+    added = {_input_name(name) for name, _ in run_plan.model(0, "meta").named_parameters() if is_added(name)}
+    inputs = architecture(run_plan.config.model.arch).stack.inputs
+    lines = [f"- `{INPUTS}` beside each network, `{name}`: {what}." for name, what in inputs.items() if name in added]
+    if "text" not in run_plan.shape:
+        return lines
+    length, width = run_plan.shape["text"]
+    return [
+        *lines,
+        f"- A caption: embeddings ({length}, {width}) with zeros after its last token; in a pipeline of the library "
+        f"`max_sequence_length={length}`. No caption: zeros everywhere, which a pipeline that guides is given as "
+        "`negative_prompt_embeds`; of an empty text this model knows nothing.",
+    ]
 
 
 def _boundary_text(config: Mapping[str, Any], folders: list[str]) -> list[str]:

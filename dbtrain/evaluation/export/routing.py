@@ -24,6 +24,9 @@ COMMON = "common.safetensors"
 HASHES = "sha256"
 """Field of config.json: SHA-256 of every file of weights, by its name."""
 
+ROUNDING = 1e-6
+"""Share by which float32 may have moved a level."""
+
 Read = Callable[[Path], dict[str, Tensor]]
 """Tensors of a safetensors file by name."""
 
@@ -65,7 +68,8 @@ class RoutedBlocks(nn.Module):
             context: (N, ...) what the network may see, such as images, classes or the tokens before.
 
         Raises:
-            ValueError: the positions of one sample belong to several blocks.
+            ValueError: a level is outside of the range that was trained, or the positions of one sample are
+                at levels of several blocks.
         """
         return self._by_owner(noisy, level, context, lambda block, output: output)
 
@@ -82,6 +86,7 @@ class RoutedBlocks(nn.Module):
         levels = torch.as_tensor(level, dtype=torch.float64, device=noisy.device)
         shape = (len(noisy), *self.noise.level_shape(Example(noisy, context, noisy)))
         levels = levels.expand(shape) if levels.ndim == 0 else levels
+        self._check(levels)
         owners = self.ranges.block_of(levels).reshape(len(noisy), -1)
         if bool((owners != owners[:, :1]).any()):
             raise ValueError("positions of one sample are at levels of several blocks: ask for one slice at a time")
@@ -95,6 +100,16 @@ class RoutedBlocks(nn.Module):
             return next(iter(parts.values()))[1]
         order = torch.cat([rows for rows, _ in parts.values()]).argsort()
         return torch.cat([part for _, part in parts.values()])[order]
+
+    def _check(self, levels: Tensor) -> None:
+        """Refuse levels that no block was trained at; as rounded to float32 the ends are no such levels."""
+        high, low = self.ranges.edges[0], self.ranges.edges[-1]
+        outside = (levels > high * (1 + ROUNDING)) | (levels < low * (1 - ROUNDING)) | levels.isnan()
+        if bool(outside.any()):
+            raise ValueError(
+                f"{self.config['level']} = {float(levels[outside][0]):g} is outside of the range that this model was "
+                f"trained on, {low:g} to {high:g}: give a level in it"
+            )
 
     def output(self, block: int, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """What a block puts out at any level (N, ...) float32, whether it owns that or not."""

@@ -204,7 +204,7 @@ def described(run_plan: RunPlan, merged: MergedDirectory) -> dict[str, Any]:
     """The content of config.json: everything that is no tensor."""
     config, kind = run_plan.config, architecture(run_plan.config.model.arch)
     arguments = config.model.arguments() | dict(run_plan.settled)
-    arguments |= {name: run_plan.shape[name] for name in kind.takes}
+    arguments |= kind.from_shape(run_plan.shape)
     evaluation = config.evaluation.model_dump(include={"start", "readout", "steps_per_block"})
     return {
         "format": FORMAT,

@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from dbtrain.config import Config
 from dbtrain.config.evaluation import AnySolver
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
+from dbtrain.evaluation.images.captioned import captioned_grid
 from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
 from dbtrain.evaluation.images.schedulers import check_solver
@@ -31,6 +32,19 @@ from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
+
+Decode = Callable[[Tensor], Tensor]
+"""Pictures (N, C, H, W) in [-1, 1] of latents (N, ...) in the scale of the data."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What samples are to show."""
+
+    texts: Sequence[str]
+    encode: Callable[[int], tuple[Tensor, Tensor]]
+    """Embeddings (n, L, D) of the texts and their mask (n, L), for a length L in tokens."""
+
 
 PICTURE = "samples.png"
 """File in a run's directory that takes samples which are sent nowhere else."""
@@ -53,14 +67,16 @@ def sample_run(
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
     merged: MergedDirectory | None = None,
+    captions: Captions | None = None,
+    decode: Decode | None = None,
 ) -> tuple[str, str]:
     """Draw `count` samples, and write them to `out`, or into the run.
 
     Returns:
         Where they are, and where the picture of their routing is, which lies beside them; '' with one block.
 
-    The samples get the classes in turn. Where the data has no classes, they get what the first samples of the
-    test split have, such as their captions.
+    The samples get the classes in turn, or the given captions. Where the data has captions and none are
+    given, they get those of the first samples of the test split.
 
     A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
@@ -70,21 +86,22 @@ def sample_run(
             an effect here.
         tell: gets a line with how long the parts took.
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
+        captions: what the samples are to show, in turn; a grid has a row for each.
+        decode: makes pictures (N, C, H, W) in [-1, 1] of latents, as an autoencoder's decoder does.
 
     Raises:
-        ConfigError: the run's architecture draws nothing, or `out` cannot hold the samples.
+        ConfigError: the architecture draws nothing or is told no captions, or `out` cannot hold samples.
         ShardError: the run is not merged, or its files are damaged.
     """
     watch, merged = Stopwatch(), merged or merged_of(run)
     run_plan = merged_plan(merged)
     config = overridden(run_plan.config, overrides)
     shape = sample_shape(run_plan)
-    _check(out or Path(PICTURE), shape)
+    _check(out or Path(PICTURE), shape, decode is not None)
     check_solver(solver, config.noise_process)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    told = _contexts(run, run_plan, config, count, device)
-    levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
-    sampling = Sampling(levels, solver, guidance, seed)
+    told = _contexts(run, run_plan, config, count, device, captions)
+    sampling = Sampling(spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing), solver, guidance, seed)
     blocks, speed = OneBlock(run_plan, merged.block, device, merged.where), Speed.of(config, device, count)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     watch.lap("starting")
@@ -95,16 +112,33 @@ def sample_run(
     ).cpu()  # fmt: skip
     tell(watch.line("drawing", speed))
     drawn = Drawn(merged.weights_hash, solver, guidance, seed, run_plan.level_name, run_plan.ranges.edges, tuple(walk))
-    where = _keep(samples, run, out, run_plan.shape, drawn)
+    where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
 
 
-def _contexts(run: Run, run_plan: RunPlan, config: Config, count: int, device: torch.device) -> Tensor:
-    """What the samples are told, (count, ...): the classes in turn, or what the test split's samples have.
+def _shown(
+    samples: Tensor, shape: Mapping[str, Any], decode: Decode | None, size: int
+) -> tuple[Tensor, Mapping[str, Any]]:
+    """The samples as they are written, decoded `size` at a time if there is a decoder,
+    and the shape that says their scale."""
+    if decode is None:
+        return samples, shape
+    latents = as_encoded(samples, shape)
+    return torch.cat([decode(latents[at : at + size]) for at in range(0, len(latents), size)]), {}
+
+
+def _contexts(
+    run: Run, run_plan: RunPlan, config: Config, count: int, device: torch.device, captions: Captions | None
+) -> Tensor:
+    """What the samples are told, (count, ...): the classes or captions in turn, or what the test split's
+    samples have.
 
     Raises:
-        DataError: there are no classes, and the data is not here.
+        ConfigError: there are captions, and the run is told none.
+        DataError: there are no classes and no captions, and the data is not here.
     """
+    if captions is not None:
+        return _captioned(run_plan, captions, count, device)
     if "classes" in run_plan.shape:
         return torch.arange(count, device=device) % int(str(run_plan.shape["classes"]))
     paths = run.plan.paths if run.exists else {}
@@ -114,10 +148,32 @@ def _contexts(run: Run, run_plan: RunPlan, config: Config, count: int, device: t
     return run_plan.model(0).to(device).example(batch).context
 
 
-def _keep(samples: Tensor, run: Run, out: Path | None, shape: Mapping[str, Any], drawn: Drawn) -> str:
+def _captioned(run_plan: RunPlan, captions: Captions, count: int, device: torch.device) -> Tensor:
+    """The captions in turn, as the architecture reads them."""
+    if "text" not in run_plan.shape:
+        raise ConfigError(
+            f"--caption is for runs whose data has captions, and {run_plan.config.name} is trained on data.source="
+            f"{run_plan.config.data.source} with {', '.join(run_plan.shape)}: leave it out"
+        )
+    length, width = run_plan.shape["text"]
+    text, mask = captions.encode(length)
+    if text.shape[-1] != width:
+        raise ConfigError(
+            f"this text encoder makes embeddings of width {text.shape[-1]}, and {run_plan.config.name} is trained on "
+            f"those of width {width}: give the one that the run's data was encoded with"
+        )
+    turn = torch.arange(count) % len(text)
+    batch = {"text": text[turn].float().to(device), "mask": mask[turn].to(device)}
+    batch["image"] = torch.zeros(count, *sample_shape(run_plan), device=device)
+    return run_plan.model(0).to(device).example(batch).context
+
+
+def _keep(
+    samples: Tensor, shape: Mapping[str, Any], run: Run, out: Path | None, drawn: Drawn, captions: Sequence[str]
+) -> str:
     suffix = ".png" if out is None else out.suffix
     content = BytesIO()
-    _write(samples, suffix, shape, content, drawn)
+    _write(samples, suffix, shape, content, drawn, captions)
     try:
         if out is not None:
             out.write_bytes(content.getvalue())
@@ -157,11 +213,19 @@ def _saved(content: BytesIO, suffix: str) -> str:
     return f"; the samples that were drawn are in {file.name}"
 
 
-def _write(samples: Tensor, suffix: str, shape: Mapping[str, Any], file: BinaryIO, drawn: Drawn) -> None:
+def _write(
+    samples: Tensor,
+    suffix: str,
+    shape: Mapping[str, Any],
+    file: BinaryIO,
+    drawn: Drawn,
+    captions: Sequence[str] = (),
+) -> None:
     if suffix == ".npy":
         np.lib.format.write_array(file, as_encoded(samples, shape).numpy(), allow_pickle=False)
-    else:
-        Image.fromarray(grid(samples)).save(file, format="PNG", pnginfo=as_text(drawn))
+        return
+    sheet = captioned_grid(samples, captions) if captions else grid(samples)
+    Image.fromarray(sheet).save(file, format="PNG", pnginfo=as_text(drawn))
 
 
 def sample_shape(run_plan: RunPlan) -> tuple[int, ...]:
@@ -178,13 +242,14 @@ def sample_shape(run_plan: RunPlan) -> tuple[int, ...]:
     return tuple(run_plan.shape[entry])
 
 
-def _check(out: Path, shape: tuple[int, ...]) -> None:
+def _check(out: Path, shape: tuple[int, ...], decoded: bool) -> None:
     if out.suffix not in (".png", ".npy"):
         raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
-    if out.suffix == ".png" and shape[0] not in (1, 3):
+    if out.suffix == ".png" and not decoded and (len(shape) != 3 or shape[0] not in (1, 3)):
+        kind = f"{shape[0]} channels" if len(shape) == 3 else f"shape {'x'.join(map(str, shape))}"
         raise ConfigError(
-            f"samples of {shape[0]} channels are no pictures: write them to a file with --out samples.npy and decode "
-            "them with the model that made the latents"
+            f"samples of {kind} are no pictures: decode them with --vae FOLDER, the autoencoder that made the latents, "
+            "or write them to a file with --out samples.npy"
         )
     if out.is_dir():
         raise ConfigError(f"--out {out} cannot be written (Is a directory): give a file in it")

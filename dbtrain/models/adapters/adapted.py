@@ -28,6 +28,7 @@ class Defaults:
     head: ClassVar[Sequence[str]] = ()
     modulated: ClassVar[Mapping[str, int]] = MappingProxyType({})
     depth_key: ClassVar[str] = ""
+    conditions: ClassVar[Sequence[str]] = ("classes",)
     natural_noise: ClassVar[str] = "gaussian"
     noise_defaults: ClassVar[Mapping[str, Any]] = NO_DEFAULTS
     inputs: ClassVar[Mapping[str, str]] = MappingProxyType({})

@@ -20,6 +20,7 @@ from dbtrain.models.adapters.settings import (
 )
 from dbtrain.models.adapters.stack import State, Task
 from dbtrain.models.adapters.timesteps import TimeSteps
+from dbtrain.models.layers import picture_size
 
 NAME = "DiTTransformer2DModel"
 SCHEDULER = "scheduler"
@@ -41,6 +42,7 @@ class DiTStack:
     head: ClassVar[Sequence[str]] = ("norm_out", "proj_out_1", "proj_out_2")
     modulated: ClassVar[Mapping[str, int]] = {}
     depth_key: ClassVar[str] = "num_layers"
+    conditions: ClassVar[Sequence[str]] = ("classes",)
     pipeline: ClassVar[Sequence[str]] = ("transformer",)
     natural_noise: ClassVar[str] = "gaussian"
     natural_parametrisation: ClassVar[str] = "vp_eps"
@@ -50,7 +52,7 @@ class DiTStack:
     )
 
     def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
-        channels, height, width = shape["image"]
+        channels, height, width = picture_size(shape["image"], NAME)
         if height != width:
             raise ConfigError(f"{NAME} is for square images, and the data has {height}x{width}: choose other data")
         told = f"images of {channels}x{height}x{width} and {shape['classes']} classes"

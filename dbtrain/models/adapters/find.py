@@ -37,7 +37,8 @@ def told(kind: type[Any]) -> str:
     if name in SHIPPED:
         return f"there is a row for it: model.arch={SHIPPED[name]}"
     network = _made(kind)
-    why = CANNOT.get(name) or ("" if network is None else unfit(network))
+    by_name = next((CANNOT[one.__name__] for one in kind.__mro__ if one.__name__ in CANNOT), "")
+    why = by_name or ("" if network is None else unfit(network))
     if why:
         return f"it cannot be cut into blocks either, since {why}: take another network"
     found = [] if network is None else candidates(network)

@@ -58,7 +58,7 @@ class LlamaStack:
         """The settings as they are, and the number of layers."""
         kind = library("transformers", "hf_llama").LlamaConfig
         value = dict(value)
-        if value.pop("model_type", "llama") != "llama":
+        if "_class_name" in value or value.pop("model_type", "llama") != "llama":
             raise ConfigError(f"{source} is of another class than {NAME}: give the config.json of one")
         value.pop("architectures", None)
         refuse_unknown(value, {*kind().to_dict(), "rope_theta", "rope_scaling"}, source, NAME)

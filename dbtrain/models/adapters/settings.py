@@ -142,11 +142,20 @@ def made_of_diffusers(kind: Any, value: Mapping[str, Any], of: str, **own: Any) 
 
 
 def refuse_other_class(value: Mapping[str, Any], source: str, of: str) -> None:
-    """Refuse the settings of another class of diffusers.
+    """Refuse the settings of another class, of diffusers or transformers, for a class of diffusers.
 
     Raises:
         ConfigError: they name it.
     """
-    there = value.get("_class_name", of)
+    there = class_of(value) or of
     if there != of:
         raise ConfigError(f"{source} is of {there}, not of {of}: give the config.json of one")
+
+
+def class_of(value: Mapping[str, Any]) -> str:
+    """Name of the class whose settings these are, as its library writes it into config.json; '' if nothing
+    tells."""
+    if "_class_name" in value:  # diffusers
+        return str(value["_class_name"])
+    names = value.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else str(value.get("model_type", ""))

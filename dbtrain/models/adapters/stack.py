@@ -44,6 +44,9 @@ class Stack(Protocol):
     """The same as `BlockModel.natural_parametrisation`."""
     noise_defaults: ClassVar[Mapping[str, Any]]
     """The same as `BlockModel.noise_defaults`."""
+    conditions: ClassVar[Sequence[str]]
+    """What a denoiser can be told of a sample, of which the data has one: `classes`, or `text`, which are
+    embeddings of a caption."""
     inputs: ClassVar[Mapping[str, str]]
     """Parameters of :meth:`additions` that only make an input of the original: what they are, by name."""
     pipeline: ClassVar[Sequence[str]]
@@ -82,7 +85,8 @@ class Stack(Protocol):
             given: the scaled noisy image or latent; of a classifier or a language model what its noisy code
                 adds to the hidden states, (N, width) or (N, T, width).
             time: what :meth:`time` returns, (N,).
-            condition: images, classes or tokens, (N, ...).
+            condition: images, classes or tokens, (N, ...), or the embeddings of captions with their mask as
+                `without_mask` takes them apart, (N, L, D + 1).
         """
 
     def layer(self, layer: Any, state: State) -> State:

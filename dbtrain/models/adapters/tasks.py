@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dbtrain.errors import ConfigError
 from dbtrain.method.codebook import expected_code
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, BlockModel, Example, NoiseProcess
@@ -14,6 +15,7 @@ from dbtrain.models.adapters.cutting import cut, told
 from dbtrain.models.adapters.modulation import zero
 from dbtrain.models.adapters.stack import ADDED, State
 from dbtrain.models.bounds import Count, Share
+from dbtrain.models.captions import Captions
 from dbtrain.models.chunked_loss import CrossEntropy, token_cross_entropy
 from dbtrain.models.class_labels import ClassLabels
 from dbtrain.models.layers import LevelEmbedding
@@ -145,24 +147,26 @@ class Classifier(BlockModel):
 
 
 class Denoiser(BlockModel):
-    """A denoiser of images or latents, given their class; it has a time of its own.
+    """A denoiser of images or latents, given their class or caption; it has a time of its own.
 
     Args:
         noise: the noise process.
         parametrisation: wraps the network: of its input, output and time.
-        image: (channels, height, width) of an image or latent.
-        classes: number of classes.
+        image: (channels, height, width) of an image or latent, or (channels, frames, height, width).
+        classes: number of classes, of data that has classes.
+        text: (tokens, width) of the embeddings of a caption, of data that has captions.
         config: keys of the class's own configuration, or the path of its config.json or of the folder that
             has it; what the data decides may be left out.
         depth: layers of the whole model; by default as many as `config` says.
-        label_dropout: share of the training labels that are hidden, for classifier-free guidance.
+        label_dropout: share of the training labels or captions that are hidden, for classifier-free guidance.
         layers: numbers of the layers that this instance holds; all of them by default.
 
     Raises:
         ConfigError: settings and data do not fit.
     """
 
-    takes = ("image", "classes")
+    takes = ("image",)
+    may_take = ("classes", "text")
     samples = "image"
     cut_as: Any
     """The `Stack` of the network."""
@@ -172,8 +176,9 @@ class Denoiser(BlockModel):
         *,
         noise: NoiseProcess,
         parametrisation: Parametrisation,
-        image: tuple[int, int, int],
-        classes: int,
+        image: tuple[int, ...],
+        classes: int | None = None,
+        text: tuple[int, int] | None = None,
         config: Settings | None = None,
         depth: Count | None = None,
         label_dropout: Share = 0.1,
@@ -182,23 +187,25 @@ class Denoiser(BlockModel):
         super().__init__()
         self.noise = noise
         self.parametrisation = parametrisation
-        self.labels = ClassLabels(classes, label_dropout)
-        _install(self, {"image": image, "classes": classes}, config, depth, layers)
+        told = _told_of(self.stack, {"classes": classes, "text": text})
+        self.condition = ClassLabels(told["classes"], label_dropout) if "classes" in told else Captions(label_dropout)
+        _install(self, {"image": image, **told}, config, depth, layers)
 
     def example(self, batch: Batch, draws: Draws | None = None) -> Example:
-        """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""
-        return self.labels.example(batch, draws)
+        """``image`` (N, C, ...), and ``label`` (N,), or ``text`` (N, L, D) and ``mask`` (N, L); draws hide a
+        share of the labels or captions."""
+        return self.condition.example(batch, draws)
 
     def unconditional(self, context: Tensor) -> Tensor:
-        """The context that tells no class, (N,).
+        """The context that tells no class, (N,), or no caption, (N, L, D + 1).
 
         Raises:
-            ConfigError: no label was hidden in training, so that the network knows no such context.
+            ConfigError: none was hidden in training, so that the network knows no such context.
         """
-        return self.labels.unconditional(context)
+        return self.condition.unconditional(context)
 
     def predict(self, layers: Sequence[int], noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Denoised images (N, C, H, W), float32, from the network's output as its parametrisation has it."""
+        """Denoised images (N, C, ...), float32, from the network's output as its parametrisation has it."""
         time = self.cut_as.time(level, self.parametrisation)
         given = self.parametrisation.scale_input(noisy, level)
         output = _close(self, _run(self, layers, (given, time, context), None))
@@ -211,6 +218,21 @@ class Denoiser(BlockModel):
     def denoised(self, output: Tensor) -> Tensor:
         """The output itself."""
         return output
+
+
+def _told_of(stack: Any, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of the data's shape that a denoiser is told.
+
+    Raises:
+        ConfigError: the network cannot be told what the data has.
+    """
+    there = {name: value for name, value in shape.items() if value is not None}
+    if not (found := {name: there[name] for name in stack.conditions if name in there}):
+        raise ConfigError(
+            f"{stack.original} is told {' or '.join(stack.conditions)} of an image, and the data has "
+            f"{' and '.join(there) or 'neither classes nor text'}: choose other data, or another model.arch"
+        )
+    return found
 
 
 class NextToken(BlockModel):

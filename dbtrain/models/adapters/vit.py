@@ -12,6 +12,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.method.parametrisation import Parametrisation
 from dbtrain.models.adapters.settings import fitted, library, made, made_of_transformers, refuse_unknown
 from dbtrain.models.adapters.stack import NO_DEFAULTS, State, Task
+from dbtrain.models.layers import picture_size
 
 NAME = "ViTForImageClassification"
 OLD_LIST, NEW_LIST = "vit.encoder.layer", "vit.layers"
@@ -61,7 +62,7 @@ class ViTStack:
     noise_defaults: ClassVar[Mapping[str, Any]] = NO_DEFAULTS
 
     def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
-        channels, height, width = shape["image"]
+        channels, height, width = picture_size(shape["image"], NAME)
         told = f"images of {channels}x{height}x{width} and {shape['classes']} classes"
         size = height if height == width else [height, width]
         wanted = {"num_channels": channels, "image_size": size, "num_labels": shape["classes"]}
@@ -76,7 +77,7 @@ class ViTStack:
         """The settings without the names of classes, which are the data's."""
         kind = library("transformers", "hf_vit").ViTConfig
         value = dict(value)
-        if value.pop("model_type", "vit") != "vit":
+        if "_class_name" in value or value.pop("model_type", "vit") != "vit":
             raise ConfigError(f"{source} is of another class than {NAME}: give the config.json of one")
         names = value.pop("id2label", None)
         value.pop("label2id", None), value.pop("architectures", None)

@@ -1,7 +1,9 @@
 """`dbtrain encode`: pictures and captions by small random encoders, as `save_pretrained` writes them."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +13,11 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.encoding.encoders import PictureEncoder
+from dbtrain.errors import ConfigError
+from dbtrain.run.merge import merge
 from dbtrain.run.plan import load_data
+from dbtrain.run.run import Run
+from tests.unit.small_runs import commit, settled
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -192,3 +198,63 @@ def test_what_is_missing_or_a_pickle_is_refused_by_name(captioned, encoders, tmp
     refused("neither a number of pixels nor two", *line(captioned, encoders, to, "--size", "large"))
     (captioned / "2.png").write_bytes(b"hello")
     refused("2.png cannot be read as a picture", *line(captioned, encoders, to))
+
+
+def sampled(*arguments):
+    result = CliRunner().invoke(cli.app, ["sample", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_samples_of_captions_are_drawn_and_decoded_or_it_is_said_what_does_not_fit(
+    captioned, encoders, tmp_path, monkeypatch
+):
+    assert run(*line(captioned, encoders, tmp_path / "to"))[0] == 0
+    config = {"num_attention_heads": 1, "attention_head_dim": 12, "ffn_dim": 16, "freq_dim": 16, "num_layers": 2}
+    data = {"source": "encoded", "path": str(tmp_path / "to"), "cache": str(tmp_path), "validation": 0.2, "test": 0.2}
+    base = {"noise": {}, "data": data, "model": {"arch": "hf_wan", "config": config}}
+    made = settled(tmp_path, **base)
+    commit(made)
+    merge(Run(made))
+    monkeypatch.chdir(tmp_path)
+    told = ("--vae", encoders, "--text", encoders, "--caption", "a red dog", "--caption", "sky")
+    few = (made.url, "--count", 5, "--steps", 2, "--out", "made.png")
+    code, said = sampled(*few, *told)
+    assert code == 0 and "5 samples" in said, said
+    sheet = np.asarray(Image.open("made.png"))
+    assert (
+        sheet.shape[0] == 2 * (16 + 2) and (sheet[-18:, -18:] == 255).all()
+    )  # of five pictures the last place is empty
+    assert sheet[:16, -18:].std() > 0 and sheet[:16, :10].min() < 128  # a picture, and its caption
+    first = sheet[:16, -36:].copy()
+    code, said = sampled(*few, "--vae", encoders, "--text", encoders, "--caption", CAPTIONS[2], "--caption", "sky")
+    assert code == 0 and "warning: 1 captions have more than 5 tokens and were cut off" in said
+    assert not np.array_equal(np.asarray(Image.open("made.png"))[:16, -36:], first)
+    array = (made.url, "--count", 3, "--steps", 2, "--out", "made.npy")
+    assert sampled(*array, "--vae", encoders)[0] == 0 and np.load("made.npy").shape == (3, 3, 16, 16)
+    assert sampled(*array)[0] == 0 and np.load("made.npy").shape == (3, 3, 8, 8)
+
+    code, said = sampled(*few, "--caption", "sky")
+    assert code == 2 and "--text FOLDER and --caption belong together" in said
+    wide = transformers.T5Config(vocab_size=len(WORDS), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5EncoderModel(wide).save_pretrained(tmp_path / "wide" / "text_encoder")
+    shutil.copytree(encoders / "tokenizer", tmp_path / "wide" / "tokenizer")
+    code, said = sampled(*few, "--text", "wide", "--caption", "sky")
+    assert code == 2 and "embeddings of width 16, and toy is trained on those of width 12" in said
+    diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), block_out_channels=(4,),
+        norm_num_groups=2, latent_channels=2,
+    ).save_pretrained("other")  # fmt: skip
+    code, said = sampled(*few, "--vae", "other")
+    assert code == 1 and "latents of 3x8x8 are not of this autoencoder, whose latents have 2 channels" in said
+    classes = settled(tmp_path, name="classes", **{**base, "data": {"source": "digits"}})
+    commit(classes)
+    merge(Run(classes))
+    code, said = sampled(classes.url, "--text", encoders, "--caption", "sky")
+    assert code == 2 and "--caption is for runs whose data has captions, and classes is trained on" in said
+    other = {**base, "model": {"arch": "hf_dit", "config": {"num_layers": 2}}, "name": "dit"}
+    with pytest.raises(ConfigError, match="DiTTransformer2DModel is told classes of an image, and the data has text"):
+        Run(settled(tmp_path, **other)).plan.model(0)
+    base["model"] = {"arch": "hf_wan", "config": {**config, "text_dim": 99}}
+    with pytest.raises(ConfigError, match=r"text_dim=99, and the data has .* embeddings of width 12"):
+        Run(settled(tmp_path, **base, name="wide")).plan.model(0)

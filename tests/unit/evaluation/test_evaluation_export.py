@@ -1,5 +1,6 @@
 """An exported folder gives the same bits as the merged model, in a process that cannot import this package."""
 
+import importlib.util
 import json
 import math
 import shutil
@@ -25,6 +26,7 @@ from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.uncached import uncached
 from dbtrain.evaluation.text.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
+from dbtrain.method.masked_context import with_mask
 from dbtrain.method.sampler import spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.merge import merge
@@ -67,6 +69,11 @@ CASES = {
     "hf_vit": {"model": {"arch": "hf_vit", "config": SETTINGS["hf_vit"]}},
     "hf_dit": {"model": {"arch": "hf_dit", "config": SETTINGS["hf_dit"]}, "noise": {}, "blocks": 3},
     "hf_wan": {"model": {"arch": "hf_wan", "config": SETTINGS["hf_wan"]}, "noise": {}, "blocks": 2},
+    "hf_wan_text": {
+        "model": {"arch": "hf_wan", "config": SETTINGS["hf_wan"]},
+        "data": {"source": "encoded", "path": "FILES"},
+        "noise": {},
+    },
     "hf_llama": {"model": {"arch": "hf_llama", "config": SETTINGS["hf_llama"]}, "data": TEXT, "codebook": CODES},
     "hf_llama_tied": {
         "model": {"arch": "hf_llama", "config": SETTINGS["hf_llama_tied"]},
@@ -114,9 +121,11 @@ def settled(out, name, cache):
     data = changes.get("data", BASE["data"])
     cached = [f"data.cache={cache}"] if data["source"] != "digits" else []
     if data["source"] == "encoded":
-        latents = 3 + 2 * torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(9))
-        save_file({"latent": latents, "label": torch.arange(40) % 10}, cache / "latents.safetensors")
-        changes["data"] = {**data, "path": str(cache / "latents.safetensors")}
+        draws, file = torch.Generator().manual_seed(9), cache / f"{name}.safetensors"
+        latents, text = 3 + 2 * torch.randn(40, 1, 8, 8, generator=draws), torch.randn(40, 5, 8, generator=draws)
+        captions = {"text": text, "mask": torch.rand(40, 5, generator=draws) < 0.7}
+        save_file({"latent": latents, **({"label": torch.arange(40) % 10} if "classes" in data else captions)}, file)
+        changes["data"] = {**data, "path": str(file)}
     if "init" in changes:
         changes["init"] = {**changes["init"], "from": f"{out}/vit_alone", "layers": "slice"}
     config = load_config(None, [f"out={out}", *cached], base={**BASE, **changes})
@@ -154,6 +163,9 @@ def levels_of(edges):
 def calls(model, name):
     """What the functions of the exported file are given, and what this package has them give."""
     config, labels = model.run_plan.config, torch.arange(5)
+    if "text" in model.run_plan.shape:
+        draws = torch.Generator().manual_seed(5)
+        labels = with_mask(torch.randn(5, 5, 8, generator=draws), torch.rand(5, 5, generator=draws) < 0.7)
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     if name == "classify":
         batch = {"image": images, "label": torch.zeros(5, dtype=torch.int64)}
@@ -176,7 +188,8 @@ def asked(run):
     noise, positions = model.run_plan.noise(), torch.arange(2)
     tokens = torch.randint(0, 27, (2, 24), generator=torch.Generator().manual_seed(1))
     image = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    example = model.example({"tokens": tokens, "image": image, "label": positions})
+    text = {"text": torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(6)), "mask": torch.ones(2, 5).bool()}
+    example = model.example({"tokens": tokens, "image": image, "label": positions, **text})
     draws = Draws(torch.tensor(derive_seed(0)), positions)
     noisy = noise.prior(tuple(example.clean.shape[1:]), draws)
     if kind.noised == "tokens":
@@ -284,6 +297,34 @@ def test_the_card_has_no_scores_of_an_older_model(runs, tmp_path):
 def test_samples_are_drawn_by_no_other_solver_than_asked_for(given):
     with pytest.raises(ConfigError, match=str(next(iter(given.values())))):
         sample(None, torch.arange(2), **given)
+
+
+def test_an_exported_model_refuses_levels_classes_and_captions_that_it_never_saw(exported):
+    loaded = {}
+    for name in ("dit", "hf_dit", "hf_wan_text"):
+        spec = importlib.util.spec_from_file_location(f"modeling_{name}", exported / name / "modeling.py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        loaded[name] = module, module.load()
+    module, model = loaded["hf_dit"]
+    noisy, labels = torch.zeros(2, 1, 8, 8), torch.tensor([0, 9])
+    high, low = model.ranges.edges[0], model.ranges.edges[-1]
+    for level in (2 * high, low / 2, -1.0, math.nan, torch.tensor([high, 2 * high])):
+        with pytest.raises(ValueError, match=f"outside of the range that this model was trained on, {low:g} to"):
+            model.denoise(noisy, level, labels)
+    for level in (high, low):
+        assert model.denoise(noisy, torch.tensor(level, dtype=torch.float32), labels).shape == noisy.shape
+    for name in ("dit", "hf_dit"):
+        module, model = loaded[name]
+        for wrong in (torch.tensor([10]), torch.tensor([-1]), torch.tensor([1.0]), torch.tensor([[1]])):
+            with pytest.raises(module.ConfigError, match="whole numbers .* from 0 to 9"):
+                module.sample(model, wrong)
+    module, model = loaded["hf_wan_text"]
+    text, mask = torch.zeros(1, 5, 8), torch.ones(1, 5, dtype=torch.bool)
+    for wrong in (text, module.with_mask(text[:, :4], mask[:, :4]), torch.tensor([3])):
+        with pytest.raises(module.ConfigError, match="embeddings with their mask"):
+            module.sample(model, wrong)
+    assert "sample(model, with_mask(text, mask))" in (exported / "hf_wan_text" / "README.md").read_text()
 
 
 def run_weights(run):

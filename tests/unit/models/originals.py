@@ -19,14 +19,20 @@ SETTINGS = {
     "hf_vit": {**VIT, "num_hidden_layers": DEPTH},
     "hf_dit": {**DIT, "num_layers": DEPTH},
     "hf_wan": {**WAN, "num_layers": DEPTH},
+    "hf_wan_text": {**WAN, "num_layers": DEPTH},
+    "hf_wan_film": {**WAN, "num_layers": DEPTH, "patch_size": [1, 2, 2]},
     "hf_llama": {**LLAMA, "num_hidden_layers": DEPTH, "bos_token_id": 1},
     "hf_llama_tied": {**LLAMA, "num_hidden_layers": DEPTH, "tie_word_embeddings": True},
 }
 CASES = tuple(SETTINGS)
+TOKENS = 5
+TEXT = (TOKENS, WAN["text_dim"])
+"""Of the cases with captions; those of `hf_wan_film` are of videos of two frames."""
+SHAPES = {"hf_wan_text": (1, SIDE, SIDE), "hf_wan_film": (1, 2, SIDE, SIDE)}
 
 
 def arch_of(case: str) -> str:
-    return case.removesuffix("_tied")
+    return case.removesuffix("_tied").removesuffix("_text").removesuffix("_film")
 
 
 def original(case, folder, seed=0, **sizes):
@@ -69,7 +75,9 @@ def block(case, layers=None, settings=None, parametrisation=None, device="cpu", 
     name = noise_process("flow").parametrisations[name] if flow else name
     own = parametrisation or PARAMETRISATIONS[name](0.5, "unit")
     outside = {"image": (1, SIDE, SIDE), "classes": CLASSES, "vocabulary": VOCABULARY}
-    given = {"noise": noise, "parametrisation": own, **{name: outside[name] for name in kind.takes}}
+    if case in SHAPES:
+        outside = {"image": SHAPES[case], "text": TEXT}
+    given = {"noise": noise, "parametrisation": own, **kind.from_shape(outside)}
     torch.manual_seed(1)
     if kind.codes:
         given["codebook"] = nn.functional.normalize(torch.randn(outside[kind.codes], 8), dim=1)
@@ -91,4 +99,7 @@ def batch(case):
     torch.manual_seed(2)
     if case.startswith("hf_llama"):
         return {"tokens": torch.randint(VOCABULARY, (4, 12))}
+    if case in SHAPES:
+        mask = torch.arange(TOKENS) < torch.tensor([5, 2, 4, 1])[:, None]
+        return {"image": torch.randn(4, *SHAPES[case]), "text": torch.randn(4, *TEXT), "mask": mask}
     return {"image": torch.randn(4, 1, SIDE, SIDE), "label": torch.tensor([3, 7, 0, 9])}

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dbtrain.errors import ConfigError
+from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import GaussianNoise
 from dbtrain.method.levels import LogNormal
 from dbtrain.method.objective import BlockObjective
@@ -23,6 +25,8 @@ ADDITIONS = {
     "hf_vit": STEM | LEVEL | LAYERS,
     "hf_dit": set(),
     "hf_wan": {"stem.added.classes.weight"},
+    "hf_wan_text": set(),
+    "hf_wan_film": set(),
     "hf_llama": STEM | LEVEL | LAYERS,
     "hf_llama_tied": STEM | LEVEL | LAYERS | {"stem.added.start.weight"},
 }
@@ -53,7 +57,7 @@ def filled(model, network):
 @torch.no_grad()
 def test_one_block_of_all_layers_is_the_original_bit_for_bit(case, tmp_path):
     network = original(case, tmp_path)
-    raw = {"hf_dit": Raw(), "hf_wan": Tokens()}.get(case)
+    raw = Raw() if case == "hf_dit" else Tokens() if arch_of(case) == "hf_wan" else None
     model = filled(block(case, parametrisation=raw), network)
     own = batch(case)
     example = model.example(own)
@@ -70,12 +74,50 @@ def test_one_block_of_all_layers_is_the_original_bit_for_bit(case, tmp_path):
             given = model.predict(range(DEPTH), noisy, level, example.context)
             wanted = network(noisy, timestep=time, class_labels=example.context).sample[:, :1]
         else:
-            text = torch.randn(4, 5, 8)
-            given = model.predict(range(DEPTH), noisy, level, text)
-            wanted = network(noisy[:, :, None], timestep=time, encoder_hidden_states=text).sample[:, :, 0]
-    if case == "hf_wan":  # by `Tokens` the estimate is the output
-        assert given.shape == noisy.shape
+            given = model.predict(range(DEPTH), noisy, level, example.context)
+            video = noisy if case == "hf_wan_film" else noisy[:, :, None]
+            wanted = network(video, timestep=time, encoder_hidden_states=text_of(model, own)).sample
+            wanted = wanted if case == "hf_wan_film" else wanted[:, :, 0]
+            assert given.shape == noisy.shape  # by `Tokens` the estimate is the output
     assert torch.equal(given, wanted) and given.std() > 0
+
+
+def text_of(model, own):
+    """What diffusers' pipeline gives a Wan: a caption's embeddings with zeros after its last token; of data with
+    classes, the rows of a table."""
+    if "label" in own:
+        return model.get_parameter("stem.added.classes.weight")[own["label"]].reshape(4, 2, -1)
+    lengths = own["mask"].sum(dim=1).tolist()
+    rows = [torch.cat([row[:n], torch.zeros(len(row) - n, 8)]) for row, n in zip(own["text"], lengths, strict=True)]
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_what_a_masked_token_holds_changes_nothing_and_a_caption_does():
+    model, own = block("hf_wan_text").eval(), batch("hf_wan_text")
+    level = torch.full((4,), 0.5)
+
+    def made(text, mask):
+        example = model.example({"image": own["image"], "text": text, "mask": mask})
+        return model.predict(range(DEPTH), own["image"], level, example.context)
+
+    before = made(own["text"], own["mask"])
+    noise = torch.randn_like(own["text"])
+    assert torch.equal(made(torch.where(own["mask"][..., None], own["text"], 100 * noise), own["mask"]), before)
+    changed = made(own["text"] + noise * (torch.arange(4) == 2)[:, None, None], own["mask"])
+    assert [torch.equal(a, b) for a, b in zip(changed, before, strict=True)] == [True, True, False, True]
+
+
+def test_captions_are_hidden_by_the_run_as_if_no_token_were_there():
+    model, own = block("hf_wan_text", label_dropout=0.5), batch("hf_wan_text")
+    drawn = Draws(torch.tensor(3), torch.arange(400))
+    many = {name: tensor.repeat(100, *[1] * (tensor.ndim - 1)) for name, tensor in own.items()}
+    context, plain = model.example(many, drawn).context, model.example(many).context
+    hidden = ~context.flatten(1).any(dim=1)
+    assert 150 < hidden.sum() < 250 and torch.equal(context[~hidden], plain[~hidden])
+    assert torch.equal(model.unconditional(plain)[hidden], context[hidden])
+    with pytest.raises(ConfigError, match="label_dropout above 0"):
+        block("hf_wan_text", label_dropout=0.0).unconditional(plain)
 
 
 @pytest.mark.parametrize("case", CASES)

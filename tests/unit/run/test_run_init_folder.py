@@ -123,12 +123,6 @@ def test_an_index_of_pickles_or_of_files_that_are_gone_is_refused(tmp_path):
     assert "names weights.bin, a pickle by its name" in refusal(tmp_path, "hf_dit", tmp_path / "source")
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
-    original("hf_dit", tmp_path / "source")
-    (tmp_path / "source/diffusion_pytorch_model.safetensors").unlink()
-    assert "diffusion_pytorch_model.safetensors): check the path" in refusal(tmp_path, "hf_dit", tmp_path / "source")
-
-
 def rewritten(folder, change, name="model.safetensors"):
     tensors = load_file(folder / name)
     change(tensors)
@@ -148,7 +142,7 @@ def test_what_is_missing_or_left_over_or_of_another_shape_or_kind_is_told_by_the
     assert "1 missing: classifier.weight (nearest: classifier.weigth)" in said
     assert "1 left over: classifier.weigth (nearest: classifier.weight)" in said
     assert "1 of another shape: classifier.bias is 7, not 10" in said
-    assert "1 no floating-point numbers: vit.layernorm.weight is I64" in said
+    assert "1 of a type that is none of F64, F32, F16, BF16: vit.layernorm.weight is I64" in said
 
 
 def test_another_width_is_refused_and_another_depth_with_its_numbers(tmp_path):
@@ -160,6 +154,24 @@ def test_another_width_is_refused_and_another_depth_with_its_numbers(tmp_path):
     assert "model.depth=5" in said and "has 3 layers (0-2)" in said
     said = refusal(tmp_path, "hf_vit", tmp_path / "source", init={"layers": "repeat"}, model={"depth": 4})
     assert "all layers of a network of a block's depth, which is 2" in said
+
+
+def test_a_folder_of_another_class_or_without_weights_is_told_as_that(tmp_path):
+    original("hf_vit", tmp_path / "source")
+    said = refusal(tmp_path, "hf_dit", tmp_path / "source", model={"config": SETTINGS["hf_dit"]})
+    assert "source, which is of ViTForImageClassification, does not fit this run: " in said
+    rewritten(tmp_path / "source", lambda tensors: tensors.pop("classifier.bias"))
+    said = refusal(tmp_path, "hf_vit", tmp_path / "source")
+    assert "source does not fit this run: 1 missing: classifier.bias (nearest: " in said
+    assert said.endswith(
+        ": take weights of the network that the section model describes, or set that to what they are of"
+    )
+    (tmp_path / "source" / "model.safetensors").unlink()
+    said = refusal(tmp_path, "hf_vit", tmp_path / "source")
+    assert "has a config.json and no weights beside it" in said and said.endswith("copy the whole folder")
+    (tmp_path / "source" / "config.json").unlink()
+    said = refusal(tmp_path, "hf_vit", tmp_path / "source", model={"config": SETTINGS["hf_vit"]})
+    assert said.endswith("diffusion_pytorch_model.safetensors): check the path")
 
 
 def test_half_precision_becomes_float32_and_nan_is_refused_when_it_is_read(tmp_path):

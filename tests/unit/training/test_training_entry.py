@@ -60,7 +60,7 @@ def objective(arch: str, precision: str) -> tuple[BlockObjective, dict[str, torc
     arguments = {"noise": MaskingNoise(VOCABULARY) if row.natural_noise == "masking" else gaussian}
     arguments["parametrisation"] = PARAMETRISATIONS[row.natural_parametrisation](0.125, "unit")
     outside = {"image": (1, SIDE, SIDE), "classes": CLASSES, "vocabulary": VOCABULARY}
-    arguments |= {name: outside[name] for name in row.takes}
+    arguments |= row.from_shape(outside)
     torch.manual_seed(0)
     if row.codes:
         arguments["codebook"] = nn.functional.normalize(torch.randn(outside[row.codes], 16), dim=1)
