@@ -34,6 +34,15 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def deterministic_mode_as_it_was():
+    """Workers switch it on for their whole process, which here is that of other tests too."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    if torch.are_deterministic_algorithms_enabled() != before:
+        torch.use_deterministic_algorithms(before)
+
+
 def never(*_):
     raise AssertionError("nothing here needs a calibration")
 
