@@ -47,6 +47,9 @@ class Run:
     def __init__(self, store: Store) -> None:
         self.store = store
 
+    def __repr__(self) -> str:
+        return f"Run({self.store.url})"
+
     @staticmethod
     def at(url: str) -> "Run":
         """The run at a path or URL."""

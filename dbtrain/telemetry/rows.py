@@ -17,8 +17,9 @@ class Row:
     name: str
     """`block 2`, or `branch`."""
     layers: tuple[int, int]
+    """First layer, and the one after the last."""
     levels: tuple[float, float]
-    """(low, high)."""
+    """Of the noise: (low, high)."""
     phase: str
     step: int
     steps: int

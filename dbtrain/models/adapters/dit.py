@@ -28,7 +28,9 @@ SCHEDULER = "scheduler"
 
 
 class DiTStack:
-    """DiTTransformer2DModel of diffusers: denoises an image or latent, given its class, and predicts eps.
+    """DiTTransformer2DModel of diffusers: denoises an image or latent, given its class.
+
+    It predicts eps under Gaussian noise, and a velocity under a flow.
 
     It has a time of its own, the index of a DDPM's step from 0 to 999, which follows from sigma and betas.
     Each layer has an embedder of time and class. The original's head reads that of layer 0; here it reads
