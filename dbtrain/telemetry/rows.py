@@ -19,7 +19,7 @@ class Row:
     layers: tuple[int, int]
     """First layer, and the one after the last."""
     levels: tuple[float, float]
-    """Of the noise: (low, high)."""
+    """Noise levels, (low, high)."""
     phase: str
     step: int
     steps: int
