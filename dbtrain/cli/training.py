@@ -161,12 +161,16 @@ def plan(
         str | None,
         typer.Option("--memory", help="Memory of the GPU that it is for, as in 80GiB; by default this machine's."),
     ] = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option("--node", help="A node of a cluster that is not here, as in CPU=32,GPU=4 or 2xCPU=32,GPU=4."),
+    ] = None,
 ) -> None:
     """Show blocks, layers, ranges, memory, placement and what a GPU holds.
     Needs no GPU; trains at most a pilot for the range."""
     from dbtrain.experiments.plan_table import show_plan
 
-    show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True), memory)
+    show_plan(load_config(config, overrides or []), make_console(), Console(stderr=True), memory, node or ())
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The plan command: what would run, where, and what it would take."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from rich.table import Table
 from dbtrain.config import Config
 from dbtrain.coordinator.placement import Node, choose_device, place
 from dbtrain.coordinator.ray.address import connect, this_machine
+from dbtrain.errors import ConfigError
 from dbtrain.experiments import capacity
 from dbtrain.experiments.baseline import baseline
 from dbtrain.experiments.capacity import memory_of
@@ -29,10 +31,14 @@ from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
 
+NODE = re.compile(r"((?P<count>[1-9]\d*)x)?(?P<has>[A-Za-z_]\w*=\d+(\.\d+)?(,[A-Za-z_]\w*=\d+(\.\d+)?)*)")
+UNITS = "total: peak memory of one worker, estimated (docs/benchmarks.md: how well); FLOPs/step: of one effective batch"
 NOTHING_KEPT = "nothing of the run itself is trained, and nothing is kept: dbtrain train measures the same range again"
 
 
-def show_plan(config: Config, console: Console, notices: Console, memory: str | None = None) -> None:
+def show_plan(
+    config: Config, console: Console, notices: Console, memory: str | None = None, imagined: Sequence[str] = ()
+) -> None:
     """Print blocks, layers, ranges, estimated memory beside end-to-end, and placement.
 
     Args:
@@ -40,6 +46,7 @@ def show_plan(config: Config, console: Console, notices: Console, memory: str | 
         console: console for the plan.
         notices: console for notices of what takes a while.
         memory: of the GPU that it is for, as in ``80GiB``; by default that of this machine's first one.
+        imagined: nodes to plan for in place of those that are there, as in ``2xCPU=32,GPU=4``.
 
     Raises:
         DbtrainError: the configuration, the data or the cluster do not fit.
@@ -49,7 +56,7 @@ def show_plan(config: Config, console: Console, notices: Console, memory: str | 
     # what needs neither data nor a pilot comes first
     bytes_there = memory_of(memory)
     check_alone(config)
-    nodes = _nodes(config)
+    nodes = imagined_nodes(imagined) or _nodes(config)
     wanted = requests(config, choose_device(config.cluster.device, nodes))
     where = place(wanted, nodes)
     data = load_data(config)
@@ -80,10 +87,7 @@ def show_plan(config: Config, console: Console, notices: Console, memory: str | 
         say(console, f"init: {line}")
     for line in needs(run_plan, Store(config.run_url), at_once=sum(at is not None for at in where.values())):
         say(console, line)
-    say(
-        console,
-        "memory of one worker at its peak, estimated (docs/benchmarks.md: how well); FLOPs of an effective batch",
-    )
+    say(console, UNITS)
     alone = requests(together.config, wanted[0].device)[0]
     micro_batch = block_batch(whole.config.training, 0, 1, alone.micro_batch).micro_batch
     for line in capacity.lines(config, data, whole, micro_batch, bytes_there):
@@ -156,6 +160,26 @@ def _row(table: Table, name: str, estimates: Estimates, request: Request, place_
         f"{memory.flops * shape.accumulation * shape.workers:.3g}",
         place_,
     )
+
+
+def imagined_nodes(texts: Sequence[str]) -> list[Node]:
+    """Nodes of a cluster that is not here.
+
+    Args:
+        texts: what nodes have, by Ray's names, each with how many there are of the kind if more than one.
+
+    Raises:
+        ConfigError: a text is something else.
+    """
+    nodes: list[Node] = []
+    for text in texts:
+        found = NODE.fullmatch(text.replace(" ", ""))
+        if not found:
+            raise ConfigError(f"--node {text} is no node: write what it has, as in CPU=32,GPU=4 or 2xCPU=32,GPU=4")
+        pairs = (part.split("=") for part in found["has"].split(","))
+        resources = {name: float(amount) for name, amount in pairs}
+        nodes += [Node(f"node {len(nodes) + i}", resources) for i in range(int(found["count"] or 1))]
+    return nodes
 
 
 def _nodes(config: Config) -> list[Node]:

@@ -78,6 +78,29 @@ def test_a_plan_shows_the_steps_and_batch_of_each_block(tmp_path, capfd):
     assert "FLOPs of all steps: blocks" in shown
 
 
+def test_a_plan_for_nodes_that_are_not_here_says_which_of_them_holds_what(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    size = ["model.depth=3", "model.dim=16", "model.heads=2", "noise.ranges=paper", f"out={tmp_path}"]
+    large = ["cluster.blocks.0.resources.large=1", "cluster.blocks.0.workers=2"]
+    command = ["plan", str(CONFIGS / "vit_digits.yaml"), *size, *large, "--node", "2xCPU=4,GPU=1"]
+    with pytest.raises(SystemExit) as ended:
+        cli.app([*command, "--node", "CPU=8, GPU=2, large=2"])
+    assert ended.value.code == 0
+    shown = capfd.readouterr().out
+    where = [
+        [cell.strip() for cell in line.split("│")][-2] for line in shown.splitlines() if "│" in line and "node " in line
+    ]
+    assert where == ["node 2, node 2", "node 0", "node 1"]
+    for given, told in (
+        ([], "fits on no empty cluster"),
+        (["--node", "GPU"], "--node GPU is no node: write what it has"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.app([*command, *given])
+        assert ended.value.code != 0
+        assert told in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize("option", [["--nodes", "2"], ["--gpus", "1"]])
 def test_a_plan_for_a_cluster_is_refused_without_one(option):
     result = CliRunner().invoke(cli.app, ["doctor", *option])
