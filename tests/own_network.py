@@ -9,8 +9,10 @@ from tests.conftest import ROOT
 DOCUMENT = ROOT / "docs" / "own-network.md"
 
 
-def fenced(language: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+def fenced(language: str, holding: str = "") -> str:
+    """The one block of code in this language that holds a text."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    found = [block for block in blocks if holding in block]
     assert len(found) == 1
     return str(found[0])
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -16,11 +17,13 @@ from dbtrain.errors import ConfigError
 from dbtrain.models.import_path import own_class
 from dbtrain.models.registry import architecture, checked, own_architecture
 from dbtrain.run.make_plan import design
+from dbtrain.run.merge import merge
 from dbtrain.run.plan import load_data
 from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 from tests.own_network import fenced, write_files
+from tests.unit import small_runs
 
 NET = "my_net:MyModel"
 BASE = {
@@ -209,6 +212,28 @@ def test_a_network_that_cannot_be_split_is_refused_before_the_run_is_sealed(fold
     with pytest.raises(ConfigError, match=message):
         settled(folder)
     assert not (folder / "runs/run/run.json").exists()
+
+
+def test_the_painter_of_the_document_learns_and_draws(folder):
+    (folder / "my_net.py").write_text(fenced("python") + "\n\n" + fenced("py", "class Painter"))
+    wide = ["model.width=8", "blocks=2", "layers_per_block=[4,2]", "training.steps=2", "out=runs"]
+    noise = {"ranges": "paper", "weighting": "edm"}
+    base = {key: value for key, value in BASE.items() if key != "codebook"}
+    chosen = load_config(None, wide, base={**base, "model": {"arch": "my_net:Painter"}, "noise": noise})
+    run = Run(Store(chosen.run_url))
+    run.store.makedirs()
+    prepare(chosen, run, never)
+    data = load_data(chosen).train.batch(torch.arange(16), torch.device("cpu"))
+    for block in range(2):
+        objective = run.plan.objective(block)
+        objective(data, torch.tensor(1), torch.arange(16)).backward()
+        found = {name: parameter.grad for name, parameter in objective.named_parameters()}
+        assert all(grad is not None and grad.isfinite().all() for grad in found.values()), found
+    small_runs.commit(run.store)
+    merge(Run(run.store))
+    done = CliRunner().invoke(app, ["sample", "runs/run", "--count", "4", "--steps", "4", "--out", "a.npy"])
+    assert done.exit_code == 0, done.output
+    assert np.load("a.npy").shape == (4, 1, 8, 8)
 
 
 def test_a_class_of_the_package_may_be_built_upon(folder):
