@@ -47,7 +47,7 @@ def lines(config: Config, data: DataSet, whole: RunPlan, micro_batch: int, memor
         memory: bytes of the GPU; None if it is not known.
     """
     if memory is None:
-        yield "what fits on a GPU is not said: there is none here, and --memory (as in --memory 80GiB) names none"
+        yield "there is no GPU here: --memory 80GiB says what would fit on one of that size"
         return
     yield _whole(whole, micro_batch, memory)
     if config.model.loops is None and not architecture(config.model.arch).most_blocks:

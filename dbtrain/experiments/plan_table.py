@@ -81,7 +81,7 @@ def show_plan(
     show_table(console, table)
     for line in (*adapter.lines(run_plan.model(0, "meta")), *_looped(run_plan, whole)):
         say(console, line)
-    for line in (*_slices(run_plan), *described(run_plan.distribution)):
+    for line in (*_slices(run_plan), *described(run_plan.distribution), *_measured(run_plan)):
         say(console, line)
     for line in run_plan.init.lines() if run_plan.init else ():
         say(console, f"init: {line}")
@@ -133,6 +133,13 @@ def _slices(run_plan: RunPlan) -> Iterator[str]:
         parts.append(f"{100 * (upto - below):.3g} % of the draws")
         parts.append(f"{owners.count(block)} of {len(owners)} solver steps" if owners else "")
         yield f"slice {block}: {', '.join(part for part in parts if part)}"
+
+
+def _measured(run_plan: RunPlan) -> Iterator[str]:
+    """How to use again what the pilots measured."""
+    if run_plan.config.noise.ranges == "calibrated" and run_plan.distribution["kind"] != "none":
+        edges = ",".join(map(repr, run_plan.ranges.edges))
+        yield f"without the pilots next time: noise.ranges=explicit noise.edges=[{edges}]"
 
 
 def _row(table: Table, name: str, estimates: Estimates, request: Request, place_: str) -> None:
