@@ -139,7 +139,7 @@ def _measured(run_plan: RunPlan) -> Iterator[str]:
     """How to use again what the pilots measured."""
     if run_plan.config.noise.ranges == "calibrated" and run_plan.distribution["kind"] != "none":
         edges = ",".join(map(repr, run_plan.ranges.edges))
-        yield f"without the pilots next time: noise.ranges=explicit noise.edges=[{edges}]"
+        yield f"to train with this very range and measure it no more: noise.ranges=explicit noise.edges=[{edges}]"
 
 
 def _row(table: Table, name: str, estimates: Estimates, request: Request, place_: str) -> None:
