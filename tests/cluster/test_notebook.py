@@ -20,8 +20,8 @@ def test_the_notebook_runs_from_its_first_cell_to_pictures(tmp_path: Path, monke
     book = nbformat.read(NOTEBOOK, 4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
     first = next(cell for cell in book.cells if cell.cell_type == "code")
-    assert "training.steps=200" in first.source
-    first.source = first.source.replace("training.steps=200", "training.steps=6").replace(
+    assert "training.steps=600" in first.source
+    first.source = first.source.replace("training.steps=600", "training.steps=6").replace(
         "tempfile.mkdtemp()", repr(str(tmp_path))
     )
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
