@@ -1,7 +1,6 @@
 """A `Stack` of the user's: that of docs/own-network.md, and classes that have none or cannot have one."""
 
 import importlib
-import re
 import sys
 
 import pytest
@@ -17,7 +16,7 @@ from dbtrain.models.registry import checked
 from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
-from tests.own_network import DOCUMENT
+from tests.own_network import fenced
 
 BASE = {
     "name": "run",
@@ -35,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     """Current directory with the document's file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (code,) = re.findall(r"^```py\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    code = fenced("py", "class GPT2")
     (tmp_path / "my_gpt2.py").write_text(code)
     of = "from diffusers import LatteTransformer3DModel\n\n\nclass Mine(LatteTransformer3DModel):\n    pass\n"
     (tmp_path / "my_latte.py").write_text(of)
