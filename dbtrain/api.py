@@ -112,8 +112,8 @@ def train(
         IncompleteRunError: blocks failed or were stopped; the message names each.
         DbtrainError: the run cannot start; the message says why.
     """
-    if isinstance(blocks, str):
-        raise ConfigError(f"blocks={blocks!r} is a text: give the numbers, as in blocks=[0, 1]")
+    if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Collection)):
+        raise ConfigError(f"blocks={blocks!r} is no list: give the numbers, as in blocks=[0, 1]")
     shown = view or SilentView()
     chosen = config if isinstance(config, Config) else run_config(_at(config).store.url)
     if address is not None:
@@ -232,7 +232,10 @@ def load_merged(path: RunAt, device: str | torch.device = "cpu") -> MergedNetwor
         ShardError: there is no merged model, or a file of it is damaged.
         ConfigError: the run's own network cannot be imported, or there is no such device.
     """
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device of PyTorch: {str(error).splitlines()[0]}") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device={device}: PyTorch sees {torch.cuda.device_count()} GPU(s) here; leave it out for the CPU"
@@ -255,7 +258,11 @@ def predict(model: MergedNetwork, inputs: Tensor, batch_size: int = 256) -> Tens
     Raises:
         ConfigError: the inputs do not fit, or `batch_size` is below 1.
     """
-    if batch_size < 1:
+    if not isinstance(inputs, torch.Tensor) or not inputs.ndim:
+        raise ConfigError(
+            f"inputs are a {type(inputs).__name__}: give a tensor of N of them, as torch.as_tensor(...) makes"
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is no number of inputs: give 1 or more")
     size = len(inputs) if model.sampling is not None else batch_size
     starts = range(0, max(1, len(inputs)), max(1, size))

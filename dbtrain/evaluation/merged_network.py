@@ -173,6 +173,7 @@ def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, fir
         )
     if shape is not None:
         _check_pixels(images)
+        images = images.float()
     # a label is needed only for the shape of the target; an evaluation does not see its value
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return _read_out(merged, {"image": images, "label": labels}, len(images), first)
@@ -180,8 +181,9 @@ def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, fir
 
 def _check_pixels(images: Tensor) -> None:
     """ConfigError unless these are pixels as in training: of another scale they get wrong answers."""
-    if not images.is_floating_point() or (len(images) and float(images.abs().max()) > 1 + PIXEL_SLACK):
-        most = f"up to {float(images.abs().max()):g}" if len(images) else "none"
+    largest = float(images.float().abs().max()) if images.numel() else 0.0
+    if not images.is_floating_point() or not largest <= 1 + PIXEL_SLACK:  # NaN is not either
+        most = f"up to {largest:g}"
         raise ConfigError(
             f"images of {images.dtype}, {most}, do not fit: this model takes floats from -1 (black) to 1 (white); "
             "bytes become that by images / 255 * 2 - 1"

@@ -32,6 +32,7 @@ from dbtrain.telemetry.layout import say, show_table
 from dbtrain.training.optimizer import endless_warmup
 
 NODE = re.compile(r"((?P<count>[1-9]\d*)x)?(?P<has>[A-Za-z_]\w*=\d+(\.\d+)?(,[A-Za-z_]\w*=\d+(\.\d+)?)*)")
+MOST_NODES = 10_000
 UNITS = "total: peak memory of one worker, estimated (docs/benchmarks.md: how well); FLOPs/step: of one effective batch"
 NOTHING_KEPT = "nothing of the run itself is trained, and nothing is kept: dbtrain train measures the same range again"
 
@@ -185,6 +186,12 @@ def imagined_nodes(texts: Sequence[str]) -> list[Node]:
             raise ConfigError(f"--node {text} is no node: write what it has, as in CPU=32,GPU=4 or 2xCPU=32,GPU=4")
         pairs = (part.split("=") for part in found["has"].split(","))
         resources = {name: float(amount) for name, amount in pairs}
+        if lower := [name for name in resources if name.upper() in ("CPU", "GPU") and name != name.upper()]:
+            raise ConfigError(
+                f"--node {text}: Ray writes {lower[0].upper()} in capitals, and {lower[0]} is another name"
+            )
+        if len(nodes) + int(found["count"] or 1) > MOST_NODES:
+            raise ConfigError(f"--node {text}: more than {MOST_NODES:,} nodes cannot be planned; give fewer")
         nodes += [Node(f"node {len(nodes) + i}", resources) for i in range(int(found["count"] or 1))]
     return nodes
 

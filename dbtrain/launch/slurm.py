@@ -43,6 +43,10 @@ def job_script(
         variables: what the job finds in its environment.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if odd := [name for name, value in given.items() if len(str(value).split()) != 1]:
+        raise ConfigError(
+            f"--{odd[0]} {given[odd[0]]!r}: a line of #SBATCH holds no spaces or line breaks; give one word"
+        )
     lines = SCRIPT.read_text().splitlines()
     kept = [line for line in lines if not any(line.startswith(f"#SBATCH --{name}=") for name in given)]
     asked = [f"#SBATCH --{name}={value}" for name, value in given.items()]

@@ -47,6 +47,10 @@ def check_class(arch: str, kind: type[Any]) -> None:
 
 def _check_abilities(arch: str, kind: type[BlockModel]) -> None:
     """What the class says that it can do, before days of training show that a command cannot read it."""
+    if not isinstance(kind.takes, tuple) or not all(isinstance(name, str) for name in kind.takes):
+        raise ConfigError(f"model.arch={arch} has takes={kind.takes!r}: write a tuple of names, such as ('image',)")
+    if kind.codes is not None and not isinstance(kind.codes, str):
+        raise ConfigError(f"model.arch={arch} has codes={kind.codes!r}: name the entry of the data, such as 'classes'")
     if kind.samples is not None and kind.samples not in kind.takes:
         raise ConfigError(
             f"model.arch={arch} has samples={kind.samples!r}: name the entry of the data that it draws, one of "

@@ -83,6 +83,11 @@ def test_a_run_is_prepared_merged_scored_and_asked_without_a_word(tmp_path, capf
     for size in (0, -1):  # each would answer some of the inputs only
         with pytest.raises(ConfigError, match=f"batch_size={size} "):
             dbtrain.predict(model, batch["image"], batch_size=size)
+    assert torch.equal(dbtrain.predict(model, batch["image"].double()), classes)
+    with pytest.raises(ConfigError, match="up to nan, do not fit"):
+        model(batch["image"] * torch.nan)
+    with pytest.raises(ConfigError, match="inputs are a ndarray: give a tensor"):
+        dbtrain.predict(model, batch["image"].numpy())
     for wrong in (batch["image"] * 8 + 8, (batch["image"] * 8 + 8).byte()):  # as scikit-learn has the digits
         with pytest.raises(ConfigError, match=r"up to 16, do not fit: this model takes floats from -1"):
             model(wrong)
@@ -97,6 +102,10 @@ def test_a_text_in_the_place_of_a_list_is_told(tmp_path):
         dbtrain.load_config("vit_digits", "training.steps=3")
     with pytest.raises(ConfigError, match=r"give the numbers, as in blocks=\[0, 1\]"):
         dbtrain.train(settled(tmp_path), blocks="0,1")
+    with pytest.raises(ConfigError, match="blocks=0 is no list"):
+        dbtrain.train(settled(tmp_path), blocks=0)
+    with pytest.raises(ConfigError, match="device='nonsense' is no device of PyTorch"):
+        dbtrain.load_merged(settled(tmp_path), "nonsense")
     with pytest.raises(ConfigError, match=r"device=cuda:77: PyTorch sees \d GPU"):
         dbtrain.load_merged(settled(tmp_path), "cuda:77")
 

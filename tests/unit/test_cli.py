@@ -94,6 +94,8 @@ def test_a_plan_for_nodes_that_are_not_here_says_which_of_them_holds_what(tmp_pa
     for given, told in (
         ([], "fits on no empty cluster"),
         (["--node", "GPU"], "--node GPU is no node: write what it has"),
+        (["--node", "99999999xCPU=1"], "more than 10,000 nodes cannot be planned"),
+        (["--node", "cpu=4"], "Ray writes CPU in capitals"),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.app([*command, *given])

@@ -49,6 +49,8 @@ def test_mistakes_are_told_before_anything_waits_in_a_queue(monkeypatch: pytest.
         submit({}, DIGITS, ["layers_per_block=[1,2,2]"], None, dry_run=True)
     with pytest.raises(ConfigError, match="a worker computes on one GPU"):
         submit({}, DIGITS, ["cluster.gpus_per_worker=4"], None, dry_run=True)
+    with pytest.raises(ConfigError, match="holds no spaces or line breaks"):
+        submit({"partition": "a\nb"}, DIGITS, [], None, dry_run=True)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlacementError, match="sbatch is not on the PATH"):
         submit({}, DIGITS, [], None, dry_run=False)

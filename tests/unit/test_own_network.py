@@ -177,6 +177,8 @@ def test_what_is_no_class_of_a_network_is_refused_by_name(arch, message):
         ("width: int = 64", "width: 'Widht' = 64", "types of its constructor cannot be read: .*Widht"),
         ("width: int = 64", "width: torch.Tensor = 64", "cannot be keys of a configuration"),
         ("width: int = 64", "loops: int = 64, width: int = 64", "its argument loops has the name of a key"),
+        ('("image",), True', "'image', True", r"takes='image': write a tuple of names"),
+        ('= "classes", ("', '= True, ("', "codes=True: name the entry of the data"),
         ("codes, takes", "samples = True\n    codes, takes", "samples=True: name the entry of the data .*takes="),
         (
             "codes, takes",
