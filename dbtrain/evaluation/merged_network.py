@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.images.pictures import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
-from dbtrain.evaluation.images.told import check_told
+from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.unmasking import unmask
@@ -21,10 +21,6 @@ from dbtrain.shards.storage.store import Store
 
 STEPS = 50
 """Noise levels of a sample by default, as many as in `dbtrain sample`."""
-
-
-PIXEL_SLACK = 1e-3
-"""A pixel may lie beyond -1 and 1 by so much, as resizing and rounding leave it."""
 
 
 class MergedNetwork(nn.Module):
@@ -171,23 +167,11 @@ def _classified(network: MergedNetwork, merged: MergedModel, images: Tensor, fir
         raise ConfigError(
             f"images of shape {tuple(images.shape)} do not fit: this model takes (N, {', '.join(map(str, shape))})"
         )
-    if shape is not None:
-        _check_pixels(images)
-        images = images.float()
+    check_pixels(images, merged.run_plan.shape)
+    images = images.float()
     # a label is needed only for the shape of the target; an evaluation does not see its value
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return _read_out(merged, {"image": images, "label": labels}, len(images), first)
-
-
-def _check_pixels(images: Tensor) -> None:
-    """ConfigError unless these are pixels as in training: of another scale they get wrong answers."""
-    largest = float(images.float().abs().max()) if images.numel() else 0.0
-    if not images.is_floating_point() or not largest <= 1 + PIXEL_SLACK:  # NaN is not either
-        most = f"up to {largest:g}"
-        raise ConfigError(
-            f"images of {images.dtype}, {most}, do not fit: this model takes floats from -1 (black) to 1 (white); "
-            "bytes become that by images / 255 * 2 - 1"
-        )
 
 
 def _drawn(network: MergedNetwork, merged: MergedModel, told: Tensor, first: int) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import dbtrain
 from dbtrain import api
@@ -95,6 +96,17 @@ def test_a_run_is_prepared_merged_scored_and_asked_without_a_word(tmp_path, capf
     assert score == pytest.approx(found.scores["test"][config.evaluation.readout], abs=1e-6)
     said = capfd.readouterr()
     assert said.out == said.err == ""
+
+
+def test_latents_are_classified_in_their_own_scale_which_is_that_of_no_pixels(tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    latents = 5 * torch.randn(40, 1, 8, 8, generator=draws)
+    save_file({"latent": latents, "label": torch.arange(40) % 10}, tmp_path / "latents.safetensors")
+    data = {"source": "latents", "path": str(tmp_path / "latents.safetensors"), "classes": 10}
+    run = dbtrain.prepare(dbtrain.load_config(None, [f"out={tmp_path}"], base={**BASE, "data": data}))
+    commit(run.store)
+    dbtrain.merge(run)
+    assert dbtrain.predict(dbtrain.load_merged(run), latents).shape == (40,)
 
 
 def test_a_text_in_the_place_of_a_list_is_told(tmp_path):

@@ -9,16 +9,21 @@ from torch import Tensor
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.export.routing import RoutedBlocks, drawn
-from dbtrain.evaluation.images.told import check_told
+from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.sampler import Solver, Spacing, chain, guide, spaced_levels
 
 
 @torch.no_grad()
 def classify(model: RoutedBlocks, images: Tensor, seed: int = 0) -> Tensor:
-    """Probabilities (N, classes) of images (N, C, H, W) with pixels as in training."""
+    """Probabilities (N, classes) of images (N, C, H, W) with pixels from -1 (black) to 1 (white), or latents.
+
+    Raises:
+        ConfigError: the images have another scale.
+    """
+    check_pixels(images, model.config["shape"])
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    return model.probabilities({"image": images, "label": labels}, seed)
+    return model.probabilities({"image": images.float(), "label": labels}, seed)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What samples are told, checked before any is drawn: classes or captions of the run's data."""
+"""What a model is asked with, checked: classes or captions of samples, pixels of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,29 @@ from typing import Any
 from torch import Tensor
 
 from dbtrain.errors import ConfigError
+
+PIXEL_SLACK = 1e-3
+"""A pixel may lie beyond -1 and 1 by so much, as resizing and rounding leave it."""
+
+
+def check_pixels(images: Tensor, shape: Mapping[str, Any]) -> None:
+    """Refuse images of another scale than in training, which would get wrong answers.
+
+    Args:
+        images: (N, C, H, W).
+        shape: shape of the data that the model was trained on; latents have no scale that is known.
+
+    Raises:
+        ConfigError: they are no floats from -1 to 1.
+    """
+    if "image" not in shape or "latent_scale" in shape:
+        return
+    largest = float(images.float().abs().max()) if images.numel() else 0.0
+    if not images.is_floating_point() or not largest <= 1 + PIXEL_SLACK:  # NaN is not either
+        raise ConfigError(
+            f"images of {images.dtype}, up to {largest:g}, do not fit: this model takes floats from -1 (black) to 1 "
+            "(white); bytes become that by images / 255 * 2 - 1"
+        )
 
 
 def check_told(told: Tensor, shape: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ def calls(model, name):
     if "text" in model.run_plan.shape:
         draws = torch.Generator().manual_seed(5)
         labels = with_mask(torch.randn(5, 5, 8, generator=draws), torch.rand(5, 5, generator=draws) < 0.7)
-    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    images = 2 * torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(3)) - 1
     if name == "classify":
         batch = {"image": images, "label": torch.zeros(5, dtype=torch.int64)}
         made = readouts(model.evaluations(batch, model.draws(labels)))[config.evaluation.readout]
