@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Batch, Example
 from dbtrain.method.masked_context import with_mask
-from dbtrain.models.class_labels import LABEL_STREAM
+from dbtrain.models.class_labels import check_hidden, hide
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,7 @@ class Captions:
     def example(self, batch: Batch, draws: Draws | None) -> Example:
         """``image`` (N, C, ...), ``text`` (N, L, D) and ``mask`` (N, L); draws hide a share of the
         captions."""
-        context = with_mask(batch["text"], batch["mask"])
-        if draws is not None and self.dropout:
-            hidden = draws.uniform((), LABEL_STREAM) < self.dropout
-            context = torch.where(hidden[:, None, None], 0.0, context)
+        context = hide(with_mask(batch["text"], batch["mask"]), 0.0, self.dropout, draws)
         return Example(clean=batch["image"], context=context, target=batch["image"])
 
     def unconditional(self, context: Tensor) -> Tensor:
@@ -35,6 +31,5 @@ class Captions:
         Raises:
             ConfigError: no caption was hidden in training, so that the network knows no such context.
         """
-        if not self.dropout:
-            raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
+        check_hidden(self.dropout)
         return torch.zeros_like(context)

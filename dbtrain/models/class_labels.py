@@ -13,6 +13,30 @@ LABEL_STREAM = 2
 """Stream of the draws that hides labels; 0 makes the levels and 1 the noise."""
 
 
+def hide(context: Tensor, nothing: float, dropout: float, draws: Draws | None) -> Tensor:
+    """The context (N, ...) of samples, in place of a share of which stands what tells nothing.
+
+    Args:
+        nothing: what stands there.
+        dropout: the share.
+        draws: randomness of each sample; None where nothing is hidden, as in evaluation.
+    """
+    if draws is None or not dropout:
+        return context
+    hidden = draws.uniform((), LABEL_STREAM) < dropout
+    return torch.where(hidden.reshape(-1, *[1] * (context.ndim - 1)), nothing, context)
+
+
+def check_hidden(dropout: float) -> None:
+    """Refuse guidance of a network that knows no context that tells nothing.
+
+    Raises:
+        ConfigError: none was hidden in training.
+    """
+    if not dropout:
+        raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
+
+
 @dataclass(frozen=True)
 class ClassLabels:
     """Numbers of the classes, and one more that stands for no class."""
@@ -23,10 +47,7 @@ class ClassLabels:
 
     def example(self, batch: Batch, draws: Draws | None) -> Example:
         """``image`` (N, C, H, W) and ``label`` (N,); draws hide a share of the labels."""
-        label = batch["label"]
-        if draws is not None and self.dropout:
-            hidden = draws.uniform((), LABEL_STREAM) < self.dropout
-            label = torch.where(hidden, self.no_class, label)
+        label = hide(batch["label"], self.no_class, self.dropout, draws)
         return Example(clean=batch["image"], context=label, target=batch["image"])
 
     def unconditional(self, context: Tensor) -> Tensor:
@@ -35,6 +56,5 @@ class ClassLabels:
         Raises:
             ConfigError: no label was hidden in training, so that the network knows no such context.
         """
-        if not self.dropout:
-            raise ConfigError("guidance needs a model that was trained with model.label_dropout above 0; ask for 1")
+        check_hidden(self.dropout)
         return torch.full_like(context, self.no_class)
