@@ -12,7 +12,7 @@ done
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 pip=("$VENV/bin/python" -m pip --disable-pip-version-check -q)
 "${pip[@]}" install -U pip "setuptools>=77" wheel ninja
-echo "installing PyTorch, then Ray, DeepSpeed and the rest into $VENV: 3 GB without CUDA, 7 GB with it"
+echo "installing PyTorch, then Ray, DeepSpeed and the rest into $VENV: 2.7 GB without CUDA, 6.4 GB with it"
 "${pip[@]}" install ${PYTORCH_INDEX_URL:+--index-url "$PYTORCH_INDEX_URL"} "$(grep '^torch==' requirements.txt)"
 # DeepSpeed's setup imports torch, so it is built against the one just installed
 DS_BUILD_OPS=0 "${pip[@]}" install --no-build-isolation -r requirements.txt

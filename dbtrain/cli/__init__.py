@@ -5,6 +5,7 @@ import os
 # in the order of --help
 from dbtrain.cli import training, carrying, results, sweeping, comparison, places, encoding, keys  # isort: skip
 from dbtrain.cli.command import app, hear_sigterm
+from dbtrain.coordinator.ray.settings import PASSIVE
 
 __all__ = [
     "app", "carrying", "comparison", "encoding", "keys", "main", "places", "results", "sweeping", "training",
@@ -13,8 +14,7 @@ __all__ = [
 
 def main() -> None:
     """Entry point."""
-    # before PyTorch is imported: its threads would wait for each other by spinning, and where others use the
-    # machine too a pilot of a tenth of a minute then takes many
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # before PyTorch is imported; workers get the same with the other settings
+    os.environ.setdefault(*PASSIVE)
     hear_sigterm()
     app()

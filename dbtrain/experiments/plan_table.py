@@ -57,6 +57,8 @@ def show_plan(
     # what needs neither data nor a pilot comes first
     bytes_there = memory_of(memory)
     check_alone(config)
+    if imagined and config.cluster.address is not None:
+        raise ConfigError(f"--node and cluster.address={config.cluster.address} name two clusters: give one of them")
     nodes = imagined_nodes(imagined) or _nodes(config)
     wanted = requests(config, choose_device(config.cluster.device, nodes))
     where = place(wanted, nodes)

@@ -3,6 +3,9 @@
 import os
 import secrets
 
+PASSIVE = ("OMP_WAIT_POLICY", "PASSIVE")
+"""OpenMP's threads wait without spinning: where others use the machine too, threads that spin take the time
+of those that they wait for (docs/log.md has the figures)."""
 SETTINGS = {
     # without these three a node that was cut off trains on for minutes after its replacement has started
     "RAY_grpc_client_keepalive_time_ms": "5000",
@@ -28,9 +31,7 @@ SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # of OpenMP, for workers of several threads: others are on their machine, and threads that spin while they
-    # wait for each other take the time of those that they wait for
-    "OMP_WAIT_POLICY": "PASSIVE",
+    **dict([PASSIVE]),
 }
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

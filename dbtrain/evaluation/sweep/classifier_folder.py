@@ -46,7 +46,7 @@ class SweptClassifier:
             from transformers import ViTForImageClassification
         except ModuleNotFoundError:
             raise ConfigError(
-                f"{folder} is a Hugging Face folder, which needs transformers: pip install 'dbtrain[text]'"
+                f"{folder} is a Hugging Face folder, which needs transformers: pip install transformers"
             ) from None
         try:
             how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}

@@ -31,7 +31,7 @@ class SweptFolder:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ModuleNotFoundError:
             raise ConfigError(
-                f"{folder} is a Hugging Face folder, which needs transformers: pip install 'dbtrain[text]'"
+                f"{folder} is a Hugging Face folder, which needs transformers: pip install transformers"
             ) from None
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:

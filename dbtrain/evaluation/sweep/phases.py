@@ -48,7 +48,7 @@ def change_points(curves: Floats, count: int) -> list[int]:
     try:
         import ruptures
     except ModuleNotFoundError:
-        raise ConfigError("dbtrain sweep needs the package ruptures: pip install 'dbtrain[sweep]'") from None
+        raise ConfigError("dbtrain sweep needs the package ruptures: pip install ruptures") from None
     found = ruptures.Dynp(model="l2", min_size=LEAST, jump=1).fit(_standardised(curves)).predict(n_bkps=count)
     return [int(place) for place in found[:-1]]
 
