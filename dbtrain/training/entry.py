@@ -38,10 +38,9 @@ def prepare_process(assignment: Assignment) -> None:
 def _check_workspaces_once(device: torch.device) -> None:
     """Let PyTorch look at the workspaces now, and take the variable away.
 
-    It checks the variable at the first matrix product, and up to PyTorch 2.11 at least parses it with a regular
-    expression at every one: some 0.1 ms of the host each, half of a step's time where many small layers wait for the
-    host. Bits do not depend on it: PyTorch gives cuBLAS a workspace of its own for each stream, as cuBLAS's
-    documentation on reproducibility asks.
+    It checks the variable at the first matrix product, and up to PyTorch 2.11 at least parses it by a
+    regular expression at every one, 0.1 ms of the host each. Bits do not depend on it: PyTorch gives cuBLAS a
+    workspace of its own for each stream, as cuBLAS's documentation on reproducibility asks.
     """
     if os.environ.get(WORKSPACES) != DETERMINISTIC_WORKSPACES:
         return  # somebody wants other sizes
