@@ -102,8 +102,8 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
         return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
     # one block at a time from each side, so that a model larger than the memory can be merged
-    apart = MergedModel(run.plan, committed, CPU, where, one_at_a_time=True)
-    wrong = verify(MergedModel.of(merged, CPU, one_at_a_time=True), apart, batch)
+    apart = MergedModel(run.plan, committed, CPU, where, "alone")
+    wrong = verify(MergedModel.of(merged, CPU, "alone"), apart, batch)
     if wrong:
         raise ShardError(
             f"{run.store.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.inspect import inspect_path
-from dbtrain.evaluation.merged_model import MergedModel, load_model
+from dbtrain.evaluation.loading import load_model
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.cost import estimate
 from dbtrain.run.merge import merge
