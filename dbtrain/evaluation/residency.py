@@ -97,8 +97,7 @@ class ToGpu:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        buffers = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._buffers = [(buffer, torch.cuda.Event()) for buffer in buffers]  # type: ignore[no-untyped-call]
+        self._buffers = [(_pinned(PIECE), torch.cuda.Event()) for _ in range(2)]  # type: ignore[no-untyped-call]
         self.destination = self
 
     @contextmanager
@@ -128,6 +127,10 @@ class ToGpu:
             take(piece.numpy().data)
             part.copy_(piece, non_blocking=True)
             copied.record(self._stream)
+
+
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def transfer_to(device: torch.device) -> Transfer:

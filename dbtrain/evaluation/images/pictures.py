@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dbtrain.config import Config
-from dbtrain.config.evaluation import AnySolver
+from dbtrain.config.evaluation import AnySolver, Resident
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.captioned import captioned_grid
@@ -103,12 +103,8 @@ def sample_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
     sampling = Sampling(spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing), solver, guidance, seed)
-    # each block is asked for once, so that it costs nothing to hold but one
-    resident = "one" if config.evaluation.resident == "auto" else config.evaluation.resident
-    model = MergedModel.of(merged, device, choose(resident, run_plan, merged, device), run_plan)
     speed = Speed.of(config, device, count)
-    for block in model.shells:
-        speed.apply(block)
+    model = _fast(merged, run_plan, config.evaluation.resident, speed)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     watch.lap("starting")
     walk: list[tuple[float, int]] = []
@@ -120,6 +116,15 @@ def sample_run(
     drawn = Drawn(merged.weights_hash, solver, guidance, seed, run_plan.level_name, run_plan.ranges.edges, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
+
+
+def _fast(merged: MergedDirectory, run_plan: RunPlan, resident: Resident, speed: Speed) -> MergedModel:
+    """The blocks, ready to draw; one at a time unless all are wanted, as each is asked for once."""
+    residency = choose("one" if resident == "auto" else resident, run_plan, merged, speed.device)
+    model = MergedModel.of(merged, speed.device, residency, run_plan)
+    for block in model.shells:
+        speed.apply(block)
+    return model
 
 
 def _shown(

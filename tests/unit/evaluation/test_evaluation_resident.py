@@ -211,10 +211,51 @@ def test_what_is_kept_follows_from_sizes_and_free_memory(run_of, monkeypatch):
     assert choose("one", joint.plan, MergedDirectory(joint.merged), CPU) == "all"  # one model does all
 
 
-def test_a_file_that_changes_between_two_reads_is_refused(run_of, tmp_path):
+class Event:
+    """In place of CUDA's: a copy is under way until it is waited for."""
+
+    all = []
+
+    def __init__(self):
+        self.under_way = False
+        Event.all.append(self)
+
+    def record(self, stream):
+        self.under_way = True
+
+    def synchronize(self):
+        self.under_way = False
+
+
+def test_a_file_goes_to_a_gpu_in_pieces_and_no_buffer_is_filled_while_it_is_copied(run_of, monkeypatch):
+    # without a GPU: the copies are made at once, and what would wait for them is seen
+    monkeypatch.setattr(Event, "all", [])
+    monkeypatch.setattr(residency, "PIECE", 1000)
+    monkeypatch.setattr(residency, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    merged = MergedDirectory(run_of("ar_lm").merged)
+    found, wanted = merged.block(1, to=residency.ToGpu(CPU)), merged.block(1)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+    calls, to = [], residency.ToGpu(CPU)
+
+    def take(into):
+        assert sum(event.under_way for event in Event.all[2:]) < 2 and calls[-1] == "settled"
+        calls.append(len(into))
+        into[:] = bytes([len(calls)]) * len(into)
+
+    tensor = to.room([3, 350], torch.bfloat16)
+    to.fill(tensor, take, lambda: calls.append("settled"))
+    assert calls == ["settled", 1000, "settled", 1000, "settled", 100]
+    filled = tensor.reshape(-1).view(torch.uint8)
+    assert filled.tolist() == [2] * 1000 + [4] * 1000 + [6] * 100
+
+
+def test_a_file_that_changes_between_two_reads_is_refused(run_of):
     run = run_of("vit")
     model = MergedModel.of(MergedDirectory(run.merged), CPU, "alone")
-    name, good = model_file(run), None
+    name = MergedDirectory(run.merged).blocks[0].file
     assert model.blocks[0] and model.blocks[1]
     good = run.merged.read(name)
     try:
@@ -224,7 +265,3 @@ def test_a_file_that_changes_between_two_reads_is_refused(run_of, tmp_path):
     finally:
         run.merged.write(name, good)
     assert model.blocks[0]
-
-
-def model_file(run):
-    return MergedDirectory(run.merged).blocks[0].file
