@@ -83,8 +83,7 @@ def sample_run(
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Args:
-        overrides: overrides of the section `evaluation`; those of batch size, precision, compilation and
-            resident blocks have an effect here.
+        overrides: of the section `evaluation`: batch size, precision, compilation, which blocks are resident.
         tell: gets a line with how long the parts took.
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
         captions: what the samples are to show, in turn; a grid has a row for each.
@@ -104,9 +103,9 @@ def sample_run(
     told = _contexts(run, run_plan, config, count, device, captions)
     sampling = Sampling(spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing), solver, guidance, seed)
     speed = Speed.of(config, device, count)
+    watch.lap("starting")
     model = _fast(merged, run_plan, config.evaluation.resident, speed)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
-    watch.lap("starting")
     walk: list[tuple[float, int]] = []
     samples = draw(
         run_plan, model.blocks.__getitem__, told, shape, sampling, size, levels_done,
