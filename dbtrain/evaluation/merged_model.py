@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dbtrain.config import Config
 from dbtrain.evaluation.loading import LoadBlock, Where, load_model, somewhere
-from dbtrain.evaluation.residency import Residency, ResidentBlocks, Transfer, choose, transfer_to
+from dbtrain.evaluation.residency import Residency, ResidentBlocks, choose
+from dbtrain.evaluation.transfer import Transfer, transfer_to
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
@@ -201,7 +202,8 @@ class MergedModel:
 
     def example(self, batch: Batch) -> Example:
         """A batch in the terms of the method, as every block reads it."""
-        return self.shells[0].example(batch)
+        reader = self.blocks.reader if isinstance(self.blocks, ResidentBlocks) else self.blocks[0]
+        return reader.example(batch)
 
     def denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """(block, noisy, level) -> (output, denoised) of that block on this context (N, ...).

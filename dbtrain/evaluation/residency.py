@@ -6,11 +6,11 @@ fall, so that a walk down the chain asks for block 0, 1, 2, ... and each of them
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -19,13 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from dbtrain.config.evaluation import Resident
 from dbtrain.evaluation.loading import LoadBlock, Where, check_shard, somewhere
+from dbtrain.evaluation.transfer import Transfer, transfer_to
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.shards.merged_directory import MergedDirectory
-from dbtrain.shards.safetensors_file import Destination
 from dbtrain.shards.side_by_side import Beside
-from dbtrain.shards.storage.content import PIECE
 
 Residency = Literal["all", "ahead", "alone"]
 """`all`: every block is in memory; `ahead`: one, and the next one is read while it computes; `alone`: one."""
@@ -60,84 +59,6 @@ def _free(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-class Transfer(Protocol):
-    """How blocks get from their files to a device, beside what it computes."""
-
-    @property
-    def destination(self) -> Destination | None:
-        """Where tensors of a file are put as they are read; None for the memory of the host."""
-
-    def beside(self) -> AbstractContextManager[None]:
-        """Everything inside happens beside what the device computes, and has happened at the end."""
-
-    def hold_back(self) -> None:
-        """What is transferred from now on waits, on the device, for what was computed so far."""
-
-
-class OnHost:
-    """Blocks are used in the memory that they are read into."""
-
-    destination = None
-
-    def beside(self) -> AbstractContextManager[None]:
-        """Nothing is needed."""
-        return nullcontext()
-
-    def hold_back(self) -> None:
-        """Nothing is under way."""
-
-
-class ToGpu:
-    """Blocks are read through two pinned buffers, and copied to the GPU on a stream of their own.
-
-    Args:
-        device: the GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._buffers = [(_pinned(PIECE), torch.cuda.Event()) for _ in range(2)]  # type: ignore[no-untyped-call]
-        self.destination = self
-
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Use the stream, and wait for it in the end."""
-        with torch.cuda.stream(self._stream):
-            yield
-            self._stream.synchronize()
-
-    def hold_back(self) -> None:
-        """Memory that is freed now may still be read on the stream that computes."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-
-    def room(self, shape: list[int], dtype: torch.dtype) -> Tensor:
-        """A new tensor on the GPU, to be filled."""
-        return torch.empty(shape, dtype=dtype, device=self._device)
-
-    def fill(self, tensor: Tensor, take: Callable[[memoryview], object], settle: Callable[[], None]) -> None:
-        """Read piece by piece into the buffers in turn, while the other one is copied."""
-        into = tensor.reshape(-1).view(torch.uint8)
-        for part in torch.split(into, PIECE):
-            self._buffers.reverse()
-            buffer, copied = self._buffers[0]
-            settle()
-            copied.synchronize()
-            piece = buffer[: len(part)]
-            take(piece.numpy().data)
-            part.copy_(piece, non_blocking=True)
-            copied.record(self._stream)
-
-
-def _pinned(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-
-
-def transfer_to(device: torch.device) -> Transfer:
-    """How blocks get to a device."""
-    return ToGpu(device) if device.type == "cuda" else OnHost()
-
-
 class ResidentBlocks(Sequence[BlockModel]):
     """The blocks of a merged model, of which at most one is in memory, and one more while it is read ahead.
 
@@ -167,6 +88,7 @@ class ResidentBlocks(Sequence[BlockModel]):
     ) -> None:
         self._looks_ahead = ahead
         self._transfer = transfer or transfer_to(device)
+        self._ours = own_architecture(run_plan.config.model.arch) is None
         units = [run_plan.scheme.sources(block)[-1] for block in range(run_plan.split.blocks)]
         self._units = units
         """Number of each block's last shard; blocks of the same shards are one model."""
@@ -200,6 +122,12 @@ class ResidentBlocks(Sequence[BlockModel]):
     def shells(self) -> list[BlockModel]:
         """The blocks' modules, for what needs no weights."""
         return [self._shells[unit].model for unit in self._units]
+
+    @property
+    def reader(self) -> BlockModel:
+        """A block that reads batches; a class that is not ours may need its weights for that."""
+        reader: BlockModel = self.shells[0] if self._ours else self[0]
+        return reader
 
     def told(self) -> str:
         """What is in memory, and what it cost, for people."""

@@ -6,6 +6,7 @@ import re
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -13,12 +14,13 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.errors import ShardError
-from dbtrain.evaluation import residency
+from dbtrain.evaluation import residency, transfer
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.residency import ResidentBlocks, choose
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import MergedDirectory
+from dbtrain.shards.side_by_side import Beside
 from tests.unit.alive import Alive
 from tests.unit.small_runs import commit, settled
 
@@ -211,6 +213,24 @@ def test_what_is_kept_follows_from_sizes_and_free_memory(run_of, monkeypatch):
     assert choose("one", joint.plan, MergedDirectory(joint.merged), CPU) == "all"  # one model does all
 
 
+def test_the_memory_of_a_block_goes_back_to_the_system():
+    def resident():
+        return psutil.Process().memory_info().rss
+
+    def read():
+        tensors = [to.room([1 << 18], torch.float32) for _ in range(100)]
+        for tensor in tensors:
+            to.fill(tensor, lambda into: into.__setitem__(slice(None), bytes([1]) * len(into)), lambda: None)
+        return tensors
+
+    to, before = transfer.OnHost(), resident()
+    held = Beside(read).result()
+    assert resident() - before > 90 << 20 and all(int(t.view(torch.uint8).min()) == 1 for t in held)
+    del held
+    # malloc would keep most of it: pieces of 1 MiB are its own, and were used on a thread that is gone
+    assert resident() - before < 20 << 20
+
+
 class Event:
     """In place of CUDA's: a copy is under way until it is waited for."""
 
@@ -230,15 +250,15 @@ class Event:
 def test_a_file_goes_to_a_gpu_in_pieces_and_no_buffer_is_filled_while_it_is_copied(run_of, monkeypatch):
     # without a GPU: the copies are made at once, and what would wait for them is seen
     monkeypatch.setattr(Event, "all", [])
-    monkeypatch.setattr(residency, "PIECE", 1000)
-    monkeypatch.setattr(residency, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(transfer, "PIECE", 1000)
+    monkeypatch.setattr(transfer, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     merged = MergedDirectory(run_of("ar_lm").merged)
-    found, wanted = merged.block(1, to=residency.ToGpu(CPU)), merged.block(1)
+    found, wanted = merged.block(1, to=transfer.ToGpu(CPU)), merged.block(1)
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
-    calls, to = [], residency.ToGpu(CPU)
+    calls, to = [], transfer.ToGpu(CPU)
 
     def take(into):
         assert sum(event.under_way for event in Event.all[2:]) < 2 and calls[-1] == "settled"
