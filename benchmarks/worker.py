@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -211,15 +212,23 @@ class Turns:
         (folder / f"{self.row.name}-{side.replace(' ', '-')}.txt").write_text("\n\n".join([head, *tables]))
 
     def _watched(self, side: str) -> Iterator[None]:
-        """Count the places at which the host waits for the device."""
-        with warnings.catch_warnings(record=True) as seen:
+        """Count the places at which the host waits for the device: single reads, and waits for all of its work."""
+        whole: Counter[str] = Counter()
+
+        def synchronize(*_: Any) -> None:
+            caller = traceback.extract_stack(limit=2)[0]
+            whole[f"{caller.filename}:{caller.lineno}"] += 1
+            real()
+
+        real = torch.cuda.synchronize
+        with warnings.catch_warnings(record=True) as seen, mock.patch.object(torch.cuda, "synchronize", synchronize):
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        places = Counter(f"{w.filename}:{w.lineno}" for w in seen if "synchron" in str(w.message))
+        places = whole + Counter(f"{w.filename}:{w.lineno}" for w in seen if "synchron" in str(w.message))
         self.waits |= {f"{side} {place}": count for place, count in places.items()}
 
 

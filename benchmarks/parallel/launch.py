@@ -64,7 +64,8 @@ def measure(job: Job, limit_s: float, start: Start = local, address: str = "127.
         job.prepare()
         job.write()
         port = free_port() if start is local else 29400
-        variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         processes = []
         try:
             for rank in range(job.processes):

@@ -60,5 +60,6 @@ def _config(setting: Setting, bucket: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
         **({"torch_autocast": half} if job.precision == "bf16" else {}),
     }

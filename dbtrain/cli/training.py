@@ -228,7 +228,8 @@ def _merged(merged: "Merged") -> str:
     """What was made of a run, in words."""
     result = merged.result
     progress = f"; its blocks are not done: {result.progress}" if result.progress else ""
+    samples = "1 sample" if merged.samples == 1 else f"{merged.samples} samples"
     return (
         f"merged {len(result.blocks)} block(s), {result.parameters:,} parameters, into {result.path}; on "
-        f"{merged.samples} samples it equals the blocks bit for bit{progress}"
+        f"{samples} it equals the blocks bit for bit{progress}"
     )

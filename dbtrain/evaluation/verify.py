@@ -1,5 +1,6 @@
 """Merge a run and prove that the merged model computes what its blocks compute."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,7 @@ import torch
 
 from dbtrain.config import Config
 from dbtrain.errors import IncompleteRunError, ShardError
-from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.merged_model import MergedModel, chain_levels
 from dbtrain.method.interface import Batch
 from dbtrain.run.merge import MergeResult, merge, on_standard_error
 from dbtrain.run.newest import merge_newest
@@ -18,6 +19,8 @@ from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 
 SAMPLES = 32
+CHECK_S = 120.0
+"""About as long may the blocks compute; a model of billions of parameters is compared on fewer samples."""
 CPU = torch.device("cpu")
 
 
@@ -47,13 +50,14 @@ def merge_and_verify(
         _check_finished(run)
     run_plan = run.plan if config is None else replace(run.plan, config=config)
     test = run_plan.data().test
-    samples = min(SAMPLES, len(test))
-    batch = test.batch(torch.arange(samples), CPU)
+    batch = test.batch(torch.arange(min(SAMPLES, len(test))), CPU)
+    compared: list[int] = []
 
     def check(of: Run, merged: Store) -> None:
-        _check(of, MergedDirectory(merged), batch)
+        compared.append(_check(of, MergedDirectory(merged), batch))
 
-    return merge_newest(run, check, tell) if now else merge(run, partial(check, run), tell=tell), samples
+    result = merge_newest(run, check, tell) if now else merge(run, partial(check, run), tell=tell)
+    return result, compared[-1]
 
 
 def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
@@ -90,7 +94,24 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
     return wrong
 
 
-def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
+def _affordable(model: MergedModel, batch: Batch) -> int:
+    """How many of these samples two models can be compared on in `CHECK_S`, at least one."""
+    one = {key: values[:1] for key, values in batch.items()}
+    example, noise = model.example(one), model.run_plan.noise()
+    noisy = noise.prior(tuple(example.clean.shape[1:]), model.draws(torch.arange(1)))
+    value = chain_levels(model.run_plan, 1)[0]
+    level = torch.full((1, *noise.level_shape(example)), value, dtype=torch.float32, device=model.device)
+    block, denoise = model.run_plan.ranges.owner(value), model.denoiser(example.context)
+    with torch.no_grad():
+        denoise(block, noisy, level)  # the first one also makes memory and threads
+        started = time.perf_counter()
+        denoise(block, noisy, level)
+    seconds = 2 * len(model.blocks) * (time.perf_counter() - started)
+    return max(1, min(len(next(iter(batch.values()))), int(CHECK_S / seconds)))
+
+
+def _check(run: Run, merged: MergedDirectory, batch: Batch) -> int:
+    """Raise ShardError if a block differs; else on how many of the samples that was looked at."""
     rows = merged.blocks
 
     def committed(block: int) -> dict[str, torch.Tensor]:
@@ -103,7 +124,9 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
 
     # one block at a time from each side, so that a model larger than the memory can be merged
     apart = MergedModel(run.plan, committed, CPU, where, "alone")
-    wrong = verify(MergedModel.of(merged, CPU, "alone"), apart, batch)
+    samples = _affordable(apart, batch)
+    few = {key: values[:samples] for key, values in batch.items()}
+    wrong = verify(MergedModel.of(merged, CPU, "alone"), apart, few)
     if wrong:
         raise ShardError(
             f"{run.store.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "
@@ -111,6 +134,7 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> None:
             "training.optimizer.clip, in a run of another name. A block that differs from its checkpoint had its files "
             "changed meanwhile, or the storage gives back wrong bytes: check it (dbtrain inspect), then merge again"
         )
+    return samples
 
 
 def _check_finished(run: Run) -> None:

@@ -14,10 +14,14 @@ from dbtrain.training.compilation import keep_compiled_code
 from dbtrain.training.watchdog import StopRequest
 from dbtrain.training.worker import BlockWorker
 
+WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
+DETERMINISTIC_WORKSPACES = ":4096:8"
+"""Without such a value PyTorch refuses matrix products in the deterministic mode."""
+
 
 def prepare_process(assignment: Assignment) -> None:
     """Settings of the process on which bitwise repetition depends; before the first CUDA call."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(WORKSPACES, DETERMINISTIC_WORKSPACES)
     keep_compiled_code()
     torch.set_num_threads(assignment.threads)
     # not warn_only: the backward pass of attention on a GPU then adds up in any order,
@@ -28,6 +32,25 @@ def prepare_process(assignment: Assignment) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if assignment.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
+        _check_workspaces_once(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _check_workspaces_once(device: torch.device) -> None:
+    """Let PyTorch look at the workspaces now, and take the variable away.
+
+    It checks the variable at the first matrix product, and up to PyTorch 2.11 at least parses it by a
+    regular expression at every one, 0.1 ms of the host each. Bits do not depend on it: PyTorch gives cuBLAS a
+    workspace of its own for each stream, as cuBLAS's documentation on reproducibility asks.
+    """
+    if os.environ.get(WORKSPACES) != DETERMINISTIC_WORKSPACES:
+        return  # somebody wants other sizes
+    one = torch.ones(8, 8, device=device)
+    one.mm(one)
+    del os.environ[WORKSPACES]
+    try:
+        one.mm(one)
+    except RuntimeError:  # of a version that checks it each time
+        os.environ[WORKSPACES] = DETERMINISTIC_WORKSPACES
 
 
 def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.errors import DbtrainError, ShardError
-from dbtrain.evaluation import residency
+from dbtrain.evaluation import residency, verify
 from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.loading import check_shard
 from dbtrain.evaluation.losses import measure_losses
@@ -162,6 +162,14 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
     with pytest.raises(ShardError, match="block 0 at sigma 20 differs from its checkpoint") as caught:
         merge_and_verify(Run(run))
     assert "block 1" not in str(caught.value) and not run.exists("merged")
+
+
+def test_a_model_that_computes_slowly_is_compared_on_fewer_samples(run, monkeypatch):
+    monkeypatch.setattr(verify, "CHECK_S", 0.0)
+    assert merge_and_verify(Run(run))[1] == 1
+    change_checkpoint(run, 0, nan)
+    with pytest.raises(ShardError, match="block 0"):
+        merge_and_verify(Run(run))
 
 
 def test_a_merge_holds_one_block_of_each_side_however_many_there_are(run, monkeypatch):

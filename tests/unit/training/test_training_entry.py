@@ -4,6 +4,7 @@ On a GPU the attention of these lengths is the case that matters: with ``warn_on
 call to call from 1,024 positions on (H100, PyTorch 2.11, bf16 by cuDNN and float32 by the memory-efficient kernel).
 """
 
+import os
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from dbtrain.method.masking import MaskingNoise
 from dbtrain.method.objective import BlockObjective
 from dbtrain.method.parametrisation import PARAMETRISATIONS
 from dbtrain.models.registry import ARCHITECTURES, architecture
+from dbtrain.training import entry
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import prepare_process
 
@@ -111,3 +113,26 @@ def test_gradients_over_a_thousand_positions_are_the_same_bits_each_time(arch, p
         found.append({name: parameter.grad.clone() for name, parameter in module.named_parameters()})
     for again in found[1:]:
         assert [name for name in again if not torch.equal(again[name], found[0][name])] == []
+
+
+class Checked:
+    """A matrix of a PyTorch that checks cuBLAS's workspaces at the first product, or at each."""
+
+    def __init__(self, each: bool) -> None:
+        self.each, self.products = each, 0
+
+    def mm(self, other: "Checked") -> "Checked":
+        self.products += 1
+        if (self.each or self.products == 1) and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+            raise RuntimeError("Deterministic behavior was enabled with either ...")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("value", "each", "after"), [(":4096:8", False, None), (":4096:8", True, ":4096:8"), (":16:8", False, ":16:8")]
+)
+def test_pytorch_is_not_left_to_parse_the_workspaces_at_every_product(monkeypatch, value, each, after):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", value)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: Checked(each))
+    entry._check_workspaces_once(torch.device("cpu"))
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == after
