@@ -1,5 +1,6 @@
 """Commands that look at what a run has learnt."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -73,7 +74,7 @@ def sample(
     overrides: Overrides = None,
     now: Now = False,
 ) -> None:
-    """Draw samples from the merged model of a run, with one block at a time in memory;
+    """Draw samples from the merged model of a run, block after block;
     overrides such as evaluation.batch_size=2048."""
     from dbtrain.evaluation.images.pictures import sample_run
     from dbtrain.evaluation.merged_model import model_of, progress_of
@@ -147,20 +148,24 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the tokens that are drawn.")] = 0,
     now: Now = False,
     keep: Annotated[bool, typer.Option("--keep", help="Also keep it in RUN/texts.json, for the report.")] = False,
+    overrides: Overrides = None,
 ) -> None:
-    """Continue a text with the merged model of a run."""
+    """Continue a text with the merged model of a run; overrides such as evaluation.resident=one."""
     from dbtrain.evaluation.merged_model import model_of, progress_of
     from dbtrain.evaluation.text.generate import generate_text
     from dbtrain.evaluation.text.kept_texts import KeptText, keep_text
     from dbtrain.run.run import Run
 
     of = Run.at(run)
+    took: list[str] = []
     with model_of(of, now) as merged:
-        text, progress = generate_text(of, prompt, length, temperature, seed, merged), progress_of(of, merged)
-        weights = merged.weights_hash
+        text = generate_text(of, prompt, length, temperature, seed, merged, overrides or [], took.append)
+        progress, weights = progress_of(of, merged), merged.weights_hash
     print(prompt + text)
     if keep:
         keep_text(of, KeptText(prompt, text, temperature, seed, progress, weights))
+    for line in took:
+        say(Console(stderr=True), line)
     if progress:
         say(Console(stderr=True), f"by a model whose blocks are not done: {progress}")
 
@@ -176,6 +181,10 @@ def predict(
         typer.Option(help="Bring pictures of another size or other colours to the model's."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,
+    resident: Annotated[
+        Literal["auto", "all", "one"] | None,
+        typer.Option(help="Blocks in memory; by default as the run's evaluation.resident says."),
+    ] = None,
     now: Now = False,
 ) -> None:
     """Classify pictures, or tell how likely a text is, with the merged model of a run."""
@@ -183,13 +192,15 @@ def predict(
 
     from dbtrain.evaluation import predict as room
     from dbtrain.evaluation.merged_model import MergedModel, model_of, progress_of
+    from dbtrain.evaluation.overrides import overridden
     from dbtrain.run.run import Run
 
     if (not pictures) == (text is None):
         raise ConfigError("give picture files, or a text with --text, and not both")
     console, of = make_console(), Run.at(run)
     with model_of(of, now) as merged:
-        model = MergedModel.of_run(of, torch.device("cuda" if torch.cuda.is_available() else "cpu"), merged)
+        changed = partial(overridden, overrides=[f"evaluation.resident={resident}"] if resident else [])
+        model = MergedModel.of_run(of, torch.device("cuda" if torch.cuda.is_available() else "cpu"), merged, changed)
         progress = progress_of(of, merged)
         if text is not None:
             say(console, room.score_text(model, text).line())
@@ -197,6 +208,8 @@ def predict(
             probabilities = room.classify_files(model, pictures, fit).cpu()
             for file, row in zip(pictures, probabilities, strict=True):
                 show_table(console, room.classes_table(model, file, row, top))
+        if model.comes_and_goes:
+            say(console, model.resident)
     if progress:
         say(console, f"by a model whose blocks are not done: {progress}")
 
@@ -207,15 +220,25 @@ def losses(
     run: RunDirectory,
     levels: Annotated[int, typer.Option(min=1, help="Noise levels, besides the boundaries.")] = 24,
     samples: Annotated[int, typer.Option(min=1, help="Samples of the validation split, at most.")] = 2048,
+    overrides: Overrides = None,
 ) -> None:
-    """Show the loss of every block by noise level; at a boundary, of both neighbours."""
+    """Show the loss of every block by noise level; at a boundary, of both neighbours.
+
+    Overrides such as evaluation.resident=one.
+    """
     from dbtrain.evaluation.losses import losses_table, measure_losses
     from dbtrain.evaluation.merged_model import merged_of, progress_of
     from dbtrain.run.run import Run
 
     console, of = make_console(), Run.at(run)
+    took: list[str] = []
     with LiveView(console) as view:
-        measure_losses(of, levels, samples, lambda points: show_table(console, losses_table(points)), view.count)
+        measure_losses(
+            of, levels, samples, lambda points: show_table(console, losses_table(points)), view.count,
+            overrides or [], took.append,
+        )  # fmt: skip
+    for line in took:
+        say(console, line)
     if progress := progress_of(of, merged_of(of)):
         say(console, f"its blocks are not done: {progress}")
 

@@ -17,6 +17,10 @@ AnySolver = Literal[
 """A solver of our own, or a scheduler of diffusers by the name of its class."""
 
 
+Resident = Literal["auto", "all", "one"]
+"""Which blocks of a merged model are in the memory of the device that computes."""
+
+
 class EvaluationConfig(Section):
     """How the merged model is read out."""
 
@@ -31,6 +35,9 @@ class EvaluationConfig(Section):
     compile: bool | None = None
     """Compile the blocks' layers; by default where training did, on a GPU, if at least 1,000 samples are
     drawn from noise: for less it takes longer than it saves."""
+    resident: Resident = "auto"
+    """Blocks in the memory of the GPU, or of the CPU: `all`; `one`, while the next one is read ahead; `auto`:
+    all where they fit into 80 % of the memory that is free."""
     metric: str | None = None
     """An entry of evaluation/metrics.py; by default the first that fits what the architecture can do."""
     samples: Annotated[int, Field(ge=2)] = 10_000

@@ -1,8 +1,9 @@
 """Loss by noise level: which block, at which level, falls behind.
 At a boundary both neighbours are measured."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from rich.table import Table
@@ -12,6 +13,7 @@ from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.overrides import not_said, overridden
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
@@ -42,6 +44,8 @@ def measure_losses(
     samples: int,
     show: Callable[[list[Point]], None] = lambda points: None,
     progress: Count = silent,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[Point]:
     """Losses of a run's merged model on its validation split;
     also written to ``losses.json``, once they were shown.
@@ -53,19 +57,24 @@ def measure_losses(
         samples: the most samples of the split that are measured.
         show: called with the result before it is written.
         progress: is told how far it has come.
+        overrides: overrides of the section `evaluation`, or of where the data lies.
+        tell: gets a line on which blocks were in memory, if not all were.
 
     Raises:
-        ConfigError: the run was trained without noise.
+        ConfigError: the run was trained without noise, or an override is wrong.
         ShardError: the run is not merged, its files are damaged, or the losses cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.of_run(run, device)
+    model = MergedModel.of_run(run, device, changed=partial(overridden, overrides=overrides))
+    model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
     split = model.run_plan.data().validation
     points = [
         _point(model, split, min(samples, len(split)), level, block, boundary)
         for level, block, boundary in counted(progress, "levels measured", grid(model.run_plan, count))
     ]
     show(points)
+    if model.comes_and_goes:
+        tell(model.resident)
     keep(run, "losses.json", [asdict(point) for point in points], "the losses")
     return points
 

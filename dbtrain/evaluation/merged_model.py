@@ -1,34 +1,34 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from dbtrain.config import Config
+from dbtrain.evaluation.loading import LoadBlock, Where, load_model, somewhere
+from dbtrain.evaluation.residency import Residency, ResidentBlocks, choose
+from dbtrain.evaluation.transfer import Transfer, transfer_to
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
-from dbtrain.method.split import local_name
 from dbtrain.run.newest import newest_model
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.run.run import Run
-from dbtrain.shards.fit import check_fit
 from dbtrain.shards.manifest import Manifest, read_manifest
 from dbtrain.shards.merged_directory import CONFIG, MergedDirectory, unfinished
 from dbtrain.shards.storage.directory import check_run_path
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.counting import Count, silent
 
-LoadBlock = Callable[[int], dict[str, Tensor]]
-Where = Callable[[int], str]
-"""The file that holds a block's tensors, for messages."""
+T = TypeVar("T")
 
-
-def _somewhere(block: int) -> str:
-    return f"the shard of block {block}"
+WAITING = 2 << 30
+"""Bytes of batches that wait for their turn while a block that was read for all of them computes others."""
 
 
 class MergedModel:
@@ -39,12 +39,13 @@ class MergedModel:
         load: tensors of a block by their names in the whole model.
         device: where the blocks are put.
         where: their files, for messages.
-        one_at_a_time: load a block when it is asked for, and keep it until another one is asked for. This is
-            slower, and needs only the memory of one block.
+        residency: which blocks are in memory. If not all are, a block is loaded when it is asked for, and
+            kept until another one is asked for.
+        transfer: how such blocks get to the device.
 
     Raises:
-        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; one at a
-            time, not before the block is asked for.
+        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; if not all
+            are in memory, not before the block is asked for.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class MergedModel:
         run_plan: RunPlan,
         load: LoadBlock,
         device: torch.device,
-        where: Where = _somewhere,
-        one_at_a_time: bool = False,
+        where: Where = somewhere,
+        residency: Residency = "all",
+        transfer: Transfer | None = None,
     ) -> None:
         self.device = device
         self.run_plan = run_plan
-        blocks = LoadedBlocks(run_plan, load, device, where)
-        self.blocks: Sequence[BlockModel] = blocks if one_at_a_time else _all_of(blocks)
+        self.blocks: Sequence[BlockModel]
+        if residency == "all":
+            self.blocks = _all_of(run_plan, load, device, where)
+        else:
+            self.blocks = ResidentBlocks(run_plan, load, device, where, residency == "ahead", transfer)
 
     count: Count = staticmethod(silent)
     """A function that is told how far a measurement of this model has come."""
@@ -69,7 +74,7 @@ class MergedModel:
 
     @staticmethod
     def read(merged: Store, device: torch.device) -> "MergedModel":
-        """Read a merged directory by its index, verified.
+        """Read a merged directory by its index, verified; all blocks are in memory.
 
         Raises:
             ShardError: something is missing or damaged.
@@ -77,33 +82,88 @@ class MergedModel:
         return MergedModel.of(MergedDirectory(merged), device)
 
     @staticmethod
-    def of(merged: MergedDirectory, device: torch.device, one_at_a_time: bool = False) -> "MergedModel":
-        """The same as :meth:`read`, for a directory that is open already."""
-        return MergedModel(merged_plan(merged), merged.block, device, merged.where, one_at_a_time)
+    def of(
+        merged: MergedDirectory, device: torch.device, residency: Residency = "all", run_plan: RunPlan | None = None
+    ) -> "MergedModel":
+        """The same as :meth:`read`, for a directory that is open already, and blocks that may come and go.
+
+        Args:
+            residency: which blocks are in memory.
+            run_plan: plan of the run, if not as the directory has it.
+        """
+        run_plan = run_plan or merged_plan(merged)
+        if residency == "all":
+            return MergedModel(run_plan, merged.block, device, merged.where)
+        transfer = transfer_to(device)
+        load = partial(merged.block, to=transfer.destination)
+        return MergedModel(run_plan, load, device, merged.where, residency, transfer)
 
     @staticmethod
-    def of_run(run: Run, device: torch.device, merged: MergedDirectory | None = None) -> "MergedModel":
+    def of_run(
+        run: Run,
+        device: torch.device,
+        merged: MergedDirectory | None = None,
+        changed: Callable[[Config], Config] = lambda config: config,
+    ) -> "MergedModel":
         """The merged model of a run, with the places that only run.json keeps,
-        if it is there, such as its data's.
+        if it is there, such as its data's. `evaluation.resident` says which of its blocks are in memory.
 
         Args:
             run: the run.
             device: device of the blocks.
             merged: a model of its blocks that lies elsewhere.
+            changed: the configuration to use, from that of the run.
 
         Raises:
             ShardError: the run is not merged, or its files are damaged.
+            ConfigError: what `changed` raises.
         """
         merged = merged or merged_of(run)
-        model = MergedModel.of(merged, device)
-        model.progress, model.weights_hash = progress_of(run, merged), merged.weights_hash
+        run_plan = merged_plan(merged)
         if run.exists and _same_run(run.manifest, merged.manifest):
             located = read_plan(run.manifest, None)
-            model.run_plan = replace(model.run_plan, config=located.config, paths=located.paths)
+            run_plan = replace(run_plan, config=located.config, paths=located.paths)
+        run_plan = replace(run_plan, config=changed(run_plan.config))
+        residency = choose(run_plan.config.evaluation.resident, run_plan, merged, device)
+        model = MergedModel.of(merged, device, residency, run_plan)
+        model.progress, model.weights_hash = progress_of(run, merged), merged.weights_hash
         return model
 
+    @property
+    def shells(self) -> Sequence[BlockModel]:
+        """The modules of the blocks, for what needs no weights: one that is not in memory has none."""
+        return self.blocks.shells if isinstance(self.blocks, ResidentBlocks) else self.blocks
+
+    @property
+    def comes_and_goes(self) -> bool:
+        """Whether blocks are read when they are asked for, and not all kept."""
+        return isinstance(self.blocks, ResidentBlocks)
+
+    @property
+    def resident(self) -> str:
+        """Which blocks are in memory and what that cost, for people."""
+        if isinstance(self.blocks, ResidentBlocks):
+            return self.blocks.told()
+        return "its one block in memory" if len(self.blocks) == 1 else f"all {len(self.blocks)} blocks in memory"
+
+    def groups(self, batches: Sequence[T], each: int) -> list[Sequence[T]]:
+        """Batches that walk down the chain side by side, so that a block is read once for all of a group.
+
+        One batch makes a group where all blocks are in memory; else they are as many as may wait.
+
+        Args:
+            batches: the batches, or what they are made from.
+            each: bytes that a batch holds while it waits.
+        """
+        size = max(1, WAITING // max(1, each)) if self.comes_and_goes else 1
+        return [batches[start : start + size] for start in range(0, len(batches), size)]
+
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
-        """Every evaluation along the chain for a batch of N samples;
+        """Every evaluation along the chain for a batch of N samples; see :meth:`walk`."""
+        return list(self.walk(batch, draws, steps_per_block, rotate))
+
+    def walk(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> Iterator[Evaluation]:
+        """Every evaluation along the chain for a batch of N samples, each when it is asked for;
         `draws` make the noise it starts from, if any.
 
         `rotate` moves every block that many places towards the start of the chain: a control that shows what
@@ -116,9 +176,11 @@ class MergedModel:
             start = noise.centre(start)
         levels, shape = chain_levels(run_plan, steps_per_block), noise.level_shape(example)
         denoise = self.denoiser(example.context, rotate)
-        return list(chain(denoise, noise, run_plan.ranges, levels, start, level_shape=shape, draws=draws))
+        return chain(denoise, noise, run_plan.ranges, levels, start, level_shape=shape, draws=draws)
 
-    def on_true_codes(self, batch: Batch, others: Batch, draws: Draws, steps_per_block: int = 1) -> list[Evaluation]:
+    def on_true_codes(
+        self, batch: Batch, others: Batch, draws: Draws, steps_per_block: int = 1
+    ) -> Iterator[Evaluation]:
         """The chain's evaluations, each on the true target of `batch` noised as in training,
         and what `others` shows.
 
@@ -126,13 +188,11 @@ class MergedModel:
         """
         noise, example = self.run_plan.noise(), self.example(batch)
         denoise = self.denoiser(self.example(others).context)
-        evaluations = []
         for value in chain_levels(self.run_plan, steps_per_block):
             level = torch.full((len(example.clean), *noise.level_shape(example)), value, device=self.device)
             noisy = noise.corrupt(example.clean, level, draws)
             block = self.run_plan.ranges.owner(value)
-            evaluations.append(Evaluation(block, value, *denoise(block, noisy, level), noisy))
-        return evaluations
+            yield Evaluation(block, value, *denoise(block, noisy, level), noisy)
 
     def draws(self, positions: Tensor, seed: int = 0) -> Draws:
         """The randomness for the samples of these numbers (N,) in their split, however the split is cut into
@@ -142,7 +202,8 @@ class MergedModel:
 
     def example(self, batch: Batch) -> Example:
         """A batch in the terms of the method, as every block reads it."""
-        return self.blocks[0].example(batch)
+        reader = self.blocks.reader if isinstance(self.blocks, ResidentBlocks) else self.blocks[0]
+        return reader.example(batch)
 
     def denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """(block, noisy, level) -> (output, denoised) of that block on this context (N, ...).
@@ -213,79 +274,33 @@ def _same_run(ours: Manifest, theirs: Manifest) -> bool:
     return count == theirs.blocks and all(ours.identity(block) == theirs.identity(block) for block in range(count))
 
 
-class LoadedBlocks(Sequence[BlockModel]):
-    """Each block's model, loaded when asked for; the last one is kept, for all blocks of the same shards.
-
-    Args:
-        run_plan, load, device, where: the same as in :class:`MergedModel`.
-    """
-
-    def __init__(self, run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> None:
-        self._run_plan = run_plan
-        self._load = load
-        self._device = device
-        self._where = where
-        self._kept: tuple[range, BlockModel] | None = None
-
-    def __len__(self) -> int:
-        return self._run_plan.split.blocks
-
-    def __getitem__(self, block: Any) -> Any:
-        number = range(len(self))[block]
-        sources = self._run_plan.scheme.sources(number)
-        if self._kept is None or self._kept[0] != sources:
-            self._kept = None  # two at a time may not fit into memory
-            self._kept = sources, load_model(self._run_plan, number, self._load, self._where).to(self._device)
-        return self._kept[1]
+def _all_of(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:
+    """The models of all blocks; those of the same shards are one."""
+    models: dict[range, BlockModel] = {}
+    for block in range(run_plan.split.blocks):
+        sources = run_plan.scheme.sources(block)
+        if sources not in models:
+            models[sources] = load_model(run_plan, block, load, where).to(device)
+    return [models[run_plan.scheme.sources(block)] for block in range(run_plan.split.blocks)]
 
 
-def _all_of(blocks: LoadedBlocks) -> list[BlockModel]:
-    return [blocks[block] for block in range(len(blocks))]
+def side_by_side(walks: Iterable[Iterator[T]]) -> list[list[T]]:
+    """What each walk gives, where all of them take their first step before any takes its second."""
+    return [list(given) for given in zip(*zip(*walks, strict=True), strict=True)]
 
 
-def load_model(run_plan: RunPlan, block: int, load: LoadBlock, where: Where = _somewhere) -> BlockModel:
-    """A block's model from the shards that hold it, whose tensors are named as in the whole model.
-
-    Raises:
-        ShardError: a tensor is missing, has another shape or type, or is none of the model's.
-    """
-    sources = run_plan.scheme.sources(block)
-    model = run_plan.model(sources[-1])
-    state: dict[str, Tensor] = {name: t for name, t in model.state_dict().items() if name in run_plan.frozen}
-    for shard in sources:
-        # where several shards hold a name, such as a head's, the last one is the block's own
-        state |= check_shard(run_plan, shard, load(shard), model.state_dict(), where(shard))
-    model.load_state_dict(state, strict=True)
-    return model.eval()
+def probabilities(evaluation: Evaluation) -> tuple[int, Tensor]:
+    """The block that was asked, and its probabilities (N, ..., outcomes)."""
+    return evaluation.block, evaluation.output.float().softmax(dim=-1)
 
 
-def check_shard(
-    run_plan: RunPlan, shard: int, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
-) -> dict[str, Tensor]:
-    """Tensors of a shard by their names in its model, of which `wanted` is the state;
-    ShardError if they misfit it."""
-    wanted = {name: tensor for name, tensor in wanted.items() if name not in run_plan.frozen}
-    named = {local_name(shard, name): tensor for name, tensor in tensors.items()}
-    layers = run_plan.shards.layers(shard)
-    # in greedy training, the stem belongs to the first block, and earlier layers to the earlier blocks
-    borrows = run_plan.scheme.in_turn and shard > 0
-
-    def holds(name: str) -> bool:
-        group, number = name.split(".", 2)[:2]
-        return int(number) in layers if group == "layers" else not (borrows and group == "stem")
-
-    required = frozenset(filter(holds, wanted))
-    check_fit(named, wanted, required, shard, where)
-    return named
+def readouts(evaluations: Sequence[Evaluation]) -> dict[str, Tensor]:
+    """Probabilities (N, ..., outcomes) by readout: ``chain``, ``mean``, ``first`` and ``after_<block>``."""
+    return read_out([probabilities(evaluation) for evaluation in evaluations])
 
 
-def readouts(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Class probabilities (N, classes) by readout: ``chain``, ``mean``, ``first`` and ``after_<block>``."""
-    probabilities = [evaluation.output.float().softmax(dim=-1) for evaluation in evaluations]
-    named = {f"after_{e.block}": p for e, p in zip(evaluations, probabilities, strict=True)}
-    return {
-        "chain": probabilities[-1],
-        "mean": torch.stack(probabilities).mean(dim=0),
-        "first": probabilities[0],
-        **named,
-    }
+def read_out(along: Sequence[tuple[int, Tensor]]) -> dict[str, Tensor]:
+    """The same readouts of numbers (...) along the chain, such as probabilities, each with its block."""
+    numbers = [number for _, number in along]
+    named = {f"after_{block}": number for block, number in along}
+    return {"chain": numbers[-1], "mean": torch.stack(numbers).mean(dim=0), "first": numbers[0], **named}

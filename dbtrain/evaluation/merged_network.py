@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from dbtrain.evaluation.images.pictures import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.unmasking import unmask
 from dbtrain.method.interface import Batch
@@ -228,5 +230,7 @@ def load_merged(path: str, device: torch.device) -> MergedNetwork:
         ShardError: there is no merged model, or a file of it is damaged.
     """
     store = Store(path)
-    merged = MergedModel.read(store, device) if store.exists(CONFIG) else MergedModel.of_run(Run(store), device)
-    return MergedNetwork(merged).eval()
+    if store.exists(CONFIG):
+        return MergedNetwork(MergedModel.read(store, device)).eval()
+    changed = partial(overridden, overrides=["evaluation.resident=all"])
+    return MergedNetwork(MergedModel.of_run(Run(store), device, changed=changed)).eval()

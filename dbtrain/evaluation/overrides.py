@@ -1,6 +1,6 @@
 """Settings of a trained run that may be changed: how it is evaluated, and where its data lies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dbtrain.config import Config, load_config
 from dbtrain.config.data import PLACES
@@ -20,3 +20,8 @@ def overridden(config: Config, overrides: Sequence[str]) -> Config:
                 f"({', '.join(PLACES)})"
             )
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
+
+
+def not_said(paths: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
+    """Where the run found its data, without the paths that an override gives."""
+    return {key: path for key, path in paths.items() if not any(o.startswith(f"data.{key}=") for o in overrides)}

@@ -15,7 +15,7 @@ from dbtrain.data.pixels import Want, pixels
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError, DataError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
-from dbtrain.evaluation.text.bits import negative_log_likelihood
+from dbtrain.evaluation.text.bits import chances, negative_log, text_groups
 from dbtrain.evaluation.text.elbo import block_nats
 from dbtrain.models.registry import ARCHITECTURES, architecture
 
@@ -144,21 +144,25 @@ def score_text(model: MergedModel, text: str) -> TextScore:
     window = int(model.run_plan.shape["length"])
     pieces = [tokens[start : start + window] for start in range(0, len(tokens), window)]
     measure = _next_token_nats if likelihood == "next_token" else _bound_nats
-    nats = sum(measure(model, torch.tensor([piece], device=model.device), at) for at, piece in enumerate(pieces))
+    nats = sum(measure(model, [torch.tensor([piece], device=model.device) for piece in pieces]))
     return TextScore(len(tokens), tokenizer.characters(tokens), nats / math.log(2), likelihood == "elbo")
 
 
-def _next_token_nats(model: MergedModel, tokens: Tensor, place: int) -> float:
-    """Negative log-likelihood of tokens (1, L) in nats, by the readout of the run; `place` is the position of
-    the piece, from which its noise is drawn if it has any."""
-    section = model.run_plan.config.evaluation
-    draws = model.draws(torch.tensor([place]))
-    probabilities = readouts(model.evaluations({"tokens": tokens}, draws, section.steps_per_block))[section.readout]
-    return negative_log_likelihood(probabilities, tokens)
+def _next_token_nats(model: MergedModel, pieces: Sequence[Tensor]) -> list[float]:
+    """Negative log-likelihood of each piece (1, L) of a text in nats, by the readout of the run; the noise of
+    a piece, if there is any, is drawn from its number."""
+    readout = model.run_plan.config.evaluation.readout
+    nats: list[float] = []
+    for group in text_groups(model, pieces):
+        texts = [(tokens, model.draws(torch.tensor([len(nats) + at]))) for at, tokens in enumerate(group)]
+        nats += [negative_log(by_readout[readout]) for by_readout in chances(model, texts)]
+    return nats
 
 
-def _bound_nats(model: MergedModel, tokens: Tensor, place: int) -> float:
-    """The ELBO of tokens (1, L): the sum of the blocks' shares."""
-    positions = torch.tensor([place])
-    shares = [block_nats(model, block, {"tokens": tokens}, positions, LEVELS) for block in range(len(model.blocks))]
-    return float(torch.stack(shares).sum())
+def _bound_nats(model: MergedModel, pieces: Sequence[Tensor]) -> list[float]:
+    """The ELBO of each piece (1, L) of a text: the sum of the blocks' shares."""
+    shares = [
+        torch.cat([block_nats(model, block, {"tokens": p}, torch.tensor([at]), LEVELS) for at, p in enumerate(pieces)])
+        for block in range(len(model.blocks))
+    ]
+    return torch.stack(shares).sum(dim=0).tolist()

@@ -8,12 +8,12 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from dbtrain.config import EvaluationConfig
+from dbtrain.config import Config, EvaluationConfig
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.kept import MEASURED, keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
-from dbtrain.evaluation.overrides import overridden
+from dbtrain.evaluation.overrides import not_said, overridden
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import UNFINISHED
@@ -62,17 +62,20 @@ def evaluate_run(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     watch = Stopwatch()
-    model = MergedModel.of_run(run, device)
+
+    def changed(config: Config) -> Config:
+        return overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
+
+    model = MergedModel.of_run(run, device, changed=changed)
     config = model.run_plan.config
-    config = overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
-    model.run_plan = replace(model.run_plan, config=config, paths=_not_said(model.run_plan.paths, overrides))
+    model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
     data = model.run_plan.data()
     model.count = count
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
     watch.lap("reading")
     speed = Speed.of(config, device, config.evaluation.samples if metric.draws else 0)
-    for block in model.blocks:
+    for block in model.shells:
         speed.apply(block)
     if metric.draws:
         tell(
@@ -82,7 +85,7 @@ def evaluate_run(
     measure, depends_on = metric.begin(model, data, config.evaluation)
     watch.lap("preparing")
     scores = {split: measure(samples) for split, samples in splits.items()}
-    tell(f"took {watch.line('measuring', speed)}")
+    tell(f"took {watch.line('measuring', speed)}, {model.resident}")
     sizes = {split: len(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores, "sizes": sizes}
     record[MEASURED] = model.weights_hash
@@ -93,11 +96,6 @@ def evaluate_run(
     show(metric, scores, model.progress)
     keep(run, "evaluation.json", record, "the scores")
     return metric, scores
-
-
-def _not_said(paths: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
-    """Where the run found its data, without the paths that an override gives."""
-    return {key: path for key, path in paths.items() if not any(o.startswith(f"data.{key}=") for o in overrides)}
 
 
 def label(readout: str) -> str:

@@ -123,10 +123,10 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> int:
         return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
     # one block at a time from each side, so that a model larger than the memory can be merged
-    apart = MergedModel(run.plan, committed, CPU, where, one_at_a_time=True)
+    apart = MergedModel(run.plan, committed, CPU, where, "alone")
     samples = _affordable(apart, batch)
     few = {key: values[:samples] for key, values in batch.items()}
-    wrong = verify(MergedModel.of(merged, CPU, one_at_a_time=True), apart, few)
+    wrong = verify(MergedModel.of(merged, CPU, "alone"), apart, few)
     if wrong:
         raise ShardError(
             f"{run.store.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "

@@ -112,7 +112,9 @@ def chain(
         level = torch.full((len(start), *level_shape), value, dtype=torch.float32, device=start.device)
         block = ranges.owner(value)
         output, denoised = denoise(block, noisy, level)
-        yield Evaluation(block, value, output, denoised, noisy)
+        found = [Evaluation(block, value, output, denoised, noisy)]
+        del output  # a chain that waits for its next step does not keep it
+        yield found.pop()
         if index + 1 == len(levels):
             return
         following = torch.full_like(level, levels[index + 1])

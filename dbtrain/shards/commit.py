@@ -13,7 +13,7 @@ from dbtrain.errors import ShardError
 from dbtrain.shards.checksummed_json import Fields, seal, unseal
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import ROLES, Identity, Role, check_identity, shard_of
-from dbtrain.shards.safetensors_file import Raw, read_raw, sha256
+from dbtrain.shards.safetensors_file import Destination, Raw, read_raw, sha256
 from dbtrain.shards.side_by_side import Beside, content_sha256
 from dbtrain.shards.storage.content import Content
 from dbtrain.shards.storage.errors import DamagedError, MissingError, damaged, is_finite_number, one_line, short
@@ -153,12 +153,16 @@ def _judged(raw: Raw, commit: Commit, name: str, identity: Identity, where: str)
     return shard.tensors
 
 
-def read_vouched(folder: Store, name: str, record: FileRecord, voucher: str) -> Raw:
+def read_vouched(
+    folder: Store, name: str, record: FileRecord, voucher: str, to: Destination | None = None, hashed: bool = True
+) -> Raw:
     """A shard file whose size and hash are recorded; each of its bytes is read and hashed once.
 
     Args:
         record: record of the file.
         voucher: the file that says so, for messages.
+        to: where the tensors shall lie, by default in host memory.
+        hashed: False for a file that was read by this function before and has not changed since.
 
     Raises:
         MissingError: there is no such file.
@@ -169,8 +173,8 @@ def read_vouched(folder: Store, name: str, record: FileRecord, voucher: str) -> 
     with folder.reading(name) as file:
         if file.size != record["size"]:
             damaged(where, f"it has {file.size} bytes, {voucher} says {record['size']}")
-        raw = read_raw(file, where)
-    if raw.sha256 != record["sha256"]:
+        raw = read_raw(file, where, to, hashed)
+    if hashed and raw.sha256 != record["sha256"]:
         damaged(where, f"its SHA-256 is not the one in {voucher} (a flipped bit)")
     return raw
 

@@ -7,9 +7,9 @@ straight into new tensors.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -114,6 +114,34 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+class Destination(Protocol):
+    """Where the tensors of a file come to lie when it is read."""
+
+    def room(self, shape: list[int], dtype: torch.dtype) -> Tensor:
+        """A new tensor, to be filled."""
+
+    def fill(self, tensor: Tensor, take: Callable[[memoryview], object], settle: Callable[[], None]) -> None:
+        """Fill a tensor of `room`.
+
+        Args:
+            tensor: the tensor.
+            take: fills host memory with the next bytes of the file; they must stay as they are for now.
+            settle: after it returns, memory that was filled before may be used again.
+        """
+
+
+class NewMemory:
+    """Tensors that are read lie in host memory of their own."""
+
+    def room(self, shape: list[int], dtype: torch.dtype) -> Tensor:
+        """A new tensor, to be filled."""
+        return torch.empty(shape, dtype=dtype)
+
+    def fill(self, tensor: Tensor, take: Callable[[memoryview], object], settle: Callable[[], None]) -> None:
+        """Read straight into the tensor."""
+        take(_bytes_of(tensor))
+
+
 @dataclass(frozen=True)
 class Raw:
     """A file as it was read, of which nothing was judged yet but that it is a safetensors file of dbtrain."""
@@ -122,15 +150,22 @@ class Raw:
     sealed: str
     """Text of the record."""
     sha256: str
-    """Hash of all bytes of the file."""
+    """Hash of all bytes of the file; '' if it was not asked for."""
 
 
-def read_raw(reader: Reader, where: str) -> Raw:
+def read_raw(reader: Reader, where: str, to: Destination | None = None, hashed: bool = True) -> Raw:
     """Read a file of :func:`as_file` into new tensors and hash it on the way, once.
+
+    Args:
+        reader: the file, from its beginning.
+        where: its name, for messages.
+        to: where the tensors shall lie, by default in host memory.
+        hashed: False for a file that was hashed before and has not changed since.
 
     Raises:
         DamagedError: it is a pickle, a zip, torn, hostile, or not written by dbtrain.
     """
+    to = to or NewMemory()
     with HashBeside() as digest:
 
         def take(into: memoryview) -> memoryview:
@@ -138,7 +173,8 @@ def read_raw(reader: Reader, where: str) -> Raw:
                 piece = into[start : start + PIECE]
                 if reader.readinto(piece) < len(piece):
                     damaged(where, f"it ends before its {reader.size} bytes")
-                digest.add(piece)
+                if hashed:
+                    digest.add(piece)
             return into
 
         start = bytes(take(memoryview(bytearray(min(9, reader.size)))))
@@ -150,9 +186,9 @@ def read_raw(reader: Reader, where: str) -> Raw:
         sealed = sealed_record(header, where)
         tensors = {}
         for name, dtype, shape in layout(header, reader.size - 8 - length, where):
-            tensors[name] = _room(shape, dtype, where)
-            take(_bytes_of(tensors[name]))
-    return Raw(tensors, sealed, digest.hexdigest())
+            tensors[name] = _room(to, shape, dtype, where)
+            to.fill(tensors[name], take, digest.settle)
+    return Raw(tensors, sealed, digest.hexdigest() if hashed else "")
 
 
 def layout(header: Mapping[str, Any], size: int, where: str) -> Iterator[tuple[str, torch.dtype, list[int]]]:
@@ -177,9 +213,11 @@ def layout(header: Mapping[str, Any], size: int, where: str) -> Iterator[tuple[s
         yield name, dtype, shape
 
 
-def _room(shape: list[int], dtype: torch.dtype, where: str) -> Tensor:
+def _room(to: Destination, shape: list[int], dtype: torch.dtype, where: str) -> Tensor:
     try:
-        return torch.empty(shape, dtype=dtype)
+        return to.room(shape, dtype)
+    except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the file
+        raise
     except (RuntimeError, TypeError, OverflowError) as err:  # a shape beyond all numbers, with a zero in it
         damaged(where, f"no tensor has the shape {short(shape)} ({one_line(err)})")
 

@@ -60,7 +60,7 @@ class HashBeside:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._pieces: queue.Queue[memoryview | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> "HashBeside":
@@ -74,8 +74,12 @@ class HashBeside:
         self._thread.join()
 
     def add(self, piece: memoryview) -> None:
-        """Hash this after what came before; the memory must stay as it is until the end."""
+        """Hash this after what came before; its memory must stay as it is until the end or `settle`."""
         self._pieces.put(piece)
+
+    def settle(self) -> None:
+        """Wait until all pieces so far are hashed, so that their memory can be used again."""
+        self._pieces.join()
 
     def hexdigest(self) -> str:
         """Hash of all pieces, as 64 hex digits; asked after the end of the ``with`` block."""
@@ -84,6 +88,7 @@ class HashBeside:
     def _work(self) -> None:
         while (piece := self._pieces.get()) is not None:
             self._digest.update(piece)
+            self._pieces.task_done()
 
 
 def content_sha256(content: Content) -> str:

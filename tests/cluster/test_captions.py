@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.encoding.encoders import TextEncoder
-from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
+from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import merged_of
+from dbtrain.evaluation.residency import ResidentBlocks
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.masked_context import with_mask
 from dbtrain.run.run import Run
@@ -74,8 +75,8 @@ def compare(pipeline, run, guidance):
     edge, merged = run.plan.ranges.edges[1], merged_of(run)
     assert levels[0] == 1 and levels[1] > edge > levels[-1]  # both networks are asked
     told = with_mask(*TextEncoder("pipeline", 8, CPU, torch.float32)(CAPTIONS))
-    blocks = OneBlock(run.plan, merged.block, CPU)
-    wanted = draw(run.plan, blocks, told, (4, 1, 8, 8), Sampling(levels, "euler", guidance), 2)
+    blocks = ResidentBlocks(run.plan, merged.block, CPU)
+    wanted = draw(run.plan, blocks.__getitem__, told, (4, 1, 8, 8), Sampling(levels, "euler", guidance), 2)
     start = run.plan.noise().prior((4, 1, 8, 8), Draws(torch.tensor(derive_seed(0, "sample")), torch.arange(2)))
     hidden = torch.zeros(2, 8, 32) if guidance > 1 else None
     made = pipeline(

@@ -25,13 +25,14 @@ def never(*_):
     raise AssertionError("nothing here needs a calibration")
 
 
-def commit(run, seed=0, blocks=(0, 1)):
-    """Blocks with weights of their own, committed at the last step."""
+def commit(run, seed=0, blocks=(0, 1), holds=lambda block, name: True):
+    """Blocks with weights of their own, committed at the last step: of those names that `holds` says."""
     manifest = read_manifest(run)
     run_plan = Run(run).plan
     for block in blocks:
         generator = torch.Generator().manual_seed(10 * seed + block)
         state = {n: p.detach() for n, p in run_plan.model(block).named_parameters() if p.requires_grad}
+        state = {name: tensor for name, tensor in state.items() if holds(block, name)}
         named = {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
         checkpoints = Checkpoints(run.child("blocks", f"{block:02d}"), manifest.identity(block))
         checkpoints.commit(2, {"model": named}, loss=1.0, attempt=1, fence=lambda: None)

@@ -14,6 +14,9 @@ from dbtrain.cli import app
 from dbtrain.config import load_config, parse_config
 from dbtrain.coordinator.ray.shipping import runtime_env
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation import merged_model
+from dbtrain.evaluation.report import evaluate_run
+from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.models.import_path import own_class
 from dbtrain.models.registry import architecture, checked, own_architecture
 from dbtrain.run.make_plan import design
@@ -315,3 +318,23 @@ def test_an_installed_package_may_give_a_short_name(folder, monkeypatch):
     assert config(arch="residual").model.width == 16
     with pytest.raises(ConfigError, match="unknown key model.widht; did you mean width?"):
         config("model.widht=8", arch="residual")
+
+
+def test_a_class_with_random_constants_that_reads_by_its_weights_is_used_block_after_block(folder, monkeypatch):
+    code = fenced("python")
+    for old, new in (
+        ("self.head =", 'self.register_buffer("shift", torch.randn(width), persistent=False)\n        self.head ='),
+        ("return self.head(hidden)", "return self.head(hidden + self.shift)"),
+        ("clean=self.codebook[", "clean=0 * self.head.weight[0, 0] + self.codebook["),
+    ):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    (folder / "my_net.py").write_text(code)
+    model, training = {"arch": NET, "width": 16, "depth": 3}, {"steps": 2, "batch_size": 64, "ema": 0.0}
+    base = {**BASE, "blocks": 2, "model": model, "training": training}
+    store = small_runs.settled(folder / "runs", **base)
+    small_runs.commit(store)
+    merge_and_verify(Run(store))
+    monkeypatch.setattr(merged_model, "WAITING", 1)  # a batch at a time
+    one, every = ["evaluation.batch_size=90", "evaluation.resident=one"], ["evaluation.batch_size=90"]
+    assert evaluate_run(Run(store), one)[1] == evaluate_run(Run(store), every)[1]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged_model import load_model
+from dbtrain.evaluation.loading import load_model
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.adapters.names import is_added, original_name
 from dbtrain.models.adapters.stack import ADDED

@@ -15,15 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from dbtrain.config import Config
-from dbtrain.config.evaluation import AnySolver
+from dbtrain.config.evaluation import AnySolver, Resident
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.captioned import captioned_grid
 from dbtrain.evaluation.images.drawn import Drawn, as_text
-from dbtrain.evaluation.images.sampling import OneBlock, Sampling, draw
+from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.images.schedulers import check_solver
-from dbtrain.evaluation.merged_model import merged_of, merged_plan
+from dbtrain.evaluation.merged_model import MergedModel, merged_of, merged_plan
 from dbtrain.evaluation.overrides import overridden
+from dbtrain.evaluation.residency import choose
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.method.sampler import Spacing, spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
@@ -82,8 +83,7 @@ def sample_run(
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Args:
-        overrides: overrides of the section `evaluation`; those of batch size, precision and compilation have
-            an effect here.
+        overrides: of the section `evaluation`: batch size, precision, compilation, which blocks are resident.
         tell: gets a line with how long the parts took.
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
         captions: what the samples are to show, in turn; a grid has a row for each.
@@ -102,18 +102,28 @@ def sample_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
     sampling = Sampling(spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing), solver, guidance, seed)
-    blocks, speed = OneBlock(run_plan, merged.block, device, merged.where), Speed.of(config, device, count)
-    size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
+    speed = Speed.of(config, device, count)
     watch.lap("starting")
+    model = _fast(merged, run_plan, config.evaluation.resident, speed)
+    size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     walk: list[tuple[float, int]] = []
     samples = draw(
-        run_plan, lambda b: speed.apply(blocks(b)), told, shape, sampling, size, levels_done,
+        run_plan, model.blocks.__getitem__, told, shape, sampling, size, levels_done,
         lambda evaluation: walk.append((evaluation.level, evaluation.block)),
     ).cpu()  # fmt: skip
-    tell(watch.line("drawing", speed))
+    tell(f"{watch.line('drawing', speed)}, {model.resident}")
     drawn = Drawn(merged.weights_hash, solver, guidance, seed, run_plan.level_name, run_plan.ranges.edges, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
+
+
+def _fast(merged: MergedDirectory, run_plan: RunPlan, resident: Resident, speed: Speed) -> MergedModel:
+    """The blocks, ready to draw; one at a time unless all are wanted, as each is asked for once."""
+    residency = choose("one" if resident == "auto" else resident, run_plan, merged, speed.device)
+    model = MergedModel.of(merged, speed.device, residency, run_plan)
+    for block in model.shells:
+        speed.apply(block)
+    return model
 
 
 def _shown(

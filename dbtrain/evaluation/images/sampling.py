@@ -9,7 +9,6 @@ from torch import Tensor
 from dbtrain.config.evaluation import AnySolver
 from dbtrain.data.splits import partners
 from dbtrain.evaluation.images.schedulers import scheduled_chain
-from dbtrain.evaluation.merged_model import LoadBlock, Where, load_model
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
 from dbtrain.method.sampler import Evaluation, chain, guide
@@ -36,39 +35,6 @@ class Sampling:
     near a boundary, of both neighbours."""
     scrambled: bool = False
     """A control: give each sample the class of another sample, of another one at every level."""
-
-
-class OneBlock:
-    """Blocks of a merged model, read when a step needs them; at most one is held in memory.
-
-    Args:
-        run_plan: plan of the run.
-        load: tensors of a block by their names in the whole model.
-        device: where the block is put.
-        where: files of the blocks, for messages.
-    """
-
-    def __init__(
-        self,
-        run_plan: RunPlan,
-        load: LoadBlock,
-        device: torch.device,
-        where: Where = lambda block: f"the shard of block {block}",
-    ) -> None:
-        self.run_plan = run_plan
-        self.load = load
-        self.device = device
-        self.where = where
-        self._number: int | None = None
-        self._model: BlockModel | None = None
-
-    def __call__(self, block: int) -> BlockModel:
-        """The model of a block; the one that was held before is freed first."""
-        if self._model is None or block != self._number:
-            self._model = None
-            self._model = load_model(self.run_plan, block, self.load, self.where).to(self.device)
-            self._number = block
-        return self._model
 
 
 @torch.no_grad()

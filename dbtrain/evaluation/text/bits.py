@@ -3,6 +3,7 @@ whose noisy codes know nothing of the text."""
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import Split, evenly
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.merged_model import MergedModel, probabilities, read_out, side_by_side
+from dbtrain.method.draws import Draws
+from dbtrain.method.sampler import Evaluation
 from dbtrain.telemetry.counting import counted
 
 MOST_LOGITS = 1 << 26
@@ -34,20 +37,46 @@ def bits(model: MergedModel, split: Split, section: EvaluationConfig) -> dict[st
     nats: dict[str, float] = defaultdict(float)
     characters = 0
     with torch.no_grad():
-        for indices in counted(model.count, "batches of text read", batches(split, section, model)):
-            batch = split.batch(indices, model.device)
-            characters += split.characters(indices)
-            evaluations = model.evaluations(batch, model.draws(indices), section.steps_per_block)
-            for name, probabilities in readouts(evaluations).items():
-                nats[name] += negative_log_likelihood(probabilities, batch["tokens"])
+        for group in counted(model.count, "batches of text read", text_groups(model, batches(split, section, model))):
+            texts = [(split.batch(indices, model.device)["tokens"], model.draws(indices)) for indices in group]
+            characters += sum(split.characters(indices) for indices in group)
+            for by_readout in chances(model, texts):
+                for name, found in by_readout.items():
+                    nats[name] += negative_log(found)
     return {name: total / characters / math.log(2) for name, total in nats.items()}
 
 
-def negative_log_likelihood(probabilities: Tensor, tokens: Tensor) -> float:
-    """Negative log-likelihood of tokens (N, L) under probabilities (N, L, V), summed over all, in nats."""
-    of_tokens = probabilities.gather(-1, tokens[..., None])
+def text_groups(model: MergedModel, batches: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Batches (n, ...) of n texts each, in the groups that :func:`chances` takes."""
+    shape, codebook = model.run_plan.shape, model.run_plan.codebook
+    width = 1 if codebook is None else codebook.shape[1]
+    # a code, its estimate and the next code, 4 bytes a number, of each token of the first batch
+    return model.groups(batches, each=12 * len(batches[0]) * int(shape["length"]) * width)
+
+
+def chances(model: MergedModel, texts: Sequence[tuple[Tensor, Draws]]) -> list[dict[str, Tensor]]:
+    """Probability (N, L) of each token that stands there, by readout, of batches of texts.
+
+    Args:
+        model: the merged model.
+        texts: tokens (N, L) of each batch, and its randomness.
+    """
+
+    def walk(tokens: Tensor, draws: Draws) -> Iterator[tuple[int, Tensor]]:
+        def there(evaluation: Evaluation) -> tuple[int, Tensor]:
+            block, outcomes = probabilities(evaluation)
+            return block, outcomes.gather(-1, tokens[..., None])[..., 0]
+
+        steps = model.run_plan.config.evaluation.steps_per_block
+        return map(there, model.walk({"tokens": tokens}, draws, steps))
+
+    return [read_out(along) for along in side_by_side([walk(*text) for text in texts])]
+
+
+def negative_log(found: Tensor) -> float:
+    """Negative log-likelihood of tokens of these probabilities, summed over all, in nats."""
     # at least float32's least normal number, so that a token of probability 0 costs 126 bits, not infinity
-    return float(-of_tokens.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
+    return float(-found.clamp_min(torch.finfo(torch.float32).tiny).double().log().sum())
 
 
 def batches(split: TokenWindows, section: EvaluationConfig, model: MergedModel) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The ELBO of a masked diffusion language model, in bits: the sum of the shares of its blocks."""
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -29,14 +30,16 @@ def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     if not isinstance(split, TokenWindows):
         raise ConfigError("bits per character are measured on text, and this data is none")
     nats = torch.zeros(model.run_plan.split.blocks, dtype=torch.float64)
-    characters = seen = 0
+    texts = batches(split, section, model)
+    characters = sum(split.characters(indices) for indices in texts)
+    starts = [0, *accumulate(len(indices) for indices in texts)]
+    # block after block, so that each is read once if not all are in memory
+    work = [(block, number) for block in range(len(nats)) for number in range(len(texts))]
     with torch.no_grad():
-        for indices in counted(model.count, "batches of text read", batches(split, section, model)):
-            batch, positions = split.batch(indices, model.device), seen + torch.arange(len(indices))
-            for block in range(len(nats)):
-                nats[block] += float(block_nats(model, block, batch, positions, section.steps_per_block).sum())
-            characters += split.characters(indices)
-            seen += len(indices)
+        for block, number in counted(model.count, "batches of text read by a block", work):
+            batch = split.batch(texts[number], model.device)
+            positions = starts[number] + torch.arange(len(texts[number]))
+            nats[block] += float(block_nats(model, block, batch, positions, section.steps_per_block).sum())
     shares = (nats / characters / math.log(2)).tolist()
     return {"total": sum(shares), **{f"block_{block}": share for block, share in enumerate(shares)}}
 

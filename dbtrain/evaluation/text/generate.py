@@ -1,7 +1,8 @@
 """Text from a merged autoregressive model, token by token,
 with one cache of keys and values for each evaluation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, chain_levels, readouts
+from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.text.uncached import uncached
 from dbtrain.evaluation.text.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
@@ -40,12 +42,11 @@ class Generator:
         self.section = section
         self.seed = seed
         self.first = first
-        self.blocks = [_with_cache(block) for block in model.blocks]
         self.noise: NoiseProcess = model.run_plan.noise()
         self.levels = chain_levels(model.run_plan, section.steps_per_block)
         # codes differ from level to level, so each level of the chain has its own cache; with one step a
         # block, that is one cache a block
-        self.caches = [self.blocks[0].new_cache() for _ in self.levels]
+        self.caches = [_with_cache(model.shells[0]).new_cache() for _ in self.levels]
 
     def probabilities(self, context: Tensor) -> Tensor:
         """p(next token) (N, V) after these T more tokens of context (N, T), by the readout of the section."""
@@ -58,7 +59,7 @@ class Generator:
         caches = iter(self.caches)
 
         def denoise(block: int, noisy: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-            model, layers = self.blocks[block], self.model.run_plan.runs(block)
+            model, layers = _with_cache(self.model.blocks[block]), self.model.run_plan.runs(block)
             output = model.predict(layers, noisy, level, context, next(caches))
             return output, model.denoised(output)
 
@@ -68,7 +69,7 @@ class Generator:
     def _prior(self, context: Tensor) -> Tensor:
         """Codes (N, T, D) that the chain starts from; a position's noise follows from its number."""
         count, length = context.shape
-        dim = self.model.blocks[0].get_buffer("codebook").shape[1]
+        dim = self.model.shells[0].get_buffer("codebook").shape[1]
         if self.section.start == "zero":
             return torch.zeros(count, length, dim, device=context.device)
         positions = range(self.caches[0].length, self.caches[0].length + length)
@@ -84,7 +85,8 @@ class Generator:
     def continue_from(self, prompt: Tensor, length: int, temperature: float) -> Tensor:
         """`length` more tokens (N, length) after prompts (N,
         P), P >= 0; at temperature 0 the likeliest each time."""
-        start = torch.full((len(prompt), 1), self.blocks[0].start_token, device=prompt.device)
+        start_token = _with_cache(self.model.shells[0]).start_token
+        start = torch.full((len(prompt), 1), start_token, device=prompt.device)
         context = torch.cat([start, prompt], dim=1)
         drawn: list[Tensor] = []
         for _ in range(length):
@@ -154,13 +156,28 @@ def _fitting(length: int | None, prompt: int, window: int) -> int:
 
 
 def generate_text(
-    run: Run, prompt: str, length: int | None, temperature: float, seed: int, merged: MergedDirectory | None = None
+    run: Run,
+    prompt: str,
+    length: int | None,
+    temperature: float,
+    seed: int,
+    merged: MergedDirectory | None = None,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
 ) -> str:
     """The text after a prompt, by the merged model of a run, or by one of its blocks that lies elsewhere.
 
+    Args:
+        overrides: overrides of the section `evaluation`.
+        tell: gets a line on which blocks were in memory, if not all were.
+
     Raises:
-        ConfigError: its architecture continues no text, or the prompt does not fit.
+        ConfigError: its architecture continues no text, the prompt does not fit, or an override is wrong.
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return continue_text(MergedModel.of_run(run, device, merged), prompt, length, temperature, seed)
+    model = MergedModel.of_run(run, device, merged, partial(overridden, overrides=overrides))
+    text = continue_text(model, prompt, length, temperature, seed)
+    if model.comes_and_goes:
+        tell(model.resident)
+    return text

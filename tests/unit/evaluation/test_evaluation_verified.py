@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import weakref
 
 import pytest
 import torch
@@ -10,10 +9,11 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.errors import DbtrainError, ShardError
-from dbtrain.evaluation import merged_model, verify
+from dbtrain.evaluation import residency, verify
 from dbtrain.evaluation.inspect import inspect_path
+from dbtrain.evaluation.loading import check_shard
 from dbtrain.evaluation.losses import measure_losses
-from dbtrain.evaluation.merged_model import MergedModel, check_shard
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.run import Run
@@ -25,6 +25,7 @@ from dbtrain.shards.manifest import read_manifest
 from dbtrain.shards.merged_directory import INDEX, VERSION
 from dbtrain.telemetry.console import make_console
 from dbtrain.training.upstream import load_upstream
+from tests.unit.alive import Alive
 from tests.unit.small_runs import commit, settled
 
 TENSOR = "layers.1.mlp.0.weight"
@@ -151,8 +152,8 @@ def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
 def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypatch):
     real = MergedModel.of
 
-    def read(merged, device, one_at_a_time):
-        model = real(merged, device, one_at_a_time)
+    def read(merged, device, residency):
+        model = real(merged, device, residency)
         with torch.no_grad():
             next(model.blocks[0].parameters()).add_(1)
         return model
@@ -172,17 +173,10 @@ def test_a_model_that_computes_slowly_is_compared_on_fewer_samples(run, monkeypa
 
 
 def test_a_merge_holds_one_block_of_each_side_however_many_there_are(run, monkeypatch):
-    real, alive, most = merged_model.load_model, weakref.WeakSet(), []
-
-    def load(*given):
-        model = real(*given)
-        alive.add(model)
-        most.append(len(alive))
-        return model
-
-    monkeypatch.setattr(merged_model, "load_model", load)
+    weights = Alive(residency.check_shard)
+    monkeypatch.setattr(residency, "check_shard", weights)
     result, _ = merge_and_verify(Run(run))
-    assert len(result.blocks) == 2 and len(most) == 4 and max(most) == 2
+    assert len(result.blocks) == 2 and weights.blocks_at_each_read == [1, 1, 2, 2]
 
 
 @CHANGES

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.inspect import inspect_path
-from dbtrain.evaluation.merged_model import MergedModel, load_model
+from dbtrain.evaluation.loading import load_model
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.cost import estimate
 from dbtrain.run.merge import merge
@@ -116,6 +117,12 @@ def test_the_merged_model_has_it_under_its_own_names_and_equals_the_blocks(froze
     model = MergedModel.of(merged, CPU)
     for block in model.blocks:
         assert torch.equal(block.state_dict()["stem.code.weight"], frozen.frozen["stem.code.weight"])
+    shells = MergedModel.of(merged, CPU, "ahead")
+    for number, block in enumerate(shells.blocks):
+        found, wanted = block.state_dict(), model.blocks[number].state_dict()
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    # blocks that come and go keep one copy of it for all
+    assert len({shell.state_dict()["stem.code.weight"].data_ptr() for shell in shells.shells}) == 1
 
 
 def test_a_merged_model_with_it_can_be_started_from(frozen, tmp_path):
