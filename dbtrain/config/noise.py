@@ -30,11 +30,10 @@ class NoiseConfig(Section):
     ids); by default what the architecture is made for."""
     ranges: Annotated[str, AfterValidator(_known)] = "calibrated"
     """Where the range and its edges come from: `calibrated` and `equal_information` measure the data with a
-    pilot, `paper`, `uniform` and `explicit` do not, nor `timesteps`: evenly from the steps that a network
-    counts time by. Architectures without a codebook take another by default, see `noise_defaults`. For a
-    flow: `logit_normal` or `uniform`, the density of t before the shift, of which every block gets an equal
-    share, or `explicit`, t from 1 down to 0 after the shift. For masking: `alpha`, equal decrements of alpha,
-    or `explicit` masked shares from 1 down to 0."""
+    pilot, `paper`, `uniform` and `explicit` do not. Architectures without a codebook take another by default,
+    see `noise_defaults`. For a flow: `logit_normal` or `uniform`, the density of t before the shift, of which
+    every block gets an equal share, or `explicit`, t from 1 down to 0 after the shift. For masking: `alpha`,
+    equal decrements of alpha, or `explicit` masked shares from 1 down to 0."""
     p_mean: float = -1.2
     p_std: Positive = 1.2
     sigma_min: Positive = 0.002

@@ -1,6 +1,5 @@
 """Gaussian noise: its levels, EDM's weighting and steps, and no noise at all for the end-to-end baseline."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.interface import Example, Noised, NoiseSettings, Target
-from dbtrain.method.levels import LevelDistribution, Tabulated, read_distribution
+from dbtrain.method.levels import LevelDistribution, read_distribution
 from dbtrain.method.parametrisation import default_sigma_data, euler_step, expand
 from dbtrain.method.ranges import Ranges, equal_shares
 from dbtrain.method.sampler import karras_schedule, schedule
@@ -21,8 +20,6 @@ NOISE_STREAM = 1
 """Stream of the draws that makes the noise."""
 
 Weighting = Literal["none", "edm", "clamp", "eps"]
-TABLE = 65
-"""Levels of the table that stands for the steps of a network, evenly in log sigma."""
 MOST_WEIGHT = 5.0
 """Greatest weight under `clamp`, where it is 1 at the most noise."""
 
@@ -40,7 +37,7 @@ class GaussianNoise:
 
     level_name = "sigma"
     noises: Noised = "vectors"
-    policies = ("calibrated", "equal_information", "paper", "timesteps", "uniform", "explicit")
+    policies = ("calibrated", "equal_information", "paper", "uniform", "explicit")
     own_settings: tuple[str, ...] = ()
     parametrisations: Mapping[str, str] = {}
 
@@ -58,8 +55,7 @@ class GaussianNoise:
 
     @staticmethod
     def plan(settings: NoiseSettings, target: Target, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Log-normal, log-uniform, even in the network's own time, or what a pilot measures
-        # paper, section 3.2"""
+        """Log-normal, log-uniform, or what a pilot measures  # paper, section 3.2."""
         if settings.ranges not in GaussianNoise.policies:
             raise ConfigError(
                 f"noise.ranges={settings.ranges} is for masking, and {target.arch} has Gaussian noise: try calibrated"
@@ -71,8 +67,6 @@ class GaussianNoise:
             return {"kind": "loguniform", **edges}
         if settings.ranges == "paper":
             return {"kind": "lognormal", "p_mean": settings.p_mean, "p_std": settings.p_std, **edges}
-        if settings.ranges == "timesteps":
-            return {"kind": "timesteps", **_evenly_in_time(target, settings.sigma_min, settings.sigma_max)}
         if target.code_dim is None:
             raise ConfigError(
                 f"noise.ranges={settings.ranges} measures a codebook, and model.arch={target.arch} has none: choose "
@@ -148,33 +142,6 @@ class GaussianNoise:
     def step(self, noisy: Tensor, denoised: Tensor, level: Tensor, next_level: Tensor, draws: Draws) -> Tensor:
         """Euler step of dz/dsigma = (z - D)/sigma."""
         return euler_step(noisy, denoised, level, next_level)
-
-
-def _evenly_in_time(target: Target, low: float, high: float) -> dict[str, list[float]]:
-    """Levels and shares of a sigma whose step is drawn evenly from those within a range
-    # DDPM (Ho et al. 2020), algorithm 1
-
-    Raises:
-        ConfigError: the network does not count time by steps, or none lies within the range.
-    """
-    if not target.steps:
-        raise ConfigError(
-            f"noise.ranges=timesteps draws evenly from the network's own time steps, and model.arch={target.arch} has "
-            "none: choose noise.ranges=paper, uniform or explicit"
-        )
-    steps = torch.tensor(target.steps, dtype=torch.float64)
-    table = Tabulated(target.steps, torch.linspace(0, 1, len(steps), dtype=torch.float64).tolist())
-    low, high = max(low, table.low), min(high, table.high)
-    if not low < high:
-        raise ConfigError(
-            f"noise.sigma_min={low:g} and noise.sigma_max={high:g} hold none of the network's time steps, whose sigmas "
-            f"go from {table.low:g} to {table.high:g}: set a range within them"
-        )
-    levels = torch.linspace(math.log(low), math.log(high), TABLE, dtype=torch.float64).exp()
-    levels[0], levels[-1] = low, high
-    shares = table.cdf(levels)
-    shares = (shares - shares[0]) / (shares[-1] - shares[0])
-    return {"levels": levels.tolist(), "shares": shares.tolist()}
 
 
 class NoNoise:

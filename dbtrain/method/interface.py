@@ -104,8 +104,6 @@ class Target:
     """Width of the codes; None without a codebook."""
     per_position: bool
     """Whether each position of a sample has a level of its own."""
-    steps: tuple[float, ...] = ()
-    """Levels of the network's own time steps, where a range is planned; see `BlockModel.time_levels`."""
 
 
 class NoiseSettings(Protocol):
@@ -243,16 +241,6 @@ class BlockModel(nn.Module, ABC):
         Raises:
             ConfigError: they do not.
         """
-
-    @classmethod
-    def time_levels(cls, section: Any) -> Sequence[float]:
-        """Levels of the steps by which the network itself counts time, rising, for `noise.ranges=timesteps`;
-        empty if it does not.
-
-        Args:
-            section: the section `model`.
-        """
-        return ()
 
     @classmethod
     def baseline(cls, **arguments: Any) -> "BlockModel":

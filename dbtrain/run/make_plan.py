@@ -1,7 +1,6 @@
 """Decide split, ranges and codebook of a run from its configuration and data; no store is touched."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -57,8 +56,7 @@ def design(config: Config, data: DataSet, calibrate: Calibrate, codes: Tensor | 
         return calibrate(config, data, codebook)
 
     process, edges = noise_process(config.noise_process), config.noise.edges
-    steps = tuple(kind.time_levels(config.model))
-    distribution = process.plan(config.noise, replace(target, steps=steps), measure)
+    distribution = process.plan(config.noise, target, measure)
     given = explicit(edges, split.blocks) if edges else None
     noise = process.make(distribution, config.noise, target)  # refuses an empty or unbounded range
     ranges = given or noise.split(split.blocks)

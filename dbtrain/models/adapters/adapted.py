@@ -40,11 +40,6 @@ class Defaults:
         """The settings as they are."""
         return dict(value)
 
-    @classmethod
-    def levels(cls, value: Mapping[str, Any]) -> Sequence[float]:
-        """None: the network does not count time by steps."""
-        return ()
-
     def additions(self) -> nn.ModuleDict:
         """None."""
         return nn.ModuleDict()
@@ -90,15 +85,8 @@ def adapted(stack: type[Any]) -> type[BlockModel]:
         "natural_parametrisation": stack.natural_parametrisation,
         "noise_defaults": stack.noise_defaults,
         "completed": classmethod(_completed),
-        "time_levels": classmethod(_time_levels),
     }
     return type(stack.__name__, (task,), said)
-
-
-def _time_levels(cls: type[BlockModel], section: Any) -> Sequence[float]:
-    """What the stack says of the settings in the section `model`."""
-    levels: Sequence[float] = cls.stack.levels(section.config)
-    return levels
 
 
 def _completed(cls: type[BlockModel], keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,9 +49,8 @@ class DiTStack:
     natural_noise: ClassVar[str] = "gaussian"
     natural_parametrisation: ClassVar[str] = "vp_eps"
     noise_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        # as a DDPM is trained: what predicts eps errs more the higher sigma is, where `paper` hardly trains;
         # below the first of the betas' sigmas the network has no time
-        {"ranges": "timesteps", "weighting": "eps", "sigma_min": 0.0101}
+        {"ranges": "paper", "weighting": "eps", "sigma_min": 0.0101}
     )
 
     def __init__(self, config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
@@ -83,12 +82,6 @@ class DiTStack:
         known = {*parameters_of(kind), "_class_name", SCHEDULER}
         refuse_unknown(value, known, source, NAME)
         return {"num_layers": 28, **value}
-
-    @classmethod
-    def levels(cls, value: Mapping[str, Any]) -> Sequence[float]:
-        """The sigma of each step of its DDPM."""
-        levels: list[float] = TimeSteps.of(value.get(SCHEDULER) or {}).sigmas().tolist()
-        return levels
 
     def build(self, layers: Sequence[int]) -> nn.Module:
         """Make the original with as many layers; labels are hidden by the run, not by each layer as it

@@ -68,10 +68,6 @@ class Stack(Protocol):
             source: what they are from, for messages.
         """
 
-    @classmethod
-    def levels(cls, value: Mapping[str, Any]) -> Sequence[float]:
-        """Levels of the steps by which the network counts time, rising, by its settings; empty without any."""
-
     def build(self, layers: Sequence[int]) -> nn.Module:
         """The original, made with no other layers than these, which stand in its list from 0 on."""
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dbtrain.config.load import parse_config
 from dbtrain.errors import ConfigError
 from dbtrain.method.draws import Draws
 from dbtrain.method.gaussian import GaussianNoise
@@ -17,11 +16,8 @@ from dbtrain.models.adapters.names import is_added, original_name, our_name
 from dbtrain.models.adapters.timesteps import TimeSteps
 from dbtrain.models.adapters.told import lines
 from dbtrain.models.registry import architecture
-from dbtrain.run.make_plan import design
-from dbtrain.run.plan import load_data
 from tests.unit.models.originals import CASES, CLASSES, DEPTH, VOCABULARY, arch_of, batch, block, original
 
-DIGITS = {"source": "digits"}
 STEM = {"stem.added.code.weight", "stem.added.code.bias"}
 LEVEL = {f"stem.added.level.network.{part}.{kind}" for part in (0, 2) for kind in ("weight", "bias")}
 LAYERS = {f"layers.{i}.added.modulation.{kind}" for i in range(DEPTH) for kind in ("weight", "bias")}
@@ -315,29 +311,3 @@ def test_the_plan_tells_how_the_original_is_cut_and_every_addition(case, tmp_pat
 
 def test_of_a_network_of_ours_the_plan_tells_nothing():
     assert list(lines(SimpleNamespace(stack=None))) == []
-
-
-@pytest.mark.parametrize("scheduler", [{}, {"num_train_timesteps": 200, "beta_end": 0.1}])
-def test_a_dit_of_diffusers_is_trained_evenly_in_its_own_time(scheduler):
-    model = {"arch": "hf_dit", "config": {"num_layers": 2, "scheduler": scheduler}}
-    config = parse_config({"name": "run", "blocks": 2, "model": model, "data": DIGITS}, "here")
-    noise = design(config, load_data(config), pytest.fail).noise()
-    steps, sigmas = TimeSteps.of(scheduler), TimeSteps.of(scheduler).sigmas()
-    index = steps.index(noise.quantile(torch.linspace(0, 1, 10_001, dtype=torch.float64)).double())
-    even = torch.linspace(float(index[0]), float(index[-1]), len(index), dtype=torch.float64)
-    assert (index - even).abs().max() < 0.005 * (index[-1] - index[0])
-    # sigma_max is 80: what is beyond it is not drawn
-    assert noise.distribution.low == pytest.approx(0.0101, abs=3e-4 if not scheduler else 0.1)
-    assert noise.distribution.high == pytest.approx(min(80.0, float(sigmas[-1])))
-
-
-def test_time_steps_are_refused_where_there_are_none():
-    settings = {"name": "run", "model": {"arch": "dit"}, "data": DIGITS, "noise": {"ranges": "timesteps"}}
-    config = parse_config(settings, "here")
-    with pytest.raises(ConfigError, match="model.arch=dit has none: choose noise.ranges=paper"):
-        design(config, load_data(config), pytest.fail)
-    model = {"arch": "hf_dit", "config": {}}
-    narrow = {"name": "run", "model": model, "data": DIGITS, "noise": {"sigma_min": 200, "sigma_max": 300}}
-    config = parse_config(narrow, "here")
-    with pytest.raises(ConfigError, match="hold none of the network's time steps, whose sigmas go from 0.01"):
-        design(config, load_data(config), pytest.fail)
