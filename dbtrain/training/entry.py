@@ -16,7 +16,7 @@ from dbtrain.training.worker import BlockWorker
 
 WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = ":4096:8"
-"""Without such a value PyTorch refuses matrix products in the deterministic mode."""
+"""PyTorch refuses matrix products in its deterministic mode without such a value."""
 
 
 def prepare_process(assignment: Assignment) -> None:
