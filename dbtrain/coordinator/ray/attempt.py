@@ -10,7 +10,14 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from dbtrain.coordinator.ray.train_internals import WHOLE, LeanTrainer, ProcessGroupConfig, reason, release_orphans
+from dbtrain.coordinator.ray.train_internals import (
+    WHOLE,
+    ControllerProcess,
+    LeanTrainer,
+    ProcessGroupConfig,
+    reason,
+    release_orphans,
+)
 from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
@@ -18,8 +25,8 @@ from dbtrain.training.assignment import Assignment
 class Attempt:
     """One attempt of one block; it waits for its resources if others hold them."""
 
-    def __init__(self, assignment: Assignment, request: Request, name: str) -> None:
-        self._trainer = _trainer(assignment, request, name)
+    def __init__(self, assignment: Assignment, request: Request, name: str, controllers: ControllerProcess) -> None:
+        self._trainer = _trainer(assignment, request, name, controllers)
         self._error: str | None = None
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
@@ -45,9 +52,10 @@ class Attempt:
         return self._error
 
 
-def _trainer(assignment: Assignment, request: Request, name: str) -> LeanTrainer:
+def _trainer(assignment: Assignment, request: Request, name: str, controllers: ControllerProcess) -> LeanTrainer:
     resources = dict(request.resources)
     return LeanTrainer(
+        controllers,
         _loop,
         train_loop_config=dataclasses.asdict(assignment),
         scaling_config=ScalingConfig(
