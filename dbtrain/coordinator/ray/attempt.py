@@ -8,16 +8,8 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError
 
-from dbtrain.coordinator.ray.train_internals import (
-    WHOLE,
-    ControllerProcess,
-    LeanTrainer,
-    ProcessGroupConfig,
-    reason,
-    release_orphans,
-)
+from dbtrain.coordinator.ray.train_internals import WHOLE, ControllerProcess, LeanTrainer, ProcessGroupConfig, reason
 from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
@@ -34,12 +26,8 @@ class Attempt:
     def _wait(self) -> None:
         try:
             self._trainer.fit()
-        except TrainingFailedError as error:
-            # said by the controller itself, at its end: it has given back what it held
-            self._error = reason(error, WHOLE)
         except BaseException as error:
             self._error = reason(error, WHOLE)
-            release_orphans()
 
     @property
     def over(self) -> bool:

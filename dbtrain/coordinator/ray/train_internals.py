@@ -114,14 +114,15 @@ class ControllerProcess:
         try:
             return ray.get(actor.run.remote(wanted))
         except RayActorError:
-            with self._lock:
+            with self._lock:  # in which all others that it controlled wait until their resources are free
                 if self._actor is actor:
                     self._actor = None
+                    release_orphans()
             raise
 
     @staticmethod
     def _start() -> Any:
-        """Start it where Ray Train starts its controllers: on the node of the command, or of Ray Client's server."""
+        """Start it where Ray Train does: on the node of the command, or of Ray Client's server."""
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         variables = {**get_env_vars_to_propagate(), **CONTROLLERS}
         actor = ray.remote(num_cpus=0, max_concurrency=MOST_ATTEMPTS, label_selector=here)(TrainControllers)
