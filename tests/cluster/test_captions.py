@@ -18,7 +18,6 @@ from dbtrain.evaluation.merged_model import merged_of
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.masked_context import with_mask
 from dbtrain.run.run import Run
-from scripts.tiny_pipeline import main
 from tests.conftest import ROOT, Command
 
 pytestmark = pytest.mark.cluster
@@ -46,6 +45,8 @@ def here(*arguments: str) -> str:
 def test_the_page_runs_and_the_pipeline_draws_what_dbtrain_draws(
     dbtrain: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from scripts.tiny_pipeline import main  # diffusers: seconds, in every process that only looks for its tests
+
     encode, train, sample, export = LINES
     assert [line[0] for line in LINES] == ["encode", "train", "sample", "export"]
     monkeypatch.chdir(tmp_path)
