@@ -32,7 +32,7 @@ site: $(READY)  ## the documents as pages, in site/; fails on a link that leads 
 
 test: $(READY) lint  ## all tests but the long: unit, then real clusters and faults; of Docker, Slurm and SSH if they are installed
 	$(BIN)/pytest -n auto --maxprocesses 8
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "(cluster or fault) and not long" $(SLOW)
+	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder -m "(cluster or fault) and not long" $(SLOW)
 
 test-launchers: $(READY)  ## the image, Slurm and SSH, really run; needs Debian's docker.io docker-compose mmdebstrap slurm-wlm munge openssh-server
 	$(BIN)/pytest -m "docker or slurm or ssh"

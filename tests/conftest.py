@@ -54,6 +54,15 @@ APART = frozenset(
     )
 )
 """Files whose tests share no fixture, and take long enough to be done by several processes."""
+LONGEST = tuple(
+    f"tests/{name}.py"
+    for name in (
+        *("cluster/test_docker", "cluster/test_slurm", "cluster/test_address", "cluster/test_hosts"),
+        *("resume/test_command_faults", "resume/test_handovers", "resume/test_worker_faults", "cluster/test_branch"),
+        *("resume/test_engine", "cluster/test_own_network", "resume/test_soak", "resume/test_extend"),
+    )
+)
+"""They begin first, so that no process has a long file left when the others have ended."""
 
 
 class Scheduling(LoadScopeScheduling):
@@ -67,6 +76,12 @@ class Scheduling(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
     """For `--dist loadgroup`, whose own scheduler sees no marks under pytest 9.2 (pytest-xdist 3.8.0)."""
     return Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all others stay in their order."""
+    first = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.split("::", 1)[0], len(first)))
 
 
 @functools.cache

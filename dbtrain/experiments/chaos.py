@@ -186,7 +186,7 @@ class Punisher:
         there = controllers(command.pid)
         if not there or not send(self.dice.choice(there), kind.signal):
             return None
-        self._aimed[None] += 1  # which block's it was is not known
+        self._aimed[None] += 1  # every block that was training then begins another attempt
         return kind
 
     def _hit_command(self, run: Run, command: "subprocess.Popen[bytes]", kind: Fault) -> Fault | None:

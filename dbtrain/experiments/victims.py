@@ -14,7 +14,8 @@ from dbtrain.telemetry.events import read_events
 
 COMMIT_PATIENCE_S = 1.0
 """How long a commit is waited for."""
-CONTROLLER = "ray::TrainController"
+CONTROLLER = "ray::TrainControllers"
+"""Title of the process that has the controllers of all attempts of a command."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def descendants(driver: int) -> list[psutil.Process]:
 
 
 def controllers(driver: int) -> list[psutil.Process]:
-    """Ray Train's controllers below a command, one an attempt."""
+    """Processes of Ray Train's controllers below a command: one, or none before the first attempt."""
     return [process for process in descendants(driver) if _title(process).startswith(CONTROLLER)]
 
 

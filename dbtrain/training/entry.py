@@ -24,9 +24,11 @@ def prepare_process(assignment: Assignment) -> None:
     os.environ.setdefault(WORKSPACES, DETERMINISTIC_WORKSPACES)
     keep_compiled_code()
     torch.set_num_threads(assignment.threads)
-    # not warn_only: the backward pass of attention on a GPU then adds up in any order,
-    # with nothing but a warning
-    torch.use_deterministic_algorithms(True)
+    # not "warn": the backward pass of attention on a GPU then adds up in any order, with just a warning;
+    # these two are what use_deterministic_algorithms sets, which imports the compiler for the second one:
+    # a second in every worker's start, also where nothing is compiled
+    torch.set_deterministic_debug_mode("error")
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
     # filling finds programs that read memory before they write it,
     # and tests do so; ZeRO's buffers cost time every step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """Optimizer of a block; its learning rate is in `run/schedule.py`."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,7 +48,23 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     return [{"params": params, **settings[kind]} for kind, params in groups.items() if params]
 
 
+class UncompiledAdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, the same arithmetic, without what is there for the case that its step is compiled.
+
+    That imports PyTorch's compiler at the first call of each of these methods: a second of processor time or
+    more in every worker's start, also of those that compile nothing. Nobody compiles the step here.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step with the gradients that are there; arguments and result are those of PyTorch."""
+        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+
+
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """PyTorch's fused AdamW over groups of :func:`parameter_groups`;
     every hyperparameter comes from the groups."""
-    return torch.optim.AdamW(groups, fused=True)
+    return UncompiledAdamW(groups, fused=True)

@@ -32,10 +32,8 @@ def test_places_get_the_branch_with_the_folder(dbtrain: Callable[..., Command], 
     shutil.copytree(tmp_path / "runs/run", tmp_path / "elsewhere/run")
     told = say(0, "train", "elsewhere/run", "--blocks", "1")
     assert "block 1: done at step 20" in told and "block 0: attempt" not in told
-    places = [
-        re.search(r"place (\S+);", text)[1] for text in (first, say(0, "train", "runs/run", "--blocks", "0"), told)
-    ]  # type: ignore[index]
-    assert places[0] == places[1] != places[2]
+    places = [re.search(r"place (\S+);", text)[1] for text in (first, told)]  # type: ignore[index]
+    assert places[0] != places[1]
     assert "has no branch" in say(2, "train", CONFIG, "name=other", *TINY, "--blocks", "branch")
 
 

@@ -19,7 +19,6 @@ from dbtrain.evaluation.residency import ResidentBlocks
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.masked_context import with_mask
 from dbtrain.run.run import Run
-from scripts.tiny_pipeline import main
 from tests.conftest import ROOT, Command
 
 pytestmark = pytest.mark.cluster
@@ -47,6 +46,8 @@ def here(*arguments: str) -> str:
 def test_the_page_runs_and_the_pipeline_draws_what_dbtrain_draws(
     dbtrain: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from scripts.tiny_pipeline import main  # diffusers: seconds, in every process that only looks for its tests
+
     encode, train, sample, export = LINES
     assert [line[0] for line in LINES] == ["encode", "train", "sample", "export"]
     monkeypatch.chdir(tmp_path)

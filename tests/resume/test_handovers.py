@@ -68,17 +68,20 @@ class Journey:
     def at(self, place: str) -> Run:
         return Run.at(f"{self.folder}/{place}/run")
 
-    def train(self, place: str, block: int, until: int | None) -> None:
-        """Train a block at a place to its end, or to a step at which its worker is warned or killed."""
-        kinds = ["term", "kill"] if until != STEPS - 1 else ["kill"]  # warned in its last step, it ends it and is done
-        faults = [{"block": block, "step": until, "kind": self.dice.choice(kinds)}] if until else []
-        arguments = ["train", f"{self.folder}/{place}/run", "--blocks", str(block), *ONCE]
+    def train(self, place: str, pieces: dict[int, int | None]) -> None:
+        """Train blocks at a place, each to its end, or to a step at which its worker is warned or killed."""
+        faults = [self.end_of(block, until) for block, until in pieces.items() if until]
+        arguments = ["train", f"{self.folder}/{place}/run", "--blocks", ",".join(map(str, pieces)), *ONCE]
         command = Command(self.folder, arguments, faults)
         try:
             code = command.wait()
         finally:
             command.kill()
-        assert code == (1 if until else 0), command.output()
+        assert code == (1 if faults else 0), command.output()
+
+    def end_of(self, block: int, step: int) -> dict[str, Any]:
+        kinds = ["term", "kill"] if step != STEPS - 1 else ["kill"]  # warned in its last step, it ends it and is done
+        return {"block": block, "step": step, "kind": self.dice.choice(kinds)}
 
     def carry(self, place: str, block: int) -> None:
         """Take a block to a place; before that goes right, something goes wrong."""
@@ -99,13 +102,16 @@ class Journey:
         commit = self.at(place).block(block).checkpoints.newest_commit()
         return None if commit is None else commit.digest()
 
-    def hand_over(self, block: int, until: int | None) -> None:
+    def hand_over(self, pieces: dict[int, int | None]) -> None:
+        """Carry some blocks to one place and train a piece of each there, each to the step that ends its piece."""
         place = self.dice.choice(PLACES)
-        self.carry(place, block)
-        self.train(place, block, until)
-        if self.newest(place, block) is not None:
-            target = f"{self.folder}/block{block}-{len(self.packed[block])}.packed"
-            self.packed[block].append(pack(self.at(place), target, [block]).url)
+        for block in pieces:
+            self.carry(place, block)
+        self.train(place, pieces)
+        for block in pieces:
+            if self.newest(place, block) is not None:
+                target = f"{self.folder}/block{block}-{len(self.packed[block])}.packed"
+                self.packed[block].append(pack(self.at(place), target, [block]).url)
 
 
 def commit_in(url: str, block: int) -> Commit:
@@ -218,8 +224,9 @@ def travel(folder: Path, pieces: int, seed: int) -> Journey:
     ends = dice.sample([(block, step) for block in range(BLOCKS) for step in range(1, STEPS)], pieces - BLOCKS)
     left = [[*sorted(step for block, step in ends if block == of), None] for of in range(BLOCKS)]
     while any(left):
-        block = dice.choice([block for block in range(BLOCKS) if left[block]])
-        journey.hand_over(block, left[block].pop(0))
+        open_blocks = [block for block in range(BLOCKS) if left[block]]
+        blocks = dice.sample(open_blocks, min(len(open_blocks), dice.choice((2, 3))))
+        journey.hand_over({block: left[block].pop(0) for block in blocks})
     return journey
 
 

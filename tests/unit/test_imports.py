@@ -20,7 +20,20 @@ seen["interface"] = [*sys.modules]
 from dbtrain.data.images import digits
 digits(0.1)
 import dbtrain.training.entry
+import torch
+from dbtrain.training.assignment import Assignment
+from dbtrain.training.optimizer import adamw
+dbtrain.training.entry.prepare_process(Assignment("runs/run", 0, 1, "token", "session", 1, None, "cpu", 1, 60.0))
+weight = torch.ones(2, requires_grad=True)
+weight.sum().backward()
+optimizer = adamw([{"params": [weight]}])
+optimizer.step()
+optimizer.zero_grad()
+assert torch.are_deterministic_algorithms_enabled()
 seen["worker"] = [*sys.modules]
+assert "torch._inductor" not in sys.modules
+import torch._inductor.config
+assert torch._inductor.config.deterministic
 import mlflow  # still to be had, though DeepSpeed did not see it
 print(json.dumps(seen))
 """
@@ -37,7 +50,7 @@ ABSENT = {
         "deepspeed",
         "torch._dynamo",
     },
-    "worker": {"mlflow", "wandb", "sklearn", "scipy", "matplotlib"},
+    "worker": {"mlflow", "wandb", "sklearn", "scipy", "matplotlib", "torch._dynamo"},
 }
 
 

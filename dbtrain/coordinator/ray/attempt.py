@@ -8,9 +8,8 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError
 
-from dbtrain.coordinator.ray.train_internals import WHOLE, LeanTrainer, ProcessGroupConfig, reason, release_orphans
+from dbtrain.coordinator.ray.train_internals import WHOLE, ControllerProcess, LeanTrainer, ProcessGroupConfig, reason
 from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
 
@@ -18,8 +17,8 @@ from dbtrain.training.assignment import Assignment
 class Attempt:
     """One attempt of one block; it waits for its resources if others hold them."""
 
-    def __init__(self, assignment: Assignment, request: Request, name: str) -> None:
-        self._trainer = _trainer(assignment, request, name)
+    def __init__(self, assignment: Assignment, request: Request, name: str, controllers: ControllerProcess) -> None:
+        self._trainer = _trainer(assignment, request, name, controllers)
         self._error: str | None = None
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
@@ -27,12 +26,8 @@ class Attempt:
     def _wait(self) -> None:
         try:
             self._trainer.fit()
-        except TrainingFailedError as error:
-            # said by the controller itself, at its end: it has given back what it held
-            self._error = reason(error, WHOLE)
         except BaseException as error:
             self._error = reason(error, WHOLE)
-            release_orphans()
 
     @property
     def over(self) -> bool:
@@ -45,9 +40,10 @@ class Attempt:
         return self._error
 
 
-def _trainer(assignment: Assignment, request: Request, name: str) -> LeanTrainer:
+def _trainer(assignment: Assignment, request: Request, name: str, controllers: ControllerProcess) -> LeanTrainer:
     resources = dict(request.resources)
     return LeanTrainer(
+        controllers,
         _loop,
         train_loop_config=dataclasses.asdict(assignment),
         scaling_config=ScalingConfig(

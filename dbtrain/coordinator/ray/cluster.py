@@ -14,7 +14,7 @@ from dbtrain.coordinator.placement import Node
 from dbtrain.coordinator.ray import own_cluster
 from dbtrain.coordinator.ray.attempt import Attempt
 from dbtrain.coordinator.ray.shipping import runtime_env
-from dbtrain.coordinator.ray.train_internals import reason
+from dbtrain.coordinator.ray.train_internals import ControllerProcess, reason
 from dbtrain.errors import PlacementError, VersionError
 from dbtrain.run.requests import Request
 from dbtrain.training.assignment import Assignment
@@ -44,6 +44,7 @@ class RayCluster:
             "log_to_driver": False,
             "logging_level": logging.WARNING,
         }
+        self._controllers = ControllerProcess()
         self._daemons: list[Process] = []
         """Processes of a cluster that this command started; none of another cluster."""
         try:
@@ -103,7 +104,7 @@ class RayCluster:
 
     def start(self, assignment: Assignment, request: Request, name: str) -> Attempt:
         """Start an attempt; it waits for its resources if others hold them."""
-        return Attempt(assignment, request, name)
+        return Attempt(assignment, request, name, self._controllers)
 
     def check_alive(self) -> None:
         """Make sure that a cluster of this command's own has not ended.

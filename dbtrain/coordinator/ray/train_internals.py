@@ -1,28 +1,33 @@
 """What we need of Ray Train (2.60) that it does not offer in public,
 each with its reason; pinned by that version.
 
-A block's attempt is what Ray's `TorchTrainer` makes but for five things: helper processes less; what a
-failed start or a dead controller held is given back; a lost node is told apart from a crash; one worker alone
-opens no port; and its controller does not import PyTorch, which was half of the time that it took to start.
+A block's attempt is what Ray's `TorchTrainer` makes but for six things: helper processes less; controllers
+of all attempts of a command are in one process; what a failed start or a dead controller held is given back;
+a lost node is told apart from a crash; one worker alone opens no port; and no controller imports PyTorch,
+which was half of the time that it took to start.
 So nothing here imports PyTorch, nor `ray.train.torch`, before it runs in a worker.
 """
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -34,6 +39,16 @@ from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S, UNREACHABLE
 
 RELEASE_S = 60.0
 """How long a process may take to give back what a dead controller held."""
+CONTROLLERS = {
+    # a warning that its event loop is blocked, which it is not
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    # each controller would set up the logging of the whole process anew;
+    # two at once wait for each other for ever
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+}
+"""Environment of the process that has the controllers."""
+MOST_ATTEMPTS = 10_000
+"""How many attempts one process controls at once; each has a thread there, made when it is needed."""
 LEAVE_S = 30.0
 """How long workers have to leave their process group; as long as Ray's own backend gives them."""
 SHORT, WHOLE = 500, 4000
@@ -57,14 +72,80 @@ def _cause(error: BaseException) -> BaseException | None:
     return error.__cause__ or getattr(error, "cause", None) or getattr(error, "controller_failure", None)
 
 
-class LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without four helpers, each a process that starts beside the workers.
+class TrainControllers:
+    """An actor's class: the process that has the controllers of Ray Train, each in a thread of its own.
 
+    Ray Train starts a process for each of them, which imports Ray Train before it does anything. A controller
+    waits in blocking calls, up to days for its resources, so that they cannot share an event loop.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(MOST_ATTEMPTS)
+
+    async def run(self, wanted: dict[str, Any]) -> Any:
+        """Control one attempt to its end; `wanted` has the arguments of Ray Train's controller."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _control, wanted)
+
+
+def _control(wanted: dict[str, Any]) -> Any:
+    controller = TrainController(**wanted)
+    asyncio.run(controller.run())
+    return controller.get_result()
+
+
+class ControllerProcess:
+    """The process of a command's controllers: started for its first attempt, and again once it has died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._actor: Any = None
+
+    def run(self, wanted: dict[str, Any]) -> Any:
+        """Control one attempt to its end, and return Ray Train's result of it.
+
+        Args:
+            wanted: arguments of Ray Train's controller, by name.
+
+        Raises:
+            RayActorError: the process died, and with it the attempts that it controlled.
+        """
+        with self._lock:
+            actor = self._actor = self._actor or self._start()
+        try:
+            return ray.get(actor.run.remote(wanted))
+        except RayActorError:
+            with self._lock:  # in which all others that it controlled wait until their resources are free
+                if self._actor is actor:
+                    self._actor = None
+                    release_orphans()
+            raise
+
+    @staticmethod
+    def _start() -> Any:
+        """Start it where Ray Train does: on the node of the command, or of Ray Client's server."""
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        variables = {**get_env_vars_to_propagate(), **CONTROLLERS}
+        actor = ray.remote(num_cpus=0, max_concurrency=MOST_ATTEMPTS, label_selector=here)(TrainControllers)
+        return actor.options(runtime_env={"env_vars": variables}).remote()
+
+
+class LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
+    """Ray Train's trainer with its controller beside those of other attempts, and without four helpers.
+
+    Each of these is a process that starts beside the workers.
     One hands out Ray's own data sets. One gives a dead controller's resources back, but asks the dashboard
     who is dead: without one it does nothing, and holds up the end of every attempt for 12 s;
     `release_orphans` does it here. One asks an autoscaler for nodes, as the placement groups do already. One
     lets workers wait for each other in `ray.train.report`, which they never call.
+
+    Args:
+        controllers: the process in which its controller runs.
+        arguments: of Ray Train's trainer.
     """
+
+    def __init__(self, controllers: ControllerProcess, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._controllers = controllers
 
     def _create_default_callbacks(self) -> list[Any]:
         unwanted = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -72,7 +153,7 @@ class LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
         return [StartGuard(), *kept]
 
     def _initialize_and_run_controller(self, **wanted: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**wanted, "scaling_policy": FixedSize(self.scaling_config)})
+        return self._controllers.run({**wanted, "scaling_policy": FixedSize(self.scaling_config)})
 
 
 class FixedSize(FixedScalingPolicy):  # type: ignore[misc]

@@ -44,11 +44,12 @@ def test_who_does_not_need_blocks_is_told_and_by_which_means(make_config, digits
     def told(memory):
         return next(iter(capacity.lines(config, digits, whole, 256, memory)))
 
-    assert "would fit end to end" in told(plain) and "as it is" in told(plain)
-    assert "would fit" in told(plain - 1) and "with activation checkpointing" in told(plain - 1)
-    assert "plain training is the simpler choice" in told(plain)
-    assert "does not fit" in told(MIB) and "offloaded" in told(MIB)
-    assert "--memory" in told(None) and "fit end to end" not in told(None)
+    enough, little, none, unknown = (told(memory) for memory in (plain, plain - 1, MIB, None))
+    assert "would fit end to end" in enough and "as it is" in enough
+    assert "plain training is the simpler choice" in enough
+    assert "would fit" in little and "with activation checkpointing" in little
+    assert "does not fit" in none and "offloaded" in none
+    assert "--memory" in unknown and "fit end to end" not in unknown
 
 
 @pytest.mark.parametrize(("given", "bytes_"), [("80GiB", 80 << 30), ("512MiB", 512 << 20), ("1.5GiB", 3 << 29)])
