@@ -246,19 +246,23 @@ def _costs(facts: Facts) -> Section | Missing:
 def _time(facts: Facts) -> Section | Missing:
     begun = [attempt.start for block in facts.histories for attempt in block.attempts]
     if not begun:
-        return Missing("Attempts: no worker has said a word", "dbtrain resume RUN")
+        return Missing("Attempts: no block was placed yet", "dbtrain resume RUN")
     began = min(begun)
     rows = tuple(
         (
-            block.name, str(attempt.number), duration(attempt.start - began), duration(attempt.end - began),
-            f"{attempt.first_step:,}–{attempt.last_step:,}", str(attempt.commits), attempt.outcome, attempt.reason,
+            block.name, str(attempt.number), attempt.node or "-", duration(attempt.start - began),
+            duration(attempt.end - began), f"{attempt.first_step:,}–{attempt.last_step:,}" if attempt.spoke else "-",
+            str(attempt.commits), attempt.outcome, attempt.reason,
         )
         for block in facts.histories
         for attempt in block.attempts
     )  # fmt: skip
-    head = ("block", "attempt", "from", "to", "steps", "commits", "ended", "why")
+    head = ("block", "attempt", "node", "from", "to", "steps", "commits", "ended", "why")
     day = time.strftime("%Y-%m-%d %H:%M", time.gmtime(began))
-    words = f"The first worker started on {day} UTC. A cross is a fault, a dot the end of a block."
+    words = (
+        f"The first attempt began on {day} UTC. A cross is a fault, a dot the end of a block. A node has its host's "
+        "name, the beginning of its id in Ray, and its address; an attempt whose workers never started has none."
+    )
     extended = [when for when, _, _ in facts.extended]
     figure = plots.time_line(facts.histories, extended, began)
     return Section("time", "Attempts and faults", words, figure, (Table("Attempts", head, rows),))

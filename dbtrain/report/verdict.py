@@ -10,7 +10,7 @@ from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.report import label
 from dbtrain.report.facts import Facts, Rival
-from dbtrain.report.history import Attempt, History
+from dbtrain.report.history import History
 from dbtrain.report.results import Evaluation
 
 Tone = Literal["good", "warn", "bad"]
@@ -199,10 +199,13 @@ def faults_of(facts: Facts) -> Remark:
 
 def _faults(block: History) -> Iterator[tuple[str, str]]:
     """Why, and where, each attempt ended that ended in a fault."""
-    followers: list[Attempt | None] = [*block.attempts[1:], None]
-    for attempt, after in zip(block.attempts, followers, strict=False):
+    for number, attempt in enumerate(block.attempts):
         if not attempt.fault:
             continue
+        if not attempt.spoke:
+            yield attempt.reason, f"{block.name} before its workers had started"
+            continue
+        after = next((later for later in block.attempts[number + 1 :] if later.spoke), None)
         lost = 0 if after is None else attempt.last_step - after.first_step
         again = f" ({lost:,} {'step was' if lost == 1 else 'steps were'} done again)" if lost > 0 else ""
         yield attempt.reason or attempt.outcome, f"{block.name} after step {attempt.last_step:,}{again}"
