@@ -49,7 +49,7 @@ class Progress:
 
 def node_of(start: Mapping[str, Any]) -> str:
     """The node that a worker's first event names, as in ``gpu7#3f9a (10.0.0.7)``: the name that `plan` and
-    `doctor` give it, and its address, by which other tools know it. A run of an older version has the host."""
+    `doctor` give it, and its address, by which other tools know it. Older runs have the host alone."""
     name = node_name(str(start.get("host", "")), str(start.get("node", "")))
     return f"{name} ({start['address']})" if start.get("address") else name
 

@@ -42,7 +42,7 @@ def work(assignment: Assignment, rank: int, stop: StopRequest, node: Mapping[str
         assignment: what the coordinator told this worker.
         rank: within the block.
         stop: set when the worker is asked to commit and leave.
-        node: the node that it runs on, as its first event names it: Ray's id in ``node``, and its ``address``.
+        node: what its first event says of the node: Ray's id as ``node``, and its ``address``.
     """
     attempt = Run.at(assignment.run_url).block(assignment.block).attempt(assignment.attempt)
     log = EventLog(attempt, rank)
