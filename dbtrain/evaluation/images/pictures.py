@@ -52,6 +52,8 @@ ROUTING = "-routing.svg"
 """End of the name of the picture that shows which block did which step; the beginning is the samples'."""
 GAP = 2
 """Pixels between the pictures of a grid."""
+SIDE = 64
+"""Pixels that the shorter side of a picture in a grid has at least."""
 
 
 def sample_run(
@@ -224,6 +226,7 @@ def _write(
     if suffix == ".npy":
         np.lib.format.write_array(file, as_encoded(samples, shape).numpy(), allow_pickle=False)
         return
+    samples = enlarged(samples)
     sheet = captioned_grid(samples, captions) if captions else grid(samples)
     Image.fromarray(sheet).save(file, format="PNG", pnginfo=as_text(drawn))
 
@@ -255,6 +258,13 @@ def _check(out: Path, shape: tuple[int, ...], decoded: bool) -> None:
         raise ConfigError(f"--out {out} cannot be written (Is a directory): give a file in it")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no directory {out.parent}")
+
+
+def enlarged(samples: Tensor) -> Tensor:
+    """Pictures (N, C, H, W), of which small ones are repeated pixel by pixel, a whole number of times, until
+    their shorter side has `SIDE` pixels or more."""
+    times = math.ceil(SIDE / min(samples.shape[-2:]))
+    return samples.repeat_interleave(times, -2).repeat_interleave(times, -1) if times > 1 else samples
 
 
 def grid(samples: Tensor) -> np.ndarray:

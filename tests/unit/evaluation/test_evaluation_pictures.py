@@ -9,7 +9,7 @@ from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.images import classifier, frechet
 from dbtrain.evaluation.images.drawn import read_drawn
-from dbtrain.evaluation.images.pictures import grid, sample_run
+from dbtrain.evaluation.images.pictures import enlarged, grid, sample_run
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.method.sampler import spaced_levels
 from dbtrain.method.split import global_name
@@ -64,8 +64,22 @@ def test_a_run_is_sampled_to_a_picture_and_to_an_array(tmp_path):
     for name in ("a.png", "a.npy"):
         sample_run(Run(run), tmp_path / name, **SETTINGS)
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (3 * 8 + 4, 2 * 8 + 2) and picture.mode == "L"
-        assert np.array_equal(np.asarray(picture), grid(torch.from_numpy(np.load(tmp_path / "a.npy"))))
+        samples = torch.from_numpy(np.load(tmp_path / "a.npy"))
+        # each of the 8 x 8 pixels is a square of 8 x 8, so that a person sees it
+        assert picture.size == (3 * 64 + 4, 2 * 64 + 2) and picture.mode == "L"
+        shown = np.asarray(picture)
+        assert np.array_equal(shown[3:64:8, 66 + 3 : 130 : 8], grid(samples[1:2]))
+        assert np.array_equal(shown[:64, 66:130], np.kron(grid(samples[1:2]), np.ones((8, 8), np.uint8)))
+
+
+@pytest.mark.parametrize(("size", "shown"), [((28, 28), (84, 84)), ((40, 70), (80, 140)), ((64, 99), (64, 99))])
+def test_small_pictures_are_enlarged_a_whole_number_of_times_and_others_are_left(size, shown):
+    pictures = torch.rand(2, 3, *size)
+    large = enlarged(pictures)
+    times = shown[0] // size[0]
+    assert large.shape == (2, 3, *shown) and all(
+        torch.equal(large[..., i::times, i::times], pictures) for i in range(times)
+    )
 
 
 def test_samples_that_are_sent_nowhere_else_lie_in_the_run(tmp_path, monkeypatch):
@@ -76,7 +90,7 @@ def test_samples_that_are_sent_nowhere_else_lie_in_the_run(tmp_path, monkeypatch
     told = CliRunner().invoke(cli.app, ["sample", "../runs/toy", *few])
     assert told.exit_code == 0 and f"in {run.path}/samples.png" in told.output
     with Image.open(run.path / "samples.png") as picture:
-        assert picture.size == (2 * 8 + 2, 8)
+        assert picture.size == (2 * 64 + 2, 64)
     drawn, plan = read_drawn((run.path / "samples.png").read_bytes(), "samples.png"), Run(run).plan
     assert drawn.weights == MergedDirectory(run.child("merged")).weights_hash and drawn.edges == plan.ranges.edges
     levels = spaced_levels(plan.noise(), plan.ranges, 2, "karras")
