@@ -1,5 +1,6 @@
 """Commands that look at what a run has learnt."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # a command imports PyTorch when it needs it
     from torch import Tensor
 
     from dbtrain.evaluation.images.pictures import Captions, Decode
+
+OF_EVAL = "the run's evaluation."
+"""Begins the name of a key in the help of an option that takes its place."""
 
 
 @app.command(name="eval")
@@ -51,15 +55,28 @@ def sample(
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Noise levels from the greatest to the least; by default {OF_EVAL}steps (50)."),
+    ] = None,
     solver: Annotated[
-        AnySolver, typer.Option(help="Heun evaluates twice a step; the others are schedulers of diffusers.")
-    ] = "heun",
+        AnySolver | None,
+        typer.Option(
+            help=f"By default {OF_EVAL}solver (heun), with which eval scores too. Heun evaluates twice a step; all but "
+            "euler and heun are schedulers of diffusers."
+        ),
+    ] = None,
     spacing: Annotated[
-        Literal["karras", "slices"],
-        typer.Option(help="karras: steps over the whole range; slices: the same number in every slice."),
-    ] = "karras",
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
+        Literal["karras", "slices"] | None,
+        typer.Option(
+            help="karras: steps over the whole range; slices: the same number in every slice. By default "
+            f"{OF_EVAL}spacing (karras)."
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help=f"Classifier-free guidance, 1 for none; by default {OF_EVAL}guidance (1)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     vae: Annotated[
         str | None, typer.Option(help="Folder of the autoencoder that made the latents: samples become pictures.")
@@ -75,18 +92,28 @@ def sample(
 ) -> None:
     """Draw samples from the merged model of a run, with one block at a time in memory;
     overrides such as evaluation.batch_size=2048."""
+    from dbtrain.evaluation.images.asked import check_asked
     from dbtrain.evaluation.images.pictures import sample_run
     from dbtrain.evaluation.merged_model import model_of, progress_of
+    from dbtrain.evaluation.overrides import overridden
     from dbtrain.run.run import Run
+    from dbtrain.shards.storage.directory import check_run_path
 
     console, of = make_console(), Run.at(run)
     took: list[str] = []
-    captions, decode = _captions(text, caption, console), _decoder(vae)
+    captions, decoder = _captions(text, caption, console), partial(_decoder, vae) if vae is not None else None
+    options = {"steps": steps, "solver": solver, "spacing": spacing, "guidance": guidance}
+    asked = [*(overrides or []), *(f"evaluation.{key}={value}" for key, value in options.items() if value is not None)]
+    if now:  # before weights are copied
+        check_run_path(of.store)
+        run_plan = of.plan
+        config = overridden(run_plan.config, asked)
+        check_asked(run_plan, config, out or Path("now.png"), vae is not None, captions is not None)
     with model_of(of, now) as merged, LiveView(console) as view:
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
-        drawn = (of, out, count, steps, solver, spacing, guidance, seed)
-        where, routing = sample_run(*drawn, view.count, overrides or [], took.append, merged, captions, decode)
+        drawn = (of, out, count, seed, asked, view.count, took.append, merged, captions, decoder)
+        where, routing = sample_run(*drawn)
         names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
@@ -116,10 +143,8 @@ def _captions(text: str | None, texts: list[str] | None, console: Console) -> "C
     return Captions(texts, encode)
 
 
-def _decoder(vae: str | None) -> "Decode | None":
+def _decoder(vae: str) -> "Decode":
     """How the autoencoder of a folder makes pictures of latents."""
-    if vae is None:
-        return None
     import torch
 
     from dbtrain.encoding.encoders import PictureEncoder

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from dbtrain import cli
 from dbtrain.config import load_config
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, DataError
 from dbtrain.evaluation.images import classifier, frechet
 from dbtrain.evaluation.images.drawn import read_drawn
 from dbtrain.evaluation.images.pictures import enlarged, grid, sample_run
@@ -29,7 +29,8 @@ DIT = {
     "data": {"source": "digits"},
     "training": {"steps": 1},
 }
-SETTINGS = {"count": 5, "steps": 4, "solver": "heun", "spacing": "karras", "guidance": 1.5, "seed": 0}
+HOW = ["evaluation.steps=4", "evaluation.guidance=1.5"]
+SETTINGS = {"count": 5, "seed": 0, "overrides": HOW}
 
 
 def merged_run(base):
@@ -121,6 +122,55 @@ def test_a_place_that_refuses_samples_is_no_bug(tmp_path):
     assert told.exit_code == 2 and "cannot be written (Is a directory)" in " ".join(told.output.split())
 
 
+def test_samples_are_drawn_as_they_are_scored_unless_an_option_says_otherwise(tmp_path):
+    how = {"steps": 3, "solver": "euler", "guidance": 1.5}
+    run = merged_run({**DIT, "out": str(tmp_path), "evaluation": how})
+
+    def drawn(*asked):
+        told = CliRunner().invoke(cli.app, ["sample", run.url, "--count", "2", *asked])
+        assert told.exit_code == 0, told.output
+        made = read_drawn((run.path / "samples.png").read_bytes(), "samples.png")
+        return made.solver, made.guidance, len(made.steps)
+
+    assert drawn() == ("euler", 1.5, 3)
+    assert drawn("--solver", "heun", "--steps", "2", "evaluation.guidance=1") == ("heun", 1.0, 2)
+    assert load_config(None, base={**DIT, "out": str(tmp_path)}).evaluation.solver == "heun"  # of eval and sample alike
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--guidance", "2"], "guidance needs a model that was trained with model.label_dropout above 0"),
+        (["--spacing", "slices", "--steps", "3"], "3 steps cannot be shared evenly by 2 slices"),
+        (["--caption", "a dog", "--text", "absent"], "--caption is for runs whose data has captions"),
+        (["--solver", "EulerDiscreteScheduler"], "does not fit noise.process=flow"),
+        (["--vae", "absent", "--out", "a.jpg"], "--out a.jpg must end in .png"),
+        (["training.steps=3"], "'training.steps=3' would change the run"),
+    ],
+)
+def test_a_wrong_option_is_told_before_weights_are_copied_or_an_encoder_is_loaded(
+    tmp_path, monkeypatch, options, message
+):
+    noise = {"process": "flow"} if "--solver" in options else {}
+    model = {**DIT["model"], "label_dropout": 0.0}
+    run = merged_run({**DIT, "out": str(tmp_path), "model": model, "noise": noise})
+    monkeypatch.setattr("dbtrain.evaluation.merged_model.newest_model", None)  # copies weights
+    for now in (["--now"], []):
+        told = CliRunner().invoke(cli.app, ["sample", run.url, *options, *now])
+        assert told.exit_code == 2 and message in " ".join(told.output.split()), told.output
+
+
+def test_a_decoder_that_does_not_fit_is_told_before_samples_are_drawn(tmp_path, monkeypatch):
+    run = merged_run({**DIT, "out": str(tmp_path)})
+    monkeypatch.setattr("dbtrain.evaluation.images.pictures.draw", None)
+
+    def decode(latents):
+        raise DataError(f"latents of {latents.shape[1]} channels are not of this autoencoder")
+
+    with pytest.raises(DataError, match="latents of 1 channels are not of this autoencoder"):
+        sample_run(Run(run), tmp_path / "a.png", **SETTINGS, decoder=lambda: decode)
+
+
 def test_latents_are_no_pictures_and_come_back_in_their_own_scale(tmp_path):
     generator = torch.Generator().manual_seed(0)
     np.save(tmp_path / "z.npy", 3 * torch.randn(40, 4, 4, 4, generator=generator).numpy())
@@ -130,7 +180,11 @@ def test_latents_are_no_pictures_and_come_back_in_their_own_scale(tmp_path):
     with pytest.raises(ConfigError, match="samples of 4 channels are no pictures.*--out samples.npy"):
         sample_run(Run(run), tmp_path / "a.png", **SETTINGS)
     # at its start the network denoises as if all latents were N(0, 0.5^2) after scaling: so of deviation 3 before it
-    sample_run(Run(run), tmp_path / "a.npy", **{**SETTINGS, "count": 100, "steps": 40})
+    sample_run(
+        Run(run),
+        tmp_path / "a.npy",
+        **{**SETTINGS, "count": 100, "overrides": ["evaluation.steps=40", "evaluation.guidance=1.5"]},
+    )
     samples = np.load(tmp_path / "a.npy")
     assert samples.shape == (100, 4, 4, 4) and samples.dtype == np.float32
     assert samples.std() == pytest.approx(3.0, rel=0.06)
@@ -155,10 +209,10 @@ def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monk
     metric, scores = evaluate_run(Run(run), ["evaluation.samples=120", "evaluation.steps=4"])
     assert made == ["data", "judge"]
     assert metric.better == "lower" and set(scores) == {"validation", "test"}
-    readouts = ["euler_4", "first", "shuffled_blocks", "scrambled_class", "training_images"]
+    readouts = ["heun_4", "first", "shuffled_blocks", "scrambled_class", "training_images"]
     assert [list(split) for split in scores.values()] == [readouts] * 2
     # samples of a model that has learned nothing are far from digits, digits are near
-    assert scores["test"]["training_images"] < 0.2 * scores["test"]["euler_4"]
+    assert scores["test"]["training_images"] < 0.2 * scores["test"]["heun_4"]
     written = run.read_json("evaluation.json")
     assert written["metric"] == "frechet_classifier" and written["scores"] == scores
     assert written["depends_on"]["samples"] == 120 and len(written["depends_on"]["classifier"]) == 16
