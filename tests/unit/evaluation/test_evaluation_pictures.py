@@ -220,5 +220,5 @@ def test_a_run_is_evaluated_with_overrides_of_its_evaluation_only(tmp_path, monk
     for override in ("training.steps=2", "seed=1"):
         with pytest.raises(ConfigError, match=f"{override}' would change the run"):
             evaluate_run(Run(run), [override])
-    with pytest.raises(ConfigError, match="did you mean steps"):
+    with pytest.raises(ConfigError, match="did you mean evaluation.steps"):
         evaluate_run(Run(run), ["evaluation.stpes=4"])

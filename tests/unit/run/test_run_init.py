@@ -408,7 +408,7 @@ def test_another_source_is_another_run_and_the_key_is_told(source, tmp_path):
             "starts every block from all layers of init.from, which is not set",
         ),
         (["init.head=frozen"], "init.head=frozen would keep random weights: set init.from"),
-        (["init.form=a"], "unknown key init.form; did you mean from?"),
+        (["init.form=a"], "unknown key init.form; did you mean init.from?"),
         (["init=runs/a"], "init=runs/a is no section of keys: write init.KEY=VALUE with one of from, layers"),
     ],
 )
