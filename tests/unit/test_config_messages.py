@@ -118,7 +118,7 @@ def test_a_value_of_another_kind_is_told_with_its_key_and_what_to_write(key, bas
         ("optimizer.lr=1", "unknown key optimizer; did you mean training.optimizer.lr?"),
         ("optimizer.warmupp=1", "unknown key optimizer; did you mean training.optimizer.warmup?"),
         ("training.optimiser.lr=1", "unknown key training.optimiser; did you mean training.optimizer.lr?"),
-        ("trainin.stps=1", "unknown key trainin; did you mean training.steps?"),
+        ("traininng.stps=1", "unknown key traininng; did you mean training.steps?"),
         ("train.steps=1", "unknown key train; did you mean training.steps?"),
         ("train.zzz=1", "unknown key train; did you mean training?"),
         ("branch.steps=1", "unknown key branch; did you mean init.branch.steps?"),
