@@ -112,7 +112,7 @@ def _asked(wanted: Sequence[Request], only: Collection[int] | None) -> list[Requ
     """What those blocks want that are to be trained; ConfigError if one of them does not exist."""
     unknown = sorted(set(only or ()) - {request.block for request in wanted})
     if unknown:
-        raise ConfigError(f"--blocks: there is no block {unknown[0]}: the run has blocks 0 to {len(wanted) - 1}")
+        raise ConfigError(f"blocks to train: there is no block {unknown[0]}: the run has blocks 0 to {len(wanted) - 1}")
     return [request for request in wanted if only is None or request.block in only]
 
 
