@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from dbtrain.cli import drawing
 from dbtrain.cli.command import Now, Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
-from dbtrain.config.evaluation import AnySolver
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
@@ -18,9 +18,6 @@ if TYPE_CHECKING:  # a command imports PyTorch when it needs it
     from torch import Tensor
 
     from dbtrain.evaluation.images.pictures import Captions, Decode
-
-OF_EVAL = "the run's evaluation."
-"""Begins the name of a key in the help of an option that takes its place."""
 
 
 @app.command(name="eval")
@@ -47,46 +44,16 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
 @reported
 def sample(
     run: RunDirectory,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png. Beside it lies "
-            "a picture of which block did which step, ...-routing.svg."
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Noise levels from the greatest to the least; by default {OF_EVAL}steps (50)."),
-    ] = None,
-    solver: Annotated[
-        AnySolver | None,
-        typer.Option(
-            help=f"By default {OF_EVAL}solver (heun), with which eval scores too. Heun evaluates twice a step; all but "
-            "euler and heun are schedulers of diffusers."
-        ),
-    ] = None,
-    spacing: Annotated[
-        Literal["karras", "slices"] | None,
-        typer.Option(
-            help="karras: steps over the whole range; slices: the same number in every slice. By default "
-            f"{OF_EVAL}spacing (karras)."
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help=f"Classifier-free guidance, 1 for none; by default {OF_EVAL}guidance (1)."),
-    ] = None,
+    out: drawing.Out = None,
+    count: drawing.Count = 64,
+    steps: drawing.Steps = None,
+    solver: drawing.Solver = None,
+    spacing: drawing.Spacing = None,
+    guidance: drawing.Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    vae: Annotated[
-        str | None, typer.Option(help="Folder of the autoencoder that made the latents: samples become pictures.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="Folder of the text encoder that made the embeddings, for --caption.")
-    ] = None,
-    caption: Annotated[
-        list[str] | None, typer.Option(help="What samples show, in turn; give it several times for several.")
-    ] = None,
+    vae: drawing.Vae = None,
+    text: drawing.TextEncoder = None,
+    caption: drawing.Caption = None,
     overrides: Overrides = None,
     now: Now = False,
 ) -> None:

@@ -78,10 +78,8 @@ def sample_run(
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Args:
-        run: a run that is merged.
-        out: a file for the samples; None for `PICTURE` in the run.
-        count: how many samples.
-        seed: seed of their noise.
+        run, out: a run that is merged, and a file for the samples; None for `PICTURE` in the run.
+        count, seed: how many samples, and the seed of their noise.
         overrides: overrides of the section `evaluation`, which says how samples are drawn here as it does for
             their score: `steps`, `solver`, `spacing`, `guidance`, `batch_size`, `precision` and `compile`.
         count_levels: is told how many levels are done.
@@ -98,15 +96,13 @@ def sample_run(
     watch, merged = Stopwatch(), merged or merged_of(run)
     run_plan = merged_plan(merged)
     config = overridden(run_plan.config, overrides)
-    section, shape = config.evaluation, sample_shape(run_plan)
     check_asked(run_plan, config, out or Path(PICTURE), decoder is not None, captions is not None)
     decode = _loaded(decoder, run_plan) if decoder else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
-    levels = spaced_levels(run_plan.noise(), run_plan.ranges, section.steps, section.spacing)
-    sampling = Sampling(levels, section.solver, section.guidance, seed)
+    sampling, shape = _sampling(run_plan, config, seed), sample_shape(run_plan)
     blocks, speed = OneBlock(run_plan, merged.block, device, merged.where), Speed.of(config, device, count)
-    size, levels_done = section.batch_size, partial(count_levels, f"levels of {count:,} samples")
+    size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     watch.lap("starting")
     walk: list[tuple[float, int]] = []
     samples = draw(
@@ -114,10 +110,16 @@ def sample_run(
         lambda evaluation: walk.append((evaluation.level, evaluation.block)),
     ).cpu()  # fmt: skip
     tell(watch.line("drawing", speed))
-    how = (sampling.solver, sampling.guidance, seed)
-    drawn = Drawn(merged.weights_hash, *how, run_plan.level_name, run_plan.ranges.edges, tuple(walk))
+    how = (sampling.solver, sampling.guidance, seed, run_plan.level_name, run_plan.ranges.edges)
+    drawn = Drawn(merged.weights_hash, *how, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
+
+
+def _sampling(run_plan: RunPlan, config: Config, seed: int) -> Sampling:
+    section = config.evaluation
+    levels = spaced_levels(run_plan.noise(), run_plan.ranges, section.steps, section.spacing)
+    return Sampling(levels, section.solver, section.guidance, seed)
 
 
 def _loaded(decoder: Callable[[], Decode], run_plan: RunPlan) -> Decode:
