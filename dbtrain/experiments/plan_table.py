@@ -93,7 +93,7 @@ def show_plan(
     say(console, UNITS)
     alone = requests(together.config, wanted[0].device)[0]
     micro_batch = block_batch(whole.config.training, 0, 1, alone.micro_batch).micro_batch
-    for line in capacity.lines(config, data, whole, micro_batch, bytes_there):
+    for line in capacity.lines(config, data, whole, micro_batch, bytes_there, wanted[0].device):
         say(console, line)
     blocks = "branch and blocks" if config.init.branch else "blocks"
     say(console, f"FLOPs of all steps: {blocks} {together.budget:.4g}, end-to-end {together.flops:.4g}")

@@ -24,7 +24,7 @@ ANSWER_S = 0.5
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How a connection by gRPC, and so by HTTP/2, begins  # RFC 9113, section 3.4: the preface, and SETTINGS."""
 SETTINGS_AT, SETTINGS_TYPE = 3, 4
-"""Where in the answer the type of its first frame stands, and what it must be  # RFC 9113, sections 4.1, 6.5"""
+"""Where in the answer the type of its first frame stands, and what it must be  # RFC 9113, section 4.1"""
 CONNECT_S = 5.0
 """Bounded: a host that drops packets would hold a connection attempt for minutes."""
 SOCKET_BYTES = 107

@@ -41,14 +41,15 @@ def test_who_does_not_need_blocks_is_told_and_by_which_means(make_config, digits
     ).total
     assert checkpointed < plain
 
-    def told(memory):
-        return next(iter(capacity.lines(config, digits, whole, 256, memory)))
+    def told(memory, device="cpu"):
+        return next(iter(capacity.lines(config, digits, whole, 256, memory, device)))
 
     assert "would fit end to end" in told(plain) and "as it is" in told(plain)
     assert "would fit" in told(plain - 1) and "with activation checkpointing" in told(plain - 1)
     assert "plain training is the simpler choice" in told(plain)
     assert "does not fit" in told(MIB) and "offloaded" in told(MIB)
-    assert "--memory" in told(None) and "fit end to end" not in told(None)
+    assert told(None) == "there is no GPU here: --memory 80GiB says what would fit on one of that size"
+    assert told(None, "cuda").startswith("how much memory those GPUs have is not known here: --memory 80GiB")
 
 
 @pytest.mark.parametrize(("given", "bytes_"), [("80GiB", 80 << 30), ("512MiB", 512 << 20), ("1.5GiB", 3 << 29)])
