@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ANSWER_S = 0.5
-"""For the first bytes of an answer; Ray's servers take less than a millisecond."""
+"""Seconds until the first bytes of an answer; Ray's servers take less than a millisecond."""
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How a connection by gRPC, and so by HTTP/2, begins  # RFC 9113, section 3.4: the preface, and SETTINGS."""
 SETTINGS_AT, SETTINGS_TYPE = 3, 4
