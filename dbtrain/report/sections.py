@@ -98,7 +98,7 @@ def _quality(facts: Facts) -> Section | Missing:
         "Quality",
         f"Test {found.row.label}, readout “{label(name)}”{better}. One seed each.",
         plots.bars("quality", f"Test {found.row.label}", bars, found.row.label),
-        (_score_table(facts, found),),
+        (_score_table(facts, found, name),),
     )
 
 
@@ -113,10 +113,10 @@ def _who(rival: Rival) -> str:
     return rival.kind.replace("_", " ").replace("diffusion blocks", "isolated blocks")
 
 
-def _score_table(facts: Facts, found: Evaluation) -> Table:
+def _score_table(facts: Facts, found: Evaluation, main: str) -> Table:
     columns = [(split, scores) for split, scores in found.scores.items()]
     names = dict.fromkeys(name for _, scores in columns for name in scores)
-    ordered = sorted(names, key=lambda name: name.startswith(CLASS))
+    ordered = sorted(names, key=lambda name: (name.startswith(CLASS), name != main))
     rows = tuple(
         (label(name) + found.row.direction(name), *(_written(found, scores, name) for _, scores in columns))
         for name in ordered

@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Literal
 
 from dbtrain.coordinator.lifecycle import Phase
+from dbtrain.evaluation.images.frechet import CONTROLS
 from dbtrain.evaluation.losses import Point
 from dbtrain.evaluation.report import label
 from dbtrain.report.facts import Facts, Rival
@@ -176,8 +177,12 @@ def in_words(found: Evaluation, score: float) -> str:
 
 
 def main_readout(found: Evaluation, asked: str) -> str:
-    """The readout that a run is judged by: the one of its configuration, or the first that it has."""
-    return asked if asked in found.test else next(iter(found.test))
+    """The readout that a run is judged by: the one of its configuration, or the first that it has. Of drawn
+    samples it is the score, and none of the controls beside it: evaluation.json has them in alphabetical
+    order."""
+    if asked in found.test:
+        return asked
+    return next((name for name in found.test if name not in CONTROLS), next(iter(found.test)))
 
 
 def faults_of(facts: Facts) -> Remark:

@@ -26,6 +26,9 @@ NOISE_SEED = 0
 """Seed of the samples' noise, the same in every run: two models that are compared start from the same
 noise."""
 
+CONTROLS = ("first", "shuffled_blocks", "scrambled_class", "training_images")
+"""Readouts of drawn samples that stand beside the score, by the names that `distances` explains."""
+
 
 class Features(nn.Identity):
     """What torchmetrics takes for a network: here the features are made already."""

@@ -118,6 +118,15 @@ def test_a_result_that_guessing_may_give_is_said_to_be_one(tmp_path, score, word
     assert ("no better than guessing" in read(run)[1].headline) == (tone == "bad"), "level with what guesses too"
 
 
+def test_drawn_samples_are_judged_by_their_score_and_not_by_a_control(tmp_path):
+    """evaluation.json is written in alphabetical order, in which a control may come first."""
+    run = finished(tmp_path)
+    scores = {"first": 9.0, "heun_24": 2.5, "scrambled_class": 8.0, "shuffled_blocks": 7.0, "training_images": 1.0}
+    evaluated(run, {"test": scores}, metric="frechet_classifier", better="lower")
+    _, verdict, text = read(run)
+    assert verdict.headline.startswith("Done. 2.5000 Frechet classifier distance") and "heun_24" in text
+
+
 def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
     reader, verdict, _ = read(Run.at(settled(tmp_path).url))
     assert verdict.headline.startswith("Not finished.") and verdict.tone == "warn"
