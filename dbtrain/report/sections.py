@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from dbtrain.evaluation.accuracy import CLASS
-from dbtrain.evaluation.report import label
+from dbtrain.evaluation.report import label, main_readout
 from dbtrain.models.registry import architecture
 from dbtrain.report import beyond, plots
 from dbtrain.report.drawing import css_colour
 from dbtrain.report.facts import Facts, Rival
 from dbtrain.report.parts import Missing, Section, Table
 from dbtrain.report.results import Evaluation
-from dbtrain.report.verdict import main_readout
 from dbtrain.telemetry.console import duration, size
 
 MOST_BARS = 16
@@ -86,7 +85,7 @@ def _quality(facts: Facts) -> Section | Missing:
     found = facts.itself.evaluation
     if found is None or not found.test:
         return Missing("How good the result is", "dbtrain eval RUN")
-    name = main_readout(found, facts.config.evaluation.readout)
+    name = main_readout(found.test, facts.config.evaluation.readout)
     measured = [(facts.itself, found.test[name]), *_scores(facts.rivals, found, name)]
     factor = 100 if found.row.percent else 1
     bars = [(_who(rival), factor * score, found.row.write(score), rival is facts.itself) for rival, score in measured]
@@ -106,7 +105,7 @@ def _scores(rivals: Sequence[Rival], found: Evaluation, name: str) -> Iterator[t
     for rival in rivals:
         other = rival.evaluation
         if other is not None and other.metric == found.metric and other.test:
-            yield rival, other.test[main_readout(other, name)]
+            yield rival, other.test[main_readout(other.test, name)]
 
 
 def _who(rival: Rival) -> str:

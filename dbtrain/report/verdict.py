@@ -7,9 +7,8 @@ from textwrap import shorten
 from typing import Literal
 
 from dbtrain.coordinator.lifecycle import Phase
-from dbtrain.evaluation.images.frechet import CONTROLS
 from dbtrain.evaluation.losses import Point
-from dbtrain.evaluation.report import label
+from dbtrain.evaluation.report import label, main_readout
 from dbtrain.report.facts import Facts, Rival
 from dbtrain.report.history import History
 from dbtrain.report.results import Evaluation
@@ -110,7 +109,7 @@ def result_of(facts: Facts) -> Remark:
     found = facts.itself.evaluation
     if found is None or not found.test:
         return Remark("Nobody has measured the result.", "warn", "Not measured: dbtrain eval RUN.")
-    name = main_readout(found, facts.config.evaluation.readout)
+    name = main_readout(found.test, facts.config.evaluation.readout)
     score = found.test[name]
     written = in_words(found, score)
     detail = f"Test split, readout: {label(name)}"
@@ -140,7 +139,7 @@ def _guessed(found: Evaluation, score: float, chance: float) -> bool:
 def _beside(found: Evaluation, name: str, rival: Rival, detail: str, more: str, written: str) -> Remark:
     """The result beside that of the network end to end."""
     assert rival.evaluation is not None, "asked of a rival that has scores"
-    theirs = rival.evaluation.test[main_readout(rival.evaluation, name)]
+    theirs = rival.evaluation.test[main_readout(rival.evaluation.test, name)]
     better, error = found.row.better, _error_of_difference(found, found.test[name], theirs)
     gain = found.test[name] - theirs if better == "higher" else theirs - found.test[name]
     within = abs(gain) < (SPREAD * error if error else LEVEL * abs(theirs))
@@ -174,15 +173,6 @@ def in_words(found: Evaluation, score: float) -> str:
     """A score with its unit, as in ``83.29 % accuracy``."""
     number, name = found.row.write(score), found.row.label
     return f"{number} % {name.removesuffix(' %')}" if found.row.percent else f"{number} {name}"
-
-
-def main_readout(found: Evaluation, asked: str) -> str:
-    """The readout that a run is judged by: the one of its configuration, or the first that it has. Of drawn
-    samples it is the score, and none of the controls beside it: evaluation.json has them in alphabetical
-    order."""
-    if asked in found.test:
-        return asked
-    return next((name for name in found.test if name not in CONTROLS), next(iter(found.test)))
 
 
 def faults_of(facts: Facts) -> Remark:
