@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,12 +67,18 @@ def test_an_address_of_another_program_is_told_and_not_left_to_ray(answer: bytes
         at = f"127.0.0.1:{server.getsockname()[1]}"
 
         def answering() -> None:
-            for _ in range(3):  # the first connection looks whether anybody is there
-                connection, _ = server.accept()
-                connection.sendall(answer)
-                connection.close()
+            # the first connections only look whether anybody is there, and hang up
+            while True:
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(answer)
 
-        threading.Thread(target=answering, daemon=True).start()
+        def until_closed() -> None:
+            with suppress(OSError):
+                answering()
+
+        threading.Thread(target=until_closed, daemon=True).start()
         with pytest.raises(PlacementError, match=f"what answers at cluster.address={at} is not Ray: .* dashboard"):
             check_address(at)
 
