@@ -12,7 +12,6 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -84,10 +83,10 @@ def main() -> None:
         for precision, compiled in (("fp32", False), ("bf16", False), ("bf16", True)):
             for batch in given.batches:
                 told: list[str] = []
+                fixed = {"steps": given.steps, "solver": "heun", "spacing": "karras", "guidance": 1.0}
                 how = {"precision": precision, "compile": str(compiled).lower(), "batch_size": batch}
-                overrides = [f"evaluation.{key}={value}" for key, value in how.items()]
-                drawn: Any = (run, Path(folder) / "samples.npy", given.count, given.steps, "heun", "karras", 1.0, 0)
-                sample_run(*drawn, overrides=overrides, tell=told.append)
+                overrides = [f"evaluation.{key}={value}" for key, value in (fixed | how).items()]
+                sample_run(run, Path(folder) / "samples.npy", given.count, 0, overrides, tell=told.append)
                 console.print(f"{precision}, {'compiled' if compiled else 'eager'}, batches of {batch}: {told[0]}")
                 rows.append({**how, "took": told[0]})
     said = {"machine": name, "versions": versions(), "commit": commit(), "rate": rate, "flops": work, "rows": rows}

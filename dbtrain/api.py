@@ -3,7 +3,8 @@
 Each function is also a name of the package, as in ``dbtrain.train``. The command line calls the same ones and
 adds what people read. None of them prints: a program that wants to see what happens gives a view, such as
 ``dbtrain.live_view()``. A user's mistake raises a `DbtrainError` that says what is wrong, the value and the
-fix; any other exception is a bug.
+fix, as does an argument of the wrong type, whose `ArgumentError` is a TypeError too; any other exception is a
+bug.
 
 A run is given as its directory or URL (``out/name``), or as the `Run` that `prepare` and `train` return.
 """
@@ -11,15 +12,17 @@ A run is given as its directory or URL (``out/name``), or as the `Run` that `pre
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from dbtrain.config import Config, EvaluationConfig, load_config
+from dbtrain.config.overrides import check_overrides
 from dbtrain.coordinator.status import BlockStatus
 from dbtrain.coordinator.status import status as read_status
 from dbtrain.coordinator.train import train as train_blocks
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, refuse_argument
 from dbtrain.evaluation.merged_network import MergedNetwork
 from dbtrain.evaluation.merged_network import load_merged as read_merged
 from dbtrain.evaluation.metrics import Metric
@@ -61,8 +64,22 @@ def live_view() -> LiveView:
     return LiveView(make_console())
 
 
-def _at(run: RunAt) -> Run:
+def _at(run: RunAt, name: str = "run", wanted: str = "a run, or its directory or URL as a text") -> Run:
+    """The run that an argument of this name gives; `wanted` is what may be given, in words."""
+    if not isinstance(run, Run | str | os.PathLike):
+        refuse_argument(name, run, wanted)
     return run if isinstance(run, Run) else Run.at(os.fspath(run))
+
+
+def _checked_blocks(blocks: Collection[int] | None) -> list[int] | None:
+    if blocks is None:
+        return None
+    if isinstance(blocks, str | bytes) or not isinstance(blocks, Collection):
+        refuse_argument("blocks", blocks, "a list of their numbers, as in blocks=[0, 1]")
+    for number, block in enumerate(blocks):
+        if isinstance(block, bool) or not isinstance(block, Integral):
+            refuse_argument(f"blocks[{number}]", block, "the number of a block, as in blocks=[0, 1]")
+    return [int(block) for block in blocks]
 
 
 def prepare(config: Config, view: View | None = None) -> Run:
@@ -77,6 +94,8 @@ def prepare(config: Config, view: View | None = None) -> Run:
         ShardError: the storage fails.
         RunLockedError: another command works on this run.
     """
+    if not isinstance(config, Config):
+        refuse_argument("config", config, "a configuration, as load_config returns")
     shown = view or SilentView()
     run_plan = seal(config, announced(shown.tell, PILOTS, shown.count))
     for line in (*(f"data: {note}" for note in run_plan.data_notes), *described(run_plan.distribution)):
@@ -112,13 +131,17 @@ def train(
         IncompleteRunError: blocks failed or were stopped; the message names each.
         DbtrainError: the run cannot start; the message says why.
     """
-    if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Collection)):
-        raise ConfigError(f"blocks={blocks!r} is no list: give the numbers, as in blocks=[0, 1]")
-    shown = view or SilentView()
-    chosen = config if isinstance(config, Config) else run_config(_at(config).store.url)
+    wanted, shown = _checked_blocks(blocks), view or SilentView()
+    if not isinstance(address, str | None):
+        refuse_argument("address", address, "a text such as 'auto' or 'host:6379'")
+    chosen = (
+        config
+        if isinstance(config, Config)
+        else run_config(_at(config, "config", "a configuration, a run, or the directory or URL of one").store.url)
+    )
     if address is not None:
         chosen = chosen.model_copy(update={"cluster": chosen.cluster.model_copy(update={"address": address})})
-    train_blocks(chosen, shown, announced(shown.tell, PILOTS, shown.count), verbose, blocks)
+    train_blocks(chosen, shown, announced(shown.tell, PILOTS, shown.count), verbose, wanted)
     return Run.at(chosen.run_url)
 
 
@@ -169,6 +192,7 @@ def merge(
         ShardError: a shard is damaged or foreign, or the merged model does not pass the check.
         DataError: the test samples cannot be read.
     """
+    check_overrides(overrides)
     found = _at(run)
     located = moved(found.store.url, overrides) if overrides else config
     return Merged(*merge_and_verify(found, located, now, tell))
@@ -208,6 +232,9 @@ def evaluate(
         ConfigError: an override is wrong or of another section.
         ShardError: the run is not merged, its files are damaged, or the scores cannot be written.
     """
+    check_overrides(overrides)
+    if not isinstance(section, EvaluationConfig | None):
+        refuse_argument("section", section, "an EvaluationConfig, or overrides=['evaluation.steps=100']")
     watched = view or SilentView()
     found: list[Evaluation] = []
 
@@ -240,7 +267,7 @@ def load_merged(path: RunAt, device: str | torch.device = "cpu") -> MergedNetwor
         raise ConfigError(
             f"device={device}: PyTorch sees {torch.cuda.device_count()} GPU(s) here; leave it out for the CPU"
         )
-    return read_merged(_at(path).store.url, chosen)
+    return read_merged(_at(path, "path", "the directory or URL of a run or a merged model").store.url, chosen)
 
 
 def predict(model: MergedNetwork, inputs: Tensor, batch_size: int = 256) -> Tensor:

@@ -1,11 +1,19 @@
 """Every error a user can cause or meet; the command line prints these as one line,
 and anything else as a bug."""
 
+import reprlib
+from typing import NoReturn
+
 
 def first_line(error: BaseException) -> str:
     """What a foreign exception says first; its kind if it says nothing."""
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__
+
+
+def refuse_argument(name: str, value: object, wanted: str) -> NoReturn:
+    """Raise the `ArgumentError` for a value of the wrong type; `wanted` says what to give."""
+    raise ArgumentError(f"{name}={reprlib.repr(value)} is of the type {type(value).__name__}: give {wanted}")
 
 
 class DbtrainError(Exception):
@@ -19,6 +27,10 @@ class ConfigError(DbtrainError):
     two settings that exclude each other."""
 
     exit_code = 2
+
+
+class ArgumentError(ConfigError, TypeError):
+    """A function of the Python interface was given a value of another type than its argument takes."""
 
 
 class DataError(DbtrainError):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from dbtrain.cli import drawing
 from dbtrain.cli.command import Now, Overrides, RunDirectory, app, reported
 from dbtrain.config import EvaluationConfig
-from dbtrain.config.evaluation import AnySolver
 from dbtrain.errors import ConfigError
 from dbtrain.telemetry.console import LiveView, make_console
 from dbtrain.telemetry.layout import say, show_table
@@ -44,50 +44,43 @@ def evaluate_and_say(run: str, overrides: list[str], console: Console, section: 
 @reported
 def sample(
     run: RunDirectory,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .png for a grid of pictures, or a .npy for the samples; by default RUN/samples.png. Beside it lies "
-            "a picture of which block did which step, ...-routing.svg."
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many samples; their classes come in turn.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Noise levels from the greatest to the least.")] = 50,
-    solver: Annotated[
-        AnySolver, typer.Option(help="Heun evaluates twice a step; the others are schedulers of diffusers.")
-    ] = "heun",
-    spacing: Annotated[
-        Literal["karras", "slices"],
-        typer.Option(help="karras: steps over the whole range; slices: the same number in every slice."),
-    ] = "karras",
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 1.0,
+    out: drawing.Out = None,
+    count: drawing.Count = 64,
+    steps: drawing.Steps = None,
+    solver: drawing.Solver = None,
+    spacing: drawing.Spacing = None,
+    guidance: drawing.Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    vae: Annotated[
-        str | None, typer.Option(help="Folder of the autoencoder that made the latents: samples become pictures.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="Folder of the text encoder that made the embeddings, for --caption.")
-    ] = None,
-    caption: Annotated[
-        list[str] | None, typer.Option(help="What samples show, in turn; give it several times for several.")
-    ] = None,
+    vae: drawing.Vae = None,
+    text: drawing.TextEncoder = None,
+    caption: drawing.Caption = None,
     overrides: Overrides = None,
     now: Now = False,
 ) -> None:
     """Draw samples from the merged model of a run, block after block;
     overrides such as evaluation.batch_size=2048."""
+    from dbtrain.evaluation.images.asked import check_asked
     from dbtrain.evaluation.images.pictures import sample_run
     from dbtrain.evaluation.merged_model import model_of, progress_of
+    from dbtrain.evaluation.overrides import overridden
     from dbtrain.run.run import Run
+    from dbtrain.shards.storage.directory import check_run_path
 
     console, of = make_console(), Run.at(run)
     took: list[str] = []
-    captions, decode = _captions(text, caption, console), _decoder(vae)
+    captions, decoder = _captions(text, caption, console), partial(_decoder, vae) if vae is not None else None
+    options = {"steps": steps, "solver": solver, "spacing": spacing, "guidance": guidance}
+    asked = [*(overrides or []), *(f"evaluation.{key}={value}" for key, value in options.items() if value is not None)]
+    if now:  # before weights are copied
+        check_run_path(of.store)
+        run_plan = of.plan
+        config = overridden(run_plan.config, asked)
+        check_asked(run_plan, config, out or Path("now.png"), vae is not None, captions is not None)
     with model_of(of, now) as merged, LiveView(console) as view:
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
-        drawn = (of, out, count, steps, solver, spacing, guidance, seed)
-        where, routing = sample_run(*drawn, view.count, overrides or [], took.append, merged, captions, decode)
+        drawn = (of, out, count, seed, asked, view.count, took.append, merged, captions, decoder)
+        where, routing = sample_run(*drawn)
         names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
@@ -117,10 +110,8 @@ def _captions(text: str | None, texts: list[str] | None, console: Console) -> "C
     return Captions(texts, encode)
 
 
-def _decoder(vae: str | None) -> "Decode | None":
+def _decoder(vae: str) -> "Decode":
     """How the autoencoder of a folder makes pictures of latents."""
-    if vae is None:
-        return None
     import torch
 
     from dbtrain.encoding.encoders import PictureEncoder

@@ -48,7 +48,7 @@ def _number(error: Any, key: str) -> str:
 
 
 def _unknown(error: Any, key: str) -> str:
-    return f"unknown key {key}; {hint(error['loc'])}"
+    return f"unknown key {key}; {hint(error['loc'], key, error.get('input'))}"
 
 
 def _missing(error: Any, key: str) -> str:

@@ -14,6 +14,8 @@ SHOWN = 3
 """Keys that one hint names."""
 NEAR = 0.65
 """Least similarity, by difflib, of a key that is taken for a misspelt one."""
+SURE = 0.8
+"""The same where there is more to be mistaken for: other sections, or several keys of one name."""
 
 OTHER_WORDS = {
     "learning_rate": "training.optimizer.lr",
@@ -43,11 +45,14 @@ OTHER_WORDS = {
 """What other programs call a key of ours."""
 
 
-def hint(place: tuple[Any, ...]) -> str:
-    """What was probably meant by an unknown key, or which keys there are in its section.
+def hint(place: tuple[Any, ...], written: str, value: Any) -> str:
+    """What was probably meant by an unknown key, whole and with its sections, or which keys there are in its
+    section.
 
     Args:
         place: sections and key, with the member of a union where there is one, as pydantic gives it.
+        written: the same as a user writes it.
+        value: its value; a mapping where it was taken for a section.
     """
     key, here = str(place[-1]), keys_beside(place)
     kinds = [union for name, union in _all_keys() if union and name == f"{place[0]}.{key}"]
@@ -57,16 +62,39 @@ def hint(place: tuple[Any, ...]) -> str:
             f"it is for {place[0]}.{chooser}={' or '.join(kinds)}, and this is {place[1]}, where these are known: "
             f"{', '.join(here)}"
         )
-    meant = _elsewhere(place) or difflib.get_close_matches(key, here, n=1, cutoff=NEAR) or _similar(key)
+    section = written.removesuffix(key)
+    beside = [f"{section}{name}" for name in difflib.get_close_matches(key, here, n=1, cutoff=NEAR)]
+    inside = [_below(f"{written}.{rest}") for rest in _ends(value)]
+    meant = list(dict.fromkeys(sum(inside, []))) or _elsewhere(place) or beside or _similar(key)
     if meant:
         return f"did you mean {' or '.join(meant[:SHOWN])}?"
     return f"known here: {', '.join(here)}"
 
 
+def _ends(value: Any) -> list[str]:
+    """Keys with dots that a value of several parts has; none of a plain one."""
+    if not isinstance(value, dict):
+        return []
+    ends = {str(key): _ends(part) for key, part in value.items()}
+    return [end for key, below in ends.items() for end in ([f"{key}.{rest}" for rest in below] or [key])]
+
+
+def _below(written: str) -> list[str]:
+    """Keys that were meant by one whose section is unknown: those that end nearly so, since sections may have
+    been left out; else those of its last part's name."""
+    names, parts = list(dict.fromkeys(name for name, _ in _all_keys())), written.count(".") + 1
+    ends = {name: ".".join(name.split(".")[-parts:]) for name in names}
+    near = difflib.get_close_matches(written, list(ends.values()), n=1, cutoff=SURE)
+    last = written.rpartition(".")[2]
+    return [name for name in names if ends[name] in near or (not near and name.rpartition(".")[2] == last)]
+
+
 def _elsewhere(place: tuple[Any, ...]) -> list[str]:
     """Keys of other sections with this very name, those of the same section's parts first."""
     key = str(place[-1])
-    named = [name for name, union in _all_keys() if name.rpartition(".")[2] == key and union in (None, *place)]
+    of_key = [(name, union) for name, union in _all_keys() if name.rpartition(".")[2] == key]
+    named = [name for name, union in of_key if union in (None, *place)]
+    named = named or list(dict.fromkeys(name for name, _ in of_key if not name.startswith(f"{place[0]}.")))
     # where the run has the key, its exception for a block is not what was meant
     found = [name for name in named if BLOCK not in name or name.replace(f"blocks.{BLOCK}.", "") not in named]
     inside = [name for name in found if name.startswith(f"{place[0]}.") and len(place) > 1]

@@ -1,5 +1,6 @@
 """Read a configuration: YAML, then dotted overrides, then validation."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from dbtrain.config.explain import explain
-from dbtrain.config.overrides import literal, read_override
+from dbtrain.config.overrides import check_overrides, literal, read_override
 from dbtrain.config.run import Config
 from dbtrain.config.shipped import located
-from dbtrain.errors import ConfigError, first_line
+from dbtrain.errors import ConfigError, first_line, refuse_argument
 
 BY_NAME = "a shipped configuration is called by its name alone, such as vit_digits: dbtrain configs lists them"
 
@@ -27,9 +28,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: di
 
     Raises:
         ConfigError: the file is missing or no YAML, an override is malformed, a key unknown or a value wrong.
+        ArgumentError: `path` is no path, or `overrides` no list of texts.
     """
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides={overrides!r} is a text: give a list, as in [{overrides!r}]")
+    if not isinstance(path, str | os.PathLike | None):
+        refuse_argument("path", path, "the path of a file, or the name of a shipped configuration")
+    check_overrides(overrides)
     where = str(path or "the configuration")
     try:
         loaded = OmegaConf.create(literal(base or {})) if path is None else _file(located(path))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -10,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from dbtrain.config.run import Config
 from dbtrain.config.section import Section, sections_of
-from dbtrain.errors import ConfigError
+from dbtrain.errors import ConfigError, refuse_argument
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 """How an override begins: a dotted key and an equals sign."""
@@ -19,6 +20,21 @@ NOTHING = ("", "null")
 """What stands for no value."""
 REFERENCE = re.compile(r"(\\*)\$\{")
 """OmegaConf's mark of a reference to another key, with the backslashes before it."""
+
+
+def check_overrides(overrides: Any) -> None:
+    """Refuse what is no list of texts, such as one text, whose letters would each be taken for an override.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if isinstance(overrides, str):
+        refuse_argument("overrides", overrides, f"a list, as in [{overrides!r}]")
+    if isinstance(overrides, bytes | bytearray) or not isinstance(overrides, Sequence):
+        refuse_argument("overrides", overrides, "a list of texts, as in ['data.path=/elsewhere']")
+    for number, override in enumerate(overrides):
+        if not isinstance(override, str):
+            refuse_argument(f"overrides[{number}]", override, "a text such as 'data.path=/elsewhere'")
 
 
 def read_override(override: str) -> dict[str, Any]:

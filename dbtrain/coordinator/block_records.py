@@ -69,11 +69,14 @@ class BlockRecords:
 
     def _claim(self, of: "Claim") -> EventTail:
         claim(self.blocks[of.block].store, of.attempt, of.token)
+        self.tell(of.block, of.attempt, "placed")
         return EventTail(self.blocks[of.block].attempt(of.attempt))
 
-    def keep_error(self, block: int, attempt: int, error: str) -> None:
-        """Keep all that the cluster says of an attempt's death; a storage that is away loses it."""
-        EventLog(self.blocks[block].attempt(attempt), COORDINATOR).tell("died", error=error)
+    def tell(self, block: int, attempt: int, event: str, **fields: str) -> None:
+        """Keep what only this command knows of an attempt: that it was ``placed``, all that the cluster says
+        of its death (``died``), and the ``end`` of one whose workers had not started. A storage that is away
+        loses it."""
+        EventLog(self.blocks[block].attempt(attempt), COORDINATOR).tell(event, **fields)
 
     def note(self, state: BlockState) -> None:
         """Keep a state for `write`, in the place of an older one of its block."""

@@ -263,7 +263,9 @@ class Controller:
             # nobody is there to read the request; what Ray may
             # still start ends when the command leaves the cluster
             del self.running[block]
-            self._apply(block, Exit("stopped", "stopped before its workers started", self.states[block].committed))
+            state, why = self.states[block], "stopped before its workers started"
+            self.records.tell(block, state.attempt, "end", outcome="stopped", reason=why)
+            self._apply(block, Exit("stopped", why, state.committed))
 
     def _handle(self, block: int, event: dict[str, Any]) -> None:
         self.progress[block].take(event)
@@ -289,7 +291,7 @@ class Controller:
         """Find out how an attempt ended."""
         self._set_state(dataclasses.replace(self.states[block], phase=Phase.LOST))
         if error is not None:
-            self.records.keep_error(block, self.states[block].attempt, error)
+            self.records.tell(block, self.states[block].attempt, "died", error=error)
         steps = self.records.blocks[block].steps
         self._apply(block, classify(self.progress[block], error, committed, steps, self.stopping))
 

@@ -10,6 +10,16 @@ EPSILON = 1e-6
 """Fractions of a GPU are floats."""
 
 
+SHORT_ID = 4
+"""Characters of Ray's id of a node that its name has."""
+
+
+def node_name(host: str, identifier: str) -> str:
+    """Name of a node of Ray: its host, and the beginning of the id that ``ray list nodes`` shows, as in
+    ``gpu7#3f9a``; one host may have several nodes. Without an id, the host alone."""
+    return f"{host}#{identifier[:SHORT_ID]}" if identifier else host
+
+
 @dataclass(frozen=True)
 class Node:
     """A machine: a name and what it has, as Ray counts it (``CPU``, ``GPU``, custom names)."""

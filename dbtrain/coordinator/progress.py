@@ -1,7 +1,10 @@
 """What a block's events say of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from dbtrain.coordinator.placement import node_name
 
 
 @dataclass
@@ -20,7 +23,7 @@ class Progress:
     end: dict[str, Any] | None = None
     """How this attempt ended, as told by the rank that says most of it."""
     worker: str | None = None
-    """Process and host of the first rank, in this attempt."""
+    """Process and node of the first rank, in this attempt."""
     warned: str | None = None
     """The signal that told its workers to leave, in this attempt."""
 
@@ -37,11 +40,18 @@ class Progress:
             self.rate = event["steps"] / event["seconds"] if event["seconds"] else None
             self.memory, self.seconds = event["memory"], self.seconds + event["seconds"]
         if kind == "start" and "pid" in event:
-            self.worker = f"pid {event['pid']} on {event['host']}"
+            self.worker = f"pid {event['pid']} on {node_of(event)}"
         if kind in ("start", "stopping"):
             self.warned = event.get("reason")
         if kind == "end" and _says_more(event, self.end):
             self.end = event
+
+
+def node_of(start: Mapping[str, Any]) -> str:
+    """The node that a worker's first event names, as in ``gpu7#3f9a (10.0.0.7)``: the name that `plan` and
+    `doctor` give it, and its address, by which other tools know it. Older runs have the host alone."""
+    name = node_name(str(start.get("host", "")), str(start.get("node", "")))
+    return f"{name} ({start['address']})" if start.get("address") else name
 
 
 def _says_more(new: dict[str, Any], old: dict[str, Any] | None) -> bool:

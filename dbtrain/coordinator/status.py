@@ -27,7 +27,7 @@ class BlockStatus:
     """Seconds since the last change of its phase, if that is known."""
     error: str | None
     worker: str | None = None
-    """Process and host of the first rank, while the block trains."""
+    """Process and node of the first rank, while the block trains."""
     origin: str = ""
     """Attempt and place that made the last commit, as a part of a sentence; '' where that is not known."""
 

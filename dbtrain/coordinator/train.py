@@ -34,7 +34,7 @@ from dbtrain.shards.storage.directory import run_directory
 from dbtrain.shards.storage.lock import RunLock
 from dbtrain.telemetry.console import Row, View
 from dbtrain.telemetry.trackers import Trackers, check_installed
-from dbtrain.training.optimizer import endless_warmup
+from dbtrain.training.optimizer import long_warmup
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -66,7 +66,7 @@ def train(
     run = Run.at(config.run_url)
     with run_directory(run.store), RunLock(run.store, f"dbtrain train {config.name}") as lock:
         view.tell(f"run {run.store.url}")
-        if advice := endless_warmup(config.training):
+        if advice := long_warmup(config.training):
             view.tell(advice)
         check_alone(config)
         check_installed(config.telemetry.trackers)
@@ -112,7 +112,7 @@ def _asked(wanted: Sequence[Request], only: Collection[int] | None) -> list[Requ
     """What those blocks want that are to be trained; ConfigError if one of them does not exist."""
     unknown = sorted(set(only or ()) - {request.block for request in wanted})
     if unknown:
-        raise ConfigError(f"--blocks: there is no block {unknown[0]}: the run has blocks 0 to {len(wanted) - 1}")
+        raise ConfigError(f"blocks to train: there is no block {unknown[0]}: the run has blocks 0 to {len(wanted) - 1}")
     return [request for request in wanted if only is None or request.block in only]
 
 

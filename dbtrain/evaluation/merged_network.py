@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.images.pictures import sample_shape
+from dbtrain.evaluation.images.asked import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts

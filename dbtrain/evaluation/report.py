@@ -10,6 +10,7 @@ from rich.table import Table
 
 from dbtrain.config import Config, EvaluationConfig
 from dbtrain.evaluation.accuracy import CLASS
+from dbtrain.evaluation.images.frechet import CONTROLS
 from dbtrain.evaluation.kept import MEASURED, keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
@@ -96,6 +97,17 @@ def evaluate_run(
     show(metric, scores, model.progress)
     keep(run, "evaluation.json", record, "the scores")
     return metric, scores
+
+
+def main_readout(scores: Mapping[str, Any], asked: str) -> str:
+    """The readout of those in `scores` by which a run is judged: the one of its configuration, or the first.
+
+    Of drawn samples it is the score and none of the controls, one of which comes first in evaluation.json,
+    where all are in alphabetical order.
+    """
+    if asked in scores:
+        return asked
+    return next((name for name in scores if name not in CONTROLS), next(iter(scores)))
 
 
 def label(readout: str) -> str:

@@ -36,7 +36,9 @@ def memory_of(given: str | None) -> int | None:
     return int(float(read[1]) * UNITS[read[2]])
 
 
-def lines(config: Config, data: DataSet, whole: RunPlan, micro_batch: int, memory: int | None) -> Iterator[str]:
+def lines(
+    config: Config, data: DataSet, whole: RunPlan, micro_batch: int, memory: int | None, device: str
+) -> Iterator[str]:
     """What fits on one GPU, in sentences.
 
     Args:
@@ -45,9 +47,11 @@ def lines(config: Config, data: DataSet, whole: RunPlan, micro_batch: int, memor
         whole: plan of the same model trained end to end.
         micro_batch: samples at once on a worker.
         memory: bytes of the GPU; None if it is not known.
+        device: what the blocks are planned for, ``cuda`` if the nodes have GPUs.
     """
     if memory is None:
-        yield "there is no GPU here: --memory 80GiB says what would fit on one of that size"
+        lacking = "how much memory those GPUs have is not known here" if device == "cuda" else "there is no GPU here"
+        yield f"{lacking}: --memory 80GiB says what would fit on one of that size"
         return
     yield _whole(whole, micro_batch, memory)
     if config.model.loops is None and not architecture(config.model.arch).most_blocks:

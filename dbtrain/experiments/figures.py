@@ -8,6 +8,7 @@ from rich.table import Table
 
 from dbtrain.evaluation.accuracy import CLASS
 from dbtrain.evaluation.metrics import Metric
+from dbtrain.evaluation.report import main_readout
 from dbtrain.telemetry.console import duration, size
 
 
@@ -58,6 +59,6 @@ def _series(row: Mapping[str, Any]) -> str:
 
 
 def _readout(scores: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The named readout, or the only kind that this metric has."""
-    found: Mapping[str, Any] = scores[name] if name in scores else next(iter(scores.values()))
+    """The named readout, or the one by which the metric judges."""
+    found: Mapping[str, Any] = scores[main_readout(scores, name)]
     return found

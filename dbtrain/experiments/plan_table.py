@@ -29,7 +29,7 @@ from dbtrain.run.run import BRANCH
 from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.console import LiveView, size
 from dbtrain.telemetry.layout import say, show_table
-from dbtrain.training.optimizer import endless_warmup
+from dbtrain.training.optimizer import long_warmup
 
 NODE = re.compile(r"((?P<count>[1-9]\d*)x)?(?P<has>[A-Za-z_]\w*=\d+(\.\d+)?(,[A-Za-z_]\w*=\d+(\.\d+)?)*)")
 MOST_NODES = 10_000
@@ -52,7 +52,7 @@ def show_plan(
     Raises:
         DbtrainError: the configuration, the data or the cluster do not fit.
     """
-    if advice := endless_warmup(config.training):
+    if advice := long_warmup(config.training):
         say(notices, advice)
     # what needs neither data nor a pilot comes first
     bytes_there = memory_of(memory)
@@ -93,7 +93,7 @@ def show_plan(
     say(console, UNITS)
     alone = requests(together.config, wanted[0].device)[0]
     micro_batch = block_batch(whole.config.training, 0, 1, alone.micro_batch).micro_batch
-    for line in capacity.lines(config, data, whole, micro_batch, bytes_there):
+    for line in capacity.lines(config, data, whole, micro_batch, bytes_there, wanted[0].device):
         say(console, line)
     blocks = "branch and blocks" if config.init.branch else "blocks"
     say(console, f"FLOPs of all steps: {blocks} {together.budget:.4g}, end-to-end {together.flops:.4g}")

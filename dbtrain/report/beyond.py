@@ -1,5 +1,6 @@
 """The sections that look beyond one training: inside the layers, and at other numbers of blocks."""
 
+from dbtrain.evaluation.report import main_readout
 from dbtrain.evaluation.sweep.sweep import lines
 from dbtrain.models.registry import architecture
 from dbtrain.report import plots
@@ -76,4 +77,4 @@ def ablation(facts: Facts) -> Section | Missing:
 
 def _of(row: Setting, readout: str) -> dict[str, float | None]:
     test = row.scores["test"]
-    return test[readout] if readout in test else next(iter(test.values()))
+    return test[main_readout(test, readout)]

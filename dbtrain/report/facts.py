@@ -153,8 +153,9 @@ def gather(run: Run) -> Facts:
 def _histories(run: Run, statuses: tuple[BlockStatus, ...]) -> tuple[History, ...]:
     # the branch last, so that a block has the same colour in all figures
     blocks = [*run.blocks, *(run.branch.blocks if run.branch.exists else ())]
-    running = {status.row.name: status.row.phase == Phase.RUNNING.value for status in statuses}
-    return tuple(history(block, running.get(block.name, False)) for block in blocks)
+    # without a command `status` calls such a block lost
+    under_command = {s.row.name for s in statuses if s.row.phase in (Phase.PLACED.value, Phase.RUNNING.value)}
+    return tuple(history(block, block.name in under_command) for block in blocks)
 
 
 def _rivals(run: Run, reader: Reader) -> tuple[Rival, ...]:

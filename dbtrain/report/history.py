@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbtrain.coordinator.exit_reasons import in_words
+from dbtrain.coordinator.progress import node_of
 from dbtrain.errors import ShardError
 from dbtrain.run.run import RunBlock
 from dbtrain.telemetry.events import COORDINATOR, EventTail, read_events
 
-FINE = ("done", "stopped", "running")
+PLACED = "placed"
+"""Outcome of an attempt whose workers have yet to start."""
+FINE = ("done", "stopped", "running", PLACED)
 """Ends of an attempt that are no fault."""
 LOST = "lost"
 """Outcome of an attempt whose workers went without a word."""
 WITH_ITS_COMMAND = "the command that trained it ended without a word, and its workers with it"
 """A living command writes down what Ray said of the workers that it loses, so nothing of that is there."""
+BEFORE_A_WORD = "the command that placed it ended before its workers had started"
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,17 @@ class Attempt:
     """One attempt of a block."""
 
     number: int
+    spoke: bool
+    """Whether a worker of it has said a word."""
+    node: str
+    """Node of the first worker, as `status` names it; '' where no worker has said a word."""
     start: float
-    """Seconds since the epoch, as all times here."""
+    """When its first worker started, or, of one without a word, when it was placed; seconds since the epoch,
+    as all times here."""
     end: float
     """When it ended; if it has not told how it ended, the time of its last event."""
     outcome: str
-    """``done``, ``stopped``, ``failed``, ``crashed``, ``fenced``, ``lost`` or ``running``."""
+    """``done``, ``stopped``, ``failed``, ``crashed``, ``fenced``, ``lost``, ``placed`` or ``running``."""
     reason: str
     """Why it ended so, '' where that goes without saying."""
     first_step: int
@@ -57,12 +66,12 @@ class History:
     """What could not be read."""
 
 
-def history(block: RunBlock, running: bool) -> History:
+def history(block: RunBlock, under_command: bool) -> History:
     """Read the events of a block.
 
     Args:
         block: block of a run.
-        running: whether a command trains it now, so that an attempt without an end is no fault.
+        under_command: whether a command trains it now, so that an attempt without an end is no fault.
     """
     losses: dict[int, float] = {}
     validation: dict[int, float] = {}
@@ -71,14 +80,14 @@ def history(block: RunBlock, running: bool) -> History:
     for number in numbers:
         try:
             events = read_events(block.attempt(number))
-            died = EventTail(block.attempt(number), COORDINATOR).read()
+            of_command = EventTail(block.attempt(number), COORDINATOR).read()
         except ShardError as error:
             told.append(str(error))
             continue
         losses |= dict(_losses(events, "step"))
         validation |= dict(_losses(events, "validation"))
-        if events:
-            attempts.append(_attempt(number, events, died, running and number == numbers[-1]))
+        if events or of_command:
+            attempts.append(_attempt(number, events, of_command, under_command and number == numbers[-1]))
     return History(block.name, _by_step(losses), _by_step(validation), tuple(attempts), tuple(told))
 
 
@@ -97,14 +106,19 @@ def _by_step(losses: dict[int, float]) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(losses.items()))
 
 
-def _attempt(number: int, events: list[dict[str, Any]], died: list[dict[str, Any]], running: bool) -> Attempt:
+def _attempt(
+    number: int, events: list[dict[str, Any]], of_command: list[dict[str, Any]], under_command: bool
+) -> Attempt:
     steps = [event["step"] for event in events if isinstance(event.get("step"), int)]
-    end = next((event for event in reversed(events) if event["event"] == "end"), None)
-    outcome, reason = _ending(end, died, running)
+    told = events or of_command  # of an attempt whose workers never spoke there is only what its command wrote
+    end = next((event for event in reversed(told) if event["event"] == "end"), None)
+    outcome, reason = _ending(end, of_command, under_command, silent=not events)
     return Attempt(
         number=number,
-        start=float(events[0]["t"]),
-        end=float((end or [*events, *died][-1])["t"]),
+        spoke=bool(events),
+        node=node_of(events[0]) if events else "",
+        start=float(told[0]["t"]),
+        end=float(end["t"] if end else max(event["t"] for event in [*events, *of_command])),
         outcome=outcome,
         reason=reason,
         first_step=next((e["step"] for e in events if e["event"] == "ready" and isinstance(e.get("step"), int)), 0),
@@ -113,10 +127,15 @@ def _attempt(number: int, events: list[dict[str, Any]], died: list[dict[str, Any
     )
 
 
-def _ending(end: dict[str, Any] | None, died: list[dict[str, Any]], running: bool) -> tuple[str, str]:
+def _ending(
+    end: dict[str, Any] | None, of_command: list[dict[str, Any]], under_command: bool, silent: bool
+) -> tuple[str, str]:
     """(outcome, reason): the workers' own word comes before the cluster's."""
     if end is not None:
         return str(end.get("outcome")), str(end.get("error") or end.get("reason") or "")
+    died = [event for event in of_command if event["event"] == "died"]
     if died:
         return LOST, in_words(str(died[-1].get("error")))
-    return ("running", "") if running else (LOST, WITH_ITS_COMMAND)
+    if under_command:
+        return (PLACED if silent else "running"), ""
+    return LOST, BEFORE_A_WORD if silent else WITH_ITS_COMMAND

@@ -17,7 +17,7 @@ from dbtrain.report.drawing import FAULT, FINE, INK, PAPER, PAUSE, SERIES, axes,
 from dbtrain.report.facts import Density
 from dbtrain.report.history import Attempt, History
 
-OUTCOMES = {"done": FINE, "running": FINE, "stopped": PAUSE}
+OUTCOMES = {"done": FINE, "running": FINE, "stopped": PAUSE, "placed": PAUSE}
 """Colours of attempts; all others are faults."""
 MOST_NAMED = 16
 """Rows of a figure that each have a name beside them; of more every so many do."""
@@ -174,7 +174,7 @@ def time_line(histories: Sequence[History], extended: Sequence[float], began: fl
         diagram.set_yticks(range(0, len(histories), every), [block.name for block in histories[::every]])
         diagram.set_ylim(len(histories) - 0.4, -0.6)
         diagram.grid(axis="y", visible=False)
-        diagram.set(xlabel=f"{unit} since the first worker started")
+        diagram.set(xlabel=f"{unit} since the first attempt began")
         faults = sum(attempt.fault for block in histories for attempt in block.attempts)
         count = sum(len(block.attempts) for block in histories)
         return svg(figure, "time", "Attempts and faults", f"{count} attempt(s), {faults} ended in a fault (crosses).")

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from dbtrain.evaluation.accuracy import CLASS
-from dbtrain.evaluation.report import label
+from dbtrain.evaluation.report import label, main_readout
 from dbtrain.models.registry import architecture
 from dbtrain.report import beyond, plots
 from dbtrain.report.drawing import css_colour
 from dbtrain.report.facts import Facts, Rival
 from dbtrain.report.parts import Missing, Section, Table
 from dbtrain.report.results import Evaluation
-from dbtrain.report.verdict import main_readout
 from dbtrain.telemetry.console import duration, size
 
 MOST_BARS = 16
@@ -86,7 +85,7 @@ def _quality(facts: Facts) -> Section | Missing:
     found = facts.itself.evaluation
     if found is None or not found.test:
         return Missing("How good the result is", "dbtrain eval RUN")
-    name = main_readout(found, facts.config.evaluation.readout)
+    name = main_readout(found.test, facts.config.evaluation.readout)
     measured = [(facts.itself, found.test[name]), *_scores(facts.rivals, found, name)]
     factor = 100 if found.row.percent else 1
     bars = [(_who(rival), factor * score, found.row.write(score), rival is facts.itself) for rival, score in measured]
@@ -98,7 +97,7 @@ def _quality(facts: Facts) -> Section | Missing:
         "Quality",
         f"Test {found.row.label}, readout “{label(name)}”{better}. One seed each.",
         plots.bars("quality", f"Test {found.row.label}", bars, found.row.label),
-        (_score_table(facts, found),),
+        (_score_table(facts, found, name),),
     )
 
 
@@ -106,17 +105,17 @@ def _scores(rivals: Sequence[Rival], found: Evaluation, name: str) -> Iterator[t
     for rival in rivals:
         other = rival.evaluation
         if other is not None and other.metric == found.metric and other.test:
-            yield rival, other.test[main_readout(other, name)]
+            yield rival, other.test[main_readout(other.test, name)]
 
 
 def _who(rival: Rival) -> str:
     return rival.kind.replace("_", " ").replace("diffusion blocks", "isolated blocks")
 
 
-def _score_table(facts: Facts, found: Evaluation) -> Table:
+def _score_table(facts: Facts, found: Evaluation, main: str) -> Table:
     columns = [(split, scores) for split, scores in found.scores.items()]
     names = dict.fromkeys(name for _, scores in columns for name in scores)
-    ordered = sorted(names, key=lambda name: name.startswith(CLASS))
+    ordered = sorted(names, key=lambda name: (name.startswith(CLASS), name != main))
     rows = tuple(
         (label(name) + found.row.direction(name), *(_written(found, scores, name) for _, scores in columns))
         for name in ordered
@@ -246,19 +245,23 @@ def _costs(facts: Facts) -> Section | Missing:
 def _time(facts: Facts) -> Section | Missing:
     begun = [attempt.start for block in facts.histories for attempt in block.attempts]
     if not begun:
-        return Missing("Attempts: no worker has said a word", "dbtrain resume RUN")
+        return Missing("Attempts: no block was placed yet", "dbtrain resume RUN")
     began = min(begun)
     rows = tuple(
         (
-            block.name, str(attempt.number), duration(attempt.start - began), duration(attempt.end - began),
-            f"{attempt.first_step:,}–{attempt.last_step:,}", str(attempt.commits), attempt.outcome, attempt.reason,
+            block.name, str(attempt.number), attempt.node or "-", duration(attempt.start - began),
+            duration(attempt.end - began), f"{attempt.first_step:,}–{attempt.last_step:,}" if attempt.spoke else "-",
+            str(attempt.commits), attempt.outcome, attempt.reason,
         )
         for block in facts.histories
         for attempt in block.attempts
     )  # fmt: skip
-    head = ("block", "attempt", "from", "to", "steps", "commits", "ended", "why")
+    head = ("block", "attempt", "node", "from", "to", "steps", "commits", "ended", "why")
     day = time.strftime("%Y-%m-%d %H:%M", time.gmtime(began))
-    words = f"The first worker started on {day} UTC. A cross is a fault, a dot the end of a block."
+    words = (
+        f"The first attempt began on {day} UTC. A cross is a fault, a dot the end of a block. A node has its host's "
+        "name, the beginning of its id in Ray, and its address; an attempt whose workers never started has none."
+    )
     extended = [when for when, _, _ in facts.extended]
     figure = plots.time_line(facts.histories, extended, began)
     return Section("time", "Attempts and faults", words, figure, (Table("Attempts", head, rows),))

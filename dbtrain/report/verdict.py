@@ -8,9 +8,9 @@ from typing import Literal
 
 from dbtrain.coordinator.lifecycle import Phase
 from dbtrain.evaluation.losses import Point
-from dbtrain.evaluation.report import label
+from dbtrain.evaluation.report import label, main_readout
 from dbtrain.report.facts import Facts, Rival
-from dbtrain.report.history import Attempt, History
+from dbtrain.report.history import History
 from dbtrain.report.results import Evaluation
 
 Tone = Literal["good", "warn", "bad"]
@@ -109,7 +109,7 @@ def result_of(facts: Facts) -> Remark:
     found = facts.itself.evaluation
     if found is None or not found.test:
         return Remark("Nobody has measured the result.", "warn", "Not measured: dbtrain eval RUN.")
-    name = main_readout(found, facts.config.evaluation.readout)
+    name = main_readout(found.test, facts.config.evaluation.readout)
     score = found.test[name]
     written = in_words(found, score)
     detail = f"Test split, readout: {label(name)}"
@@ -139,7 +139,7 @@ def _guessed(found: Evaluation, score: float, chance: float) -> bool:
 def _beside(found: Evaluation, name: str, rival: Rival, detail: str, more: str, written: str) -> Remark:
     """The result beside that of the network end to end."""
     assert rival.evaluation is not None, "asked of a rival that has scores"
-    theirs = rival.evaluation.test[main_readout(rival.evaluation, name)]
+    theirs = rival.evaluation.test[main_readout(rival.evaluation.test, name)]
     better, error = found.row.better, _error_of_difference(found, found.test[name], theirs)
     gain = found.test[name] - theirs if better == "higher" else theirs - found.test[name]
     within = abs(gain) < (SPREAD * error if error else LEVEL * abs(theirs))
@@ -175,11 +175,6 @@ def in_words(found: Evaluation, score: float) -> str:
     return f"{number} % {name.removesuffix(' %')}" if found.row.percent else f"{number} {name}"
 
 
-def main_readout(found: Evaluation, asked: str) -> str:
-    """The readout that a run is judged by: the one of its configuration, or the first that it has."""
-    return asked if asked in found.test else next(iter(found.test))
-
-
 def faults_of(facts: Facts) -> Remark:
     """What went wrong on the way, and what it cost."""
     found = [fault for block in facts.histories for fault in _faults(block)]
@@ -199,10 +194,13 @@ def faults_of(facts: Facts) -> Remark:
 
 def _faults(block: History) -> Iterator[tuple[str, str]]:
     """Why, and where, each attempt ended that ended in a fault."""
-    followers: list[Attempt | None] = [*block.attempts[1:], None]
-    for attempt, after in zip(block.attempts, followers, strict=False):
+    for number, attempt in enumerate(block.attempts):
         if not attempt.fault:
             continue
+        if not attempt.spoke:
+            yield attempt.reason, f"{block.name} before its workers had started"
+            continue
+        after = next((later for later in block.attempts[number + 1 :] if later.spoke), None)
         lost = 0 if after is None else attempt.last_step - after.first_step
         again = f" ({lost:,} {'step was' if lost == 1 else 'steps were'} done again)" if lost > 0 else ""
         yield attempt.reason or attempt.outcome, f"{block.name} after step {attempt.last_step:,}{again}"

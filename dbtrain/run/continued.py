@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from dbtrain.config import Config, load_config
 from dbtrain.config.data import PLACES, absolute_paths
-from dbtrain.errors import ConfigError
+from dbtrain.config.overrides import check_overrides
+from dbtrain.errors import ConfigError, refuse_argument
 from dbtrain.run.extend import KEYS
 from dbtrain.run.run import Run
 from dbtrain.shards.manifest import MANIFEST
@@ -30,8 +31,12 @@ def run_config(run: str, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: an override is malformed, or the directory has not the run's name.
+        ArgumentError: `run` is no path, or `overrides` no list of texts.
         ShardError: there is no run.
     """
+    if not isinstance(run, str | os.PathLike):
+        refuse_argument("run", run, "the directory or URL of a run")
+    check_overrides(overrides)
     whole = Run.at(run)
     check_run_path(whole.store)
     config, url = whole.config, whole.store.url

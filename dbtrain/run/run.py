@@ -197,7 +197,7 @@ class RunBlock:
 
     @property
     def attempts(self) -> list[int]:
-        """Numbers of the attempts whose workers have written events or logs."""
+        """Numbers of the attempts of which there is an event or a log, rising."""
         return sorted(int(name) for name in self.store.child(ATTEMPTS).list() if name.isdecimal())
 
     def attempt(self, number: int) -> Store:

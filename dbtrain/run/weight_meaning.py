@@ -1,5 +1,7 @@
 """Whether weights that fit a model by name and shape also mean the same in it as where they were trained."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -7,12 +9,16 @@ from torch import Tensor
 from dbtrain.config import Config, parse_config
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
-from dbtrain.run.plan import RunPlan
+from dbtrain.method.parametrisation import default_sigma_data
+from dbtrain.run.plan import RunPlan, level_name
 from dbtrain.run.weight_source import WeightSource
-from dbtrain.shards.manifest import MANIFEST
+from dbtrain.shards.manifest import MANIFEST, Manifest
 
-SCALES = ("process", "sigma_data", "input_scaling")
-"""Keys of the section noise that say what a network is given."""
+APART = 0.05
+"""Share of the (log) range by which the ends of slices differ before that is told: two pilots on like data
+do not measure the same range to the last digit."""
+MOST_EDGES = 8
+"""Ends of slices that are written one by one; of more the first and the last."""
 
 
 def codes_of(source: WeightSource | None, config: Config) -> Tensor | None:
@@ -65,12 +71,57 @@ def _differences(run_plan: RunPlan, source: WeightSource) -> tuple[str, ...]:
         if run_plan.codebook is None or source.codebook_hash:
             return ()
         return (f"init.from={source.asked} does not tell its codebook: with other codes than its own it starts badly",)
-    differing = _differing(_scales(there), _scales(here))
-    if not differing:
+    usual = default_sigma_data(None if run_plan.codebook is None else run_plan.codebook.shape[1])
+    ours = _scales(here, usual)
+    told = [f"{key}={value} (here {ours.get(key)})" for key, value in _differing(_scales(there, usual), ours)]
+    if source.manifest is not None and there.noise_process == here.noise_process:
+        told += _other_levels(source.manifest, run_plan)
+    if not told:
         return ()
-    ours = _scales(here)
-    told = ", ".join(f"{key}={value} (here {ours.get(key)})" for key, value in differing)
-    return (f"init.from={source.asked} was trained with {told}: the same weights may mean something else here",)
+    return (
+        f"init.from={source.asked} was trained with {', '.join(told)}: the same weights may mean something else here",
+    )
+
+
+def _other_levels(there: Manifest, run_plan: RunPlan) -> list[str]:
+    """The levels that the source was trained at, where they are others than the run's; with as many blocks
+    those of each slice, and otherwise both ends of the range."""
+    noise, unseen = run_plan.noise(), there.noise["kind"] == "none"
+    here = run_plan.ranges.edges
+    if unseen or run_plan.distribution["kind"] == "none":
+        if unseen and run_plan.distribution["kind"] == "none":
+            return []
+        levels = "no noise" if unseen else _levels(level_name(there), _edges(there))
+        return [f"{levels} (here {_levels(noise.level_name, here) if unseen else 'no noise'})"]
+    theirs = _edges(there)
+    if len(theirs) != len(here):
+        theirs, here = (theirs[0], theirs[-1]), (here[0], here[-1])
+    if not _apart(theirs, here):
+        return []
+    return [f"{_levels(noise.level_name, theirs)} (here {_written(here)})"]
+
+
+def _edges(manifest: Manifest) -> tuple[float, ...]:
+    """Falling ends of the slices of a run."""
+    rows = manifest.slices or manifest.plan
+    return tuple(float.fromhex(end) for end in (*(row.levels[1] for row in rows), rows[-1].levels[0]))
+
+
+def _apart(theirs: Sequence[float], here: Sequence[float]) -> bool:
+    """Whether two lists of as many ends differ by more than `APART` of the range, in ln(level) where no end
+    is 0."""
+    log = min(*theirs, *here) > 0
+    one, two = ([math.log(end) for end in ends] if log else list(ends) for ends in (theirs, here))
+    return max(abs(a - b) for a, b in zip(one, two, strict=True)) > APART * abs(one[0] - one[-1])
+
+
+def _levels(name: str, edges: Sequence[float]) -> str:
+    return f"{name} {_written(edges)}"
+
+
+def _written(edges: Sequence[float]) -> str:
+    shown = edges if len(edges) <= MOST_EDGES else (edges[0], edges[-1])
+    return " to ".join(f"{edge:.4g}" for edge in shown)
 
 
 def _config(source: WeightSource) -> Config | None:
@@ -83,9 +134,17 @@ def _codebook(config: Config) -> dict[str, Any]:
     return {f"codebook.{key}": value for key, value in config.codebook.model_dump().items()}
 
 
-def _scales(config: Config) -> dict[str, Any]:
+def _scales(config: Config, usual: float) -> dict[str, Any]:
+    """What says how a network is given its input, and what its output means.
+
+    Args:
+        config: a run's.
+        usual: `noise.sigma_data` where the section does not have it.
+    """
+    noise = {"process": config.noise_process, "input_scaling": config.noise.input_scaling}
+    noise["sigma_data"] = f"{config.noise.sigma_data or usual:.4g}"
     model = {f"model.{key}": value for key, value in config.model.model_dump().items() if key != "depth"}
-    return {**model, **{f"noise.{key}": getattr(config.noise, key) for key in SCALES}}
+    return {**model, **{f"noise.{key}": value for key, value in noise.items()}}
 
 
 def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,12 +56,18 @@ def _check_workspaces_once(device: torch.device) -> None:
         os.environ[WORKSPACES] = DETERMINISTIC_WORKSPACES
 
 
-def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
+def work(assignment: Assignment, rank: int, stop: StopRequest, node: Mapping[str, str] | None = None) -> None:
     """Run one rank of an attempt and record how it ended.
 
     Errors that another attempt would meet again are recorded as ``failed``, and raised only where there are
     other ranks: those would wait for this one in a collective, and Ray ends them when one raises. All others
     are raised, so that the coordinator sees a crash.
+
+    Args:
+        assignment: what the coordinator told this worker.
+        rank: within the block.
+        stop: set when the worker is asked to commit and leave.
+        node: what its first event says of the node: Ray's id as ``node``, and its ``address``.
     """
     attempt = Run.at(assignment.run_url).block(assignment.block).attempt(assignment.attempt)
     log = EventLog(attempt, rank)
@@ -74,7 +81,7 @@ def work(assignment: Assignment, rank: int, stop: StopRequest) -> None:
     prepare_process(assignment)
     worker: BlockWorker | None = None
     try:
-        worker = BlockWorker(assignment, rank, stop, log)
+        worker = BlockWorker(assignment, rank, stop, log, node)
         end(worker.run())
     except FirstWorkerError:
         return  # raised here as well, it could be told, or end the attempt, before the first one has said why

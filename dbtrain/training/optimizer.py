@@ -10,16 +10,22 @@ from torch import nn
 from dbtrain.config import OptimizerConfig, TrainingConfig
 
 
-def endless_warmup(training: TrainingConfig) -> str | None:
-    """One line for a warm-up that ends with the training or after it,
-    which nothing else would tell; else None."""
-    steps, optimizer = training.steps, training.optimizer
-    if optimizer.warmup < steps:
+def long_warmup(training: TrainingConfig) -> str | None:
+    """One line for a warm-up of more than half of the steps, which nothing else would tell; else None.
+
+    A block's own steps need no look: its warm-up is in proportion to them.
+    """
+    steps, warmup = training.steps, training.optimizer.warmup
+    if 2 * warmup <= steps:
         return None
-    return (
-        f"training.optimizer.warmup={optimizer.warmup} does not end before training.steps={steps}: the learning rate "
-        f"rises to {min(1.0, steps / optimizer.warmup):.0%} of training.optimizer.lr at the last step and never falls"
+    rises = (
+        f"takes most of training.steps={steps}: the learning rate has its peak with {steps - warmup} step(s) left"
+        if warmup < steps
+        else f"does not end before training.steps={steps}: the learning rate rises to {min(1.0, steps / warmup):.0%} "
+        "of training.optimizer.lr at the last step and never falls"
     )
+    tenth = round(steps / 10)
+    return f"training.optimizer.warmup={warmup} {rises}; for a tenth of the steps set training.optimizer.warmup={tenth}"
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -50,9 +50,18 @@ class BlockWorker:
         rank: within the block; rank 0 writes.
         stop: set when the worker is asked to commit and leave.
         log: event log of the attempt.
+        node: what its first event says of the node that it runs on, besides the host.
     """
 
-    def __init__(self, assignment: Assignment, rank: int, stop: StopRequest, log: EventLog) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        rank: int,
+        stop: StopRequest,
+        log: EventLog,
+        node: Mapping[str, str] | None = None,
+    ) -> None:
+        self.node = node or {}
         self.assignment = assignment
         self.rank = rank
         self.stop = stop
@@ -83,7 +92,7 @@ class BlockWorker:
         Raises:
             DbtrainError: nothing that another attempt would fix.
         """
-        where = {"host": os.uname().nodename, "place": self.assignment.place}
+        where = {"host": os.uname().nodename, **self.node, "place": self.assignment.place}
         self._emit("start", rank=self.rank, pid=os.getpid(), **where, device=str(self.device))
         if not self.training.deterministic:
             torch.use_deterministic_algorithms(False)

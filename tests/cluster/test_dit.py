@@ -38,4 +38,4 @@ def test_it_trains_resumes_bitwise_merges_and_samples(dbtrain: Callable[..., Com
     drawn = dbtrain("sample", "killed/run", "--count", "9", "--steps", "4", "--guidance", "1.5", "--out", "a.png")
     assert drawn.wait() == 0, drawn.output()
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (28, 28)
+        assert picture.size == (3 * 64 + 4, 3 * 64 + 4)

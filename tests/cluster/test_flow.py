@@ -30,7 +30,7 @@ def test_it_resumes_bitwise_samples_and_has_a_baseline(dbtrain: Callable[..., Co
         drawn = dbtrain("sample", f"killed/{run}", "--count", "9", *steps, "--guidance", "1.5", "--out", "a.png")
         assert drawn.wait() == 0, drawn.output()
         with Image.open(tmp_path / "a.png") as picture:
-            assert picture.size == (28, 28)
+            assert picture.size == (3 * 64 + 4, 3 * 64 + 4)
         (tmp_path / "a.png").unlink()
     measured = dbtrain("losses", "killed/run")
     assert measured.wait() == 0 and "boundary" in measured.output(), measured.output()

@@ -68,7 +68,7 @@ def test_two_workers_a_block_and_then_one(dbtrain: Callable[..., Command], tmp_p
 
 def test_bad_input_is_one_line_and_a_code(dbtrain: Callable[..., Command], tmp_path: Path) -> None:
     cases = {
-        "model.dpeth=3": "did you mean depth?",
+        "model.dpeth=3": "did you mean model.depth?",
         "cluster.device=cuda": "none of the 1 nodes has a GPU",
         "cluster.cpus_per_worker=999": "fits on no empty cluster",
     }

@@ -31,7 +31,7 @@ def test_a_run_is_looked_at_while_it_trains(dbtrain: Callable[..., Command], tmp
     assert drawn.wait() == 0, drawn.output()
     assert "its blocks are not done: steps" in " ".join(drawn.output().split())
     with Image.open(tmp_path / "run-now.png") as picture:
-        assert picture.size == (28, 28)
+        assert picture.size == (3 * 64 + 4, 3 * 64 + 4)
     merged = dbtrain("merge", "runs/run", "--now")
     assert merged.wait() == 0, merged.output()
     assert "it equals the blocks bit for bit; its blocks are not done: steps" in " ".join(merged.output().split())

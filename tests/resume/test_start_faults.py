@@ -88,8 +88,9 @@ def test_a_worker_that_dies_before_its_first_word_costs_one_attempt(altered: Alt
     assert told.count("block 0: crashed, committed step 0; comes back") == 1
     assert f"comes back ({KILLED})" in told  # the cause, not only that there was one
     assert "ActorDiedError" not in told and "Worker exit detail" not in told
-    kept = (altered.folder / "runs/run/blocks/00/attempts/1/events-coordinator.jsonl").read_text()
-    assert "ActorDiedError" in json.loads(kept)["error"]
+    told = (altered.folder / "runs/run/blocks/00/attempts/1/events-coordinator.jsonl").read_text()
+    placed, died = map(json.loads, told.splitlines())
+    assert placed["event"] == "placed" and "ActorDiedError" in died["error"]
     assert json.loads((altered.folder / "runs/run/blocks/00/state.json").read_text())["restarts"] == 1
 
 

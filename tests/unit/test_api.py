@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import dbtrain
 from dbtrain import api
-from dbtrain.errors import ConfigError, IncompleteRunError, PlacementError, ShardError
+from dbtrain.errors import ConfigError, DbtrainError, IncompleteRunError, PlacementError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.merged_network import MergedNetwork
 from dbtrain.evaluation.text.generate import GENERATORS
@@ -112,14 +112,45 @@ def test_latents_are_classified_in_their_own_scale_which_is_that_of_no_pixels(tm
 def test_a_text_in_the_place_of_a_list_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r"give a list, as in \['training.steps=3'\]"):
         dbtrain.load_config("vit_digits", "training.steps=3")
-    with pytest.raises(ConfigError, match=r"give the numbers, as in blocks=\[0, 1\]"):
-        dbtrain.train(settled(tmp_path), blocks="0,1")
-    with pytest.raises(ConfigError, match="blocks=0 is no list"):
-        dbtrain.train(settled(tmp_path), blocks=0)
     with pytest.raises(ConfigError, match="device='nonsense' is no device of PyTorch"):
         dbtrain.load_merged(settled(tmp_path), "nonsense")
     with pytest.raises(ConfigError, match=r"device=cuda:77: PyTorch sees \d GPU"):
         dbtrain.load_merged(settled(tmp_path), "cuda:77")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda run: dbtrain.load_config("vit_digits", b"x"),
+            "overrides=b'x' is of the type bytes: give a list of texts",
+        ),
+        (
+            lambda run: dbtrain.load_config("vit_digits", ["blocks=2", 1]),
+            "overrides[1]=1 is of the type int: give a text",
+        ),
+        (lambda run: dbtrain.load_config(3), "path=3 is of the type int: give the path of a file"),
+        (lambda run: dbtrain.merge(run, "data.path=x"), "type str: give a list, as in ['data.path=x']"),
+        (
+            lambda run: dbtrain.evaluate(run, "evaluation.steps=3"),
+            "type str: give a list, as in ['evaluation.steps=3']",
+        ),
+        (lambda run: dbtrain.evaluate(run, section={"steps": 3}), "section={'steps': 3} is of the type dict"),
+        (lambda run: dbtrain.train(None), "config=None is of the type NoneType: give a configuration, a run, or"),
+        (lambda run: dbtrain.prepare("vit_digits"), "config='vit_digits' is of the type str: give a configuration"),
+        (lambda run: dbtrain.load_merged(None), "path=None is of the type NoneType: give the directory or URL"),
+        (lambda run: dbtrain.status(3), "run=3 is of the type int: give a run, or its directory or URL"),
+        (lambda run: dbtrain.run_config(None), "run=None is of the type NoneType"),
+        (lambda run: dbtrain.train(run, blocks="0,1"), "blocks='0,1' is of the type str: give a list of their numbers"),
+        (lambda run: dbtrain.train(run, blocks=0), "blocks=0 is of the type int: give a list of their numbers"),
+        (lambda run: dbtrain.train(run, blocks=["0"]), "blocks[0]='0' is of the type str: give the number of a block"),
+        (lambda run: dbtrain.train(run, address=3), "address=3 is of the type int"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named_with_what_to_give(tmp_path, call, message):
+    with pytest.raises(TypeError) as told:
+        call(settled(tmp_path).url)
+    assert message in str(told.value) and isinstance(told.value, DbtrainError)
 
 
 def test_a_view_is_told_what_the_command_says(tmp_path):

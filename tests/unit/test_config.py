@@ -95,12 +95,12 @@ def test_overrides_take_the_type_of_their_key(override, read, value):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trainin.steps=4", ["unknown key trainin", "did you mean training?"]),
-        ("training.step=4", ["unknown key training.step", "did you mean steps?"]),
-        ("training.optimizer.warmupp=4", ["training.optimizer.warmupp", "did you mean warmup?"]),
-        ("model.dept=3", ["model.dept", "did you mean depth?"]),
-        ("data.validaton=0.2", ["validaton", "did you mean validation?"]),
-        ("cluster.blocks.1.wrkers=2", ["cluster.blocks.1.wrkers", "did you mean workers?"]),
+        ("trainin.steps=4", ["unknown key trainin", "did you mean training.steps?"]),
+        ("training.step=4", ["unknown key training.step", "did you mean training.steps?"]),
+        ("training.optimizer.warmupp=4", ["training.optimizer.warmupp", "did you mean training.optimizer.warmup?"]),
+        ("model.dept=3", ["model.dept", "did you mean model.depth?"]),
+        ("data.validaton=0.2", ["validaton", "did you mean data.validation?"]),
+        ("cluster.blocks.1.wrkers=2", ["cluster.blocks.1.wrkers", "did you mean cluster.blocks.1.workers?"]),
         ("noise.zzzzz=2", ["noise.zzzzz", "known here: ", "sigma_min"]),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_size_is_one_number_or_height_and_width():
         ("data.channels=4", ["data.channels=4", "1 or 3"]),
         ("data.resize=stretch", ["data.resize=stretch", "'crop', 'pad' or 'squash'"]),
         ("data.background=red", ["data.background=red", "'black' or 'white'"]),
-        ("data.chanels=3", ["unknown key data.chanels", "did you mean channels?"]),
+        ("data.chanels=3", ["unknown key data.chanels", "did you mean data.channels?"]),
     ],
 )
 @pytest.mark.parametrize("source", ["images", "hf"])

@@ -79,7 +79,7 @@ def test_a_misspelt_key_is_told_by_the_one_that_was_meant(key, base):
     if last[-2:] == last[-1:] * 2:
         swapped = key + "x"
     message = refused(f"{swapped}=1", base)
-    assert f"unknown key {swapped}; did you mean " in message and last in message.split("did you mean")[1]
+    assert f"unknown key {swapped}; did you mean " in message and key in message.split("did you mean")[1]
 
 
 @pytest.mark.parametrize(("key", "base"), KEYS, ids=IDS)
@@ -114,6 +114,14 @@ def test_a_value_of_another_kind_is_told_with_its_key_and_what_to_write(key, bas
         ("data.batch_size=1", "did you mean training.batch_size or evaluation.batch_size?"),
         ("training.learning_rate=1", "did you mean training.optimizer.lr?"),
         ("model.width=1", "did you mean model.dim?"),
+        ("depth=1", "unknown key depth; did you mean model.depth?"),
+        ("optimizer.lr=1", "unknown key optimizer; did you mean training.optimizer.lr?"),
+        ("optimizer.warmupp=1", "unknown key optimizer; did you mean training.optimizer.warmup?"),
+        ("training.optimiser.lr=1", "unknown key training.optimiser; did you mean training.optimizer.lr?"),
+        ("traininng.stps=1", "unknown key traininng; did you mean training.steps?"),
+        ("train.steps=1", "unknown key train; did you mean training.steps?"),
+        ("train.zzz=1", "unknown key train; did you mean training?"),
+        ("branch.steps=1", "unknown key branch; did you mean init.branch.steps?"),
         ("gpus=1", "did you mean cluster.gpus_per_worker?"),
         ("model.stream=concat", "it is for model.arch=ar_lm, and this is vit, where these are known: arch, depth"),
         ("training.optimizer=adam", "write training.optimizer.KEY=VALUE with one of name, lr, "),

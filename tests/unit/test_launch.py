@@ -41,7 +41,7 @@ def test_every_gpu_has_a_cpu_or_those_that_its_worker_asks_for(gpus: int, more: 
 
 
 def test_mistakes_are_told_before_anything_waits_in_a_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean depth"):
+    with pytest.raises(ConfigError, match="did you mean model.depth"):
         submit({}, DIGITS, ["model.dpeth=3"], None, dry_run=False)
     with pytest.raises(ConfigError, match="the job starts a cluster of its own"):
         submit({}, DIGITS, ["cluster.address=auto"], None, dry_run=False)

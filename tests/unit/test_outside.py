@@ -239,7 +239,7 @@ def test_the_keys_of_the_section_are_the_arguments_of_the_class():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.widht=8", "unknown key model.widht; did you mean width?"),
+        ("model.widht=8", "unknown key model.widht; did you mean model.width?"),
         ("model.width=3", "model.width=3: .* be greater than or equal to 4"),
         ("model.width=7", "model.width=7 is odd"),
         ("model.width=513", "model.width=513: .* be less than or equal to 512"),

@@ -122,7 +122,7 @@ def test_it_is_found_in_the_current_directory_by_the_installed_command_too(folde
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.widht=8"], "unknown key model.widht; did you mean width?"),
+        (["model.widht=8"], "unknown key model.widht; did you mean model.width?"),
         (["model.heads=2"], "unknown key model.heads; it is for model.arch=.*vit.*, and this is my_net:MyModel.*width"),
         (["model.width=wide"], "model.width=wide: it must be an int"),
         (["model.depth=0"], "model.depth=0: .*greater than or equal to 1"),
@@ -316,7 +316,7 @@ def test_an_installed_package_may_give_a_short_name(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     assert architecture("residual").__name__ == "MyModel"
     assert config(arch="residual").model.width == 16
-    with pytest.raises(ConfigError, match="unknown key model.widht; did you mean width?"):
+    with pytest.raises(ConfigError, match="unknown key model.widht; did you mean model.width?"):
         config("model.widht=8", arch="residual")
 
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from dbtrain.coordinator.ray.cluster import RayCluster
 
 
+ANSWER_S = 0.5
+"""Seconds until the first bytes of an answer; Ray's servers take less than a millisecond."""
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a connection by gRPC, and so by HTTP/2, begins  # RFC 9113, section 3.4: the preface, and SETTINGS."""
+SETTINGS_AT, SETTINGS_TYPE = 3, 4
+"""Where in the answer the type of its first frame stands, and what it must be  # RFC 9113, section 4.1"""
 CONNECT_S = 5.0
 """Bounded: a host that drops packets would hold a connection attempt for minutes."""
 SOCKET_BYTES = 107
@@ -74,12 +80,17 @@ def _host_and_port(source: Source) -> tuple[str, int]:
 
 
 def _check_answers(source: Source, host: str, port: int) -> None:
-    """Raise PlacementError if nothing listens there."""
+    """Raise PlacementError if nothing listens there, or what does is no server of Ray's."""
     refusal = _refusal(host, port)
     if refusal is not None:
         raise PlacementError(
             f"nothing answers at {source.name} ({refusal}): is Ray started there, on this port (6379; 10001 for "
             f"ray://), and may this machine reach it? {source.fix[0].upper()}{source.fix[1:]}"
+        )
+    if _is_something_else(host, port):
+        raise PlacementError(
+            f"what answers at {source.name} is not Ray: give the port of its head (6379; 10001 for ray://), not that "
+            f"of its dashboard (8265) or of another program; or {source.fix}"
         )
 
 
@@ -180,6 +191,23 @@ def _refusal(host: str, port: int) -> Exception | None:
     except (OSError, OverflowError) as error:
         return error
     return None
+
+
+def _is_something_else(host: str, port: int) -> bool:
+    """Whether what listens there answers otherwise than a server by gRPC does, or hangs up. One that keeps
+    silent, or wants TLS first, is left to Ray."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "", "false"):
+        return False
+    try:
+        with socket.create_connection((host, port), CONNECT_S) as connection:
+            connection.settimeout(ANSWER_S)
+            connection.sendall(HELLO)
+            answer = connection.recv(len(HELLO))
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return len(answer) <= SETTINGS_AT or answer[SETTINGS_AT] != SETTINGS_TYPE
 
 
 def _own_address() -> str:

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -65,4 +66,5 @@ def _loop(config: dict[str, Any]) -> None:
     from dbtrain.training.entry import work
 
     take_over()
-    work(Assignment(**config), ray.train.get_context().get_world_rank(), PROCESS_STOP)
+    node = {"node": ray.get_runtime_context().get_node_id(), "address": ray.util.get_node_ip_address()}
+    work(Assignment(**config), ray.train.get_context().get_world_rank(), PROCESS_STOP, node)

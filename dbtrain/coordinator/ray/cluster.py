@@ -10,7 +10,7 @@ import ray
 from psutil import Process
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbtrain.coordinator.placement import Node
+from dbtrain.coordinator.placement import Node, node_name
 from dbtrain.coordinator.ray import own_cluster
 from dbtrain.coordinator.ray.attempt import Attempt
 from dbtrain.coordinator.ray.shipping import runtime_env
@@ -145,7 +145,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _name(node: dict[str, Any]) -> str:
-    return f"{node['NodeManagerHostname']}#{node['NodeID'][:4]}"
+    return node_name(node["NodeManagerHostname"], node["NodeID"])
 
 
 def _value(call: Any, seconds: float) -> Any:

@@ -53,10 +53,13 @@ LEAVE_S = 30.0
 """How long workers have to leave their process group; as long as Ray's own backend gives them."""
 SHORT, WHOLE = 500, 4000
 """Characters of an exception in a message, and in what is kept of it."""
+TRACEBACK = "Traceback (most recent call last)"
+"""Begins a traceback."""
 
 
 def reason(error: BaseException, longest: int = SHORT) -> str:
-    """The innermost cause of an exception of Ray that says something, as one line of so many characters."""
+    """The innermost cause of an exception of Ray that says something, as one line of so many characters; in a
+    short one a traceback that stands in its text is left out but for its last line."""
     chain = [error]
     while cause := _cause(chain[-1]):
         chain.append(cause)
@@ -65,7 +68,13 @@ def reason(error: BaseException, longest: int = SHORT) -> str:
     # its message begins with half a page about the worker, before the cause
     worst = getattr(worst, "health_check_failure", worst)
     lines = [line.strip() for line in str(worst).splitlines() if line.strip()]
-    return f"{type(worst).__name__}: {' '.join(lines)[:longest]}"
+    shown = _without_traceback(lines) if longest <= SHORT else lines
+    return f"{type(worst).__name__}: {' '.join(shown)[:longest]}"
+
+
+def _without_traceback(lines: list[str]) -> list[str]:
+    at = next((number for number, line in enumerate(lines) if TRACEBACK in line), None)
+    return lines if at is None else [*lines[:at], lines[at].partition(TRACEBACK)[0].strip(), lines[-1]]
 
 
 def _cause(error: BaseException) -> BaseException | None:

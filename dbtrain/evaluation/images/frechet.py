@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import DataSet, Split, evenly, spread
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation.images.asked import sample_shape
 from dbtrain.evaluation.images.classifier import judge_of
 from dbtrain.evaluation.images.inception import Inception
-from dbtrain.evaluation.images.pictures import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
@@ -25,6 +25,9 @@ Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
 NOISE_SEED = 0
 """Seed of the samples' noise, the same in every run: two models that are compared start from the same
 noise."""
+
+CONTROLS = ("first", "shuffled_blocks", "scrambled_class", "training_images")
+"""Readouts of drawn samples that stand beside the score, by the names that `distances` explains."""
 
 
 class Features(nn.Identity):

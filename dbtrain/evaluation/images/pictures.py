@@ -15,19 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from dbtrain.config import Config
-from dbtrain.config.evaluation import AnySolver, Resident
+from dbtrain.config.evaluation import Resident
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
+from dbtrain.evaluation.images.asked import check_asked, sample_shape
 from dbtrain.evaluation.images.captioned import captioned_grid
 from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.evaluation.images.sampling import Sampling, draw
-from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.evaluation.merged_model import MergedModel, merged_of, merged_plan
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.residency import choose
 from dbtrain.evaluation.speed import Speed, Stopwatch
-from dbtrain.method.sampler import Spacing, spaced_levels
-from dbtrain.models.registry import ARCHITECTURES, architecture
+from dbtrain.method.sampler import spaced_levels
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import MergedDirectory
@@ -53,23 +52,21 @@ ROUTING = "-routing.svg"
 """End of the name of the picture that shows which block did which step; the beginning is the samples'."""
 GAP = 2
 """Pixels between the pictures of a grid."""
+SIDE = 64
+"""Pixels that the shorter side of a picture in a grid has at least."""
 
 
 def sample_run(
     run: Run,
     out: Path | None,
     count: int,
-    steps: int,
-    solver: AnySolver,
-    spacing: Spacing,
-    guidance: float,
     seed: int,
-    count_levels: Count = silent,
     overrides: Sequence[str] = (),
+    count_levels: Count = silent,
     tell: Callable[[str], None] = lambda line: None,
     merged: MergedDirectory | None = None,
     captions: Captions | None = None,
-    decode: Decode | None = None,
+    decoder: Callable[[], Decode] | None = None,
 ) -> tuple[str, str]:
     """Draw `count` samples, and write them to `out`, or into the run.
 
@@ -83,25 +80,30 @@ def sample_run(
     as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
 
     Args:
-        overrides: of the section `evaluation`: batch size, precision, compilation, which blocks are resident.
+        run, out: a run that is merged, and a file for the samples; None for `PICTURE` in the run.
+        count, seed: how many samples, and the seed of their noise.
+        overrides: overrides of the section `evaluation`, which says how samples are drawn here as it does for
+            their score: `steps`, `solver`, `spacing`, `guidance`, `batch_size`, `precision`, `compile` and
+            `resident`.
+        count_levels: is told how many levels are done.
         tell: gets a line with how long the parts took.
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
         captions: what the samples are to show, in turn; a grid has a row for each.
-        decode: makes pictures (N, C, H, W) in [-1, 1] of latents, as an autoencoder's decoder does.
+        decoder: loads what makes pictures (N, C, H, W) in [-1, 1] of latents, as an autoencoder does.
 
     Raises:
-        ConfigError: the architecture draws nothing or is told no captions, or `out` cannot hold samples.
+        ConfigError: `check_asked` refuses what is asked, or the text encoder is not that of the data.
+        DataError: the decoder is not that of the data.
         ShardError: the run is not merged, or its files are damaged.
     """
     watch, merged = Stopwatch(), merged or merged_of(run)
     run_plan = merged_plan(merged)
     config = overridden(run_plan.config, overrides)
-    shape = sample_shape(run_plan)
-    _check(out or Path(PICTURE), shape, decode is not None)
-    check_solver(solver, config.noise_process)
+    check_asked(run_plan, config, out or Path(PICTURE), decoder is not None, captions is not None)
+    decode = _loaded(decoder, run_plan) if decoder else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
-    sampling = Sampling(spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing), solver, guidance, seed)
+    sampling, shape = _sampling(run_plan, config, seed), sample_shape(run_plan)
     speed = Speed.of(config, device, count)
     watch.lap("starting")
     model = _fast(merged, run_plan, config.evaluation.resident, speed)
@@ -112,7 +114,8 @@ def sample_run(
         lambda evaluation: walk.append((evaluation.level, evaluation.block)),
     ).cpu()  # fmt: skip
     tell(f"{watch.line('drawing', speed)}, {model.resident}")
-    drawn = Drawn(merged.weights_hash, solver, guidance, seed, run_plan.level_name, run_plan.ranges.edges, tuple(walk))
+    how = (sampling.solver, sampling.guidance, seed, run_plan.level_name, run_plan.ranges.edges)
+    drawn = Drawn(merged.weights_hash, *how, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
 
@@ -124,6 +127,20 @@ def _fast(merged: MergedDirectory, run_plan: RunPlan, resident: Resident, speed:
     for block in model.shells:
         speed.apply(block)
     return model
+
+
+def _sampling(run_plan: RunPlan, config: Config, seed: int) -> Sampling:
+    section = config.evaluation
+    levels = spaced_levels(run_plan.noise(), run_plan.ranges, section.steps, section.spacing)
+    return Sampling(levels, section.solver, section.guidance, seed)
+
+
+def _loaded(decoder: Callable[[], Decode], run_plan: RunPlan) -> Decode:
+    """A decoder that was tried on a sample of zeros: else one that does not fit would be told only once the
+    samples are drawn."""
+    decode = decoder()
+    decode(as_encoded(torch.zeros(1, *sample_shape(run_plan)), run_plan.shape))
+    return decode
 
 
 def _shown(
@@ -144,7 +161,6 @@ def _contexts(
     samples have.
 
     Raises:
-        ConfigError: there are captions, and the run is told none.
         DataError: there are no classes and no captions, and the data is not here.
     """
     if captions is not None:
@@ -160,11 +176,6 @@ def _contexts(
 
 def _captioned(run_plan: RunPlan, captions: Captions, count: int, device: torch.device) -> Tensor:
     """The captions in turn, as the architecture reads them."""
-    if "text" not in run_plan.shape:
-        raise ConfigError(
-            f"--caption is for runs whose data has captions, and {run_plan.config.name} is trained on data.source="
-            f"{run_plan.config.data.source} with {', '.join(run_plan.shape)}: leave it out"
-        )
     length, width = run_plan.shape["text"]
     text, mask = captions.encode(length)
     if text.shape[-1] != width:
@@ -234,37 +245,16 @@ def _write(
     if suffix == ".npy":
         np.lib.format.write_array(file, as_encoded(samples, shape).numpy(), allow_pickle=False)
         return
+    samples = enlarged(samples)
     sheet = captioned_grid(samples, captions) if captions else grid(samples)
     Image.fromarray(sheet).save(file, format="PNG", pnginfo=as_text(drawn))
 
 
-def sample_shape(run_plan: RunPlan) -> tuple[int, ...]:
-    """Shape of one sample of a run.
-
-    Raises:
-        ConfigError: its architecture draws no samples.
-    """
-    name = run_plan.config.model.arch
-    entry = architecture(name).samples
-    if entry is None:
-        able = ", ".join(n for n in ARCHITECTURES if architecture(n).samples)
-        raise ConfigError(f"model.arch={name} draws no samples from noise; these do: {able}")
-    return tuple(run_plan.shape[entry])
-
-
-def _check(out: Path, shape: tuple[int, ...], decoded: bool) -> None:
-    if out.suffix not in (".png", ".npy"):
-        raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
-    if out.suffix == ".png" and not decoded and (len(shape) != 3 or shape[0] not in (1, 3)):
-        kind = f"{shape[0]} channels" if len(shape) == 3 else f"shape {'x'.join(map(str, shape))}"
-        raise ConfigError(
-            f"samples of {kind} are no pictures: decode them with --vae FOLDER, the autoencoder that made the latents, "
-            "or write them to a file with --out samples.npy"
-        )
-    if out.is_dir():
-        raise ConfigError(f"--out {out} cannot be written (Is a directory): give a file in it")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no directory {out.parent}")
+def enlarged(samples: Tensor) -> Tensor:
+    """Pictures (N, C, H, W), of which small ones are repeated pixel by pixel, a whole number of times, until
+    their shorter side has `SIDE` pixels or more."""
+    times = math.ceil(SIDE / min(samples.shape[-2:]))
+    return samples.repeat_interleave(times, -2).repeat_interleave(times, -1) if times > 1 else samples
 
 
 def grid(samples: Tensor) -> np.ndarray:

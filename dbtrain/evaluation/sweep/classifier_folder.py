@@ -72,8 +72,14 @@ class SweptClassifier:
         """The classes of the pictures as a concept set without an order.
 
         Raises:
-            ConfigError: there are too few.
+            ConfigError: there are too few, or more than the model has.
         """
+        known = int(self.model.config.num_labels)
+        if len(self.names) > known:
+            raise ConfigError(
+                f"--pictures has {len(self.names)} classes, and {self.name} was made for {known}: give pictures of the "
+                "classes that it knows, or say with --concepts which of these are to be compared"
+            )
         return class_set(self.names, f"the folder of pictures for {self.name}")
 
     def states(self, concepts: ConceptSet) -> States:

@@ -2,8 +2,11 @@
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +17,7 @@ from dbtrain.config import Config
 from dbtrain.coordinator.ray import address
 from dbtrain.coordinator.ray.address import check_address, connect
 from dbtrain.coordinator.ray.settings import LOOPBACK, prepare
+from dbtrain.coordinator.ray.train_internals import WHOLE, reason
 from dbtrain.coordinator.train import train
 from dbtrain.errors import ConfigError, PlacementError
 from tests.unit.conftest import never
@@ -38,7 +42,9 @@ def closed() -> Iterator[str]:
 
 
 @pytest.fixture
-def open_() -> Iterator[str]:
+def open_(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address where something listens that says nothing."""
+    monkeypatch.setattr(address, "ANSWER_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -52,6 +58,46 @@ def test_auto_with_the_address_of_a_cluster_that_is_gone(file: Path, closed: str
     told = str(caught.value)
     assert told.startswith(f"nothing answers at {closed}, which {file} names (cluster.address=auto)")
     assert "If that cluster has ended, name a cluster with --address host:port" in told
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad request\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b""])
+def test_an_address_of_another_program_is_told_and_not_left_to_ray(answer: bytes) -> None:
+    """Ray would end the process after 20 s, without a sentence of ours."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        at = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answering() -> None:
+            # the first connections only look whether anybody is there, and hang up
+            while True:
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(answer)
+
+        def until_closed() -> None:
+            with suppress(OSError):
+                answering()
+
+        threading.Thread(target=until_closed, daemon=True).start()
+        with pytest.raises(PlacementError, match=f"what answers at cluster.address={at} is not Ray: .* dashboard"):
+            check_address(at)
+
+
+def test_a_server_by_grpc_is_left_to_ray() -> None:
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert not address._is_something_else("127.0.0.1", port)
+    finally:
+        server.stop(None)
+
+
+def test_a_traceback_in_what_ray_says_is_no_part_of_our_sentence() -> None:
+    told = "Failed to connect to GCS. Last connection error: Traceback (most recent call last):\n  File x\nRpcError: no"
+    assert reason(RuntimeError(told)) == "RuntimeError: Failed to connect to GCS. Last connection error: RpcError: no"
+    assert "File x" in reason(RuntimeError(told), WHOLE)
 
 
 def test_auto_where_no_ray_is(file: Path) -> None:

@@ -238,8 +238,8 @@ def test_all_that_the_cluster_says_of_a_death_is_kept_and_little_is_shown(bring)
     assert controller.states[1].error == status(Run(controller.run_store))[1].error == KILLED
     assert "10.0.0.7" not in "".join(told) and any(f"FAILED ({KILLED})" in line for line in told)
     attempt = controller.records.blocks[1].attempt(1)
-    (kept,) = EventTail(attempt, COORDINATOR).read()
-    assert (kept["event"], kept["error"]) == ("died", prose)
+    placed, kept = EventTail(attempt, COORDINATOR).read()
+    assert placed["event"] == "placed" and (kept["event"], kept["error"]) == ("died", prose)
     assert prose not in attempt.read_text("events.jsonl")  # which is the worker's own
 
 

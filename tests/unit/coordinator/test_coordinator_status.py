@@ -31,9 +31,13 @@ def test_a_block_that_trains_names_its_worker_process(make_run):
     _, run = make_run()
     store = run.child("blocks", "01")
     store.write_json("state.json", {"phase": Phase.RUNNING.value, "since": 0.0, "error": None})
-    EventLog(store.child("attempts", "1"), 0).tell("start", rank=0, pid=123, host="there", device="cpu")
+    log = EventLog(store.child("attempts", "1"), 0)
+    log.tell("start", rank=0, pid=123, host="there", device="cpu")  # as an older version told it
     with RunLock(run, "dbtrain train"):
         assert [block.worker for block in status(Run(run))] == [None, "pid 123 on there", None]
+        # of several nodes of one host it is named as `plan`, `doctor` and `ray list nodes` name it
+        log.tell("start", rank=0, pid=123, host="there", node="3f9abcde01", address="10.0.0.7", device="cpu")
+        assert status(Run(run))[1].worker == "pid 123 on there#3f9a (10.0.0.7)"
         assert preparation(Run(run)) is None
     assert [block.worker for block in status(Run(run))] == [None, None, None]
 

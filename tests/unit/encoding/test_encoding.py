@@ -223,13 +223,13 @@ def test_samples_of_captions_are_drawn_and_decoded_or_it_is_said_what_does_not_f
     assert code == 0 and "5 samples" in said, said
     sheet = np.asarray(Image.open("made.png"))
     assert (
-        sheet.shape[0] == 2 * (16 + 2) and (sheet[-18:, -18:] == 255).all()
+        sheet.shape[0] == 2 * (64 + 2) and (sheet[-66:, -66:] == 255).all()
     )  # of five pictures the last place is empty
-    assert sheet[:16, -18:].std() > 0 and sheet[:16, :10].min() < 128  # a picture, and its caption
-    first = sheet[:16, -36:].copy()
+    assert sheet[:64, -66:].std() > 0 and sheet[:64, :10].min() < 128  # a picture, and its caption
+    first = sheet[:64, -132:].copy()
     code, said = sampled(*few, "--vae", encoders, "--text", encoders, "--caption", CAPTIONS[2], "--caption", "sky")
     assert code == 0 and "warning: 1 captions have more than 5 tokens and were cut off" in said
-    assert not np.array_equal(np.asarray(Image.open("made.png"))[:16, -36:], first)
+    assert not np.array_equal(np.asarray(Image.open("made.png"))[:64, -132:], first)
     array = (made.url, "--count", 3, "--steps", 2, "--out", "made.npy")
     assert sampled(*array, "--vae", encoders)[0] == 0 and np.load("made.npy").shape == (3, 3, 16, 16)
     assert sampled(*array)[0] == 0 and np.load("made.npy").shape == (3, 3, 8, 8)

@@ -92,7 +92,7 @@ def test_a_comparison_prints_like_beside_like():
 
 
 def test_an_evaluation_calls_the_readouts_as_a_comparison_does():
-    names = ["chain", "mean", "first", "after_1", "shuffled", "block_2", "total", "euler_50"]
+    names = ["chain", "mean", "first", "after_1", "shuffled", "block_2", "total", "heun_50"]
     scores = dict.fromkeys(names, 0.5)
     compared = rows(report.comparison(METRICS["accuracy"], scores, scores, "none of them"))
     evaluated = rows(report.scores_table(METRICS["accuracy"], {"validation": scores, "test": scores}))
@@ -103,7 +103,7 @@ def test_an_evaluation_calls_the_readouts_as_a_comparison_does():
         "control: blocks in another order",
         "share of block 2",
         "total",
-        "euler_50",
+        "heun_50",
     ]
 
 

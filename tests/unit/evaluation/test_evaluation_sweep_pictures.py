@@ -46,7 +46,7 @@ def network(tmp_path_factory):
     """A random ViT, whose class token sees no picture before a layer."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 64}
-    data = {"patch_size": 2, "image_size": SIDE, "num_channels": 1, "num_labels": 5}
+    data = {"patch_size": 2, "image_size": SIDE, "num_channels": 1, "num_labels": CLASSES}
     transformers.set_seed(0)
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, **data))
     early = [f".{number}." for number in range(PLANTED - 1)]
@@ -108,6 +108,9 @@ def test_pixels_are_scaled_as_the_folder_says(network, tmp_path):
 def test_what_cannot_be_swept_together_is_refused_in_words(network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ring = pictures(tmp_path / "ring", ring=True)
+    more = pictures(tmp_path / "more", ring=True)
+    (tmp_path / "more/another").mkdir()
+    (tmp_path / "more/turn-0/0.png").rename(tmp_path / "more/another/0.png")
     other = tmp_path / "swin"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"architectures": ["SwinForImageClassification"]}))
@@ -121,6 +124,7 @@ def test_what_cannot_be_swept_together_is_refused_in_words(network, tmp_path, mo
         ([network, "--pictures", ring, "--beside", "a-run"], "only models that read the same"),
         ([other, "--pictures", ring], "reads ViTForImageClassification alone"),
         ([broken, "--pictures", ring], "holds no ViTForImageClassification"),
+        ([network, "--pictures", more], f"has {CLASSES + 1} classes, and random-vit was made for {CLASSES}: give"),
     ):
         code, said = told(*arguments)
         assert code == 2 and wanted in said and "Traceback" not in said, said

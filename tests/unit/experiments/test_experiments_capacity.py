@@ -41,15 +41,16 @@ def test_who_does_not_need_blocks_is_told_and_by_which_means(make_config, digits
     ).total
     assert checkpointed < plain
 
-    def told(memory):
-        return next(iter(capacity.lines(config, digits, whole, 256, memory)))
+    def told(memory, device="cpu"):
+        return next(iter(capacity.lines(config, digits, whole, 256, memory, device)))
 
-    enough, little, none, unknown = (told(memory) for memory in (plain, plain - 1, MIB, None))
+    enough, little, none = (told(memory) for memory in (plain, plain - 1, MIB))
     assert "would fit end to end" in enough and "as it is" in enough
     assert "plain training is the simpler choice" in enough
     assert "would fit" in little and "with activation checkpointing" in little
     assert "does not fit" in none and "offloaded" in none
-    assert "--memory" in unknown and "fit end to end" not in unknown
+    assert told(None) == "there is no GPU here: --memory 80GiB says what would fit on one of that size"
+    assert told(None, "cuda").startswith("how much memory those GPUs have is not known here: --memory 80GiB")
 
 
 @pytest.mark.parametrize(("given", "bytes_"), [("80GiB", 80 << 30), ("512MiB", 512 << 20), ("1.5GiB", 3 << 29)])

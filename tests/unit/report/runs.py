@@ -23,7 +23,7 @@ def steps(run, block, attempt, points, began=BEGAN, end="done", **ending):
     """Events of one attempt: `points` are (step, loss), two seconds apart."""
     clock = iter(began + 2.0 * n for n in range(100))
     log = EventLog(run.block(block).attempt(attempt), clock=lambda: next(clock))
-    log.emit("start", rank=0, pid=1, host="node", device="cpu")
+    log.emit("start", rank=0, pid=1, host="node", node="3f9abcde", address="10.0.0.7", device="cpu")
     log.emit("ready", step=points[0][0] - 1, parameters=10)
     for step, loss in points:
         log.emit("step", step=step, loss=loss, memory=300 << 20, steps=1, seconds=2.0)

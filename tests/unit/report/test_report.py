@@ -18,8 +18,10 @@ from dbtrain.report.verdict import judge
 from dbtrain.run.run import Run
 from dbtrain.shards.extension import Extension, Lengths
 from dbtrain.shards.merged_directory import MergedDirectory
+from dbtrain.shards.storage.lock import RunLock
+from dbtrain.telemetry.events import COORDINATOR, EventLog
 from tests.unit.report.reader import Reader
-from tests.unit.report.runs import ablation, evaluated, failed, finished, measured, sampled, steps, swept
+from tests.unit.report.runs import BEGAN, ablation, evaluated, failed, finished, measured, sampled, steps, swept
 from tests.unit.small_runs import settled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,8 +57,9 @@ def test_a_finished_run_shows_the_numbers_of_its_files(whole):
     assert ["mean over the chain", "81.25", "75.00"] in reader.rows and ["class 0", "50.00", "-"] in reader.rows
     curve = [row for row in reader.rows if row[:1] == ["block 1"] and len(row) == 4]
     assert ["block 1", "2", "0.1250", "0.2250"] in curve
-    attempts = [row for row in reader.rows if len(row) == 8]
-    assert [row[6] for row in attempts[1:]] == ["done", "lost", "done"] and "SIGKILL" in attempts[2][7]
+    attempts = [row for row in reader.rows if len(row) == 9]
+    assert [row[7] for row in attempts[1:]] == ["done", "lost", "done"] and "SIGKILL" in attempts[2][8]
+    assert [row[2] for row in attempts[1:]] == 3 * ["node#3f9a (10.0.0.7)"]
     assert ["paper", "2", "77", "1"] in reader.rows
     assert verdict.headline.startswith("Done. 81.25 % accuracy")
     sentence = "vit of 3 layers, cut into 2 blocks, each of which learns alone on its own slice of the noise: 2 steps"
@@ -113,6 +116,15 @@ def test_a_result_that_guessing_may_give_is_said_to_be_one(tmp_path, score, word
     assert words in verdict.headline and verdict.tone == tone
     evaluated(finished(tmp_path, name="toy-end-to-end"), {"test": {"mean": score}})
     assert ("no better than guessing" in read(run)[1].headline) == (tone == "bad"), "level with what guesses too"
+
+
+def test_drawn_samples_are_judged_by_their_score_and_not_by_a_control(tmp_path):
+    """evaluation.json is written in alphabetical order, in which a control may come first."""
+    run = finished(tmp_path)
+    scores = {"first": 9.0, "heun_24": 2.5, "scrambled_class": 8.0, "shuffled_blocks": 7.0, "training_images": 1.0}
+    evaluated(run, {"test": scores}, metric="frechet_classifier", better="lower")
+    _, verdict, text = read(run)
+    assert verdict.headline.startswith("Done. 2.5000 Frechet classifier distance") and "heun_24" in text
 
 
 def test_a_run_that_was_not_begun_says_what_to_do(tmp_path):
@@ -256,6 +268,35 @@ def test_sixty_four_blocks_fit_on_a_page(tmp_path):
     reader, _, text = read(run)
     assert sum(row[0] == "block 63" for row in reader.rows if row) >= 3 and len(text) < 3_000_000
     assert "color-mix" in text
+
+
+def test_attempts_whose_workers_never_spoke_have_their_rows(tmp_path):
+    """From what the command wrote of them: a death in the start, one that a stop came before, and one that waits."""
+    run = finished(tmp_path)
+    log = records(run, 1, 3, BEGAN + 40)
+    log.emit("placed")
+    log.emit("died", error="Worker unexpectedly exits with a connection error code 2.")
+    steps(run, 1, 4, [(2, 0.125)], began=BEGAN + 60)
+    records(run, 0, 2, BEGAN + 50).emit("end", outcome="stopped", reason="stopped before its workers started")
+    records(run, 0, 3, BEGAN + 70).emit("placed")
+    reader, verdict, _ = read(run)
+    rows = {tuple(row[:2]): row[2:] for row in reader.rows if len(row) == 9}
+    assert rows["block 1", "3"][:6] == ["-", "0:40", "0:42", "-", "0", "lost"] and "SIGKILL" in rows["block 1", "3"][6]
+    assert rows["block 0", "2"][5:] == ["stopped", "stopped before its workers started"]
+    assert rows["block 0", "3"][5:] == ["lost", "the command that placed it ended before its workers had started"]
+    said = next(remark.text for remark in verdict.remarks if remark.about == "Faults")
+    assert said.startswith("3 of 7 attempts ended in a fault. ") and "block 1 before its workers had started" in said
+    run.block(0).store.write_json("state.json", {"block": 0, "phase": "placed", "since": BEGAN, "error": None})
+    (run.block(0).store.path / "step_00000002/COMMIT.json").unlink()
+    with RunLock(run.store, "dbtrain train"):
+        reader, _, _ = read(run)
+    assert ["block 0", "3", "-", "1:10", "1:10", "-", "0", "placed", ""] in reader.rows
+
+
+def records(run, block, attempt, when):
+    """The log in which a command tells of an attempt."""
+    clock = iter(when + 2.0 * n for n in range(9))
+    return EventLog(run.block(block).attempt(attempt), COORDINATOR, clock=lambda: next(clock))
 
 
 def test_an_extension_is_on_the_time_line(tmp_path):

@@ -312,13 +312,36 @@ def test_the_codebook_is_that_of_the_source_whatever_the_seed(source, tmp_path):
     ("section", "changes", "said"),
     [
         ("noise", {"input_scaling": "signal"}, "trained with noise.input_scaling=unit (here signal)"),
-        ("noise", {"sigma_data": 0.7}, "trained with noise.sigma_data=None (here 0.7)"),
+        ("noise", {"sigma_data": 0.7}, "trained with noise.sigma_data=0.3015 (here 0.7)"),
+        ("noise", {"sigma_max": 80.0}, "trained with sigma 20 to 3.162 to 0.5 (here 80 to 6.325 to 0.5)"),
         ("model", {"heads": 3}, "trained with model.heads=2 (here 3)"),
     ],
 )
 def test_what_a_weight_means_is_compared_and_told(source, tmp_path, section, changes, said):
     run = started(tmp_path, {"from": source.store.url}, **{section: {**BASE[section], **changes}})
     assert said in run.manifest.init.lines()[-1]
+
+
+FLOW = {"process": "flow", "ranges": "uniform"}
+
+
+def test_other_noise_is_told_with_that_of_the_weights_and_the_runs(source, tmp_path):
+    def told(name, start, **changes):
+        return [
+            line for line in started(tmp_path, {"from": start}, name, **changes).manifest.init.lines() if "here" in line
+        ]
+
+    (line,) = told("flow", source.store.url, noise=FLOW)
+    assert "trained with noise.process=gaussian (here flow): the same weights may" in line
+    (line,) = told("end", source.store.url, blocks=1, method="end_to_end")
+    assert "trained with sigma 20 to 3.162 to 0.5 (here no noise)" in line
+    flow = settled(tmp_path / "flow-source", noise=FLOW)
+    commit(flow)
+    (line,) = told("shifted", flow.url, noise={**FLOW, "shift": 5})
+    assert "trained with t 1 to 0.5 to 0 (here 1 to 0.8333 to 0)" in line
+    # what the architecture takes by itself, and what two pilots measure of like data, is no other noise
+    for name, noise in (("named", {"process": "gaussian"}), ("near", {"sigma_max": 20.5})):
+        assert told(name, source.store.url, noise={**BASE["noise"], **noise}) == []
 
 
 def test_nothing_is_read_before_training_but_headers_and_then_one_tensor_at_a_time(source, tmp_path, monkeypatch):
@@ -385,7 +408,7 @@ def test_another_source_is_another_run_and_the_key_is_told(source, tmp_path):
             "starts every block from all layers of init.from, which is not set",
         ),
         (["init.head=frozen"], "init.head=frozen would keep random weights: set init.from"),
-        (["init.form=a"], "unknown key init.form; did you mean from?"),
+        (["init.form=a"], "unknown key init.form; did you mean init.from?"),
         (["init=runs/a"], "init=runs/a is no section of keys: write init.KEY=VALUE with one of from, layers"),
     ],
 )

@@ -3,7 +3,7 @@ from torch import nn
 
 from dbtrain.config import OptimizerConfig, TrainingConfig
 from dbtrain.run.schedule import cosine
-from dbtrain.training.optimizer import endless_warmup, parameter_groups
+from dbtrain.training.optimizer import long_warmup, parameter_groups
 
 
 def network():
@@ -28,11 +28,22 @@ def test_matrices_and_embeddings_are_decayed_and_vectors_are_not(name, muon):
 
 @pytest.mark.parametrize(("steps", "warmup", "peak"), [(60, 100, 0.6), (100, 100, 1.0), (1, 3, 1 / 3)])
 def test_a_warm_up_that_outlasts_the_training_is_told_with_the_rate_that_it_reaches(steps, warmup, peak):
-    told = endless_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup)))
+    told = long_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup)))
     assert f"warmup={warmup}" in told and f"steps={steps}" in told and f"rises to {peak:.0%} of" in told
     assert max(cosine(step, steps, warmup, 0.0) for step in range(steps)) == pytest.approx(peak)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(101, 100), (5, 0), (1, 0)])
-def test_a_warm_up_that_ends_is_not_worth_a_line(steps, warmup):
-    assert endless_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup))) is None
+@pytest.mark.parametrize(("steps", "warmup", "left", "tenth"), [(101, 100, 1, 10), (60, 50, 10, 6), (3, 2, 1, 0)])
+def test_a_warm_up_of_most_of_the_training_is_told_with_what_is_left(steps, warmup, left, tenth):
+    told = long_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup)))
+    assert f"warmup={warmup} takes most of training.steps={steps}: " in told
+    assert f"has its peak with {left} step(s) left; " in told and told.endswith(
+        f"set training.optimizer.warmup={tenth}"
+    )
+    rates = [cosine(step, steps, warmup, 0.0) for step in range(steps)]
+    assert len(rates) - rates.index(max(rates)) == left + 1  # the last step of the warm-up has the peak
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(200, 100), (5, 0), (1, 0)])
+def test_a_warm_up_of_half_of_the_steps_or_less_is_not_worth_a_line(steps, warmup):
+    assert long_warmup(TrainingConfig(steps=steps, optimizer=OptimizerConfig(warmup=warmup))) is None
