@@ -76,8 +76,8 @@ def sample_run(
     The samples get the classes in turn, or the given captions. Where the data has captions and none are
     given, they get those of the first samples of the test split.
 
-    A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32
-    as the data has them: pixels in [-1, 1], or latents. Into the run goes `PICTURE`.
+    A ``.png`` is a grid of pictures; a ``.npy`` holds the samples (count, C, H, W) float32 as the data has
+    them: pixels in [-1, 1], or latents.
 
     Args:
         run, out: a run that is merged, and a file for the samples; None for `PICTURE` in the run.
@@ -114,10 +114,17 @@ def sample_run(
         lambda evaluation: walk.append((evaluation.level, evaluation.block)),
     ).cpu()  # fmt: skip
     tell(f"{watch.line('drawing', speed)}, {model.resident}")
-    how = (sampling.solver, sampling.guidance, seed, run_plan.level_name, run_plan.ranges.edges)
-    drawn = Drawn(merged.weights_hash, *how, tuple(walk))
+    drawn = _record(merged, run_plan, sampling, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
+
+
+def _record(
+    merged: MergedDirectory, run_plan: RunPlan, sampling: Sampling, walk: tuple[tuple[float, int], ...]
+) -> Drawn:
+    """What the samples' file says of how they were drawn."""
+    how = (sampling.solver, sampling.guidance, sampling.seed, run_plan.level_name, run_plan.ranges.edges)
+    return Drawn(merged.weights_hash, *how, walk)
 
 
 def _fast(merged: MergedDirectory, run_plan: RunPlan, resident: Resident, speed: Speed) -> MergedModel:
