@@ -83,8 +83,7 @@ def sample_run(
         run, out: a run that is merged, and a file for the samples; None for `PICTURE` in the run.
         count, seed: how many samples, and the seed of their noise.
         overrides: overrides of the section `evaluation`, which says how samples are drawn here as it does for
-            their score: `steps`, `solver`, `spacing`, `guidance`, `batch_size`, `precision`, `compile` and
-            `resident`.
+            their score: by its steps, solver, spacing and guidance, and with which blocks in memory.
         count_levels: is told how many levels are done.
         tell: gets a line with how long the parts took.
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
