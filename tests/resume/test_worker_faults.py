@@ -126,13 +126,13 @@ def test_the_report_has_the_numbers_of_the_run_that_went_through_all_this(distur
     assert "Left out" not in page.text and "Unreadable" not in page.text
 
     for block, faults in FAULTS.items():
-        attempts = [row for row in page.rows if len(row) == 8 and row[0] == f"block {block}"]
-        assert len(attempts) == 1 + len(faults) and attempts[-1][6] == "done", attempts
+        attempts = [row for row in page.rows if len(row) == 9 and row[0] == f"block {block}"]
+        assert len(attempts) == 1 + len(faults) and attempts[-1][7] == "done", attempts
         ends = [
             next((e["outcome"] for e in reversed(of) if e["event"] == "end"), "lost") for of in _by_attempt(run, block)
         ]
-        assert [row[6] for row in attempts] == ends
-        assert [int(row[4].split("\u2013")[0]) for row in attempts] == [0, *RESUMED[block]]
+        assert [row[7] for row in attempts] == ends
+        assert [int(row[5].split("\u2013")[0]) for row in attempts] == [0, *RESUMED[block]]
         last = [e for e in events(run, block) if e["event"] == "step"][-1]
         assert [f"block {block}", f"{last['step']}", f"{last['loss']:.4f}"] in [row[:3] for row in page.rows]
 
