@@ -1,7 +1,7 @@
 """Whether weights that fit a model by name and shape also mean the same in it as where they were trained."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from dbtrain.config import Config, parse_config
 from dbtrain.errors import ConfigError
 from dbtrain.method.content import tensor_hash
 from dbtrain.method.parametrisation import default_sigma_data
+from dbtrain.models.registry import architecture
 from dbtrain.run.plan import RunPlan, level_name
 from dbtrain.run.weight_source import WeightSource
 from dbtrain.shards.manifest import MANIFEST, Manifest
@@ -143,9 +144,19 @@ def _scales(config: Config, usual: float) -> dict[str, Any]:
     """
     noise = {"process": config.noise_process, "input_scaling": config.noise.input_scaling}
     noise["sigma_data"] = f"{config.noise.sigma_data or usual:.4g}"
-    model = {f"model.{key}": value for key, value in config.model.model_dump().items() if key != "depth"}
-    return {**model, **{f"noise.{key}": value for key, value in noise.items()}}
+    return {**_network(config), **{f"noise.{key}": value for key, value in noise.items()}}
+
+
+def _network(config: Config) -> dict[str, Any]:
+    """The section `model` by its keys, and by those of another library's settings, but for the number of
+    layers: what every block starts from (`init.layers=repeat`) is a network of another depth."""
+    stack = architecture(config.model.arch).stack
+    depth = {"depth", stack.depth_key if stack else ""}
+    told: dict[str, Any] = {}
+    for key, value in config.model.model_dump().items():
+        told |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return {f"model.{key}": value for key, value in told.items() if key.rpartition(".")[2] not in depth}
 
 
 def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in there.items() if here.get(key) != value]
+    return [(key, there.get(key)) for key in {**there, **here} if there.get(key) != here.get(key)]

@@ -11,7 +11,7 @@ from dbtrain.models.adapters.names import is_added, our_name
 from dbtrain.run.initial_weights import new_names, read_block
 from dbtrain.run.run import Run
 from tests.unit.models.originals import CASES, SETTINGS, arch_of, original
-from tests.unit.small_runs import settled
+from tests.unit.small_runs import commit, settled
 
 TEXT = {"data": {"source": "python_topics", "tokenizer": "letters", "length": 16}, "codebook": {"dim": 32}}
 SMALL_FILES = "4KB"
@@ -203,3 +203,19 @@ def test_the_settings_are_kept_in_run_json_and_not_the_place_they_were_read_from
     kept = run.manifest.config["model"]
     assert kept["config"]["hidden_size"] == 16 and kept["config"]["num_labels"] == 10 and kept["depth"] == 3
     assert str(tmp_path / "source") not in json.dumps(kept)
+
+
+def test_a_run_of_a_class_of_another_library_is_repeated_without_a_word_on_its_depth(tmp_path):
+    original("hf_dit", tmp_path / "source")
+    config = {**SETTINGS["hf_dit"], "num_layers": 2}
+    whole = settled(tmp_path / "whole", blocks=1, noise={}, model={"arch": "hf_dit", "config": config})
+    commit(whole, blocks=(0,))
+
+    def told(name, **changed):
+        model = {"arch": "hf_dit", "config": {**config, "num_layers": 4, **changed}}
+        run = settled(tmp_path / name, noise={}, model=model, init={"from": whole.url, "layers": "repeat"})
+        return [line for line in Run(run).manifest.init.lines() if "something else" in line]
+
+    assert not any("num_layers" in line for line in told("experts"))
+    (line,) = told("other", norm_eps=0.5)
+    assert "model.config.norm_eps=None (here 0.5)" in line and "num_layers" not in line
