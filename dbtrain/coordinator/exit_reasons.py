@@ -18,7 +18,14 @@ NODE_DIED = "The actor died because its node has died"
 UNREACHABLE = "The actor is temporarily unavailable"
 """Ray's sentence for a worker that does not answer: it is frozen, or its node will soon be found dead."""
 UNREACHED = "its worker does not answer any more, and its node lives: the process is frozen, or the network is down"
+CONTROLLERS_DIED = "The process of this command's controllers has died."
+"""Our own words for it, before Ray's, which are those for a worker's death."""
+LOST_CONTROLLERS = (
+    "the process of Ray Train's controllers (ray::TrainControllers), which all blocks of a command share, was killed "
+    "or crashed, and this block's workers ended with it"
+)
 SENTENCES = {
+    CONTROLLERS_DIED: LOST_CONTROLLERS,
     "Worker unexpectedly exits with a connection error": KILLED,
     "due to the node running low on memory": SHORT_OF_MEMORY,
     NODE_DIED: LOST_NODE,
@@ -61,6 +68,8 @@ def classify(progress: Progress, error: str | None, committed: int, steps: int, 
     leaving: ExitKind = "stopped" if stopping else "preempted"
     if committed >= steps:
         return Exit("done", "", committed)
+    if reason == LOST_CONTROLLERS:  # whatever its workers wrote: they were taken away
+        return Exit(leaving, reason, committed)
     if progress.end is not None:
         return _reported(progress.end, reason, leaving, committed)
     if progress.warned:

@@ -1,10 +1,15 @@
 """Which block goes where: a pure first-fit over nodes, used to admit blocks and to show the plan."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dbtrain.errors import PlacementError
-from dbtrain.run.requests import Request
+
+if TYPE_CHECKING:  # it imports torch, which the process of the controllers does without
+    from dbtrain.run.requests import Request
 
 EPSILON = 1e-6
 """Fractions of a GPU are floats."""

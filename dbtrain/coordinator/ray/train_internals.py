@@ -12,6 +12,7 @@ import asyncio
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from typing import Any
 
 import ray
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -35,7 +36,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbtrain.coordinator.exit_reasons import NODE_DIED, SILENT_S, UNREACHABLE
+from dbtrain.coordinator.exit_reasons import CONTROLLERS_DIED, NODE_DIED, SILENT_S, UNREACHABLE
 
 RELEASE_S = 60.0
 """How long a process may take to give back what a dead controller held."""
@@ -47,6 +48,7 @@ CONTROLLERS = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
 """Environment of the process that has the controllers."""
+ASK_AGAIN_S = 1.0
 MOST_ATTEMPTS = 10_000
 """How many attempts one process controls at once; each has a thread there, made when it is needed."""
 LEAVE_S = 30.0
@@ -90,16 +92,44 @@ class TrainControllers:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MOST_ATTEMPTS)
+        self._attempts: dict[str, asyncio.Future[Any]] = {}
 
-    async def run(self, wanted: dict[str, Any]) -> Any:
-        """Control one attempt to its end; `wanted` has the arguments of Ray Train's controller."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _control, wanted)
+    async def run(self, name: str, wanted: dict[str, Any]) -> Any:
+        """Control one attempt to its end; asked again by the same name, go on waiting for its end.
+
+        Args:
+            name: of this attempt alone.
+            wanted: arguments of Ray Train's controller.
+        """
+        if name not in self._attempts:
+            begun = asyncio.get_running_loop().run_in_executor(self._threads, _control, wanted)
+            self._attempts[name] = begun
+        return await asyncio.shield(self._attempts[name])
 
 
 def _control(wanted: dict[str, Any]) -> Any:
     controller = TrainController(**wanted)
     asyncio.run(controller.run())
     return controller.get_result()
+
+
+def _attached(actor: Any, name: str, wanted: dict[str, Any]) -> Any:
+    """The end of an attempt, for which an actor that does not answer is asked again.
+
+    Ray calls an actor unavailable whose process is frozen, or busy for long. Its workers train on, and it
+    controls them again once it runs. If it is dead, Ray says so in the end.
+    """
+    while True:
+        try:
+            return ray.get(actor.run.remote(name, wanted))
+        except ActorUnavailableError as error:
+            if isinstance(error, RayTaskError):
+                raise
+            time.sleep(ASK_AGAIN_S)
+
+
+class ControllersDied(Exception):
+    """The process of a command's controllers is dead."""
 
 
 class ControllerProcess:
@@ -116,18 +146,20 @@ class ControllerProcess:
             wanted: arguments of Ray Train's controller, by name.
 
         Raises:
-            RayActorError: the process died, and with it the attempts that it controlled.
+            ControllersDied: the process died, and with it the attempts that it controlled.
         """
         with self._lock:
             actor = self._actor = self._actor or self._start()
         try:
-            return ray.get(actor.run.remote(wanted))
-        except RayActorError:
+            return _attached(actor, uuid.uuid4().hex, wanted)
+        except RayActorError as error:
+            if isinstance(error, RayTaskError):  # of a worker, as its controller tells it
+                raise
             with self._lock:  # in which all others that it controlled wait until their resources are free
                 if self._actor is actor:
                     self._actor = None
                     release_orphans()
-            raise
+            raise ControllersDied(f"{CONTROLLERS_DIED} {reason(error)}") from None
 
     @staticmethod
     def _start() -> Any:
