@@ -256,9 +256,12 @@ def report(
     from dbtrain.report.verdict import judge
     from dbtrain.run.run import Run
     from dbtrain.shards.storage.directory import check_run_path
+    from dbtrain.shards.storage.output import check_output
 
     of, console = Run.at(run), make_console()
     check_run_path(of.store)
+    if to is not None:
+        check_output("--to", to, lambda name: name.endswith(".html"))
     if under_way := preparation(of):
         say(console, under_way)
         return

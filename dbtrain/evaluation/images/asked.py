@@ -11,6 +11,7 @@ from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.method.sampler import spaced_levels
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
+from dbtrain.shards.storage.output import check_output
 
 
 def check_asked(run_plan: RunPlan, config: Config, out: Path, decoded: bool, captioned: bool) -> None:
@@ -66,6 +67,7 @@ def sample_shape(run_plan: RunPlan) -> tuple[int, ...]:
 def _check_file(out: Path, shape: tuple[int, ...], decoded: bool) -> None:
     if out.suffix not in (".png", ".npy"):
         raise ConfigError(f"--out {out} must end in .png (a grid of pictures) or .npy (the samples themselves)")
+    check_output("--out", out, lambda name: name.endswith((".png", ".npy")))
     if out.suffix == ".png" and not decoded and (len(shape) != 3 or shape[0] not in (1, 3)):
         kind = f"{shape[0]} channels" if len(shape) == 3 else f"shape {'x'.join(map(str, shape))}"
         raise ConfigError(

@@ -14,6 +14,7 @@ from dbtrain.evaluation.sweep.hidden import Swept, SweptRun
 from dbtrain.evaluation.sweep.sweep import SWEEP, Sweep, record
 from dbtrain.run.run import Run
 from dbtrain.shards.manifest import MANIFEST
+from dbtrain.shards.storage.output import check_output
 
 PICTURE = "sweep.png"
 CLASSIFIERS = "ForImageClassification"
@@ -95,12 +96,15 @@ def check_to(to: Path | None) -> None:
     """Whether the file can be the sweep's, before minutes are spent on measuring.
 
     Raises:
-        ConfigError: it is no .json, whose picture lies beside it as .png, or its folder is missing.
+        ConfigError: it is no .json, whose picture lies beside it as .png, its folder is missing, or it is a
+            file of a run.
     """
     if to is not None and to.suffix != ".json":
         raise ConfigError(f"--to {to} is no .json file: the numbers go there, and the picture beside them as .png")
     if to is not None and not to.parent.is_dir():
         raise ConfigError(f"--to {to}: there is no directory {to.parent}: make it, or choose another")
+    if to is not None:
+        check_output("--to", to, lambda name: name.startswith("sweep"))
 
 
 def keep_sweep(path: str, found: Sweep, to: Path | None) -> str:
