@@ -8,7 +8,7 @@ from typing import Any
 
 from dbtrain.config.known_keys import BLOCK, hint, is_by_block, section_at
 from dbtrain.config.run import Config
-from dbtrain.config.section import sections_of
+from dbtrain.config.section import TRUTH_VALUE, sections_of
 
 NUMBERS = ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type")
 
@@ -143,12 +143,21 @@ def _annotation(loc: tuple[Any, ...]) -> Any:
     return annotation
 
 
+def _truth_value(error: Any, key: str) -> str:
+    """A truth value where none may stand; the error is that of the whole section."""
+    own, value = error["ctx"]["key"], error["ctx"]["value"]
+    return (
+        f"{f'{key}.{own}' if key else own}={value}: true and false (in YAML yes and no, too) are no values of this key"
+    )
+
+
 CLAUSES: Mapping[str, Callable[[Any, str], str]] = {
     **dict.fromkeys(NUMBERS, _number),
     "extra_forbidden": _unknown,
     "missing": _missing,
     "union_tag_invalid": _unknown_kind,
     "union_tag_not_found": _no_kind,
+    TRUTH_VALUE: _truth_value,
     "literal_error": _literal,
     "tuple_type": _list,
     "list_type": _list,

@@ -2,7 +2,11 @@
 
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+TRUTH_VALUE = "truth_value"
+"""Pydantic's type of the error that `explain` puts into words."""
 
 
 class Section(BaseModel):
@@ -16,10 +20,25 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value_is_a_number(cls, content: Any) -> Any:
+        """Refuse YAML's ``yes`` and ``true`` where numbers stand, since Python takes them for 1."""
+        for key, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
+                raise PydanticCustomError(TRUTH_VALUE, "{key}", {"key": key, "value": str(value).lower()})
+        return content
+
     @classmethod
     def members(cls) -> "list[type[Section]]":
         """The sections that may stand where this one is named: itself, unless it is the base of several."""
         return [cls]
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether a truth value may stand there, or a text, which is refused with a word on quotes."""
+    return annotation in (bool, str, Any) or any(_takes_bool(part) for part in get_args(annotation))
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dbtrain.errors import ConfigError
+from dbtrain.config import EvaluationConfig
+from dbtrain.config.explain import explain
+from dbtrain.errors import ArgumentError, ConfigError, refuse_argument
 from dbtrain.evaluation.images.asked import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
+from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.overrides import overridden
@@ -74,9 +78,18 @@ class MergedNetwork(nn.Module):
             seed: seed of the noise.
 
         Raises:
-            ConfigError: the steps cannot be shared by the slices.
+            ConfigError: the steps cannot be shared by the slices, or the solver does not fit the noise.
+            ArgumentError: an argument is of another type, or none of the values that it may have.
         """
         run_plan = self._merged.run_plan
+        asked = {"steps": steps, "solver": solver, "spacing": spacing, "guidance": guidance}
+        try:
+            EvaluationConfig.model_validate(asked, strict=True)
+        except ValidationError as error:
+            raise ArgumentError("; ".join(explain(each) for each in error.errors())) from None
+        if type(seed) is not int:
+            refuse_argument("seed", seed, "a whole number")
+        check_solver(solver, run_plan.config.noise_process)
         levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
         self.sampling = Sampling(levels, solver, guidance, seed)
 

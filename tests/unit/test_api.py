@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import dbtrain
 from dbtrain import api
-from dbtrain.errors import ConfigError, DbtrainError, IncompleteRunError, PlacementError, ShardError
+from dbtrain.errors import ArgumentError, ConfigError, DbtrainError, IncompleteRunError, PlacementError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.merged_network import MergedNetwork
 from dbtrain.evaluation.text.generate import GENERATORS
@@ -225,6 +225,26 @@ def test_a_model_that_draws_gives_a_sample_of_each_class(cache):
         model(torch.tensor([10]))
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"spacing": "Karras"}, "spacing=Karras"),
+        ({"solver": "huen"}, "solver"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"guidance": "2"}, "guidance"),
+        ({"steps": 0}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"seed": 1.5}, "seed=1.5 is of the type float"),
+    ],
+)
+def test_how_samples_are_drawn_is_checked_when_it_is_said(cache, how, said):
+    model, _ = network("dit", cache)
+    before = model.sampling
+    with pytest.raises(ArgumentError, match=said):
+        model.draw_with(**how)
+    assert model.sampling == before
+
+
 @pytest.mark.parametrize("kind", ["ar_lm", "recurrent"])
 def test_a_causal_model_gives_the_next_token_after_each(kind, cache):
     model, data = network(kind, cache)
@@ -236,6 +256,8 @@ def test_a_causal_model_gives_the_next_token_after_each(kind, cache):
     continued = GENERATORS[type(model.merged.blocks[0]).continues](model.merged, tokens, 1, 0.0, 0, 0)
     assert torch.equal(dbtrain.predict(model, tokens), continued[:, 0])
     assert len(model.continue_text("a", 4)) == 4
+    with pytest.raises(ConfigError, match="length=0 adds nothing"):
+        model.continue_text("a", 0)
     with pytest.raises(ConfigError, match="T up to 11"):
         model(torch.zeros(1, 12, dtype=torch.int64))
     with pytest.raises(ConfigError, match="a token is below 0 or above"):

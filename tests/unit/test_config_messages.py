@@ -237,3 +237,12 @@ def test_a_run_that_exists_is_continued_where_only_what_is_left_of_it_fits(make_
     monkeypatch.setattr("dbtrain.coordinator.train.connect", reached)
     with pytest.raises(Reached):
         train(config, Silent(), pilot)
+
+
+@pytest.mark.parametrize("given", ["blocks=true", "training.steps=yes", "training.ema=no", "model.dim=true"])
+def test_a_truth_value_is_no_number(given):
+    with pytest.raises(ConfigError) as caught:
+        load_config("vit_digits", [given])
+    key = given.partition("=")[0]
+    assert f"{key}=" in str(caught.value) and "are no values of this key" in str(caught.value)
+    assert load_config("vit_digits", ["training.compile=yes", "cluster.cpus_per_worker=1"]).training.compile

@@ -153,7 +153,17 @@ def _shown(
     samples: Tensor, shape: Mapping[str, Any], decode: Decode | None, size: int
 ) -> tuple[Tensor, Mapping[str, Any]]:
     """The samples as they are written, decoded `size` at a time if there is a decoder,
-    and the shape that says their scale."""
+    and the shape that says their scale.
+
+    Raises:
+        ConfigError: some are NaN or infinite.
+    """
+    wrong = int((~samples.flatten(1).isfinite().all(1)).sum())
+    if wrong:
+        raise ConfigError(
+            f"{wrong} of {len(samples)} samples have values that are NaN or infinite: lower evaluation.guidance, or "
+            "look at the model's weights (dbtrain inspect)"
+        )
     if decode is None:
         return samples, shape
     latents = as_encoded(samples, shape)

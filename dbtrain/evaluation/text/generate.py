@@ -146,10 +146,12 @@ def continue_text(model: MergedModel, prompt: str, length: int | None, temperatu
 def _fitting(length: int | None, prompt: int, window: int) -> int:
     """The number of tokens to add to a prompt of so many; ConfigError if both do not fit the window."""
     room = window - prompt
-    length = min(MOST, room) if length is None else length
-    if not 0 < length <= room:
+    length = min(MOST, max(1, room)) if length is None else length
+    if length < 1:
+        raise ConfigError(f"length={length} adds nothing to the prompt: give at least 1 token")
+    if length > room:
         raise ConfigError(
-            f"a prompt of {prompt} tokens and --length {max(1, length)} exceed the {window} tokens (data.length) that "
+            f"a prompt of {prompt} tokens and --length {length} exceed the {window} tokens (data.length) that "
             "the model was trained on: shorten one of them"
         )
     return length

@@ -122,6 +122,14 @@ def test_a_place_that_refuses_samples_is_no_bug(tmp_path):
     assert told.exit_code == 2 and "cannot be written (Is a directory)" in " ".join(told.output.split())
 
 
+def test_samples_that_are_no_numbers_are_not_shown(tmp_path):
+    run = merged_run({**DIT, "out": str(tmp_path)})
+    asked = ["--steps", "3", "--guidance", "1e300", "--out", str(tmp_path / "a.npy")]
+    told = CliRunner().invoke(cli.app, ["sample", run.url, *asked])
+    assert told.exit_code == 2 and "samples have values that are NaN or infinite" in " ".join(told.output.split())
+    assert not (tmp_path / "a.npy").exists()
+
+
 def test_samples_are_drawn_as_they_are_scored_unless_an_option_says_otherwise(tmp_path):
     how = {"steps": 3, "solver": "euler", "guidance": 1.5}
     run = merged_run({**DIT, "out": str(tmp_path), "evaluation": how})
