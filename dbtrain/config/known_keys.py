@@ -10,6 +10,8 @@ from dbtrain.config.section import Section, sections_of
 
 BLOCK = "NUMBER"
 """Stands for the number of a block in `training.blocks.NUMBER.lr`."""
+DEEPEST = 4
+"""Parts of a key at most, as in `training.blocks.0.lr`."""
 SHOWN = 3
 """Keys that one hint names."""
 NEAR = 0.65
@@ -71,11 +73,12 @@ def hint(place: tuple[Any, ...], written: str, value: Any) -> str:
     return f"known here: {', '.join(here)}"
 
 
-def _ends(value: Any) -> list[str]:
-    """Keys with dots that a value of several parts has; none of a plain one."""
-    if not isinstance(value, dict):
+def _ends(value: Any, depth: int = DEEPEST) -> list[str]:
+    """Keys with dots that a value of several parts has; none of a plain one, and none of what is deeper than
+    any section, since a mapping of YAML may hold itself."""
+    if not isinstance(value, dict) or depth == 0:
         return []
-    ends = {str(key): _ends(part) for key, part in value.items()}
+    ends = {str(key): _ends(part, depth - 1) for key, part in value.items()}
     return [end for key, below in ends.items() for end in ([f"{key}.{rest}" for rest in below] or [key])]
 
 
