@@ -146,9 +146,8 @@ def _annotation(loc: tuple[Any, ...]) -> Any:
 def _truth_value(error: Any, key: str) -> str:
     """A truth value where none may stand; the error is that of the whole section."""
     own, value = error["ctx"]["key"], error["ctx"]["value"]
-    return (
-        f"{f'{key}.{own}' if key else own}={value}: true and false (in YAML yes and no, too) are no values of this key"
-    )
+    whole = f"{key}.{own}" if key else own
+    return f"{whole}={value}: true and false (in YAML yes and no, too) are no values of this key"
 
 
 CLAUSES: Mapping[str, Callable[[Any, str], str]] = {

@@ -13,14 +13,13 @@ from dbtrain.config.explain import explain
 from dbtrain.errors import ArgumentError, ConfigError, refuse_argument
 from dbtrain.evaluation.images.asked import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
-from dbtrain.evaluation.images.schedulers import check_solver
 from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.unmasking import unmask
 from dbtrain.method.interface import Batch
-from dbtrain.method.sampler import Solver, Spacing, spaced_levels
+from dbtrain.method.sampler import Solver, Spacing
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import CONFIG
 from dbtrain.shards.storage.store import Store
@@ -81,17 +80,14 @@ class MergedNetwork(nn.Module):
             ConfigError: the steps cannot be shared by the slices, or the solver does not fit the noise.
             ArgumentError: an argument is of another type, or none of the values that it may have.
         """
-        run_plan = self._merged.run_plan
         asked = {"steps": steps, "solver": solver, "spacing": spacing, "guidance": guidance}
         try:
-            EvaluationConfig.model_validate(asked, strict=True)
+            section = EvaluationConfig.model_validate(asked, strict=True)
         except ValidationError as error:
             raise ArgumentError("; ".join(explain(each) for each in error.errors())) from None
         if type(seed) is not int:
             refuse_argument("seed", seed, "a whole number")
-        check_solver(solver, run_plan.config.noise_process)
-        levels = spaced_levels(run_plan.noise(), run_plan.ranges, steps, spacing)
-        self.sampling = Sampling(levels, solver, guidance, seed)
+        self.sampling = Sampling.of(self._merged.run_plan, section, seed)
 
     @property
     def merged(self) -> MergedModel:

@@ -9,7 +9,7 @@ import torch
 
 from dbtrain.config import Config
 from dbtrain.errors import IncompleteRunError, ShardError
-from dbtrain.evaluation.merged_model import MergedModel, chain_levels
+from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
 from dbtrain.run.merge import MergeResult, merge, on_standard_error
 from dbtrain.run.newest import merge_newest
@@ -97,15 +97,10 @@ def verify(merged: MergedModel, apart: MergedModel, batch: Batch) -> list[str]:
 def _affordable(model: MergedModel, batch: Batch) -> int:
     """How many of these samples two models can be compared on in `CHECK_S`, at least one."""
     one = {key: values[:1] for key, values in batch.items()}
-    example, noise = model.example(one), model.run_plan.noise()
-    noisy = noise.prior(tuple(example.clean.shape[1:]), model.draws(torch.arange(1)))
-    value = chain_levels(model.run_plan, 1)[0]
-    level = torch.full((1, *noise.level_shape(example)), value, dtype=torch.float32, device=model.device)
-    block, denoise = model.run_plan.ranges.owner(value), model.denoiser(example.context)
     with torch.no_grad():
-        denoise(block, noisy, level)  # the first one also makes memory and threads
-        started = time.perf_counter()
-        denoise(block, noisy, level)
+        for _ in range(2):  # the first time also reads the block, and makes memory and threads
+            started = time.perf_counter()
+            next(model.walk(one, model.draws(torch.arange(1))))
     seconds = 2 * len(model.blocks) * (time.perf_counter() - started)
     return max(1, min(len(next(iter(batch.values()))), int(CHECK_S / seconds)))
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from dbtrain.config import Config
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.images.schedulers import check_solver
-from dbtrain.method.sampler import spaced_levels
+from dbtrain.evaluation.images.sampling import Sampling
 from dbtrain.models.registry import ARCHITECTURES, architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.shards.storage.output import check_output
@@ -30,8 +29,7 @@ def check_asked(run_plan: RunPlan, config: Config, out: Path, decoded: bool, cap
     """
     section = config.evaluation
     _check_file(out, sample_shape(run_plan), decoded)
-    check_solver(section.solver, config.noise_process)
-    spaced_levels(run_plan.noise(), run_plan.ranges, section.steps, section.spacing)
+    Sampling.of(run_plan, section, seed=0)
     if captioned and "text" not in run_plan.shape:
         raise ConfigError(
             f"--caption is for runs whose data has captions, and {run_plan.config.name} is trained on data.source="

@@ -17,7 +17,6 @@ from dbtrain.evaluation.images.inception import Inception
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Batch
-from dbtrain.method.sampler import spaced_levels
 
 Begun = tuple[Callable[[Split], dict[str, float]], dict[str, Any]]
 """Split -> score by readout, and what the scores depend on besides model and data."""
@@ -131,13 +130,12 @@ def _drawn(model: MergedModel, classes: Tensor, name: str, sampling: Sampling, s
 def samplings(model: MergedModel, section: EvaluationConfig) -> dict[str, Sampling]:
     """How samples are drawn for each readout, the score first."""
     ranges = model.run_plan.ranges
-    levels = spaced_levels(model.run_plan.noise(), ranges, section.steps, section.spacing)
-    score = Sampling(levels, section.solver, section.guidance, NOISE_SEED, blend=section.blend)
+    score = replace(Sampling.of(model.run_plan, section, NOISE_SEED), blend=section.blend)
     suffix = ("" if section.guidance == 1 else f"_guided_{section.guidance:g}") + ("_blended" if section.blend else "")
     named = {f"{section.solver}_{section.steps}{suffix}": score}
     if section.controls and ranges.blocks > 1:
-        owners = ranges.block_of(torch.tensor(levels, dtype=torch.float64)).tolist()
-        first = tuple(level for level, owner in zip(levels, owners, strict=True) if owner == 0)
+        owners = ranges.block_of(torch.tensor(score.levels, dtype=torch.float64)).tolist()
+        first = tuple(level for level, owner in zip(score.levels, owners, strict=True) if owner == 0)
         named["first"] = replace(score, levels=first)
         named["shuffled_blocks"] = replace(score, order=(*range(1, ranges.blocks), 0))
     if section.controls:

@@ -26,7 +26,6 @@ from dbtrain.evaluation.merged_model import MergedModel, merged_of, merged_plan
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.residency import choose
 from dbtrain.evaluation.speed import Speed, Stopwatch
-from dbtrain.method.sampler import spaced_levels
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import MergedDirectory
@@ -102,7 +101,7 @@ def sample_run(
     decode = _loaded(decoder, run_plan) if decoder else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
-    sampling, shape = _sampling(run_plan, config, seed), sample_shape(run_plan)
+    sampling, shape = Sampling.of(run_plan, config.evaluation, seed), sample_shape(run_plan)
     speed = Speed.of(config, device, count)
     watch.lap("starting")
     model = _fast(merged, run_plan, config.evaluation.resident, speed)
@@ -133,12 +132,6 @@ def _fast(merged: MergedDirectory, run_plan: RunPlan, resident: Resident, speed:
     for block in model.shells:
         speed.apply(block)
     return model
-
-
-def _sampling(run_plan: RunPlan, config: Config, seed: int) -> Sampling:
-    section = config.evaluation
-    levels = spaced_levels(run_plan.noise(), run_plan.ranges, section.steps, section.spacing)
-    return Sampling(levels, section.solver, section.guidance, seed)
 
 
 def _loaded(decoder: Callable[[], Decode], run_plan: RunPlan) -> Decode:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dbtrain.config.evaluation import AnySolver
+from dbtrain.config.evaluation import AnySolver, EvaluationConfig
 from dbtrain.data.splits import partners
-from dbtrain.evaluation.images.schedulers import scheduled_chain
+from dbtrain.evaluation.images.schedulers import check_solver, scheduled_chain
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
-from dbtrain.method.sampler import Evaluation, chain, guide
+from dbtrain.method.sampler import Evaluation, chain, guide, spaced_levels
 from dbtrain.run.plan import RunPlan
 
 BlockAt = Callable[[int], BlockModel]
@@ -35,6 +35,17 @@ class Sampling:
     near a boundary, of both neighbours."""
     scrambled: bool = False
     """A control: give each sample the class of another sample, of another one at every level."""
+
+    @staticmethod
+    def of(run_plan: RunPlan, section: EvaluationConfig, seed: int) -> "Sampling":
+        """As a section `evaluation` says.
+
+        Raises:
+            ConfigError: the solver does not fit the noise, or the steps cannot be shared by the slices.
+        """
+        check_solver(section.solver, run_plan.config.noise_process)
+        levels = spaced_levels(run_plan.noise(), run_plan.ranges, section.steps, section.spacing)
+        return Sampling(levels, section.solver, section.guidance, seed)
 
 
 @torch.no_grad()
