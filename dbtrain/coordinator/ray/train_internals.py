@@ -49,6 +49,7 @@ CONTROLLERS = {
 }
 """Environment of the process that has the controllers."""
 ASK_AGAIN_S = 1.0
+"""Pause after which a process of controllers that does not answer is asked again."""
 MOST_ATTEMPTS = 10_000
 """How many attempts one process controls at once; each has a thread there, made when it is needed."""
 LEAVE_S = 30.0
