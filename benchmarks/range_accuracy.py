@@ -48,8 +48,7 @@ READOUTS = ("mean", "chain", "first")
 def score(case: Case) -> dict[str, Any]:
     """Train all blocks under a range, merge and evaluate: the row, with the accuracy by readout."""
     path, overrides, source, row = case
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     own = ["noise.ranges=uniform", f"noise.sigma_min={row['low']!r}", f"noise.sigma_max={row['high']!r}"]
     with tempfile.TemporaryDirectory() as out:
         config = load_config(path, [*overrides, *own, f"seed={row['seed']}", f"out={out}"])
@@ -62,6 +61,7 @@ def score(case: Case) -> dict[str, Any]:
         merge(Run(run))
         model = MergedModel.read(run.child("merged"), torch.device("cpu"))
         found = accuracy(model, run_plan.data().test, config.evaluation)
+    dist.destroy_process_group()  # or a thread of gloo may end the process that ends with it
     return {"ranges": source, **row, **{name: found[name] for name in READOUTS}}
 
 

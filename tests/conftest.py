@@ -43,8 +43,12 @@ TRAIN = ["train", *RUN, "cluster.cpus_per_worker=0.5"]
 """The run that is disturbed in many ways; all of them end in the same bits."""
 
 
-TOGETHER = {"tests/cluster/test_address.py": "heads", "tests/cluster/test_launchers.py": "heads"}
-"""Files that start heads of Ray on this machine itself, of which one must end before another begins."""
+TOGETHER = {
+    **dict.fromkeys((f"tests/cluster/test_{name}.py" for name in ("address", "launchers")), "heads"),
+    **dict.fromkeys((f"tests/cluster/test_{name}.py" for name in ("three_rooms", "ssh", "lost_node")), "nodes"),
+}
+"""Files of which one must end before another begins: they start heads of Ray on this machine itself, or so many nodes
+that two cores which have those of several files need more than a minute for a worker's start."""
 APART = frozenset(
     f"tests/{name}.py"
     for name in (
@@ -142,7 +146,7 @@ class Command:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
-        self.process.wait(30)
+        self.process.wait(120)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ class Docker:
                 ["dockerd", *places, "-H", self.environment["DOCKER_HOST"], *ISOLATED],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while subprocess.run(["docker", "info"], env=self.environment, capture_output=True).returncode:
             if self._daemon.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"dockerd did not start:\n{(self.folder / 'log').read_text()[-3000:]}")
@@ -77,10 +77,10 @@ class Docker:
     def __exit__(self, *_: object) -> None:
         self._daemon.terminate()
         try:
-            self._daemon.wait(30)
+            self._daemon.wait(120)
         except subprocess.TimeoutExpired:
             self._daemon.kill()
-            self._daemon.wait(30)
+            self._daemon.wait(120)
         mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for place in sorted((m for m in mounted if m.startswith(f"{self.folder}/")), reverse=True):
             subprocess.run(["umount", place], check=False)
@@ -88,7 +88,7 @@ class Docker:
         if not self.keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def call(self, *command: str, seconds: float = 120, variables: Mapping[str, str] | None = None) -> str:
+    def call(self, *command: str, seconds: float = 300, variables: Mapping[str, str] | None = None) -> str:
         """Output of a command, which must succeed."""
         done = subprocess.run(
             command, env={**self.environment, **(variables or {})}, cwd=ROOT, text=True, timeout=seconds,
@@ -141,7 +141,7 @@ class Docker:
             tar.unlink()
         return folder is not None
 
-    def compose(self, *arguments: str, seconds: float = 120, **variables: str) -> str:
+    def compose(self, *arguments: str, seconds: float = 300, **variables: str) -> str:
         """docker-compose with docker/compose.yaml."""
         return self.call(
             "docker-compose", "-f", "docker/compose.yaml", *arguments, seconds=seconds, variables=variables

@@ -24,8 +24,8 @@ TOOLS = ("ip", "bridge", "unshare", "nsenter", "mount", "env", "cat")
 SUBNET = "10.77.0"
 """Inside the namespaces only: no route leads out of them."""
 GCS_PORT = 6379
-BOOT_S = 20.0
-COMMAND_S = 60.0
+BOOT_S = 60.0
+COMMAND_S = 240.0
 
 # What is local to a host is a tmpfs at the same path on each. It begins with a copy of what DeepSpeed compiled before,
 # which takes minutes; a copy, because a process that is killed there leaves a lock for which all others wait for ever.

@@ -28,7 +28,7 @@ from dbtrain.telemetry.events import read_events  # noqa: E402
 MEMORY = 80_000_000
 
 
-def until(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def until(found: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := found():
@@ -72,7 +72,7 @@ def main(folder: Path, *overrides: str) -> None:
         lose(nodes, event(run, 1, "start")["pid"])  # type: ignore[index]
         until(lambda: event(run, 2, "step"), "step of a second attempt")
         command.send_signal(signal.SIGINT)
-        command.wait(60)
+        command.wait(240)
     finally:
         command.kill()
         cluster.shutdown()

@@ -14,7 +14,7 @@ RUN_S = 360.0
 
 SEND = """
 import socket, sys, time
-end = time.monotonic() + 10
+end = time.monotonic() + 60
 while True:
     try:
         connection = socket.create_connection((sys.argv[1], 7000), 2)
@@ -46,7 +46,7 @@ class Machines:
         """Start Ray, first on the head, which stands first."""
         for part in (cpus[:1], cpus[1:]):
             for program in [self.start_ray(name, number) for name, number in part]:
-                assert program.wait(120) == 0, program.output()
+                assert program.wait(300) == 0, program.output()
 
     def start_ray(self, name: str, cpus: int) -> Program:
         return self.network.start_ray(name, cpus, HEAD, self.folder / f"ray-{name}.log")
@@ -54,15 +54,15 @@ class Machines:
     def stop_ray(self, names: Sequence[str]) -> None:
         stop = [str(Path(sys.executable).parent / "ray"), "stop", "--force"]
         for program in [self.network.start(name, stop, self.folder / f"stop-{name}.log") for name in names]:
-            assert program.wait(120) == 0, program.output()
+            assert program.wait(300) == 0, program.output()
 
     def sigkill(self, name: str, program: str) -> None:
         """Kill a program of Ray on a host, by the name of its file."""
         found = [pid for pid, line in self.network.hosts[name].processes().items() if f"/{program} " in line[:300]]
         assert len(found) == 1, found
         killed = self.network.start(name, ["kill", "-9", str(found[0])], self.folder / "kill.log")
-        assert killed.wait(20) == 0
-        wait_for(lambda: found[0] not in self.network.hosts[name].processes(), 10, f"the end of {program}")
+        assert killed.wait(120) == 0
+        wait_for(lambda: found[0] not in self.network.hosts[name].processes(), 60, f"the end of {program}")
 
     def train(self, out: str, *arguments: str, faults: str = "[]") -> Program:
         """Start the command on the head."""
@@ -83,10 +83,10 @@ class Machines:
         server = self.network.start(receiver, [python, "-c", RECEIVE], log)
         target = self.network.addresses[receiver]
         client = self.network.start(sender, [python, "-c", SEND, target, str(size)], log)
-        arrived = client.wait(30) == 0
+        arrived = client.wait(120) == 0
         if not arrived:
             server.kill()
-        return server.wait(30) == 0 and arrived
+        return server.wait(120) == 0 and arrived
 
 
 def hosts_of(run: Path) -> dict[int, str]:

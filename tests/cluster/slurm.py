@@ -105,12 +105,12 @@ class Slurm:
         key.write_bytes(secrets.token_bytes(1024))
         munge = [f"--{name}={self.folder}/munge/{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
         self._daemon(CONTROL, ["munged", "--foreground", "--force", f"--key-file={key}", *munge])
-        wait_for((self.folder / "munge" / "socket").exists, 10, "munged")
+        wait_for((self.folder / "munge" / "socket").exists, 60, "munged")
         self._daemon(CONTROL, ["slurmctld", "-D", "-f", str(self.folder / "slurm.conf")])
         for name in self.names:
             self._daemon(name, ["slurmd", "-D", "-N", name, "-f", str(self.folder / "slurm.conf")])
         idle = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
-        wait_for(lambda: self.call(idle, check=False).strip() == str(len(self.names)), 30, "the nodes of Slurm")
+        wait_for(lambda: self.call(idle, check=False).strip() == str(len(self.names)), 120, "the nodes of Slurm")
 
     def _daemon(self, host: str, command: Sequence[str]) -> None:
         self.network.start(host, command, self.folder / f"{command[0]}-{host}.out")
@@ -121,7 +121,7 @@ class Slurm:
         if cwd is not None:
             enter = [*enter[:-1], f"--wd={cwd}"]
         done = subprocess.run(
-            [*enter, *command], env=self.network.environment, text=True, capture_output=True, timeout=60
+            [*enter, *command], env=self.network.environment, text=True, capture_output=True, timeout=240
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout

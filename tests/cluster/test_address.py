@@ -90,7 +90,7 @@ class SomeCluster:
         for process in [*psutil.Process(self.head.pid).children(recursive=True), self.head]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.head.wait(20)
+        self.head.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_an_own_cluster_is_for_this_machine_and_keeps_its_token(
     token = psutil.Process(worker).environ()["RAY_AUTH_TOKEN"]
     session = next(a for a in psutil.Process(worker).parent().cmdline() if "session_dir=" in a).split("=", 1)[1]
     command.process.send_signal(signal.SIGTERM)
-    assert command.wait(120) == 1
+    assert command.wait(300) == 1
     time.sleep(1)
     files = [*tmp_path.rglob("*"), *Path(session, "logs").rglob("*")]
     read = [path for path in files if path.is_file()]

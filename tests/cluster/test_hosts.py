@@ -48,7 +48,7 @@ def test_blocks_on_three_hosts_send_each_other_no_byte(machines: Machines, expec
 def test_a_host_that_was_lost_a_moment_ago_is_left_out(machines: Machines, expected: dict[str, bytes]) -> None:
     """Ray counts it as alive for some 20 s more."""
     spare = machines.start_ray(SPARE, 1)
-    assert spare.wait(120) == 0, spare.output()
+    assert spare.wait(300) == 0, spare.output()
     machines.network.plug(SPARE, False)
     command = machines.train("lost", "--blocks", "0")
     assert command.wait(RUN_S) == 0, command.output()
@@ -76,7 +76,7 @@ def test_a_cut_host_a_dark_host_a_dead_raylet_and_a_dead_head(machines: Machines
     cut, dark, well = range(3)
     placed = hosts_of(run)
     spare = machines.start_ray(SPARE, 2)
-    assert spare.wait(120) == 0, spare.output()
+    assert spare.wait(300) == 0, spare.output()
 
     ended = lose_two_hosts(network, run, placed, cut, dark, command)
     the_old_worker_ended_or_was_refused(run, cut, ended)
@@ -89,7 +89,7 @@ def test_a_cut_host_a_dark_host_a_dead_raylet_and_a_dead_head(machines: Machines
     network.plug(placed[cut], True)
     machines.stop_ray([placed[cut]])
     healed = machines.start_ray(placed[cut], 1)
-    assert healed.wait(120) == 0, healed.output()
+    assert healed.wait(300) == 0, healed.output()
     machines.sigkill(placed[well], "raylet")
     moved(run, well, 2, command, "SIGKILL of the raylet")
     assert hosts_of(run) == {cut: SPARE, dark: SPARE, well: placed[cut]}
@@ -119,7 +119,7 @@ def lose_two_hosts(network: Network, run: Path, placed: dict[int, str], cut: int
         if not ended and pid not in host.processes():
             ended = time.time()
         time.sleep(0.1)
-    wait_for(lambda: pid not in host.processes(), 30, "the end of the worker cut off")
+    wait_for(lambda: pid not in host.processes(), 120, "the end of the worker cut off")
     for block in (cut, dark):
         start, ready = (
             next(e["t"] for e in attempt_events(run, block, 2) if e["event"] == k) for k in ("start", "ready")

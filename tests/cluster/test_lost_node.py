@@ -12,7 +12,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.telemetry.events import read_events
 from tests.conftest import CONFIG, ROOT, TINY, ray_folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 OWN = ["blocks=1", "training.steps=200000", "cluster.workers=2", "cluster.cpus_per_worker=1", "cluster.device=cpu"]
 
@@ -23,7 +23,7 @@ def test_a_lost_node_of_a_block_of_two_workers_is_a_preemption(tmp_path: Path) -
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_folder(), "NO_COLOR": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=860,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "its node was lost" in done.stdout

@@ -84,6 +84,6 @@ def test_a_lost_worker_node_leaves_the_job_and_scancel_ends_everything(slurm: Sl
     slurm.wait_for(job, lambda: bool(resumed(run)), START_S, tmp_path)
     assert (slurm.state(job), slurm.field(job, "Restarts")) == ("RUNNING", "0")
     slurm.call(["scancel", str(job)])
-    wait_for(lambda: not slurm.processes(), 30, "the end of all processes")
-    assert slurm.wait(job, ["CANCELLED"], 30, tmp_path) == "CANCELLED"
+    wait_for(lambda: not slurm.processes(), 120, "the end of all processes")
+    assert slurm.wait(job, ["CANCELLED"], 120, tmp_path) == "CANCELLED"
     assert slurm.field(job, "Restarts") == "0"

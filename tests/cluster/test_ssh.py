@@ -45,7 +45,7 @@ class Site:
             daemon = f"mkdir -p /run/sshd; exec {SSHD} -D -e -f {folder}/sshd_config"
             network.start(name, ["bash", "-c", daemon], folder / f"sshd-{name}.log")
         self.client = f"ssh {CLIENT.format(folder=folder)}"
-        wait_for(lambda: all(self.desk(f"{self.client} {h} true")[0] == 0 for h in (HEAD, *WORKERS)), 20, "SSH")
+        wait_for(lambda: all(self.desk(f"{self.client} {h} true")[0] == 0 for h in (HEAD, *WORKERS)), 120, "SSH")
 
     def desk(self, line: str, seconds: float = 240, **variables: str) -> tuple[int, str]:
         """Type a line at the desk; its code and what it printed."""
@@ -105,6 +105,6 @@ def test_a_cluster_by_ssh_trains_and_leaves_nothing(site: Site, tmp_path: Path, 
     assert modes.split() == ["600"] * 4
     code, said = site.launcher(f"down {HEAD} {' '.join(WORKERS)}")
     assert code == 0 and said.count("processes ended") == 4, said
-    wait_for(lambda: not site.ray(), 20, "the end of Ray everywhere")
+    wait_for(lambda: not site.ray(), 120, "the end of Ray everywhere")
     code, said = site.launcher(f"down {HEAD} {' '.join(WORKERS)}")
     assert code == 0 and said.count("nothing that `up` started runs") == 4, said

@@ -81,7 +81,7 @@ def start_ray(network: Network, folder: Path, name: str, device: str) -> None:
     gpus = int(device == "cuda" and name in GPU_OF)
     gpu = {"CUDA_VISIBLE_DEVICES": GPU_OF.get(name, "")}
     program = network.start_ray(name, 4, HEAD, folder / f"ray-{name}.log", gpus=gpus, **gpu)
-    assert program.wait(90) == 0, program.output()
+    assert program.wait(300) == 0, program.output()
 
 
 def train(network: Network, folder: Path, stage: str, device: str) -> Program:

@@ -16,6 +16,7 @@ from dbtrain.config import Config, parse_config
 from dbtrain.run.make_plan import design
 from dbtrain.run.plan import RunPlan
 from dbtrain.training.engine import Engine
+from tests.process_group import process_group
 
 Row = tuple[str, int, int, str, str, str, int, str]
 Parts = dict[str, dict[str, Tensor]]
@@ -149,7 +150,6 @@ def infinite(engine: Engine, row: Row) -> str:
 
 
 def main() -> None:
-    dist.init_process_group("gloo")
     torch.use_deterministic_algorithms(True, warn_only=True)  # as a worker does, and fills what it does not write
     with open(sys.argv[1] if dist.get_rank() == 0 else "/dev/null", "w") as out:
         for row in ROWS:
@@ -159,4 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with process_group():
+        main()

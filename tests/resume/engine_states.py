@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dbtrain.config import OptimizerConfig, TrainingConfig
 from dbtrain.training.engine import Engine
+from tests.process_group import process_group
 
 BATCH, CUT, STEPS = 12, 3, 6
 Parts = dict[str, dict[str, Tensor]]
@@ -163,7 +164,6 @@ def measured(stage: int, optimizer: str, offload: Any = "none") -> dict[str, Any
 
 
 def main() -> None:
-    dist.init_process_group("gloo")
     results = []
     for optimizer in ("adamw", "muon"):
         engine = make(0, optimizer)
@@ -186,4 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with process_group():
+        main()

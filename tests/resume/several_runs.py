@@ -13,10 +13,10 @@ from dbtrain.shards.storage.fence import claim
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest
+from tests.process_group import process_group
 
 
 def main(attempt: int, jobs: list[str]) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, workers = dist.get_rank(), dist.get_world_size()
     for block, url in (job.split(":", 1) for job in jobs):
         if rank == 0:
@@ -27,4 +27,5 @@ def main(attempt: int, jobs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    with process_group(timedelta(seconds=60)):
+        main(int(sys.argv[1]), sys.argv[2:])

@@ -128,7 +128,7 @@ def a_dead_controller_gives_its_resources_back(command: Command, run: Path) -> N
 
 def sigkill(command: Command) -> None:
     command.process.kill()
-    command.process.wait(30)
+    command.process.wait(120)
 
 
 def frozen_after(seconds: float) -> dict[str, str]:

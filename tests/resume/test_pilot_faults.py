@@ -20,6 +20,6 @@ def test_a_signal_in_the_pilot_gives_the_lock_back(
     assert (tmp_path / "runs/run/LOCK.json").exists()
     command.process.send_signal(number)
     # Python ends itself by SIGINT where that met it in C code that had taken note of it
-    assert command.wait(120) in (128 + number, -number), command.output()
+    assert command.wait(300) in (128 + number, -number), command.output()
     assert "stopped: what is committed stays" in command.output() and "Traceback" not in command.output()
     assert not (tmp_path / "runs/run/LOCK.json").exists()

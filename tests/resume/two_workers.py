@@ -14,6 +14,7 @@ from dbtrain.shards.storage.store import Store
 from dbtrain.training.assignment import Assignment
 from dbtrain.training.entry import work
 from dbtrain.training.watchdog import StopRequest
+from tests.process_group import process_group
 
 
 def hide(step: int) -> None:
@@ -22,7 +23,6 @@ def hide(step: int) -> None:
 
 
 def main(url: str, attempt: int, hidden: int) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = dist.get_rank()
     if rank == 0:
         claim(Store(url).child("blocks", "00"), attempt, str(attempt))
@@ -34,4 +34,5 @@ def main(url: str, attempt: int, hidden: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    with process_group(timedelta(seconds=60)):
+        main(sys.argv[1], *map(int, sys.argv[2:]))
