@@ -30,10 +30,11 @@ from rich.table import Table
 
 from dbtrain.config import load_config
 from dbtrain.evaluation.accuracy import accuracy
-from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import read_merged_model
 from dbtrain.run.merge import merge
 from dbtrain.run.prepare import prepare
 from dbtrain.run.run import Run
+from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.fence import claim
 from dbtrain.shards.storage.store import Store
 from dbtrain.training.assignment import Assignment
@@ -59,7 +60,7 @@ def score(case: Case) -> dict[str, Any]:
             claim(run.child("blocks", f"{block:02d}"), 1, "benchmark")
             work(Assignment(run.url, block, 1, "benchmark", "benchmark", 1, None, "cpu", 1, 3600.0), 0, StopRequest())
         merge(Run(run))
-        model = MergedModel.read(run.child("merged"), torch.device("cpu"))
+        model = read_merged_model(MergedDirectory(run.child("merged")), torch.device("cpu"))
         found = accuracy(model, run_plan.data().test, config.evaluation)
     dist.destroy_process_group()  # or a thread of gloo may end the process that ends with it
     return {"ranges": source, **row, **{name: found[name] for name in READOUTS}}

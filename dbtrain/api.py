@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dbtrain.config import Config, EvaluationConfig, load_config
 from dbtrain.config.overrides import check_overrides
+from dbtrain.coordinator.pipeline_hosts import open_hosts
 from dbtrain.coordinator.status import BlockStatus
 from dbtrain.coordinator.status import status as read_status
 from dbtrain.coordinator.train import train as train_blocks
@@ -242,7 +243,7 @@ def evaluate(
         found.append(Evaluation(metric, scores, progress))
         shown(found[-1])
 
-    evaluate_run(_at(run), overrides, section, show, count=watched.count, tell=watched.tell)
+    evaluate_run(_at(run), overrides, section, show, count=watched.count, tell=watched.tell, hosts=open_hosts)
     return found[-1]
 
 

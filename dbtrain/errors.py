@@ -53,6 +53,10 @@ class PlacementError(DbtrainError):
     """No cluster answers, no node of it can hold a block, or a GPU was demanded where there is none."""
 
 
+class HostDiedError(DbtrainError):
+    """A process of the cluster that held an object is dead; what was asked of it is not answered."""
+
+
 class VersionError(DbtrainError):
     """Machines of one run have different versions of what decides the numbers, or lack a package."""
 

@@ -81,7 +81,7 @@ def export(
 ) -> None:
     """Write the merged model of a run into a folder that loads without dbtrain."""
     from dbtrain.evaluation.export.write import export_run
-    from dbtrain.evaluation.merged_model import model_of, progress_of
+    from dbtrain.evaluation.opening import model_of, progress_of
     from dbtrain.run.run import Run
 
     console, of = make_console(), Run.at(run)

@@ -59,9 +59,10 @@ def sample(
 ) -> None:
     """Draw samples from the merged model of a run, block after block;
     overrides such as evaluation.batch_size=2048."""
+    from dbtrain.coordinator.pipeline_hosts import open_hosts
     from dbtrain.evaluation.images.asked import check_asked
     from dbtrain.evaluation.images.pictures import sample_run
-    from dbtrain.evaluation.merged_model import model_of, progress_of
+    from dbtrain.evaluation.opening import model_of, progress_of
     from dbtrain.evaluation.overrides import overridden
     from dbtrain.run.run import Run
     from dbtrain.shards.storage.directory import check_run_path
@@ -80,7 +81,7 @@ def sample(
         if now and out is None:
             out = Path(f"{merged.manifest.name}-now.png")  # into the run nothing is written
         drawn = (of, out, count, seed, asked, view.count, took.append, merged, captions, decoder)
-        where, routing = sample_run(*drawn)
+        where, routing = sample_run(*drawn, hosts=open_hosts)
         names, progress = merged.manifest.class_names, progress_of(of, merged)
     classes = f"; classes in turn: {', '.join(names[:count])}" if names else ""
     say(console, f"{count} samples of {run} in {where}{classes}{_not_done(progress)}")
@@ -142,7 +143,8 @@ def generate(
     overrides: Overrides = None,
 ) -> None:
     """Continue a text with the merged model of a run; overrides such as evaluation.resident=one."""
-    from dbtrain.evaluation.merged_model import model_of, progress_of
+    from dbtrain.coordinator.pipeline_hosts import open_hosts
+    from dbtrain.evaluation.opening import model_of, progress_of
     from dbtrain.evaluation.text.generate import generate_text
     from dbtrain.evaluation.text.kept_texts import KeptText, keep_text
     from dbtrain.run.run import Run
@@ -150,7 +152,8 @@ def generate(
     of = Run.at(run)
     took: list[str] = []
     with model_of(of, now) as merged:
-        text = generate_text(of, prompt, length, temperature, seed, merged, overrides or [], took.append)
+        asked = (prompt, length, temperature, seed, merged, overrides or [], took.append)
+        text = generate_text(of, *asked, hosts=open_hosts)
         progress, weights = progress_of(of, merged), merged.weights_hash
     print(prompt + text)
     if keep:
@@ -182,7 +185,7 @@ def predict(
     import torch
 
     from dbtrain.evaluation import predict as room
-    from dbtrain.evaluation.merged_model import MergedModel, model_of, progress_of
+    from dbtrain.evaluation.opening import model_of, open_run, progress_of
     from dbtrain.evaluation.overrides import overridden
     from dbtrain.run.run import Run
 
@@ -191,7 +194,7 @@ def predict(
     console, of = make_console(), Run.at(run)
     with model_of(of, now) as merged:
         changed = partial(overridden, overrides=[f"evaluation.resident={resident}"] if resident else [])
-        model = MergedModel.of_run(of, torch.device("cuda" if torch.cuda.is_available() else "cpu"), merged, changed)
+        model = open_run(of, torch.device("cuda" if torch.cuda.is_available() else "cpu"), merged, changed)
         progress = progress_of(of, merged)
         if text is not None:
             say(console, room.score_text(model, text).line())
@@ -199,7 +202,7 @@ def predict(
             probabilities = room.classify_files(model, pictures, fit).cpu()
             for file, row in zip(pictures, probabilities, strict=True):
                 show_table(console, room.classes_table(model, file, row, top))
-        if model.comes_and_goes:
+        if not model.all_here:
             say(console, model.resident)
     if progress:
         say(console, f"by a model whose blocks are not done: {progress}")
@@ -217,8 +220,9 @@ def losses(
 
     Overrides such as evaluation.resident=one.
     """
+    from dbtrain.coordinator.pipeline_hosts import open_hosts
     from dbtrain.evaluation.losses import losses_table, measure_losses
-    from dbtrain.evaluation.merged_model import merged_of, progress_of
+    from dbtrain.evaluation.opening import merged_of, progress_of
     from dbtrain.run.run import Run
 
     console, of = make_console(), Run.at(run)
@@ -226,7 +230,7 @@ def losses(
     with LiveView(console) as view:
         measure_losses(
             of, levels, samples, lambda points: show_table(console, losses_table(points)), view.count,
-            overrides or [], took.append,
+            overrides or [], took.append, open_hosts,
         )  # fmt: skip
     for line in took:
         say(console, line)

@@ -17,8 +17,9 @@ AnySolver = Literal[
 """A solver of our own, or a scheduler of diffusers by the name of its class."""
 
 
-Resident = Literal["auto", "all", "one"]
-"""Which blocks of a merged model are in the memory of the device that computes."""
+Resident = Literal["auto", "all", "one", "pipeline"]
+"""Which blocks of a merged model are in the memory of the device that computes;
+or all, in processes of a cluster."""
 
 
 class EvaluationConfig(Section):
@@ -37,7 +38,10 @@ class EvaluationConfig(Section):
     drawn from noise: for less it takes longer than it saves."""
     resident: Resident = "auto"
     """Blocks in the memory of the GPU, or of the CPU: `all`; `one`, while the next one is read ahead; `auto`:
-    all where they fit into 80 % of the memory that is free."""
+    all where they fit into 80 % of the memory that is free; `pipeline`: in processes of the cluster at
+    `cluster.address`, such as one on each GPU, or of this machine."""
+    stages: Count | None = None
+    """The most processes of a pipeline; by default as many as the cluster has room for."""
     metric: str | None = None
     """An entry of evaluation/metrics.py; by default the first that fits what the architecture can do."""
     samples: Annotated[int, Field(ge=2)] = 10_000

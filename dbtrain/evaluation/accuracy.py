@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.data.splits import Split, mixed, partners
-from dbtrain.evaluation.merged_model import MergedModel, probabilities, read_out, side_by_side
+from dbtrain.evaluation.merged_model import MergedModel, probabilities, read_out
 from dbtrain.telemetry.counting import counted
 
 CLASS = "class_"
@@ -69,14 +69,14 @@ def _classified(
         others = [split.batch(partner[indices], model.device) for indices in group]
         for (batch, draws), other in zip(batches, others, strict=True):
             walks.append(map(probabilities, model.on_true_codes(batch, other, draws, steps)))
-    along = side_by_side(walks)
+    along = model.side_by_side(walks)
     predicted, scrambled = along[: len(group)], along[len(group) :]
     controls: list[dict[str, Tensor]] = [{} for _ in group]
     for number, numbers in enumerate(scrambled):
         controls[number]["scrambled"] = read_out(numbers)["mean"]
     if controlled and len(model.blocks) > 1:
         turned = [map(probabilities, model.walk(batch, draws, steps, rotate=1)) for batch, draws in batches]
-        for number, numbers in enumerate(side_by_side(turned)):
+        for number, numbers in enumerate(model.side_by_side(turned)):
             controls[number]["shuffled"] = read_out(numbers)[readout]
     labels = [batch["label"] for batch, _ in batches]
     return [(labels[n], read_out(predicted[n]), controls[n]) for n in range(len(group))]

@@ -8,8 +8,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dbtrain.errors import ShardError
-from dbtrain.evaluation.loading import check_shard
-from dbtrain.evaluation.merged_model import merged_plan
+from dbtrain.evaluation.loading import check_shard, merged_plan
 from dbtrain.run.run import Run, RunBlock
 from dbtrain.shards.fit import refuse_non_finite
 from dbtrain.shards.format import Shard, decode

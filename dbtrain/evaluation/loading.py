@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from dbtrain.method.interface import BlockModel
 from dbtrain.method.split import local_name
-from dbtrain.run.plan import RunPlan
+from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.shards.fit import check_fit
+from dbtrain.shards.merged_directory import MergedDirectory
 
 LoadBlock = Callable[[int], dict[str, Tensor]]
 Where = Callable[[int], str]
@@ -53,3 +55,22 @@ def check_shard(
     required = frozenset(filter(holds, wanted))
     check_fit(named, wanted, required, shard, where)
     return named
+
+
+def merged_plan(merged: MergedDirectory) -> RunPlan:
+    """The plan of a merged model, with what its blocks have in common.
+
+    Raises:
+        ShardError: its files are damaged.
+    """
+    return read_plan(merged.manifest, merged.codebook(), merged.frozen())
+
+
+def all_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where = somewhere) -> list[BlockModel]:
+    """The models of all blocks; those of the same shards are one."""
+    models: dict[range, BlockModel] = {}
+    for block in range(run_plan.split.blocks):
+        sources = run_plan.scheme.sources(block)
+        if sources not in models:
+            models[sources] = load_model(run_plan, block, load, where).to(device)
+    return [models[run_plan.scheme.sources(block)] for block in range(run_plan.split.blocks)]

@@ -13,7 +13,9 @@ from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import no_cluster, open_run
 from dbtrain.evaluation.overrides import not_said, overridden
+from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
@@ -46,6 +48,7 @@ def measure_losses(
     progress: Count = silent,
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
+    hosts: OpenHosts = no_cluster,
 ) -> list[Point]:
     """Losses of a run's merged model on its validation split;
     also written to ``losses.json``, once they were shown.
@@ -59,22 +62,22 @@ def measure_losses(
         progress: is told how far it has come.
         overrides: overrides of the section `evaluation`, or of where the data lies.
         tell: gets a line on which blocks were in memory, if not all were.
+        hosts: connects to the cluster that a pipeline is in.
 
     Raises:
         ConfigError: the run was trained without noise, or an override is wrong.
         ShardError: the run is not merged, its files are damaged, or the losses cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.of_run(run, device, changed=partial(overridden, overrides=overrides))
-    model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
-    split = model.run_plan.data().validation
-    points = [
-        _point(model, split, min(samples, len(split)), level, block, boundary)
-        for level, block, boundary in counted(progress, "levels measured", grid(model.run_plan, count))
-    ]
+    with open_run(run, device, changed=partial(overridden, overrides=overrides), hosts=hosts) as model:
+        model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
+        split, wanted = model.run_plan.data().validation, grid(model.run_plan, count)
+        measured = model.walks.each(partial(_point, model, split, min(samples, len(split))), wanted)
+        points = [next(measured) for _ in counted(progress, "levels measured", wanted)]
+        resident = "" if model.all_here else model.resident
     show(points)
-    if model.comes_and_goes:
-        tell(model.resident)
+    if resident:
+        tell(resident)
     keep(run, "losses.json", [asdict(point) for point in points], "the losses")
     return points
 
@@ -96,7 +99,8 @@ def grid(run_plan: RunPlan, count: int) -> list[tuple[float, int, bool]]:
 
 
 @torch.no_grad()
-def _point(model: MergedModel, split: Split, samples: int, level: float, block: int, boundary: bool) -> Point:
+def _point(model: MergedModel, split: Split, samples: int, where: tuple[float, int, bool]) -> Point:
+    level, block, boundary = where
     size = model.run_plan.config.evaluation.batch_size
     sums = torch.zeros(2, dtype=torch.float64)
     for indices in torch.split(torch.arange(samples), size):

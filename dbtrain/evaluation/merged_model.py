@@ -1,28 +1,19 @@
 """The merged model: every block with its own stem and head, run one after the other down the noise range."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dbtrain.config import Config
-from dbtrain.evaluation.loading import LoadBlock, Where, load_model, somewhere
-from dbtrain.evaluation.residency import Residency, ResidentBlocks, choose
-from dbtrain.evaluation.transfer import Transfer, transfer_to
+from dbtrain.evaluation.pipeline.blocks import PlacedBlocks
+from dbtrain.evaluation.pipeline.walks import InFlight, InStep, Walks
+from dbtrain.evaluation.residency import ResidentBlocks
+from dbtrain.evaluation.speed import Speed
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
-from dbtrain.run.newest import newest_model
-from dbtrain.run.plan import RunPlan, read_plan
-from dbtrain.run.run import Run
-from dbtrain.shards.manifest import Manifest, read_manifest
-from dbtrain.shards.merged_directory import CONFIG, MergedDirectory, unfinished
-from dbtrain.shards.storage.directory import check_run_path
-from dbtrain.shards.storage.store import Store
+from dbtrain.run.plan import RunPlan
 from dbtrain.telemetry.counting import Count, silent
 
 T = TypeVar("T")
@@ -32,38 +23,20 @@ WAITING = 2 << 30
 
 
 class MergedModel:
-    """All blocks in memory, or one at a time.
+    """All blocks in memory, or one at a time, or all in processes of a cluster.
 
     Args:
         run_plan: plan of the run.
-        load: tensors of a block by their names in the whole model.
-        device: where the blocks are put.
-        where: their files, for messages.
-        residency: which blocks are in memory. If not all are, a block is loaded when it is asked for, and
-            kept until another one is asked for.
-        transfer: how such blocks get to the device.
-
-    Raises:
-        ShardError: the tensors of a block are not those of its model, or whatever ``load`` raises; if not all
-            are in memory, not before the block is asked for.
+        blocks: a list of them, `ResidentBlocks` or `PlacedBlocks`.
+        device: device of what they are given and of their answers.
     """
 
-    def __init__(
-        self,
-        run_plan: RunPlan,
-        load: LoadBlock,
-        device: torch.device,
-        where: Where = somewhere,
-        residency: Residency = "all",
-        transfer: Transfer | None = None,
-    ) -> None:
+    def __init__(self, run_plan: RunPlan, blocks: Sequence[BlockModel], device: torch.device) -> None:
         self.device = device
         self.run_plan = run_plan
-        self.blocks: Sequence[BlockModel]
-        if residency == "all":
-            self.blocks = _all_of(run_plan, load, device, where)
-        else:
-            self.blocks = ResidentBlocks(run_plan, load, device, where, residency == "ahead", transfer)
+        self.blocks = blocks
+        self.walks: Walks = InFlight(blocks.in_flight) if isinstance(blocks, PlacedBlocks) else InStep()
+        """How several batches walk down the chain."""
 
     count: Count = staticmethod(silent)
     """A function that is told how far a measurement of this model has come."""
@@ -72,77 +45,39 @@ class MergedModel:
     weights_hash = ""
     """What `MergedDirectory.weights_hash` says of this model."""
 
-    @staticmethod
-    def read(merged: Store, device: torch.device) -> "MergedModel":
-        """Read a merged directory by its index, verified; all blocks are in memory.
+    def __enter__(self) -> "MergedModel":
+        return self
 
-        Raises:
-            ShardError: something is missing or damaged.
-        """
-        return MergedModel.of(MergedDirectory(merged), device)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    @staticmethod
-    def of(
-        merged: MergedDirectory, device: torch.device, residency: Residency = "all", run_plan: RunPlan | None = None
-    ) -> "MergedModel":
-        """The same as :meth:`read`, for a directory that is open already, and blocks that may come and go.
+    def close(self) -> None:
+        """Leave the cluster of a pipeline; the model cannot be used any more."""
+        if isinstance(self.blocks, PlacedBlocks):
+            self.blocks.close()
 
-        Args:
-            residency: which blocks are in memory.
-            run_plan: plan of the run, if not as the directory has it.
-        """
-        run_plan = run_plan or merged_plan(merged)
-        if residency == "all":
-            return MergedModel(run_plan, merged.block, device, merged.where)
-        transfer = transfer_to(device)
-        load = partial(merged.block, to=transfer.destination)
-        return MergedModel(run_plan, load, device, merged.where, residency, transfer)
-
-    @staticmethod
-    def of_run(
-        run: Run,
-        device: torch.device,
-        merged: MergedDirectory | None = None,
-        changed: Callable[[Config], Config] = lambda config: config,
-    ) -> "MergedModel":
-        """The merged model of a run, with the places that only run.json keeps,
-        if it is there, such as its data's. `evaluation.resident` says which of its blocks are in memory.
-
-        Args:
-            run: the run.
-            device: device of the blocks.
-            merged: a model of its blocks that lies elsewhere.
-            changed: the configuration to use, from that of the run.
-
-        Raises:
-            ShardError: the run is not merged, or its files are damaged.
-            ConfigError: what `changed` raises.
-        """
-        merged = merged or merged_of(run)
-        run_plan = merged_plan(merged)
-        if run.exists and _same_run(run.manifest, merged.manifest):
-            located = read_plan(run.manifest, None)
-            run_plan = replace(run_plan, config=located.config, paths=located.paths)
-        run_plan = replace(run_plan, config=changed(run_plan.config))
-        residency = choose(run_plan.config.evaluation.resident, run_plan, merged, device)
-        model = MergedModel.of(merged, device, residency, run_plan)
-        model.progress, model.weights_hash = progress_of(run, merged), merged.weights_hash
-        return model
+    def apply(self, speed: Speed) -> None:
+        """Let the blocks predict at this speed from now on."""
+        if isinstance(self.blocks, PlacedBlocks):
+            self.blocks.begin(speed)
+            return
+        for block in self.shells:
+            speed.apply(block)
 
     @property
     def shells(self) -> Sequence[BlockModel]:
         """The modules of the blocks, for what needs no weights: one that is not in memory has none."""
-        return self.blocks.shells if isinstance(self.blocks, ResidentBlocks) else self.blocks
+        return self.blocks.shells if isinstance(self.blocks, ResidentBlocks | PlacedBlocks) else self.blocks
 
     @property
-    def comes_and_goes(self) -> bool:
-        """Whether blocks are read when they are asked for, and not all kept."""
-        return isinstance(self.blocks, ResidentBlocks)
+    def all_here(self) -> bool:
+        """Whether all blocks are in the memory of this process, and stay there."""
+        return not isinstance(self.blocks, ResidentBlocks | PlacedBlocks)
 
     @property
     def resident(self) -> str:
         """Which blocks are in memory and what that cost, for people."""
-        if isinstance(self.blocks, ResidentBlocks):
+        if isinstance(self.blocks, ResidentBlocks | PlacedBlocks):
             return self.blocks.told()
         return "its one block in memory" if len(self.blocks) == 1 else f"all {len(self.blocks)} blocks in memory"
 
@@ -155,8 +90,14 @@ class MergedModel:
             batches: the batches, or what they are made from.
             each: bytes that a batch holds while it waits.
         """
-        size = max(1, WAITING // max(1, each)) if self.comes_and_goes else 1
+        size = 1 if self.all_here else max(1, WAITING // max(1, each))
         return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+    def side_by_side(self, walks: Sequence[Iterator[T]]) -> list[list[T]]:
+        """What each walk gives."""
+        along: list[list[T]] = [[] for _ in walks]
+        self.walks.run(walks, lambda number, given: along[number].append(given))
+        return along
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
         """Every evaluation along the chain for a batch of N samples; see :meth:`walk`."""
@@ -223,70 +164,6 @@ class MergedModel:
 def chain_levels(run_plan: RunPlan, steps_per_block: int) -> list[float]:
     """Levels of the evaluations along the chain, as many in every slice."""
     return run_plan.noise().schedule(run_plan.ranges, steps_per_block)
-
-
-def merged_plan(merged: MergedDirectory) -> RunPlan:
-    """The plan of a merged model, with what its blocks have in common.
-
-    Raises:
-        ShardError: its files are damaged.
-    """
-    return read_plan(merged.manifest, merged.codebook(), merged.frozen())
-
-
-def merged_of(run: Run) -> MergedDirectory:
-    """The merged model of a run.
-
-    Raises:
-        ShardError: it is no run, and the message says what it is instead, or the run is not merged.
-    """
-    # a merged model is enough: it may have been carried here alone
-    if not run.merged.exists(CONFIG):
-        check_run_path(run.store)
-        read_manifest(run.store)
-    return MergedDirectory(run.merged)
-
-
-@contextmanager
-def model_of(run: Run, now: bool) -> Iterator[MergedDirectory]:
-    """The merged model of a run; or, of a run that may be training, one of its newest commits.
-
-    Raises:
-        ShardError: there is none, or a block has no commit.
-    """
-    if not now:
-        yield merged_of(run)
-        return
-    check_run_path(run.store)
-    with newest_model(run) as merged:
-        yield merged
-
-
-def progress_of(run: Run, merged: MergedDirectory) -> str:
-    """How far the blocks were trained, if the run is longer than that; '' for the model of a whole run."""
-    longest = run.manifest if run.exists and _same_run(run.manifest, merged.manifest) else merged.manifest
-    return unfinished(longest, merged.blocks)
-
-
-def _same_run(ours: Manifest, theirs: Manifest) -> bool:
-    """Whether both are manifests of one run, which may have been extended in between."""
-    count = ours.blocks
-    return count == theirs.blocks and all(ours.identity(block) == theirs.identity(block) for block in range(count))
-
-
-def _all_of(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where) -> list[BlockModel]:
-    """The models of all blocks; those of the same shards are one."""
-    models: dict[range, BlockModel] = {}
-    for block in range(run_plan.split.blocks):
-        sources = run_plan.scheme.sources(block)
-        if sources not in models:
-            models[sources] = load_model(run_plan, block, load, where).to(device)
-    return [models[run_plan.scheme.sources(block)] for block in range(run_plan.split.blocks)]
-
-
-def side_by_side(walks: Iterable[Iterator[T]]) -> list[list[T]]:
-    """What each walk gives, where all of them take their first step before any takes its second."""
-    return [list(given) for given in zip(*zip(*walks, strict=True), strict=True)]
 
 
 def probabilities(evaluation: Evaluation) -> tuple[int, Tensor]:

@@ -15,13 +15,14 @@ from dbtrain.evaluation.images.asked import sample_shape
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.images.told import check_pixels, check_told
 from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.opening import open_run, read_merged_model
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.unmasking import unmask
 from dbtrain.method.interface import Batch
 from dbtrain.method.sampler import Solver, Spacing
 from dbtrain.run.run import Run
-from dbtrain.shards.merged_directory import CONFIG
+from dbtrain.shards.merged_directory import CONFIG, MergedDirectory
 from dbtrain.shards.storage.store import Store
 
 STEPS = 50
@@ -240,6 +241,6 @@ def load_merged(path: str, device: torch.device) -> MergedNetwork:
     """
     store = Store(path)
     if store.exists(CONFIG):
-        return MergedNetwork(MergedModel.read(store, device)).eval()
+        return MergedNetwork(read_merged_model(MergedDirectory(store), device)).eval()
     changed = partial(overridden, overrides=["evaluation.resident=all"])
-    return MergedNetwork(MergedModel.of_run(Run(store), device, changed=changed)).eval()
+    return MergedNetwork(open_run(Run(store), device, changed=changed)).eval()

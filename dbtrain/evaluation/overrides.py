@@ -6,6 +6,8 @@ from dbtrain.config import Config, load_config
 from dbtrain.config.data import PLACES
 from dbtrain.errors import ConfigError
 
+ADDRESS = "cluster.address="
+
 
 def overridden(config: Config, overrides: Sequence[str]) -> Config:
     """The configuration of a run with overrides such as ``evaluation.steps=100``.
@@ -14,10 +16,10 @@ def overridden(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: one is wrong, or of another section.
     """
     for override in overrides:
-        if not override.startswith(("evaluation.", *PLACES)):
+        if not override.startswith(("evaluation.", ADDRESS, *PLACES)):
             raise ConfigError(
                 f"{override!r} would change the run, which is trained: override evaluation.*, or where the data lies "
-                f"({', '.join(PLACES)})"
+                f"({', '.join(PLACES)}) or the cluster is ({ADDRESS})"
             )
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
 

@@ -14,7 +14,9 @@ from dbtrain.evaluation.images.frechet import CONTROLS
 from dbtrain.evaluation.kept import MEASURED, keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
+from dbtrain.evaluation.opening import no_cluster, open_run
 from dbtrain.evaluation.overrides import not_said, overridden
+from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import UNFINISHED
@@ -45,6 +47,7 @@ def evaluate_run(
     show: Callable[[Metric, Scores, str], None] = lambda metric, scores, progress: None,
     count: Count = silent,
     tell: Callable[[str], None] = lambda line: None,
+    hosts: OpenHosts = no_cluster,
 ) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout;
     also written to ``evaluation.json``, once they were shown.
@@ -56,6 +59,7 @@ def evaluate_run(
         show: called with the result before it is written, and with how far blocks are that are not done.
         count: is told how far it has come.
         tell: gets a line on what takes long before it begins, and one with how long the parts took.
+        hosts: connects to the cluster that a pipeline is in.
 
     Raises:
         ConfigError: an override is wrong or of another section.
@@ -67,17 +71,25 @@ def evaluate_run(
     def changed(config: Config) -> Config:
         return overridden(config.model_copy(update={"evaluation": section or config.evaluation}), overrides)
 
-    model = MergedModel.of_run(run, device, changed=changed)
-    config = model.run_plan.config
-    model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
-    data = model.run_plan.data()
-    model.count = count
+    with open_run(run, device, changed=changed, hosts=hosts) as model:
+        model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
+        model.count = count
+        metric, scores, record = _measured(model, watch, tell)
+    show(metric, scores, model.progress)
+    keep(run, "evaluation.json", record, "the scores")
+    return metric, scores
+
+
+def _measured(
+    model: MergedModel, watch: Stopwatch, tell: Callable[[str], None]
+) -> tuple[Metric, Scores, dict[str, Any]]:
+    """The metric of a model, its scores, and what is written of them."""
+    config, data = model.run_plan.config, model.run_plan.data()
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
     watch.lap("reading")
-    speed = Speed.of(config, device, config.evaluation.samples if metric.draws else 0)
-    for block in model.shells:
-        speed.apply(block)
+    speed = Speed.of(config, model.device, config.evaluation.samples if metric.draws else 0)
+    model.apply(speed)
     if metric.draws:
         tell(
             f"drawing {config.evaluation.samples:,} samples for each readout and split, and first, once for this data, "
@@ -86,7 +98,8 @@ def evaluate_run(
     measure, depends_on = metric.begin(model, data, config.evaluation)
     watch.lap("preparing")
     scores = {split: measure(samples) for split, samples in splits.items()}
-    tell(f"took {watch.line('measuring', speed)}, {model.resident}")
+    resident = model.resident  # a pipeline tells here how long it compiled
+    tell(f"took {watch.line('measuring', speed)}, {resident}")
     sizes = {split: len(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores, "sizes": sizes}
     record[MEASURED] = model.weights_hash
@@ -94,9 +107,7 @@ def evaluate_run(
         record[UNFINISHED] = model.progress
     if depends_on:
         record["depends_on"] = depends_on
-    show(metric, scores, model.progress)
-    keep(run, "evaluation.json", record, "the scores")
-    return metric, scores
+    return metric, scores, record
 
 
 def main_readout(scores: Mapping[str, Any], asked: str) -> str:

@@ -92,7 +92,7 @@ class ResidentBlocks(Sequence[BlockModel]):
         units = [run_plan.scheme.sources(block)[-1] for block in range(run_plan.split.blocks)]
         self._units = units
         """Number of each block's last shard; blocks of the same shards are one model."""
-        self._shells = {unit: _Shell(run_plan, unit, device) for unit in dict.fromkeys(units)}
+        self._shells = {unit: Shell(run_plan, unit, device) for unit in dict.fromkeys(units)}
         for shell in self._shells.values():
             shell.share_frozen(self._shells[units[0]])
         wanted = {unit: shell.wanted for unit, shell in self._shells.items()}
@@ -195,7 +195,7 @@ def _await(ahead: list[tuple[int, Beside[dict[str, Tensor]]]]) -> None:
         ahead.pop()[1].wait()
 
 
-class _Shell:
+class Shell:
     """The module of a block, whose weights come and go.
 
     Args:
@@ -214,7 +214,7 @@ class _Shell:
         self.empty()
         self.model = model.to(device).eval()
 
-    def share_frozen(self, other: "_Shell") -> None:
+    def share_frozen(self, other: "Shell") -> None:
         """Use the same memory as another block for what no block trains."""
         for name, parameter in self._frozen.items():
             parameter.data = other._frozen[name].data

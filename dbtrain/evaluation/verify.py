@@ -10,6 +10,8 @@ import torch
 from dbtrain.config import Config
 from dbtrain.errors import IncompleteRunError, ShardError
 from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import read_merged_model
+from dbtrain.evaluation.residency import ResidentBlocks
 from dbtrain.method.interface import Batch
 from dbtrain.run.merge import MergeResult, merge, on_standard_error
 from dbtrain.run.newest import merge_newest
@@ -118,10 +120,10 @@ def _check(run: Run, merged: MergedDirectory, batch: Batch) -> int:
         return run.store.where(run.block(block).shard(rows[block].step, rows[block].role))
 
     # one block at a time from each side, so that a model larger than the memory can be merged
-    apart = MergedModel(run.plan, committed, CPU, where, "alone")
+    apart = MergedModel(run.plan, ResidentBlocks(run.plan, committed, CPU, where, ahead=False), CPU)
     samples = _affordable(apart, batch)
     few = {key: values[:samples] for key, values in batch.items()}
-    wrong = verify(MergedModel.of(merged, CPU, "alone"), apart, few)
+    wrong = verify(read_merged_model(merged, CPU, "alone"), apart, few)
     if wrong:
         raise ShardError(
             f"{run.store.url} is not merged, since the blocks do not pass the check: {'; '.join(wrong)}. A block that "

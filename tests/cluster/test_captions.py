@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.encoding.encoders import TextEncoder
 from dbtrain.evaluation.images.sampling import Sampling, draw
-from dbtrain.evaluation.merged_model import merged_of
+from dbtrain.evaluation.opening import merged_of
 from dbtrain.evaluation.residency import ResidentBlocks
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.masked_context import with_mask

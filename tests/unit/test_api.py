@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import dbtrain
 from dbtrain import api
 from dbtrain.errors import ArgumentError, ConfigError, DbtrainError, IncompleteRunError, PlacementError, ShardError
+from dbtrain.evaluation.loading import all_blocks
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.merged_network import MergedNetwork
 from dbtrain.evaluation.text.generate import GENERATORS
@@ -45,7 +46,7 @@ def network(kind, folder, seed=0):
         named = run_plan.model(block).state_dict().items()
         return {global_name(block, n): t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in named}
 
-    return MergedNetwork(MergedModel(run_plan, load, CPU)).eval(), data
+    return MergedNetwork(MergedModel(run_plan, all_blocks(run_plan, load, CPU), CPU)).eval(), data
 
 
 @pytest.fixture(scope="module")

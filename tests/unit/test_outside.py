@@ -13,6 +13,7 @@ from dbtrain.config import load_config, parse_config
 from dbtrain.config.model import model_section
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.accuracy import accuracy
+from dbtrain.evaluation.loading import all_blocks
 from dbtrain.evaluation.losses import grid
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import metric_of
@@ -206,7 +207,7 @@ def trained(run_plan, data, steps=80):
 def test_both_are_trained_merged_and_evaluated_like_those_of_the_package(config, digits):
     run_plan = design(config, digits, never)
     assert run_plan.ranges == equal_shares(LogUniform(0.2, 5.0), 3)
-    merged = MergedModel(run_plan, trained(run_plan, digits).__getitem__, CPU)
+    merged = MergedModel(run_plan, all_blocks(run_plan, trained(run_plan, digits).__getitem__, CPU), CPU)
     name, _ = metric_of(config)
     scores = accuracy(merged, digits.test, config.evaluation)
     assert name == "accuracy" and min(scores[readout] for readout in ("chain", "mean", "first")) > 0.7

@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dbtrain.coordinator.placement import Node, node_name
 from dbtrain.coordinator.ray import own_cluster
 from dbtrain.coordinator.ray.attempt import Attempt
+from dbtrain.coordinator.ray.hosts import RayHosts
 from dbtrain.coordinator.ray.shipping import runtime_env
 from dbtrain.coordinator.ray.train_internals import ControllerProcess, reason
 from dbtrain.errors import PlacementError, VersionError
@@ -105,6 +106,15 @@ class RayCluster:
     def start(self, assignment: Assignment, request: Request, name: str) -> Attempt:
         """Start an attempt; it waits for its resources if others hold them."""
         return Attempt(assignment, request, name, self._controllers)
+
+    def hosts(self, device: str, cpus: float) -> RayHosts:
+        """Room for processes that each hold an object; closing them leaves the cluster.
+
+        Args:
+            device: ``cuda`` gives each process a GPU.
+            cpus: CPUs of each process.
+        """
+        return RayHosts(self, device, cpus)
 
     def check_alive(self) -> None:
         """Make sure that a cluster of this command's own has not ended.

@@ -20,8 +20,7 @@ from dbtrain.evaluation.export.plain import FORMAT as PLAIN_FORMAT
 from dbtrain.evaluation.export.plain import check_plain, described_plainly, plain_loading, write_plain
 from dbtrain.evaluation.export.routing import COMMON, FORMAT, HASHES
 from dbtrain.evaluation.kept import scores_of
-from dbtrain.evaluation.loading import load_model
-from dbtrain.evaluation.merged_model import merged_plan
+from dbtrain.evaluation.loading import load_model, merged_plan
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture, own_architecture
 from dbtrain.run.plan import RunPlan, noise_target

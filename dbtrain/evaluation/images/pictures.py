@@ -15,16 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from dbtrain.config import Config
-from dbtrain.config.evaluation import Resident
 from dbtrain.data.encoded import as_encoded
 from dbtrain.errors import ConfigError, DbtrainError, ShardError
 from dbtrain.evaluation.images.asked import check_asked, sample_shape
 from dbtrain.evaluation.images.captioned import captioned_grid
 from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.evaluation.images.sampling import Sampling, draw
-from dbtrain.evaluation.merged_model import MergedModel, merged_of, merged_plan
+from dbtrain.evaluation.loading import merged_plan
+from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import merged_of, no_cluster, open_merged_model
 from dbtrain.evaluation.overrides import overridden
-from dbtrain.evaluation.residency import choose
+from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run
@@ -66,6 +67,7 @@ def sample_run(
     merged: MergedDirectory | None = None,
     captions: Captions | None = None,
     decoder: Callable[[], Decode] | None = None,
+    hosts: OpenHosts = no_cluster,
 ) -> tuple[str, str]:
     """Draw `count` samples, and write them to `out`, or into the run.
 
@@ -88,6 +90,7 @@ def sample_run(
         merged: a model of the run's blocks that lies elsewhere; by default that of the run is drawn from.
         captions: what the samples are to show, in turn; a grid has a row for each.
         decoder: loads what makes pictures (N, C, H, W) in [-1, 1] of latents, as an autoencoder does.
+        hosts: connects to the cluster that a pipeline is in.
 
     Raises:
         ConfigError: `check_asked` refuses what is asked, or the text encoder is not that of the data.
@@ -104,14 +107,15 @@ def sample_run(
     sampling, shape = Sampling.of(run_plan, config.evaluation, seed), sample_shape(run_plan)
     speed = Speed.of(config, device, count)
     watch.lap("starting")
-    model = _fast(merged, run_plan, config.evaluation.resident, speed)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     walk: list[tuple[float, int]] = []
-    samples = draw(
-        run_plan, model.blocks.__getitem__, told, shape, sampling, size, levels_done,
-        lambda evaluation: walk.append((evaluation.level, evaluation.block)),
-    ).cpu()  # fmt: skip
-    tell(f"{watch.line('drawing', speed)}, {model.resident}")
+    with _fast(merged, replace(run_plan, config=config), speed, hosts) as model:
+        samples = draw(
+            run_plan, model.blocks.__getitem__, told, shape, sampling, size, levels_done,
+            lambda evaluation: walk.append((evaluation.level, evaluation.block)), model.walks,
+        ).cpu()  # fmt: skip
+        resident = model.resident  # a pipeline tells here how long it compiled
+        tell(f"{watch.line('drawing', speed)}, {resident}")
     drawn = _record(merged, run_plan, sampling, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
@@ -125,12 +129,15 @@ def _record(
     return Drawn(merged.weights_hash, *how, walk)
 
 
-def _fast(merged: MergedDirectory, run_plan: RunPlan, resident: Resident, speed: Speed) -> MergedModel:
+def _fast(merged: MergedDirectory, run_plan: RunPlan, speed: Speed, hosts: OpenHosts) -> MergedModel:
     """The blocks, ready to draw; one at a time unless all are wanted, as each is asked for once."""
-    residency = choose("one" if resident == "auto" else resident, run_plan, merged, speed.device)
-    model = MergedModel.of(merged, speed.device, residency, run_plan)
-    for block in model.shells:
-        speed.apply(block)
+    resident = run_plan.config.evaluation.resident
+    model = open_merged_model(merged, speed.device, run_plan, "one" if resident == "auto" else resident, hosts)
+    try:
+        model.apply(speed)
+    except BaseException:
+        model.close()
+        raise
     return model
 
 

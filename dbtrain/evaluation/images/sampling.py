@@ -9,6 +9,7 @@ from torch import Tensor
 from dbtrain.config.evaluation import AnySolver, EvaluationConfig
 from dbtrain.data.splits import partners
 from dbtrain.evaluation.images.schedulers import check_solver, scheduled_chain
+from dbtrain.evaluation.pipeline.walks import InStep, Walks
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.method.interface import BlockModel
 from dbtrain.method.sampler import Evaluation, chain, guide, spaced_levels
@@ -58,21 +59,29 @@ def draw(
     batch_size: int,
     count: Callable[[int, int], None] = lambda done, of: None,
     seen: Callable[[Evaluation], None] = lambda evaluation: None,
+    walks: Walks | None = None,
 ) -> Tensor:
     """Samples (N, *shape), float32, one for each label (N,), on the labels' device.
 
     Sample i is a function of (sampling, i, label). All batches walk down the levels together, so that each
-    block is asked for once, however many batches there are. `count` is told how many levels are done, and
-    `seen` gets the first batch's evaluation at each level.
+    block is asked for once, however many batches there are, or as `walks` says. `count` is told how many
+    levels are done, and `seen` gets the first batch's evaluation at each level.
     """
     batches = torch.split(torch.arange(len(labels), device=labels.device), batch_size)
     chains = [_chain(SampleDenoiser(run_plan, block_at, sampling, labels, batch), shape) for batch in batches]
-    denoised: tuple[Tensor, ...] = ()
-    for done, evaluations in enumerate(zip(*chains, strict=True), 1):
-        denoised = tuple(evaluation.denoised for evaluation in evaluations)
-        seen(evaluations[0])
-        count(done, len(sampling.levels))
-    return torch.cat(denoised)
+    denoised: dict[int, Tensor] = {}
+    steps = 0
+
+    def note(number: int, evaluation: Evaluation) -> None:
+        nonlocal steps
+        denoised[number], steps = evaluation.denoised, steps + 1
+        if number == 0:
+            seen(evaluation)
+        if steps % len(chains) == 0:
+            count(steps // len(chains), len(sampling.levels))
+
+    (walks or InStep()).run(chains, note)
+    return torch.cat([denoised[number] for number in range(len(chains))])
 
 
 class SampleDenoiser:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dbtrain.data.labels import listed
 from dbtrain.data.packed import TokenWindows
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.sweep.concepts import LEAST, ConceptSet
 from dbtrain.evaluation.sweep.geometry import Floats
 from dbtrain.method.interface import BlockModel
@@ -80,7 +80,7 @@ class SweptRun:
     """
 
     def __init__(self, run: Run) -> None:
-        self.model = MergedModel.of_run(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = open_run(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.plan = self.model.run_plan
         self.name, self.weights = self.plan.config.name, self.model.weights_hash
         kind = architecture(self.plan.config.model.arch)

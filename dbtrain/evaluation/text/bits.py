@@ -12,7 +12,7 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import Split, evenly
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.merged_model import MergedModel, probabilities, read_out, side_by_side
+from dbtrain.evaluation.merged_model import MergedModel, probabilities, read_out
 from dbtrain.method.draws import Draws
 from dbtrain.method.sampler import Evaluation
 from dbtrain.telemetry.counting import counted
@@ -70,7 +70,7 @@ def chances(model: MergedModel, texts: Sequence[tuple[Tensor, Draws]]) -> list[d
         steps = model.run_plan.config.evaluation.steps_per_block
         return map(there, model.walk({"tokens": tokens}, draws, steps))
 
-    return [read_out(along) for along in side_by_side([walk(*text) for text in texts])]
+    return [read_out(along) for along in model.side_by_side([walk(*text) for text in texts])]
 
 
 def negative_log(found: Tensor) -> float:

@@ -35,11 +35,17 @@ def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     starts = [0, *accumulate(len(indices) for indices in texts)]
     # block after block, so that each is read once if not all are in memory
     work = [(block, number) for block in range(len(nats)) for number in range(len(texts))]
+
+    def measure(one: tuple[int, int]) -> float:
+        block, number = one
+        batch = split.batch(texts[number], model.device)
+        positions = starts[number] + torch.arange(len(texts[number]))
+        return float(block_nats(model, block, batch, positions, section.steps_per_block).sum())
+
     with torch.no_grad():
-        for block, number in counted(model.count, "batches of text read by a block", work):
-            batch = split.batch(texts[number], model.device)
-            positions = starts[number] + torch.arange(len(texts[number]))
-            nats[block] += float(block_nats(model, block, batch, positions, section.steps_per_block).sum())
+        measured = model.walks.each(measure, work)
+        for block, _ in counted(model.count, "batches of text read by a block", work):
+            nats[block] += next(measured)
     shares = (nats / characters / math.log(2)).tolist()
     return {"total": sum(shares), **{f"block_{block}": share for block, share in enumerate(shares)}}
 

@@ -11,7 +11,9 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, chain_levels, readouts
+from dbtrain.evaluation.opening import no_cluster, open_run
 from dbtrain.evaluation.overrides import overridden
+from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.evaluation.text.uncached import uncached
 from dbtrain.evaluation.text.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
@@ -166,20 +168,22 @@ def generate_text(
     merged: MergedDirectory | None = None,
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
+    hosts: OpenHosts = no_cluster,
 ) -> str:
     """The text after a prompt, by the merged model of a run, or by one of its blocks that lies elsewhere.
 
     Args:
         overrides: overrides of the section `evaluation`.
         tell: gets a line on which blocks were in memory, if not all were.
+        hosts: connects to the cluster that a pipeline is in.
 
     Raises:
         ConfigError: its architecture continues no text, the prompt does not fit, or an override is wrong.
         ShardError: the run is not merged, or its files are damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MergedModel.of_run(run, device, merged, partial(overridden, overrides=overrides))
-    text = continue_text(model, prompt, length, temperature, seed)
-    if model.comes_and_goes:
-        tell(model.resident)
+    with open_run(run, device, merged, partial(overridden, overrides=overrides), hosts) as model:
+        text = continue_text(model, prompt, length, temperature, seed)
+        if not model.all_here:
+            tell(model.resident)
     return text

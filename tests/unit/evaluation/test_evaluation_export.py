@@ -22,7 +22,8 @@ from dbtrain.evaluation.export.card import _named
 from dbtrain.evaluation.export.modeling import ABLE
 from dbtrain.evaluation.export.routing import check_weights
 from dbtrain.evaluation.images.sampling import Sampling, draw
-from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.merged_model import readouts
+from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.text.uncached import uncached
 from dbtrain.evaluation.text.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
@@ -184,7 +185,7 @@ def calls(model, name):
 
 def asked(run):
     """Tensors and facts with which an exported folder is compared: what the merged model answers."""
-    model, kind = MergedModel.of_run(run, CPU), architecture(run.config.model.arch)
+    model, kind = open_run(run, CPU), architecture(run.config.model.arch)
     noise, positions = model.run_plan.noise(), torch.arange(2)
     tokens = torch.randint(0, 27, (2, 24), generator=torch.Generator().manual_seed(1))
     image = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))

@@ -12,6 +12,7 @@ from dbtrain.evaluation.images import frechet, inception
 from dbtrain.evaluation.images.classifier import Classifier, accuracy_of, fit, judge_of
 from dbtrain.evaluation.images.frechet import distances, samplings
 from dbtrain.evaluation.images.inception import Inception
+from dbtrain.evaluation.loading import all_blocks
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import METRICS, metric_of
 from dbtrain.method.split import global_name
@@ -40,7 +41,7 @@ def model(data):
     def load(block):
         return {global_name(block, n): t for n, t in run_plan.model(block).state_dict().items()}
 
-    return MergedModel(run_plan, load, CPU)
+    return MergedModel(run_plan, all_blocks(run_plan, load, CPU), CPU)
 
 
 class Pixels(torch.nn.Module):

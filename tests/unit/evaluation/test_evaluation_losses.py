@@ -4,6 +4,7 @@ import torch
 from dbtrain.config import load_config
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation import losses as room
+from dbtrain.evaluation.loading import all_blocks
 from dbtrain.evaluation.losses import grid
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.split import global_name
@@ -46,7 +47,7 @@ def test_a_loss_is_that_of_the_training_objective_at_the_level(data):
     def load(block):
         return {global_name(block, n): t for n, t in run_plan.model(block).state_dict().items()}
 
-    model = MergedModel(run_plan, load, CPU)
+    model = MergedModel(run_plan, all_blocks(run_plan, load, CPU), CPU)
     image = data.validation.batch(torch.arange(len(data.validation)), CPU)["image"]
     for level in (0.05, 0.3, 2.0):
         block = int(run_plan.ranges.block_of(torch.tensor(level)))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.errors import ConfigError, IncompleteRunError, ShardError
 from dbtrain.evaluation.inspect import inspect_path
-from dbtrain.evaluation.merged_model import model_of, progress_of
+from dbtrain.evaluation.opening import model_of, progress_of
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run import newest

@@ -12,7 +12,7 @@ from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.evaluation.export.plain import boundary_ratio
 from dbtrain.evaluation.export.routing import check_weights
-from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import open_run
 from dbtrain.method.ranges import Ranges
 from dbtrain.run.merge import merge
 from dbtrain.run.prepare import prepare
@@ -93,7 +93,7 @@ def exported(runs, tmp_path_factory):
 
 def asked(run):
     """What each block's network is given at a level of its own, and what the block makes of it."""
-    model, labels = MergedModel.of_run(run, torch.device("cpu")), torch.tensor([3, 10])
+    model, labels = open_run(run, torch.device("cpu")), torch.tensor([3, 10])
     tensors, answers = {}, {}
     for block, network in enumerate(model.blocks):
         level = torch.full((2,), sum(model.run_plan.ranges.of(block)) / 2)

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.config import load_config
 from dbtrain.data.packed import TokenWindows
-from dbtrain.evaluation.merged_model import MergedModel, readouts
+from dbtrain.evaluation.merged_model import readouts
+from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.predict import classify_files, score_text
 from dbtrain.run.merge import merge
 from dbtrain.run.plan import load_data
@@ -66,7 +67,7 @@ def picture(path, size=(8, 8), mode="L"):
 
 
 def test_a_picture_gets_the_probabilities_of_the_sample_that_it_shows(vit, tmp_path):
-    data, model = load_data(vit.config), MergedModel.of_run(vit, CPU)
+    data, model = load_data(vit.config), open_run(vit, CPU)
     files = [tmp_path / f"{n}.png" for n in range(3)]
     samples = data.test.batch(torch.arange(3), CPU)
     for file, sample in zip(files, samples["image"], strict=True):
@@ -106,7 +107,7 @@ def test_a_command_that_asks_for_nothing_or_for_the_wrong_thing_is_refused(vit, 
 
 @torch.no_grad()
 def test_the_bits_of_a_text_are_those_of_the_evaluation(ar):
-    model, data = MergedModel.of_run(ar, CPU), load_data(ar.config)
+    model, data = open_run(ar, CPU), load_data(ar.config)
     assert isinstance(data.test, TokenWindows)
     tokens = torch.cat([data.test.batch(torch.tensor([n]), CPU)["tokens"][0] for n in range(len(data.test))][:3])
     text = "".join(" abcdefghijklmnopqrstuvwxyz"[token] for token in tokens)
@@ -125,7 +126,7 @@ def test_the_bits_of_a_text_are_those_of_the_evaluation(ar):
 
 def test_a_masked_model_tells_a_bound(make):
     run = make("masked", model={**SIZES, "arch": "masked_lm"}, noise={}, data=TEXT["data"])
-    score = score_text(MergedModel.of_run(run, CPU), "the quick brown fox")
+    score = score_text(open_run(run, CPU), "the quick brown fox")
     # near random weights every token costs about the logarithm of the vocabulary
     assert score.bound and score.bits / score.tokens == pytest.approx(math.log2(27), rel=0.3)
     assert "at most" in score.line()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dbtrain import cli
 from dbtrain.errors import ShardError
 from dbtrain.evaluation import residency, transfer
-from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import read_merged_model
 from dbtrain.evaluation.residency import ResidentBlocks, choose
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.run import Run
@@ -156,7 +156,7 @@ def test_two_blocks_are_in_memory_and_without_room_for_two_one(run_of, monkeypat
         weights = Alive(residency.check_shard)
         with monkeypatch.context() as patched:
             patched.setattr(residency, "check_shard", weights)
-            model = MergedModel.of(MergedDirectory(run.merged), CPU, "ahead" if ahead else "alone")
+            model = read_merged_model(MergedDirectory(run.merged), CPU, "ahead" if ahead else "alone")
             for block in (0, 1, 0, 1, 0):
                 assert all(p.numel() for p in model.blocks[block].parameters())
                 assert not any(p.numel() for p in model.shells[1 - block].parameters())
@@ -274,7 +274,7 @@ def test_a_file_goes_to_a_gpu_in_pieces_and_no_buffer_is_filled_while_it_is_copi
 
 def test_a_file_that_changes_between_two_reads_is_refused(run_of):
     run = run_of("vit")
-    model = MergedModel.of(MergedDirectory(run.merged), CPU, "alone")
+    model = read_merged_model(MergedDirectory(run.merged), CPU, "alone")
     name = MergedDirectory(run.merged).blocks[0].file
     assert model.blocks[0] and model.blocks[1]
     good = run.merged.read(name)

@@ -11,6 +11,7 @@ from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import evenly
 from dbtrain.data.tokenizers import Bytes, Letters
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation.loading import all_blocks
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text import bits as room
 from dbtrain.evaluation.text.bits import bits, negative_log
@@ -56,7 +57,7 @@ def merged(config, data):
         named = run_plan.model(block).state_dict().items()
         return {global_name(block, n): t + 0.15 * torch.randn(t.shape, generator=generator) for n, t in named}
 
-    return MergedModel(run_plan, load, CPU)
+    return MergedModel(run_plan, all_blocks(run_plan, load, CPU), CPU)
 
 
 @STREAMS

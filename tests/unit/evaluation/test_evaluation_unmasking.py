@@ -3,6 +3,7 @@ import torch
 
 from dbtrain.config import load_config
 from dbtrain.data.splits import DataSet
+from dbtrain.evaluation.loading import all_blocks
 from dbtrain.evaluation.merged_model import MergedModel, readouts
 from dbtrain.evaluation.text.generate import continue_text
 from dbtrain.evaluation.text.uncached import uncached
@@ -33,7 +34,7 @@ def merged():
         state["head.linear.weight"][block] += 10
         return {global_name(block, name): tensor for name, tensor in state.items()}
 
-    return MergedModel(run_plan, load, torch.device("cpu"))
+    return MergedModel(run_plan, all_blocks(run_plan, load, torch.device("cpu")), torch.device("cpu"))
 
 
 def masks(count):
@@ -89,14 +90,15 @@ def test_both_sides_of_a_merge_walk_through_the_same_masks(merged):
         return {global_name(block, name): tensor for name, tensor in merged.blocks[block].state_dict().items()}
 
     batch = {"tokens": torch.zeros(4, 40, dtype=torch.int64)}
-    assert verify(merged, MergedModel(merged.run_plan, load, merged.device), batch) == []
+    plan, device = merged.run_plan, merged.device
+    assert verify(merged, MergedModel(plan, all_blocks(plan, load, device), device), batch) == []
 
     def wrong(block):
         tensors = load(block)
         tensors[f"blocks.{block}.head.linear.weight"] = tensors[f"blocks.{block}.head.linear.weight"] + block
         return tensors
 
-    apart = MergedModel(merged.run_plan, wrong, merged.device)
+    apart = MergedModel(merged.run_plan, all_blocks(merged.run_plan, wrong, merged.device), merged.device)
     assert [line.split(" at ")[0] for line in verify(merged, apart, batch)] == ["block 1", "block 2"]
 
 
@@ -125,7 +127,7 @@ def awake(kind):
         named = run_plan.model(block).state_dict().items()
         return {global_name(block, n): t + 0.5 * torch.randn(t.shape, generator=generator) for n, t in named}
 
-    return MergedModel(run_plan, load, torch.device("cpu"))
+    return MergedModel(run_plan, all_blocks(run_plan, load, torch.device("cpu")), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

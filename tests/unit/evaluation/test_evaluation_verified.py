@@ -14,6 +14,7 @@ from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.loading import check_shard
 from dbtrain.evaluation.losses import measure_losses
 from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import read_merged_model
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.run import Run
@@ -22,7 +23,7 @@ from dbtrain.shards.checksummed_json import seal, unseal
 from dbtrain.shards.commit import dump_commit
 from dbtrain.shards.format import decode, encode, sha256
 from dbtrain.shards.manifest import read_manifest
-from dbtrain.shards.merged_directory import INDEX, VERSION
+from dbtrain.shards.merged_directory import INDEX, VERSION, MergedDirectory
 from dbtrain.telemetry.console import make_console
 from dbtrain.training.upstream import load_upstream
 from tests.unit.alive import Alive
@@ -202,7 +203,7 @@ def test_random_changes_under_right_hashes_are_refused_or_change_nothing(tmp_pat
     for _ in range(120):
         change_merged(run, dice.randrange(2), lambda tensors: mutate(tensors, dice))
         with pytest.raises(ShardError, match=r"model-0000.*(expected|NaN or infinite|is no tensor)") as caught:
-            MergedModel.read(merged, torch.device("cpu"))
+            read_merged_model(MergedDirectory(merged), torch.device("cpu"))
         assert "\n" not in str(caught.value)
         for name, data in good.items():
             merged.write(name, data)

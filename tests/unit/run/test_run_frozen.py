@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dbtrain.errors import ConfigError, ShardError
 from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.loading import load_model
-from dbtrain.evaluation.merged_model import MergedModel
+from dbtrain.evaluation.opening import read_merged_model
 from dbtrain.evaluation.verify import merge_and_verify
 from dbtrain.run.cost import estimate
 from dbtrain.run.merge import merge
@@ -114,10 +114,10 @@ def test_the_merged_model_has_it_under_its_own_names_and_equals_the_blocks(froze
     index = json.loads((frozen.merged.path / "model.safetensors.index.json").read_text())
     listed = {name for name, file in index["weight_map"].items() if file == "frozen.safetensors"}
     assert listed == frozen.frozen.keys() == merged.frozen().keys()
-    model = MergedModel.of(merged, CPU)
+    model = read_merged_model(merged, CPU)
     for block in model.blocks:
         assert torch.equal(block.state_dict()["stem.code.weight"], frozen.frozen["stem.code.weight"])
-    shells = MergedModel.of(merged, CPU, "ahead")
+    shells = read_merged_model(merged, CPU, "ahead")
     for number, block in enumerate(shells.blocks):
         found, wanted = block.state_dict(), model.blocks[number].state_dict()
         assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -180,7 +180,7 @@ def test_a_damaged_one_of_a_merged_model_is_told(frozen):
     file.unlink()
     file.write_bytes(content)
     with pytest.raises(DamagedError, match="frozen.safetensors"):
-        MergedModel.read(frozen.merged, CPU)
+        read_merged_model(MergedDirectory(frozen.merged), CPU)
 
 
 def test_a_shard_that_holds_a_stem_of_its_own_is_none_of_the_model(frozen):
