@@ -13,7 +13,7 @@ from dbtrain.data.splits import Split
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.evaluation.opening import no_cluster, open_run
+from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.overrides import not_said, overridden
 from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.method.draws import Draws, derive_seed
@@ -48,7 +48,7 @@ def measure_losses(
     progress: Count = silent,
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
-    hosts: OpenHosts = no_cluster,
+    hosts: OpenHosts | None = None,
 ) -> list[Point]:
     """Losses of a run's merged model on its validation split;
     also written to ``losses.json``, once they were shown.

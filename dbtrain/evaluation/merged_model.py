@@ -35,9 +35,11 @@ class MergedModel:
         self.device = device
         self.run_plan = run_plan
         self.blocks = blocks
-        self.walks: Walks = InFlight(blocks.in_flight) if isinstance(blocks, PlacedBlocks) else InStep()
-        """How several batches walk down the chain."""
+        if isinstance(blocks, PlacedBlocks):
+            self.walks = InFlight(blocks.in_flight)
 
+    walks: Walks = InStep()
+    """How several batches walk down the chain."""
     count: Count = staticmethod(silent)
     """A function that is told how far a measurement of this model has come."""
     progress = ""

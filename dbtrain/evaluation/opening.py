@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import Literal
 
 import torch
 
 from dbtrain.config import Config
 from dbtrain.config.evaluation import Resident
-from dbtrain.errors import ConfigError
 from dbtrain.evaluation.loading import all_blocks, merged_plan
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.pipeline.blocks import OpenHosts, PlacedBlocks
@@ -23,13 +22,6 @@ from dbtrain.run.run import Run
 from dbtrain.shards.manifest import Manifest, read_manifest
 from dbtrain.shards.merged_directory import CONFIG, MergedDirectory, unfinished
 from dbtrain.shards.storage.directory import check_run_path
-
-
-def no_cluster(config: Config) -> NoReturn:
-    """Stands for a cluster where a command has none."""
-    raise ConfigError(
-        "evaluation.resident=pipeline goes with eval, sample, generate and losses: give all, one or auto here"
-    )
 
 
 def read_merged_model(
@@ -63,20 +55,20 @@ def open_merged_model(
     device: torch.device,
     run_plan: RunPlan,
     resident: Resident,
-    hosts: OpenHosts = no_cluster,
+    hosts: OpenHosts | None = None,
 ) -> MergedModel:
     """The same, with those blocks in memory that a section `evaluation` wants there,
     or in processes of a cluster.
 
-    Close it, or use it in a ``with`` statement.
+    Close it, or use it in a ``with`` statement. Without `hosts` a pipeline is taken as `auto`.
 
     Raises:
         ShardError: the files are damaged.
-        ConfigError: the command has no cluster for a pipeline.
         PlacementError: the cluster of a pipeline does not answer, or has no room.
     """
-    if resident != "pipeline":
-        return read_merged_model(merged, device, choose(resident, run_plan, merged, device), run_plan)
+    if resident != "pipeline" or hosts is None:
+        here: Literal["auto", "all", "one"] = "auto" if resident == "pipeline" else resident
+        return read_merged_model(merged, device, choose(here, run_plan, merged, device), run_plan)
     cluster = hosts(run_plan.config)
     try:
         return MergedModel(run_plan, PlacedBlocks(run_plan, merged.store.url, cluster, device), device)
@@ -90,7 +82,7 @@ def open_run(
     device: torch.device,
     merged: MergedDirectory | None = None,
     changed: Callable[[Config], Config] = lambda config: config,
-    hosts: OpenHosts = no_cluster,
+    hosts: OpenHosts | None = None,
 ) -> MergedModel:
     """The merged model of a run, with the places that only run.json keeps,
     if it is there, such as its data's. `evaluation.resident` says which of its blocks are in memory.
@@ -102,11 +94,11 @@ def open_run(
         device: device of the blocks.
         merged: a model of its blocks that lies elsewhere.
         changed: the configuration to use, from that of the run.
-        hosts: connects to the cluster that a pipeline is in.
+        hosts: connects to the cluster that a pipeline is in; without it, a pipeline is taken as `auto`.
 
     Raises:
         ShardError: the run is not merged, or its files are damaged.
-        ConfigError: what `changed` raises, or the command has no cluster for a pipeline.
+        ConfigError: what `changed` raises.
         PlacementError: the cluster of a pipeline does not answer, or has no room.
     """
     merged = merged or merged_of(run)

@@ -14,7 +14,7 @@ from dbtrain.evaluation.images.frechet import CONTROLS
 from dbtrain.evaluation.kept import MEASURED, keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
-from dbtrain.evaluation.opening import no_cluster, open_run
+from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.overrides import not_said, overridden
 from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.evaluation.speed import Speed, Stopwatch
@@ -47,7 +47,7 @@ def evaluate_run(
     show: Callable[[Metric, Scores, str], None] = lambda metric, scores, progress: None,
     count: Count = silent,
     tell: Callable[[str], None] = lambda line: None,
-    hosts: OpenHosts = no_cluster,
+    hosts: OpenHosts | None = None,
 ) -> tuple[Metric, Scores]:
     """Score of a run's merged model by split and readout;
     also written to ``evaluation.json``, once they were shown.

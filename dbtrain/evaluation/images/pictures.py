@@ -23,7 +23,7 @@ from dbtrain.evaluation.images.drawn import Drawn, as_text
 from dbtrain.evaluation.images.sampling import Sampling, draw
 from dbtrain.evaluation.loading import merged_plan
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.evaluation.opening import merged_of, no_cluster, open_merged_model
+from dbtrain.evaluation.opening import merged_of, open_merged_model
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.evaluation.speed import Speed, Stopwatch
@@ -67,12 +67,11 @@ def sample_run(
     merged: MergedDirectory | None = None,
     captions: Captions | None = None,
     decoder: Callable[[], Decode] | None = None,
-    hosts: OpenHosts = no_cluster,
+    hosts: OpenHosts | None = None,
 ) -> tuple[str, str]:
     """Draw `count` samples, and write them to `out`, or into the run.
 
-    Returns:
-        Where they are, and where the picture of their routing is, which lies beside them; '' with one block.
+    Returns: where they are, and where the picture of their routing is, beside them; '' with one block.
 
     The samples get the classes in turn, or the given captions. Where the data has captions and none are
     given, they get those of the first samples of the test split.
@@ -101,24 +100,27 @@ def sample_run(
     run_plan = merged_plan(merged)
     config = overridden(run_plan.config, overrides)
     check_asked(run_plan, config, out or Path(PICTURE), decoder is not None, captions is not None)
-    decode = _loaded(decoder, run_plan) if decoder else None
+    decode = decoder and _loaded(decoder, run_plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
-    sampling, shape = Sampling.of(run_plan, config.evaluation, seed), sample_shape(run_plan)
-    speed = Speed.of(config, device, count)
+    sampling, speed = Sampling.of(run_plan, config.evaluation, seed), Speed.of(config, device, count)
     watch.lap("starting")
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     walk: list[tuple[float, int]] = []
     with _fast(merged, replace(run_plan, config=config), speed, hosts) as model:
         samples = draw(
-            run_plan, model.blocks.__getitem__, told, shape, sampling, size, levels_done,
+            run_plan, model.blocks.__getitem__, told, sample_shape(run_plan), sampling, size, levels_done,
             lambda evaluation: walk.append((evaluation.level, evaluation.block)), model.walks,
         ).cpu()  # fmt: skip
-        resident = model.resident  # a pipeline tells here how long it compiled
-        tell(f"{watch.line('drawing', speed)}, {resident}")
+        tell(_told(model, watch, speed))
     drawn = _record(merged, run_plan, sampling, tuple(walk))
     where = _keep(*_shown(samples, run_plan.shape, decode, size), run, out, drawn, captions.texts if captions else ())
     return where, _keep_routing(run, out, drawn) if run_plan.ranges.blocks > 1 else ""
+
+
+def _told(model: MergedModel, watch: Stopwatch, speed: Speed) -> str:
+    resident = model.resident  # first, as a pipeline tells here how long it compiled
+    return f"{watch.line('drawing', speed)}, {resident}"
 
 
 def _record(
@@ -129,7 +131,7 @@ def _record(
     return Drawn(merged.weights_hash, *how, walk)
 
 
-def _fast(merged: MergedDirectory, run_plan: RunPlan, speed: Speed, hosts: OpenHosts) -> MergedModel:
+def _fast(merged: MergedDirectory, run_plan: RunPlan, speed: Speed, hosts: OpenHosts | None) -> MergedModel:
     """The blocks, ready to draw; one at a time unless all are wanted, as each is asked for once."""
     resident = run_plan.config.evaluation.resident
     model = open_merged_model(merged, speed.device, run_plan, "one" if resident == "auto" else resident, hosts)

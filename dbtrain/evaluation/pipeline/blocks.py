@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dbtrain.config import Config
 from dbtrain.errors import HostDiedError, PlacementError
-from dbtrain.evaluation.pipeline.placement import loads, most_speedup, share_out
+from dbtrain.evaluation.pipeline.placement import fastest, loads, most_speedup
 from dbtrain.evaluation.pipeline.stage import Stage, StageSetting
 from dbtrain.evaluation.pipeline.tensors import Packed, pack, unpack
 from dbtrain.evaluation.residency import Shell
@@ -76,7 +76,7 @@ class _Place:
     """Calls that it has not answered."""
     host: Host | None = None
     deaths: int = 0
-    """Since it last answered something new."""
+    """How often it died since it last answered something new."""
     given_up: str = ""
     """Why no process is started here again."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -124,7 +124,7 @@ class PlacedBlocks(Sequence[BlockModel]):
                 "evaluation.resident=pipeline: the cluster has no room for a process that holds blocks: wait until "
                 "others give GPUs and CPUs back, or lower cluster.cpus_per_worker"
             )
-        self._places = [_Place(units) for units in share_out(self._loads, min(room, section.stages or room))]
+        self._places = [_Place(units) for units in fastest(self._loads, min(room, section.stages or room))]
         self._choosing = threading.Lock()
         self._closed = False
         self._speed = Speed("fp32", False, device)

@@ -31,8 +31,14 @@ def loads(run_plan: RunPlan, section: EvaluationConfig) -> dict[int, int]:
     return found
 
 
+def fastest(loads: Mapping[int, int], room: int) -> list[tuple[int, ...]]:
+    """The models that each process holds, of at most so many: no process more than makes it faster."""
+    ways = [share_out(loads, stages) for stages in range(1, room + 1)]
+    return max(ways, key=lambda placed: (round(most_speedup(loads, placed), 6), -len(placed)))
+
+
 def share_out(loads: Mapping[int, int], stages: int) -> list[tuple[int, ...]]:
-    """The models that each of at most so many processes holds.
+    """The models that each of so many processes holds.
 
     With fewer processes than models, the largest load goes first, each to the process that has least. With
     more, one more process at a time goes to the model whose processes have most to do each, so that they are

@@ -9,13 +9,29 @@ from typing import Any
 
 import torch
 
+from dbtrain.errors import PlacementError, first_line
 from dbtrain.evaluation.loading import load_model, merged_plan
 from dbtrain.evaluation.pipeline.tensors import Packed, pack, unpack
 from dbtrain.evaluation.speed import Speed
-from dbtrain.method.interface import Example
+from dbtrain.method.interface import BlockModel, Example
 from dbtrain.method.objective import Precision
 from dbtrain.shards.merged_directory import MergedDirectory
 from dbtrain.shards.storage.store import Store
+
+OF_BATCH = ("a batch", "lower evaluation.batch_size")
+
+
+@contextmanager
+def enough_memory(what: str, advice: str) -> Iterator[None]:
+    """Say what does not fit into the memory of a GPU.
+
+    Raises:
+        PlacementError: something inside did not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PlacementError(f"{what} does not fit into the GPU's memory ({first_line(error)}): {advice}") from None
 
 
 @dataclass(frozen=True)
@@ -23,10 +39,10 @@ class StageSetting:
     """Where a stage finds its blocks, and how they compute."""
 
     url: str
-    """Of the merged directory."""
+    """URL of the merged directory."""
     device: str
     threads: int
-    """Of a CPU."""
+    """Threads that a CPU computes with."""
     precision: Precision
     compiled: bool
 
@@ -36,7 +52,7 @@ class _Cache:
     cache: Any
     calls: int = 0
     answer: Packed | None = None
-    """Of the last call, which is asked again where the answer was lost on its way."""
+    """Answer to the last call, which is asked again where it was lost on its way."""
 
 
 class Stage:
@@ -50,6 +66,7 @@ class Stage:
 
     Raises:
         ShardError: files of the merged model are missing or damaged.
+        PlacementError: they do not fit into the memory of the device.
     """
 
     def __init__(self, setting: StageSetting, units: Sequence[int]) -> None:
@@ -58,9 +75,12 @@ class Stage:
         merged = MergedDirectory(Store(setting.url))
         run_plan = merged_plan(merged)
         self._speed = Speed(setting.precision, setting.compiled, self._device)
-        self._models = {unit: load_model(run_plan, unit, merged.block, merged.where) for unit in units}
-        for model in self._models.values():
-            self._speed.apply(model.to(self._device))
+        self._models: dict[int, BlockModel] = {}
+        advice = "evaluation.resident=one keeps one block at a time there, and of more GPUs each holds fewer"
+        with enough_memory(f"the model of block {' and '.join(map(str, units))}", advice):
+            for unit in units:
+                model = load_model(run_plan, unit, merged.block, merged.where).to(self._device)
+                self._models[unit] = self._speed.apply(model)
         self._caches: dict[str, _Cache] = {}
         self._lock = Lock()
         self._work = Work()
@@ -68,7 +88,7 @@ class Stage:
     @torch.no_grad()
     def predict(self, unit: int, layers: Sequence[int], *inputs: Packed) -> Packed:
         """What a block predicts of (noisy, level, context)."""
-        with self._work.going_on():
+        with self._work.going_on(), enough_memory(*OF_BATCH):
             there = [unpack(packed, self._device) for packed in inputs]
             with self._lock:
                 output = self._models[unit].predict(layers, *there)
@@ -84,7 +104,7 @@ class Stage:
             unit, layers, inputs: as of `predict`.
         """
         model: Any = self._models[unit]
-        with self._work.going_on(), self._lock:
+        with self._work.going_on(), self._lock, enough_memory(*OF_BATCH):
             held = self._caches.setdefault(key, _Cache(model.new_cache()))
             if held.calls == number:
                 there = [unpack(packed, self._device) for packed in inputs]
@@ -99,7 +119,7 @@ class Stage:
     @torch.no_grad()
     def ask(self, unit: int, method: str, *arguments: Packed | Mapping[str, Packed]) -> tuple[Packed, ...]:
         """What another method of a block gives, which may need its weights: a tensor, or an `Example`."""
-        with self._work.going_on(), self._lock:
+        with self._work.going_on(), self._lock, enough_memory(*OF_BATCH):
             there = [
                 unpack(given, self._device)
                 if isinstance(given, Packed)

@@ -11,7 +11,7 @@ from dbtrain.config import EvaluationConfig
 from dbtrain.data.tokenizers import load_tokenizer
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, chain_levels, readouts
-from dbtrain.evaluation.opening import no_cluster, open_run
+from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.overrides import overridden
 from dbtrain.evaluation.pipeline.blocks import OpenHosts
 from dbtrain.evaluation.text.uncached import uncached
@@ -168,7 +168,7 @@ def generate_text(
     merged: MergedDirectory | None = None,
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
-    hosts: OpenHosts = no_cluster,
+    hosts: OpenHosts | None = None,
 ) -> str:
     """The text after a prompt, by the merged model of a run, or by one of its blocks that lies elsewhere.
 

@@ -9,6 +9,7 @@ from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import LabelledImages
 from dbtrain.data.tokenizers import Letters
 from dbtrain.errors import ConfigError
+from dbtrain.evaluation.pipeline.walks import InStep
 from dbtrain.evaluation.text.elbo import block_nats, elbo_bits
 from dbtrain.method.interface import Example
 from dbtrain.method.levels import Uniform
@@ -56,7 +57,9 @@ def merged(blocks):
         config=SimpleNamespace(seed=0),
         shape={"length": 2, "vocabulary": 4},
     )
-    return SimpleNamespace(run_plan=run_plan, blocks=[Twins()] * blocks, device=torch.device("cpu"), count=silent)
+    return SimpleNamespace(
+        run_plan=run_plan, blocks=[Twins()] * blocks, device=torch.device("cpu"), count=silent, walks=InStep()
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])

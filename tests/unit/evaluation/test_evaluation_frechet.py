@@ -70,7 +70,7 @@ def closed_form(one, two):
 def test_the_distance_is_that_of_two_gaussians(model, data, monkeypatch):
     drawn = []
     real_draw = frechet.draw
-    monkeypatch.setattr(frechet, "draw", lambda *args: drawn.append(real_draw(*args)) or drawn[-1])
+    monkeypatch.setattr(frechet, "draw", lambda *args, **walks: drawn.append(real_draw(*args, **walks)) or drawn[-1])
     scores = distances(Pixels(), model, EvaluationConfig(samples=300, steps=6, batch_size=128), data.train, data.test)
     assert list(scores) == ["heun_6", "first", "shuffled_blocks", "scrambled_class", "training_images"]
     test = data.test.batch(torch.arange(len(data.test)), CPU)["image"]
@@ -88,7 +88,7 @@ def test_samples_have_the_classes_of_a_split_that_is_sorted_and_every_model_the_
     split = LabelledImages(data.test.images[by_class], data.test.labels[by_class], 10, 16.0)
     seen = []
 
-    def watched(run_plan, block_at, labels, shape, plan, batch_size, count):
+    def watched(run_plan, block_at, labels, shape, plan, batch_size, count, walks):
         seen.append((labels, plan.seed))
         return torch.rand(len(labels), *shape)
 
@@ -108,7 +108,7 @@ def test_the_training_images_are_of_all_classes_of_a_split_that_is_sorted(model,
 
     by_class = data.train.labels.argsort(stable=True)
     train = Watched(data.train.images[by_class], data.train.labels[by_class], 10, 16.0)
-    monkeypatch.setattr(frechet, "draw", lambda _, __, labels, shape, *___: torch.rand(len(labels), *shape))
+    monkeypatch.setattr(frechet, "draw", lambda _, __, labels, shape, *___, **____: torch.rand(len(labels), *shape))
     distances(Pixels(), model, EvaluationConfig(samples=50, steps=6), train, data.test)
     assert len(seen) == 50 and set(seen) == set(range(10))
 

@@ -51,7 +51,7 @@ def test_a_loss_is_that_of_the_training_objective_at_the_level(data):
     image = data.validation.batch(torch.arange(len(data.validation)), CPU)["image"]
     for level in (0.05, 0.3, 2.0):
         block = int(run_plan.ranges.block_of(torch.tensor(level)))
-        point = room._point(model, data.validation, len(data.validation), level, block, False)
+        point = room._point(model, data.validation, len(data.validation), (level, block, False))
         skip = 0.25 / (level**2 + 0.25)
         expected = (1 - skip) ** 2 * float(image.square().mean()) + (skip * level) ** 2
         assert point.loss == pytest.approx(expected, rel=0.05)

@@ -162,7 +162,7 @@ def test_a_wrong_option_is_told_before_weights_are_copied_or_an_encoder_is_loade
     noise = {"process": "flow"} if "--solver" in options else {}
     model = {**DIT["model"], "label_dropout": 0.0}
     run = merged_run({**DIT, "out": str(tmp_path), "model": model, "noise": noise})
-    monkeypatch.setattr("dbtrain.evaluation.merged_model.newest_model", None)  # copies weights
+    monkeypatch.setattr("dbtrain.evaluation.opening.newest_model", None)  # copies weights
     for now in (["--now"], []):
         told = CliRunner().invoke(cli.app, ["sample", run.url, *options, *now])
         assert told.exit_code == 2 and message in " ".join(told.output.split()), told.output

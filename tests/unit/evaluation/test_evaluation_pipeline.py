@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dbtrain.config import load_config
-from dbtrain.errors import ConfigError, HostDiedError, PlacementError
+from dbtrain.errors import HostDiedError, PlacementError
 from dbtrain.evaluation.images.pictures import sample_run
 from dbtrain.evaluation.losses import measure_losses
 from dbtrain.evaluation.opening import open_run
-from dbtrain.evaluation.pipeline.placement import loads, most_speedup, share_out
+from dbtrain.evaluation.pipeline.placement import fastest, loads, most_speedup, share_out
 from dbtrain.evaluation.pipeline.tensors import pack, unpack
 from dbtrain.evaluation.pipeline.walks import InFlight
 from dbtrain.evaluation.report import evaluate_run
@@ -126,14 +126,13 @@ def test_a_cache_that_is_not_needed_any_more_is_dropped(run_of):  # noqa: F811
     assert len(hosts.hosts) == 1 and not hosts.hosts[0].made._caches
 
 
-def test_commands_without_a_cluster_and_clusters_without_room_say_so(run_of):  # noqa: F811
+def test_a_command_without_a_cluster_keeps_the_blocks_here_and_a_full_cluster_says_so(run_of):  # noqa: F811
     run = run_of("vit")
 
     def changed(config):
         return load_config(None, PIPELINE, base=config.model_dump(mode="json"))
 
-    with pytest.raises(ConfigError, match="resident=pipeline goes with eval, sample, generate and losses"):
-        open_run(run, CPU, changed=changed)
+    assert open_run(run, CPU, changed=changed).resident == "all 2 blocks in memory"
     hosts = ThreadHosts(0)
     with pytest.raises(PlacementError, match="the cluster has no room for a process that holds blocks"):
         open_run(run, CPU, changed=changed, hosts=lambda config: hosts)
@@ -149,6 +148,13 @@ def test_processes_are_shared_out_in_proportion():
     placed = share_out(uneven, 6)
     assert placed == [(0,), (1,), (1,), (1,), (2,), (2,)] or placed == [(0,), (1,), (1,), (1,), (1,), (2,)]
     assert most_speedup(uneven, placed) == 18 / max(12 / placed.count((1,)), 4 / placed.count((2,)))
+
+
+def test_no_process_is_taken_that_makes_nothing_faster():
+    even = dict.fromkeys(range(4), 4)
+    taken = {room: len(fastest(even, room)) for room in range(1, 10)}
+    assert taken == {1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 4, 8: 8, 9: 8}
+    assert fastest(even, 3) == [(0, 2), (1, 3)]
 
 
 def test_loads_follow_the_levels_of_a_sample(run_of):  # noqa: F811

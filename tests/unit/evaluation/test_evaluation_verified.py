@@ -13,7 +13,6 @@ from dbtrain.evaluation import residency, verify
 from dbtrain.evaluation.inspect import inspect_path
 from dbtrain.evaluation.loading import check_shard
 from dbtrain.evaluation.losses import measure_losses
-from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.opening import read_merged_model
 from dbtrain.evaluation.report import evaluate_run
 from dbtrain.evaluation.verify import merge_and_verify
@@ -151,7 +150,7 @@ def test_weights_that_compute_infinity_are_told_of_their_own_block_only(run):
 
 
 def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypatch):
-    real = MergedModel.of
+    real = verify.read_merged_model
 
     def read(merged, device, residency):
         model = real(merged, device, residency)
@@ -159,7 +158,7 @@ def test_a_merged_model_of_other_weights_is_told_of_its_block_only(run, monkeypa
             next(model.blocks[0].parameters()).add_(1)
         return model
 
-    monkeypatch.setattr(MergedModel, "of", staticmethod(read))
+    monkeypatch.setattr(verify, "read_merged_model", read)
     with pytest.raises(ShardError, match="block 0 at sigma 20 differs from its checkpoint") as caught:
         merge_and_verify(Run(run))
     assert "block 1" not in str(caught.value) and not run.exists("merged")
