@@ -87,9 +87,9 @@ def _measured(
     config, data = model.run_plan.config, model.run_plan.data()
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
-    watch.lap("reading")
     speed = Speed.of(config, model.device, config.evaluation.samples if metric.draws else 0)
     model.apply(speed)
+    watch.lap("reading")
     if metric.draws:
         tell(
             f"drawing {config.evaluation.samples:,} samples for each readout and split, and first, once for this data, "

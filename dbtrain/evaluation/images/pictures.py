@@ -104,10 +104,10 @@ def sample_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
     sampling, speed = Sampling.of(run_plan, config.evaluation, seed), Speed.of(config, device, count)
-    watch.lap("starting")
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     walk: list[tuple[float, int]] = []
     with _fast(merged, replace(run_plan, config=config), speed, hosts) as model:
+        watch.lap("starting")
         samples = draw(
             run_plan, model.blocks.__getitem__, told, sample_shape(run_plan), sampling, size, levels_done,
             lambda evaluation: walk.append((evaluation.level, evaluation.block)), model.walks,
