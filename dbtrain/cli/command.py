@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dbtrain.errors import ConfigError, DbtrainError
+from dbtrain.errors import ConfigError, DbtrainError, first_line
 from dbtrain.telemetry.layout import say
 
 app = typer.Typer(
@@ -56,6 +56,12 @@ Now = Annotated[
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """No fault of the program's: the disk is full or read-only."""
+
+
+OUT_OF_MEMORY = (
+    "the memory ran out ({}): ask for less at once, as by evaluation.batch_size, evaluation.samples, --count or "
+    "the section model; evaluation.resident=one keeps one block of a merged model in memory"
+)
 
 
 class Terminated(KeyboardInterrupt):
@@ -109,10 +115,20 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             Console(stderr=True).print(told, style="red", highlight=False, markup=False, soft_wrap=True)
             _drop_output()
             raise typer.Exit(1) from None
-        except Exception:
-            _tell_bug()
+        except Exception as error:
+            if not _memory_ran_out(error):
+                _tell_bug()
+            say(Console(stderr=True), f"error: {OUT_OF_MEMORY.format(first_line(error))}", "red")
+            raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Whether an exception says that there is not so much memory, of a GPU or of the machine."""
+    # PyTorch raises a plain RuntimeError for a CPU, and is not imported here
+    said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
+    return said or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def misfit(wanted: Mapping[str, Shape], found: Mapping[str, Described], unasked:
 
 
 def _clause(what: str, names: list[str], remark: Callable[[str], str], near: Iterable[str] = ()) -> str:
-    """One kind of misfit, in words; names that differ by their layer alone are one, if their remark is the same.
+    """One kind of misfit, in words; names that differ by their layer alone are one, where remarks agree.
 
     Args:
         what: the kind.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dbtrain import cli
@@ -107,3 +108,23 @@ def test_a_plan_for_nodes_that_are_not_here_says_which_of_them_holds_what(tmp_pa
 def test_a_plan_for_a_cluster_is_refused_without_one(option):
     result = CliRunner().invoke(cli.app, ["doctor", *option])
     assert result.exit_code == 2 and "--address" in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError("Unable to allocate 745. GiB"), 1),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), 1),
+        (RuntimeError("something else"), 70),
+    ],
+)
+def test_memory_that_runs_out_is_no_bug(make_run, monkeypatch, error, code):
+    def evaluate(*_):
+        raise error
+
+    monkeypatch.setattr(cli.results, "evaluate_and_say", evaluate)
+    result = CliRunner().invoke(cli.app, ["eval", make_run()[1].url])
+    said = " ".join(result.output.split())
+    assert result.exit_code == code
+    assert (f"the memory ran out ({error})" in said) == (code == 1) != ("this is a bug" in said)
