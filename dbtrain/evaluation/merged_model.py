@@ -58,6 +58,16 @@ class MergedModel:
         if isinstance(self.blocks, PlacedBlocks):
             self.blocks.close()
 
+    @property
+    def computes_on(self) -> torch.device:
+        """Device that the blocks compute on, of a pipeline that of its processes."""
+        return self.blocks.computes_on if isinstance(self.blocks, PlacedBlocks) else self.device
+
+    def expect(self, largest: int) -> None:
+        """Batches of up to so many samples come, not always the largest first."""
+        if isinstance(self.blocks, PlacedBlocks):
+            self.blocks.expect(largest)
+
     def apply(self, speed: Speed) -> None:
         """Let the blocks predict at this speed from now on."""
         if isinstance(self.blocks, PlacedBlocks):
@@ -92,6 +102,7 @@ class MergedModel:
             batches: the batches, or what they are made from.
             each: bytes that a batch holds while it waits.
         """
+        self.expect(max(map(len, batches), default=0))  # type: ignore[arg-type]
         size = 1 if self.all_here else max(1, WAITING // max(1, each))
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 

@@ -87,7 +87,7 @@ def _measured(
     config, data = model.run_plan.config, model.run_plan.data()
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
-    speed = Speed.of(config, model.device, config.evaluation.samples if metric.draws else 0)
+    speed = Speed.of(config, model.computes_on, config.evaluation.samples if metric.draws else 0)
     model.apply(speed)
     watch.lap("reading")
     if metric.draws:

@@ -53,6 +53,10 @@ class Speed:
         worth = gpu and training.compile and drawn >= WORTH_COMPILING
         return Speed(precision, worth if section.compile is None else section.compile, device)
 
+    def expect(self, largest: int) -> None:
+        """Batches of up to so many samples come: all are filled up to that size where layers are compiled."""
+        self._size = max(self._size, largest)
+
     def apply(self, model: BlockModel) -> BlockModel:
         """The same model, whose `predict` is fast from now on; once is enough."""
         if "predict" not in vars(model):

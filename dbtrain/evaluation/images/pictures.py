@@ -69,9 +69,8 @@ def sample_run(
     decoder: Callable[[], Decode] | None = None,
     hosts: OpenHosts | None = None,
 ) -> tuple[str, str]:
-    """Draw `count` samples, and write them to `out`, or into the run.
-
-    Returns: where they are, and where the picture of their routing is, beside them; '' with one block.
+    """Draw `count` samples, and write them to `out`, or into the run. Returns where they are, and where the
+    picture of their routing is, beside them; '' with one block.
 
     The samples get the classes in turn, or the given captions. Where the data has captions and none are
     given, they get those of the first samples of the test split.
@@ -103,10 +102,11 @@ def sample_run(
     decode = decoder and _loaded(decoder, run_plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = _contexts(run, run_plan, config, count, device, captions)
-    sampling, speed = Sampling.of(run_plan, config.evaluation, seed), Speed.of(config, device, count)
+    sampling = Sampling.of(run_plan, config.evaluation, seed)
     size, levels_done = config.evaluation.batch_size, partial(count_levels, f"levels of {count:,} samples")
     walk: list[tuple[float, int]] = []
-    with _fast(merged, replace(run_plan, config=config), speed, hosts) as model:
+    with _opened(merged, device, replace(run_plan, config=config), hosts) as model:
+        speed = _fast(model, count)
         watch.lap("starting")
         samples = draw(
             run_plan, model.blocks.__getitem__, told, sample_shape(run_plan), sampling, size, levels_done,
@@ -131,16 +131,19 @@ def _record(
     return Drawn(merged.weights_hash, *how, walk)
 
 
-def _fast(merged: MergedDirectory, run_plan: RunPlan, speed: Speed, hosts: OpenHosts | None) -> MergedModel:
-    """The blocks, ready to draw; one at a time unless all are wanted, as each is asked for once."""
+def _opened(merged: MergedDirectory, device: torch.device, run_plan: RunPlan, hosts: OpenHosts | None) -> MergedModel:
+    """The blocks, one at a time unless all are wanted, as each is asked for once."""
     resident = run_plan.config.evaluation.resident
-    model = open_merged_model(merged, speed.device, run_plan, "one" if resident == "auto" else resident, hosts)
-    try:
-        model.apply(speed)
-    except BaseException:
-        model.close()
-        raise
-    return model
+    return open_merged_model(merged, device, run_plan, "one" if resident == "auto" else resident, hosts)
+
+
+def _fast(model: MergedModel, count: int) -> Speed:
+    """Make the blocks ready to draw so many samples."""
+    config = model.run_plan.config
+    speed = Speed.of(config, model.computes_on, count)
+    model.apply(speed)
+    model.expect(min(count, config.evaluation.batch_size))
+    return speed
 
 
 def _loaded(decoder: Callable[[], Decode], run_plan: RunPlan) -> Decode:

@@ -8,6 +8,7 @@ can be made again.
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -85,7 +86,7 @@ class _Place:
 class PlacedCache:
     """Stands for a cache that lies with its block."""
 
-    def __init__(self, drop: Callable[["_Place", str], None]) -> None:
+    def __init__(self, unused: "deque[tuple[_Place, str]]") -> None:
         self.length = 0
         """Positions that it holds."""
         self.key = uuid.uuid4().hex
@@ -93,11 +94,12 @@ class PlacedCache:
         """Where it lies, once it was used."""
         self.calls: list[tuple[Any, ...]] = []
         """All that it was made from."""
-        self._drop = drop
+        self._unused = unused
 
     def __del__(self) -> None:
+        # told later: this may run within any call, also one of Ray's that holds a lock
         if self.place is not None:
-            self._drop(self.place, self.key)
+            self._unused.append((self.place, self.key))
 
 
 class PlacedBlocks(Sequence[BlockModel]):
@@ -126,6 +128,9 @@ class PlacedBlocks(Sequence[BlockModel]):
             )
         self._places = [_Place(units) for units in fastest(self._loads, min(room, section.stages or room))]
         self._choosing = threading.Lock()
+        self._unused: deque[tuple[_Place, str]] = deque()
+        """Caches that are not needed any more."""
+        self._largest = 0
         self._closed = False
         self._speed = Speed("fp32", False, device)
         self._begun: float | None = None
@@ -138,7 +143,7 @@ class PlacedBlocks(Sequence[BlockModel]):
         shell = Shell(run_plan, unit, self._device).model
         own: dict[str, Any] = {"predict": partial(self._predict, unit)}
         if hasattr(shell, "new_cache"):
-            own["new_cache"] = partial(PlacedCache, self._drop)
+            own["new_cache"] = partial(PlacedCache, self._unused)
         if own_architecture(run_plan.config.model.arch) is not None:
             own |= {method: partial(self._ask, unit, method) for method in FOREIGN}
         vars(shell).update(own)
@@ -154,6 +159,16 @@ class PlacedBlocks(Sequence[BlockModel]):
     def in_flight(self) -> int:
         """Batches that are worth having in flight."""
         return IN_FLIGHT * len(self._places)
+
+    @property
+    def computes_on(self) -> torch.device:
+        """Device of the processes."""
+        return torch.device(self._hosts.device)
+
+    def expect(self, largest: int) -> None:
+        """Batches of up to so many samples come: whichever of them a process gets first, a compiled block
+        computes all of them as if they were of that size."""
+        self._largest = max(self._largest, largest)
 
     def begin(self, speed: Speed) -> None:
         """Start all processes at once, whose blocks then predict at this speed.
@@ -187,6 +202,7 @@ class PlacedBlocks(Sequence[BlockModel]):
             f"a pipeline of {len(placed)} processes ({self._hosts.device}) with the blocks {where}: at most "
             f"{most_speedup(self._loads, placed):.2f} times as fast as one"
         )
+        self._drop_unused()
         facts = [self._call(place, "facts") for place in self._places]
         self._speed.compiling_s = max(compiling for _, compiling in facts)
         if self._begun is not None:
@@ -264,12 +280,13 @@ class PlacedBlocks(Sequence[BlockModel]):
             return unpack(self._extend(cache, arguments), self._device)
         place = self._chosen(unit)
         try:
-            return unpack(self._call(place, "predict", *arguments), self._device)
+            return unpack(self._call(place, "predict", self._largest, *arguments), self._device)
         finally:
             self._answered(place)
 
     def _extend(self, cache: PlacedCache, arguments: tuple[Any, ...]) -> Packed:
         """Ask where the cache is; if that process died, make it again from all that came before."""
+        self._drop_unused()
         place = cache.place = cache.place or self._chosen(arguments[0])
         cache.calls.append(arguments)
         number = len(cache.calls) - 1
@@ -282,10 +299,12 @@ class PlacedBlocks(Sequence[BlockModel]):
         found: Packed = answer
         return found
 
-    def _drop(self, place: _Place, key: str) -> None:
-        self._answered(place)
-        if place.host is not None and not self._closed:
-            place.host.tell("drop", key)
+    def _drop_unused(self) -> None:
+        while self._unused:
+            place, key = self._unused.popleft()
+            self._answered(place)
+            if place.host is not None:
+                place.host.tell("drop", key)
 
     def _ask(self, unit: int, method: str, *arguments: Any) -> Any:
         """What a method of a class that is not ours gives, asked where its weights are."""

@@ -86,11 +86,12 @@ class Stage:
         self._work = Work()
 
     @torch.no_grad()
-    def predict(self, unit: int, layers: Sequence[int], *inputs: Packed) -> Packed:
-        """What a block predicts of (noisy, level, context)."""
+    def predict(self, largest: int, unit: int, layers: Sequence[int], *inputs: Packed) -> Packed:
+        """What a block predicts of (noisy, level, context), where batches have up to `largest` samples."""
         with self._work.going_on(), enough_memory(*OF_BATCH):
             there = [unpack(packed, self._device) for packed in inputs]
             with self._lock:
+                self._speed.expect(largest)
                 output = self._models[unit].predict(layers, *there)
             return pack(output)
 

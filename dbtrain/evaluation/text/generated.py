@@ -40,10 +40,7 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
         raise ConfigError("evaluation.metric=generated needs a model that writes text: choose another metric")
     judge = Judge(section.judge, model.device) if section.judge else None
     indices = evenly(len(split), section.texts or GENERATED)
-    own: list[list[int]] = []
-    while len(own) < len(indices):
-        model.count("texts written", len(own), len(indices))
-        own += _draw(model, GENERATORS[generates], min(section.batch_size, len(indices) - len(own)), len(own))
+    own = _drawn(model, GENERATORS[generates], section.batch_size, len(indices))
     given = [split.tokens[index].tolist() for index in indices.tolist()]
     texts = {prefix: [split.tokenizer.decode(row) for row in rows] for prefix, rows in (("", own), ("text_", given))}
     scores: dict[str, float] = {}
@@ -58,10 +55,20 @@ def generated(model: MergedModel, split: Split, section: EvaluationConfig) -> di
     return scores
 
 
-def _draw(model: MergedModel, generate: Generate, count: int, first: int) -> list[list[int]]:
-    nothing = torch.zeros(count, 0, dtype=torch.int64, device=model.device)
-    rows: list[list[int]] = generate(model, nothing, int(model.run_plan.shape["length"]), 1.0, SEED, first).tolist()
-    return rows
+def _drawn(model: MergedModel, generate: Generate, size: int, count: int) -> list[list[int]]:
+    """Tokens of so many texts, at most `size` of them at a time."""
+
+    def draw(first: int) -> list[list[int]]:
+        nothing = torch.zeros(min(size, count - first), 0, dtype=torch.int64, device=model.device)
+        rows: list[list[int]] = generate(model, nothing, int(model.run_plan.shape["length"]), 1.0, SEED, first).tolist()
+        return rows
+
+    texts: list[list[int]] = []
+    model.count("texts written", 0, count)
+    for rows in model.walks.each(draw, range(0, count, size)):
+        texts += rows
+        model.count("texts written", len(texts), count)
+    return texts
 
 
 def entropy(rows: Sequence[Sequence[int]]) -> float:

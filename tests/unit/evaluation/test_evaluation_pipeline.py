@@ -120,6 +120,26 @@ def test_losses_and_a_text_are_the_same_bits(run_of):  # noqa: F811
     assert len(hosts.started) > 2
 
 
+def test_every_process_knows_the_largest_batch_from_the_first(run_of):  # noqa: F811
+    for name, size in (("vit", 48), ("masked_lm", 4)):
+        hosts = ThreadHosts(2)
+        evaluate_run(
+            run_of(name), [f"evaluation.batch_size={size}", *PIPELINE], hosts=lambda config, hosts=hosts: hosts
+        )
+        assert {host.made._speed._size for host in hosts.hosts} == {size}
+
+
+def test_precision_is_that_of_the_device_which_computes(run_of):  # noqa: F811
+    hosts = ThreadHosts(1)
+    hosts.device = "meta"
+    with open_run(run_of("vit"), CPU, changed=changed, hosts=lambda config: hosts) as model:
+        assert model.device.type == "cpu" and model.computes_on.type == "meta"
+
+
+def changed(config):
+    return load_config(None, PIPELINE, base=config.model_dump(mode="json"))
+
+
 def test_a_cache_that_is_not_needed_any_more_is_dropped(run_of):  # noqa: F811
     hosts = ThreadHosts(1)
     generate_text(run_of("ar_lm"), "the ", 3, 1.0, 1, overrides=PIPELINE, hosts=lambda config: hosts)
@@ -128,10 +148,6 @@ def test_a_cache_that_is_not_needed_any_more_is_dropped(run_of):  # noqa: F811
 
 def test_a_command_without_a_cluster_keeps_the_blocks_here_and_a_full_cluster_says_so(run_of):  # noqa: F811
     run = run_of("vit")
-
-    def changed(config):
-        return load_config(None, PIPELINE, base=config.model_dump(mode="json"))
-
     assert open_run(run, CPU, changed=changed).resident == "all 2 blocks in memory"
     hosts = ThreadHosts(0)
     with pytest.raises(PlacementError, match="the cluster has no room for a process that holds blocks"):
