@@ -58,7 +58,12 @@ def merged(blocks):
         shape={"length": 2, "vocabulary": 4},
     )
     return SimpleNamespace(
-        run_plan=run_plan, blocks=[Twins()] * blocks, device=torch.device("cpu"), count=silent, walks=InStep()
+        run_plan=run_plan,
+        blocks=[Twins()] * blocks,
+        device=torch.device("cpu"),
+        count=silent,
+        walks=InStep(),
+        expect=lambda largest: None,
     )
 
 
