@@ -15,7 +15,7 @@ from dbtrain.evaluation.kept import keep
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.overrides import not_said, overridden
-from dbtrain.evaluation.pipeline.blocks import OpenHosts
+from dbtrain.evaluation.pipeline.places import OpenHosts
 from dbtrain.method.draws import Draws, derive_seed
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run

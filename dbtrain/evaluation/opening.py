@@ -12,7 +12,8 @@ from dbtrain.config import Config
 from dbtrain.config.evaluation import Resident
 from dbtrain.evaluation.loading import all_blocks, merged_plan
 from dbtrain.evaluation.merged_model import MergedModel
-from dbtrain.evaluation.pipeline.blocks import OpenHosts, PlacedBlocks
+from dbtrain.evaluation.pipeline.blocks import PlacedBlocks
+from dbtrain.evaluation.pipeline.places import OpenHosts
 from dbtrain.evaluation.residency import Residency, ResidentBlocks, choose
 from dbtrain.evaluation.transfer import transfer_to
 from dbtrain.method.interface import BlockModel

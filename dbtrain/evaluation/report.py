@@ -16,7 +16,7 @@ from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.metrics import Metric, metric_of
 from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.overrides import not_said, overridden
-from dbtrain.evaluation.pipeline.blocks import OpenHosts
+from dbtrain.evaluation.pipeline.places import OpenHosts
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.run import Run
 from dbtrain.shards.merged_directory import UNFINISHED

@@ -25,7 +25,7 @@ from dbtrain.evaluation.loading import merged_plan
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.opening import merged_of, open_merged_model
 from dbtrain.evaluation.overrides import overridden
-from dbtrain.evaluation.pipeline.blocks import OpenHosts
+from dbtrain.evaluation.pipeline.places import OpenHosts
 from dbtrain.evaluation.speed import Speed, Stopwatch
 from dbtrain.run.plan import RunPlan
 from dbtrain.run.run import Run

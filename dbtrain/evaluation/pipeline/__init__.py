@@ -2,5 +2,5 @@
 
 Batches walk down the chain beside each other (`walks`), so that while one of them is at a block the next one
 is at the block before it. Processes are shared out by what each block has to compute (`placement`); a process
-that dies is replaced, and what it was asked is asked again (`blocks`). What runs in a process is in `stage`.
+that dies is replaced, and what it was asked is asked again (`places`). What runs in a process is in `stage`.
 """

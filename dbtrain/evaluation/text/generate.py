@@ -13,7 +13,7 @@ from dbtrain.errors import ConfigError
 from dbtrain.evaluation.merged_model import MergedModel, chain_levels, readouts
 from dbtrain.evaluation.opening import open_run
 from dbtrain.evaluation.overrides import overridden
-from dbtrain.evaluation.pipeline.blocks import OpenHosts
+from dbtrain.evaluation.pipeline.places import OpenHosts
 from dbtrain.evaluation.text.uncached import uncached
 from dbtrain.evaluation.text.unmasking import unmasking
 from dbtrain.method.draws import Draws, derive_seed
