@@ -6,7 +6,8 @@ from dbtrain.config import Config, load_config
 from dbtrain.config.data import PLACES
 from dbtrain.errors import ConfigError
 
-ADDRESS = "cluster.address="
+WHERE = ("cluster.address=", "cluster.device=", "cluster.cpus_per_worker=")
+"""Where a pipeline computes."""
 
 
 def overridden(config: Config, overrides: Sequence[str]) -> Config:
@@ -16,10 +17,10 @@ def overridden(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: one is wrong, or of another section.
     """
     for override in overrides:
-        if not override.startswith(("evaluation.", ADDRESS, *PLACES)):
+        if not override.startswith(("evaluation.", *WHERE, *PLACES)):
             raise ConfigError(
-                f"{override!r} would change the run, which is trained: override evaluation.*, or where the data lies "
-                f"({', '.join(PLACES)}) or the cluster is ({ADDRESS})"
+                f"{override!r} would change the run, which is trained: override evaluation.*, where the data lies "
+                f"({', '.join(PLACES)}), or where a pipeline computes ({', '.join(WHERE)})"
             )
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,17 @@ def said(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def holders(command: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes with blocks that have begun to answer."""
-    below = psutil.Process(command.pid).children(recursive=True)
-    return [process for process in below if " ".join(process.cmdline()).startswith(f"{HOLDS}.call")]
+def seen(command: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes with blocks, some seconds after one of them began to answer."""
+
+    def holders(doing: str = "") -> list[psutil.Process]:
+        below = psutil.Process(command.pid).children(recursive=True)
+        return [process for process in below if " ".join(process.cmdline()).startswith(HOLDS + doing)]
+
+    wait_for(lambda: command.poll() is not None or bool(holders(".call")), 300, "an answer of a process")
+    time.sleep(3)
+    assert command.poll() is None, command.communicate()[0]
+    return holders()
 
 
 def test_samples_are_the_same_bits_though_a_process_is_killed(tmp_path: Path) -> None:
@@ -59,14 +67,12 @@ def test_samples_are_the_same_bits_though_a_process_is_killed(tmp_path: Path) ->
     own = ["--count", "96", "evaluation.batch_size=8", STEPS]
     said(dbtrain("sample", run.url, "--out", str(tmp_path / "here.npy"), *own))
     pipeline = dbtrain("sample", run.url, "--out", str(tmp_path / "there.npy"), *own, "evaluation.resident=pipeline")
-    wait_for(lambda: pipeline.poll() is not None or bool(holders(pipeline)), 300, "an answer of a process")
-    assert pipeline.poll() is None, pipeline.communicate()[0]
-    holders(pipeline)[0].send_signal(signal.SIGKILL)
+    seen(pipeline)[0].send_signal(signal.SIGKILL)
     assert "a pipeline of 2 processes (cpu)" in said(pipeline)
     assert np.array_equal(np.load(tmp_path / "here.npy"), np.load(tmp_path / "there.npy"))
 
 
-def test_scores_are_the_same_bits_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_scores_are_the_same_bits_and_a_signal_ends_it(tmp_path: Path) -> None:
     run = settled(tmp_path)
     commit(run)
     merge_and_verify(Run(run))
@@ -74,12 +80,17 @@ def test_scores_are_the_same_bits_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     here = json.loads(run.read("evaluation.json"))
     assert "a pipeline of 2 processes" in said(dbtrain("eval", run.url, "evaluation.resident=pipeline"))
     assert json.loads(run.read("evaluation.json")) == here
+    ends_by(signal.SIGTERM, 143, run.url)
+
+
+def ends_by(number: signal.Signals, code: int, url: str) -> None:
+    """A signal ends a long evaluation in a pipeline, with one line and no process left."""
     long = dbtrain(
-        "eval", run.url, "evaluation.resident=pipeline", "evaluation.batch_size=1", "evaluation.steps_per_block=9"
+        "eval", url, "evaluation.resident=pipeline", "evaluation.batch_size=1", "evaluation.steps_per_block=9"
     )
-    wait_for(lambda: long.poll() is not None or bool(holders(long)), 300, "an answer of a process")
+    seen(long)
     below = psutil.Process(long.pid).children(recursive=True)
-    long.send_signal(signal.SIGINT)
+    long.send_signal(number)
     output = long.communicate(timeout=120)[0]
-    assert long.returncode == 130 and "Traceback" not in output, output
+    assert long.returncode == code and "Traceback" not in output and "SIGTERM received" not in output, output
     assert not psutil.wait_procs(below, 60)[1]

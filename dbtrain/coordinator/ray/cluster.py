@@ -1,8 +1,11 @@
 """A Ray cluster: connect to it and look at its nodes. Ray is known in this package alone."""
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +52,11 @@ class RayCluster:
         self._daemons: list[Process] = []
         """Processes of a cluster that this command started; none of another cluster."""
         try:
-            if address is None:
-                self._daemons = own_cluster.start(common)
-            else:
-                _join(address, common)
+            with _sigterm_kept():
+                if address is None:
+                    self._daemons = own_cluster.start(common)
+                else:
+                    _join(address, common)
         except Exception as error:
             if "ersion mismatch" in str(error):
                 raise VersionError(f"{' '.join(str(error).split())}: use the cluster's Ray and Python here") from error
@@ -131,6 +135,17 @@ class RayCluster:
         except PlacementError:
             return  # Ray would wait for what has ended until it ends this process, before the error is told
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whoever answers it: Ray's own answer ends the process with code 15, and a dump."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str, common: dict[str, Any]) -> None:

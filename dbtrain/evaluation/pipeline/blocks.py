@@ -130,8 +130,9 @@ class PlacedBlocks(Sequence[BlockModel]):
     def told(self) -> str:
         """Where the blocks are, and how busy the process with most to do was, for people."""
         where = ", ".join("+".join(map(str, units)) for units in self._placed)
+        many = f"{len(self._placed)} process{'' if len(self._placed) == 1 else 'es'}"
         line = (
-            f"a pipeline of {len(self._placed)} processes ({self.computes_on.type}) with the blocks {where}: at most "
+            f"a pipeline of {many} ({self.computes_on.type}) with the blocks {where}: at most "
             f"{most_speedup(self._loads, self._placed):.2f} times as fast as one"
         )
         self._drop_unused()

@@ -80,7 +80,7 @@ def test_scores_are_the_same_bits(run_of, name, metric, room):  # noqa: F811
     assert here == there and hosts.closed
     models = 1 if name == "joint" else 2
     assert len(hosts.started) == room and {unit for units in hosts.started for unit in units} == set(range(models))
-    assert f"a pipeline of {room} processes (cpu)" in lines[-1]
+    assert f"a pipeline of {room} process{'es' * (room > 1)} (cpu)" in lines[-1]
 
 
 @pytest.mark.parametrize(("name", "metric"), EVALUATED)
@@ -89,6 +89,22 @@ def test_what_a_dead_process_was_asked_is_asked_again(run_of, name, metric):  # 
     _, here = evaluate_run(run, [*asked, "evaluation.resident=all"])
     _, there = evaluate_run(run, [*asked, *PIPELINE], hosts=lambda config: hosts)
     assert here == there and len(hosts.started) > 3
+
+
+def test_a_process_that_dies_while_it_starts_is_replaced(run_of):  # noqa: F811
+    hosts, begun = ThreadHosts(2), []
+    start = hosts.start
+
+    def start_or_die(*arguments):
+        begun.append(arguments)
+        if len(begun) <= 2:
+            raise HostDiedError("killed")
+        return start(*arguments)
+
+    hosts.start = start_or_die
+    run = run_of("vit")
+    _, there = evaluate_run(run, [*chosen("accuracy"), *PIPELINE], hosts=lambda config: hosts)
+    assert there == evaluate_run(run, [*chosen("accuracy"), "evaluation.resident=all"])[1] and len(begun) == 4
 
 
 def test_a_process_that_always_dies_is_given_up(run_of):  # noqa: F811
