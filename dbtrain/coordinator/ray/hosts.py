@@ -19,6 +19,8 @@ AT_ONCE = 2
 START_S = 180.0
 """Time for a place and for the start of its process."""
 ASK_AGAIN_S = 1.0
+SETTLE_S = 10.0
+"""Time until a cluster tells what it has."""
 CLOSED = "the pipeline was closed"
 
 
@@ -98,7 +100,16 @@ class RayHosts:
         self.threads = max(1, math.floor(cpus))
 
     def room(self) -> int:
-        """How many processes there is room for now, in all nodes together."""
+        """How many processes there is room for now, in all nodes together.
+
+        A cluster that has just started, or whose last processes have just ended, is given some seconds.
+        """
+        until = time.monotonic() + SETTLE_S
+        while not (found := self._room()) and time.monotonic() < until:
+            time.sleep(ASK_AGAIN_S)
+        return found
+
+    def _room(self) -> int:
         free = ray.available_resources()
         by_cpu = math.floor(free.get("CPU", 0.0) / self._cpus + 1e-6)
         return min(by_cpu, int(free.get("GPU", 0.0))) if self.device == "cuda" else by_cpu

@@ -161,7 +161,7 @@ def test_two_bad_replies_are_survived(s3, make, kind):
     setattr(trouble, kind, 2)
     start = time.monotonic()
     make.commit(checkpoints, 10, make.parts(1))
-    assert getattr(trouble, kind) == 0 and time.monotonic() - start < 15
+    assert getattr(trouble, kind) == 0 and time.monotonic() - start < 60
     if kind != "mute":  # only puts expect a "100 Continue"
         setattr(trouble, kind, 2)
     assert make.same(checkpoints.newest().parts, make.parts(1)) and getattr(trouble, kind) == 0
@@ -182,7 +182,7 @@ def test_a_storage_that_stays_away_is_told_soon_and_is_no_absence(s3, make, kind
         with pytest.raises(ShardError, match="s3://.*(does not answer|AWS_ENDPOINT_URL)") as caught:
             call()
         assert "\n" not in str(caught.value)
-        assert trouble.seen - before == 3 * at_once and time.monotonic() - start < 6
+        assert trouble.seen - before == 3 * at_once and time.monotonic() - start < 30
     setattr(trouble, kind, 0)
     assert make.same(checkpoints.newest().parts, make.parts(1))
 
