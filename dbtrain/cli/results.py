@@ -202,8 +202,8 @@ def predict(
             probabilities = room.classify_files(model, pictures, fit).cpu()
             for file, row in zip(pictures, probabilities, strict=True):
                 show_table(console, room.classes_table(model, file, row, top))
-        if not model.all_here:
-            say(console, model.resident)
+        if not model.blocks.all_here:
+            say(console, model.blocks.told())
     if progress:
         say(console, f"by a model whose blocks are not done: {progress}")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from dbtrain.evaluation.blocks import AllBlocks
 from dbtrain.method.interface import BlockModel
 from dbtrain.method.split import local_name
 from dbtrain.run.plan import RunPlan, read_plan
@@ -66,11 +67,12 @@ def merged_plan(merged: MergedDirectory) -> RunPlan:
     return read_plan(merged.manifest, merged.codebook(), merged.frozen())
 
 
-def all_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where = somewhere) -> list[BlockModel]:
+def all_blocks(run_plan: RunPlan, load: LoadBlock, device: torch.device, where: Where = somewhere) -> AllBlocks:
     """The models of all blocks; those of the same shards are one."""
     models: dict[range, BlockModel] = {}
     for block in range(run_plan.split.blocks):
         sources = run_plan.scheme.sources(block)
         if sources not in models:
             models[sources] = load_model(run_plan, block, load, where).to(device)
-    return [models[run_plan.scheme.sources(block)] for block in range(run_plan.split.blocks)]
+    blocks = [models[run_plan.scheme.sources(block)] for block in range(run_plan.split.blocks)]
+    return AllBlocks(blocks, device)

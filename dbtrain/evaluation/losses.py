@@ -72,9 +72,9 @@ def measure_losses(
     with open_run(run, device, changed=partial(overridden, overrides=overrides), hosts=hosts) as model:
         model.run_plan = replace(model.run_plan, paths=not_said(model.run_plan.paths, overrides))
         split, wanted = model.run_plan.data().validation, grid(model.run_plan, count)
-        measured = model.walks.each(partial(_point, model, split, min(samples, len(split))), wanted)
+        measured = model.blocks.walks.each(partial(_point, model, split, min(samples, len(split))), wanted)
         points = [next(measured) for _ in counted(progress, "levels measured", wanted)]
-        resident = "" if model.all_here else model.resident
+        resident = "" if model.blocks.all_here else model.blocks.told()
     show(points)
     if resident:
         tell(resident)

@@ -6,12 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dbtrain.evaluation.pipeline.blocks import PlacedBlocks
-from dbtrain.evaluation.pipeline.walks import InFlight, InStep, Walks
-from dbtrain.evaluation.residency import ResidentBlocks
-from dbtrain.evaluation.speed import Speed
+from dbtrain.evaluation.blocks import Blocks
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import Batch, BlockModel, Example
+from dbtrain.method.interface import Batch, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
 from dbtrain.run.plan import RunPlan
 from dbtrain.telemetry.counting import Count, silent
@@ -27,19 +24,15 @@ class MergedModel:
 
     Args:
         run_plan: plan of the run.
-        blocks: a list of them, `ResidentBlocks` or `PlacedBlocks`.
+        blocks: its blocks, wherever they are.
         device: device of what they are given and of their answers.
     """
 
-    def __init__(self, run_plan: RunPlan, blocks: Sequence[BlockModel], device: torch.device) -> None:
+    def __init__(self, run_plan: RunPlan, blocks: Blocks, device: torch.device) -> None:
         self.device = device
         self.run_plan = run_plan
         self.blocks = blocks
-        if isinstance(blocks, PlacedBlocks):
-            self.walks = InFlight(blocks.in_flight)
 
-    walks: Walks = InStep()
-    """How several batches walk down the chain."""
     count: Count = staticmethod(silent)
     """A function that is told how far a measurement of this model has come."""
     progress = ""
@@ -55,43 +48,7 @@ class MergedModel:
 
     def close(self) -> None:
         """Leave the cluster of a pipeline; the model cannot be used any more."""
-        if isinstance(self.blocks, PlacedBlocks):
-            self.blocks.close()
-
-    @property
-    def computes_on(self) -> torch.device:
-        """Device that the blocks compute on, of a pipeline that of its processes."""
-        return self.blocks.computes_on if isinstance(self.blocks, PlacedBlocks) else self.device
-
-    def expect(self, largest: int) -> None:
-        """Batches of up to so many samples come, not always the largest first."""
-        if isinstance(self.blocks, PlacedBlocks):
-            self.blocks.expect(largest)
-
-    def apply(self, speed: Speed) -> None:
-        """Let the blocks predict at this speed from now on."""
-        if isinstance(self.blocks, PlacedBlocks):
-            self.blocks.begin(speed)
-            return
-        for block in self.shells:
-            speed.apply(block)
-
-    @property
-    def shells(self) -> Sequence[BlockModel]:
-        """The modules of the blocks, for what needs no weights: one that is not in memory has none."""
-        return self.blocks.shells if isinstance(self.blocks, ResidentBlocks | PlacedBlocks) else self.blocks
-
-    @property
-    def all_here(self) -> bool:
-        """Whether all blocks are in the memory of this process, and stay there."""
-        return not isinstance(self.blocks, ResidentBlocks | PlacedBlocks)
-
-    @property
-    def resident(self) -> str:
-        """Which blocks are in memory and what that cost, for people."""
-        if isinstance(self.blocks, ResidentBlocks | PlacedBlocks):
-            return self.blocks.told()
-        return "its one block in memory" if len(self.blocks) == 1 else f"all {len(self.blocks)} blocks in memory"
+        self.blocks.close()
 
     def groups(self, batches: Sequence[T], each: int) -> list[Sequence[T]]:
         """Batches that walk down the chain side by side, so that a block is read once for all of a group.
@@ -102,14 +59,14 @@ class MergedModel:
             batches: the batches, or what they are made from.
             each: bytes that a batch holds while it waits.
         """
-        self.expect(max(map(len, batches), default=0))  # type: ignore[arg-type]
-        size = 1 if self.all_here else max(1, WAITING // max(1, each))
+        self.blocks.expect(max(map(len, batches), default=0))  # type: ignore[arg-type]
+        size = 1 if self.blocks.all_here else max(1, WAITING // max(1, each))
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 
     def side_by_side(self, walks: Sequence[Iterator[T]]) -> list[list[T]]:
         """What each walk gives."""
         along: list[list[T]] = [[] for _ in walks]
-        self.walks.run(walks, lambda number, given: along[number].append(given))
+        self.blocks.walks.run(walks, lambda number, given: along[number].append(given))
         return along
 
     def evaluations(self, batch: Batch, draws: Draws, steps_per_block: int = 1, rotate: int = 0) -> list[Evaluation]:
@@ -156,8 +113,7 @@ class MergedModel:
 
     def example(self, batch: Batch) -> Example:
         """A batch in the terms of the method, as every block reads it."""
-        reader = self.blocks.reader if isinstance(self.blocks, ResidentBlocks) else self.blocks[0]
-        return reader.example(batch)
+        return self.blocks.reader.example(batch)
 
     def denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """(block, noisy, level) -> (output, denoised) of that block on this context (N, ...).

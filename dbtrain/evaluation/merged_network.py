@@ -54,7 +54,7 @@ class MergedNetwork(nn.Module):
     def __init__(self, merged: MergedModel) -> None:
         super().__init__()
         self._merged = merged
-        self.blocks = nn.ModuleList(merged.blocks)
+        self.blocks = nn.ModuleList(merged.blocks.shells)
         self.sampling: Sampling | None = None
         """How samples are drawn; None for a model that draws none."""
         if merged.blocks[0].samples:

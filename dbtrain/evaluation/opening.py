@@ -1,6 +1,6 @@
 """Opening a merged model, of a directory or a run, with its blocks where the configuration wants them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -10,13 +10,13 @@ import torch
 
 from dbtrain.config import Config
 from dbtrain.config.evaluation import Resident
+from dbtrain.evaluation.blocks import Blocks
 from dbtrain.evaluation.loading import all_blocks, merged_plan
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.evaluation.pipeline.blocks import PlacedBlocks
 from dbtrain.evaluation.pipeline.places import OpenHosts
 from dbtrain.evaluation.residency import Residency, ResidentBlocks, choose
 from dbtrain.evaluation.transfer import transfer_to
-from dbtrain.method.interface import BlockModel
 from dbtrain.run.newest import newest_model
 from dbtrain.run.plan import RunPlan, read_plan
 from dbtrain.run.run import Run
@@ -41,7 +41,7 @@ def read_merged_model(
             asked for.
     """
     run_plan = run_plan or merged_plan(merged)
-    blocks: Sequence[BlockModel]
+    blocks: Blocks
     if residency == "all":
         blocks = all_blocks(run_plan, merged.block, device, merged.where)
     else:

@@ -87,8 +87,8 @@ def _measured(
     config, data = model.run_plan.config, model.run_plan.data()
     name, metric = metric_of(config)
     splits = {"validation": data.validation, "test": data.test}
-    speed = Speed.of(config, model.computes_on, config.evaluation.samples if metric.draws else 0)
-    model.apply(speed)
+    speed = Speed.of(config, model.blocks.computes_on, config.evaluation.samples if metric.draws else 0)
+    model.blocks.apply(speed)
     watch.lap("reading")
     if metric.draws:
         tell(
@@ -98,7 +98,7 @@ def _measured(
     measure, depends_on = metric.begin(model, data, config.evaluation)
     watch.lap("preparing")
     scores = {split: measure(samples) for split, samples in splits.items()}
-    resident = model.resident  # a pipeline tells here how long it compiled
+    resident = model.blocks.told()  # a pipeline tells here how long it compiled
     tell(f"took {watch.line('measuring', speed)}, {resident}")
     sizes = {split: len(samples) for split, samples in splits.items()}
     record: dict[str, Any] = {"metric": name, "better": metric.better, "scores": scores, "sizes": sizes}

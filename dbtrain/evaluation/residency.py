@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from dbtrain.config.evaluation import Resident
 from dbtrain.evaluation.loading import LoadBlock, Where, check_shard, somewhere
+from dbtrain.evaluation.pipeline.walks import InStep, Walks
+from dbtrain.evaluation.speed import Speed
 from dbtrain.evaluation.transfer import Transfer, transfer_to
 from dbtrain.method.interface import BlockModel
 from dbtrain.models.registry import architecture, own_architecture
@@ -77,6 +79,8 @@ class ResidentBlocks(Sequence[BlockModel]):
         ShardError: whenever a block is asked for whose tensors do not fit, or whatever `load` raises.
     """
 
+    all_here = False
+
     def __init__(
         self,
         run_plan: RunPlan,
@@ -86,6 +90,8 @@ class ResidentBlocks(Sequence[BlockModel]):
         ahead: bool = True,
         transfer: Transfer | None = None,
     ) -> None:
+        self.walks: Walks = InStep()
+        self.computes_on = device
         self._looks_ahead = ahead
         self._transfer = transfer or transfer_to(device)
         self._ours = own_architecture(run_plan.config.model.arch) is None
@@ -128,6 +134,17 @@ class ResidentBlocks(Sequence[BlockModel]):
         """A block that reads batches; a class that is not ours may need its weights for that."""
         reader: BlockModel = self.shells[0] if self._ours else self[0]
         return reader
+
+    def apply(self, speed: Speed) -> None:
+        """Let the blocks predict at this speed from now on."""
+        for shell in self.shells:
+            speed.apply(shell)
+
+    def expect(self, largest: int) -> None:
+        """Nothing is needed: the largest batch comes first."""
+
+    def close(self) -> None:
+        """Nothing is held that is not freed with the last reference."""
 
     def told(self) -> str:
         """What is in memory, and what it cost, for people."""

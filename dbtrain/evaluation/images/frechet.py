@@ -122,8 +122,8 @@ def _drawn(model: MergedModel, classes: Tensor, name: str, sampling: Sampling, s
     """Samples of these classes (N,), within the bounds that images of the data have."""
     run_plan = model.run_plan
     count = partial(model.count, f"levels of {len(classes):,} samples, {name}")
-    shape, walks = sample_shape(run_plan), model.walks
-    model.expect(min(size, len(classes)))
+    shape, walks = sample_shape(run_plan), model.blocks.walks
+    model.blocks.expect(min(size, len(classes)))
     samples = draw(run_plan, model.blocks.__getitem__, classes, shape, sampling, size, count, walks=walks)
     # pixels end at black and white; latents have no bounds
     return samples if "latent_scale" in run_plan.shape else samples.clamp(-1, 1)

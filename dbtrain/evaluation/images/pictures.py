@@ -110,7 +110,7 @@ def sample_run(
         watch.lap("starting")
         samples = draw(
             run_plan, model.blocks.__getitem__, told, sample_shape(run_plan), sampling, size, levels_done,
-            lambda evaluation: walk.append((evaluation.level, evaluation.block)), model.walks,
+            lambda evaluation: walk.append((evaluation.level, evaluation.block)), model.blocks.walks,
         ).cpu()  # fmt: skip
         tell(_told(model, watch, speed))
     drawn = _record(merged, run_plan, sampling, tuple(walk))
@@ -119,7 +119,7 @@ def sample_run(
 
 
 def _told(model: MergedModel, watch: Stopwatch, speed: Speed) -> str:
-    resident = model.resident  # first, as a pipeline tells here how long it compiled
+    resident = model.blocks.told()  # first, as a pipeline tells here how long it compiled
     return f"{watch.line('drawing', speed)}, {resident}"
 
 
@@ -140,9 +140,9 @@ def _opened(merged: MergedDirectory, device: torch.device, run_plan: RunPlan, ho
 def _fast(model: MergedModel, count: int) -> Speed:
     """Make the blocks ready to draw so many samples."""
     config = model.run_plan.config
-    speed = Speed.of(config, model.computes_on, count)
-    model.apply(speed)
-    model.expect(min(count, config.evaluation.batch_size))
+    speed = Speed.of(config, model.blocks.computes_on, count)
+    model.blocks.apply(speed)
+    model.blocks.expect(min(count, config.evaluation.batch_size))
     return speed
 
 

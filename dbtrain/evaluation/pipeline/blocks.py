@@ -19,6 +19,7 @@ from dbtrain.errors import PlacementError
 from dbtrain.evaluation.pipeline.placement import fastest, loads, most_speedup
 from dbtrain.evaluation.pipeline.places import Hosts, Place, Places
 from dbtrain.evaluation.pipeline.tensors import Packed, pack, unpack
+from dbtrain.evaluation.pipeline.walks import InFlight, Walks
 from dbtrain.evaluation.residency import Shell
 from dbtrain.evaluation.speed import Speed
 from dbtrain.method.interface import BlockModel, Example
@@ -68,6 +69,8 @@ class PlacedBlocks(Sequence[BlockModel]):
         PlacementError: the cluster has no room for a single process.
     """
 
+    all_here = False
+
     def __init__(self, run_plan: RunPlan, url: str, hosts: Hosts, device: torch.device) -> None:
         section = run_plan.config.evaluation
         self._device = device
@@ -80,8 +83,8 @@ class PlacedBlocks(Sequence[BlockModel]):
             )
         self._placed = fastest(self._loads, min(room, section.stages or room))
         self._places = Places(hosts, url, self._placed)
+        self.walks: Walks = InFlight(IN_FLIGHT * len(self._placed))
         self.computes_on = torch.device(hosts.device)
-        """Device of the processes."""
         self._unused: deque[tuple[Place, str]] = deque()
         """Caches that are not needed any more."""
         self._largest = 0
@@ -108,16 +111,16 @@ class PlacedBlocks(Sequence[BlockModel]):
         return self.shells[block]
 
     @property
-    def in_flight(self) -> int:
-        """Batches that are worth having in flight."""
-        return IN_FLIGHT * len(self._placed)
+    def reader(self) -> BlockModel:
+        """Any of them; one of a class that is not ours is asked where its weights are."""
+        return self.shells[0]
 
     def expect(self, largest: int) -> None:
         """Batches of up to so many samples come: whichever of them a process gets first, a compiled block
         computes all of them as if they were of that size."""
         self._largest = max(self._largest, largest)
 
-    def begin(self, speed: Speed) -> None:
+    def apply(self, speed: Speed) -> None:
         """Start all processes, whose blocks then predict at this speed.
 
         Raises:

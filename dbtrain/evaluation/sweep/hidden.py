@@ -152,7 +152,7 @@ class SweptRun:
     def _walk(self, batch: dict[str, Tensor], count: int) -> tuple[Floats, Floats]:
         """(states (n, layers, width), distributions (n, ..., outcomes)) of one batch along the chain."""
         seen: dict[int, Tensor] = {}
-        with _watched(self.model.shells, seen, -1 if self.text else 0):
+        with _watched(self.model.blocks.shells, seen, -1 if self.text else 0):
             evaluations = self.model.evaluations(batch, self.model.draws(torch.arange(count)))
         output = evaluations[-1].output.float().softmax(dim=-1)
         states = torch.stack([seen[layer - 1] for layer in self.layers], dim=1)

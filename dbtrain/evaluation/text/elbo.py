@@ -42,9 +42,9 @@ def elbo_bits(model: MergedModel, split: Split, section: EvaluationConfig) -> di
         positions = starts[number] + torch.arange(len(texts[number]))
         return float(block_nats(model, block, batch, positions, section.steps_per_block).sum())
 
-    model.expect(max(map(len, texts), default=0))
+    model.blocks.expect(max(map(len, texts), default=0))
     with torch.no_grad():
-        measured = model.walks.each(measure, work)
+        measured = model.blocks.walks.each(measure, work)
         for block, _ in counted(model.count, "batches of text read by a block", work):
             nats[block] += next(measured)
     shares = (nats / characters / math.log(2)).tolist()

@@ -48,7 +48,7 @@ class Generator:
         self.levels = chain_levels(model.run_plan, section.steps_per_block)
         # codes differ from level to level, so each level of the chain has its own cache; with one step a
         # block, that is one cache a block
-        self.caches = [_with_cache(model.shells[0]).new_cache() for _ in self.levels]
+        self.caches = [_with_cache(model.blocks.shells[0]).new_cache() for _ in self.levels]
 
     def probabilities(self, context: Tensor) -> Tensor:
         """p(next token) (N, V) after these T more tokens of context (N, T), by the readout of the section."""
@@ -71,7 +71,7 @@ class Generator:
     def _prior(self, context: Tensor) -> Tensor:
         """Codes (N, T, D) that the chain starts from; a position's noise follows from its number."""
         count, length = context.shape
-        dim = self.model.shells[0].get_buffer("codebook").shape[1]
+        dim = self.model.blocks.shells[0].get_buffer("codebook").shape[1]
         if self.section.start == "zero":
             return torch.zeros(count, length, dim, device=context.device)
         positions = range(self.caches[0].length, self.caches[0].length + length)
@@ -87,7 +87,7 @@ class Generator:
     def continue_from(self, prompt: Tensor, length: int, temperature: float) -> Tensor:
         """`length` more tokens (N, length) after prompts (N,
         P), P >= 0; at temperature 0 the likeliest each time."""
-        start_token = _with_cache(self.model.shells[0]).start_token
+        start_token = _with_cache(self.model.blocks.shells[0]).start_token
         start = torch.full((len(prompt), 1), start_token, device=prompt.device)
         context = torch.cat([start, prompt], dim=1)
         drawn: list[Tensor] = []
@@ -184,6 +184,6 @@ def generate_text(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with open_run(run, device, merged, partial(overridden, overrides=overrides), hosts) as model:
         text = continue_text(model, prompt, length, temperature, seed)
-        if not model.all_here:
-            tell(model.resident)
+        if not model.blocks.all_here:
+            tell(model.blocks.told())
     return text

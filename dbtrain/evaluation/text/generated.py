@@ -65,7 +65,7 @@ def _drawn(model: MergedModel, generate: Generate, size: int, count: int) -> lis
 
     texts: list[list[int]] = []
     model.count("texts written", 0, count)
-    for rows in model.walks.each(draw, range(0, count, size)):
+    for rows in model.blocks.walks.each(draw, range(0, count, size)):
         texts += rows
         model.count("texts written", len(texts), count)
     return texts

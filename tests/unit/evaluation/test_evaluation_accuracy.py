@@ -6,6 +6,7 @@ import torch
 
 from dbtrain.config import EvaluationConfig
 from dbtrain.evaluation.accuracy import accuracy
+from dbtrain.evaluation.blocks import AllBlocks
 from dbtrain.evaluation.merged_model import MergedModel
 from dbtrain.method.interface import Example
 from dbtrain.run.make_plan import design
@@ -45,7 +46,7 @@ def merged(make_config, digits, reads, high):
     ranges = ["noise.ranges=explicit", f"noise.edges=[{high},{high / 2},{high / 4},{high / 8}]"]
     model = MergedModel.__new__(MergedModel)
     model.run_plan, model.device = design(make_config(*ranges), digits, never), CPU
-    model.blocks = [reader(model.run_plan.codebook, reads)] * 3
+    model.blocks = AllBlocks([reader(model.run_plan.codebook, reads)] * 3, CPU)
     return model
 
 

@@ -9,7 +9,7 @@ from dbtrain.data.packed import TokenWindows
 from dbtrain.data.splits import LabelledImages
 from dbtrain.data.tokenizers import Letters
 from dbtrain.errors import ConfigError
-from dbtrain.evaluation.pipeline.walks import InStep
+from dbtrain.evaluation.blocks import AllBlocks
 from dbtrain.evaluation.text.elbo import block_nats, elbo_bits
 from dbtrain.method.interface import Example
 from dbtrain.method.levels import Uniform
@@ -59,11 +59,9 @@ def merged(blocks):
     )
     return SimpleNamespace(
         run_plan=run_plan,
-        blocks=[Twins()] * blocks,
+        blocks=AllBlocks([Twins()] * blocks, torch.device("cpu")),
         device=torch.device("cpu"),
         count=silent,
-        walks=InStep(),
-        expect=lambda largest: None,
     )
 
 

@@ -149,7 +149,7 @@ def test_precision_is_that_of_the_device_which_computes(run_of):  # noqa: F811
     hosts = ThreadHosts(1)
     hosts.device = "meta"
     with open_run(run_of("vit"), CPU, changed=changed, hosts=lambda config: hosts) as model:
-        assert model.device.type == "cpu" and model.computes_on.type == "meta"
+        assert model.device.type == "cpu" and model.blocks.computes_on.type == "meta"
 
 
 def changed(config):
@@ -164,7 +164,7 @@ def test_a_cache_that_is_not_needed_any_more_is_dropped(run_of):  # noqa: F811
 
 def test_a_command_without_a_cluster_keeps_the_blocks_here_and_a_full_cluster_says_so(run_of):  # noqa: F811
     run = run_of("vit")
-    assert open_run(run, CPU, changed=changed).resident == "all 2 blocks in memory"
+    assert open_run(run, CPU, changed=changed).blocks.told() == "all 2 blocks in memory"
     hosts = ThreadHosts(0)
     with pytest.raises(PlacementError, match="the cluster has no room for a process that holds blocks"):
         open_run(run, CPU, changed=changed, hosts=lambda config: hosts)

@@ -159,7 +159,7 @@ def test_two_blocks_are_in_memory_and_without_room_for_two_one(run_of, monkeypat
             model = read_merged_model(MergedDirectory(run.merged), CPU, "ahead" if ahead else "alone")
             for block in (0, 1, 0, 1, 0):
                 assert all(p.numel() for p in model.blocks[block].parameters())
-                assert not any(p.numel() for p in model.shells[1 - block].parameters())
+                assert not any(p.numel() for p in model.blocks.shells[1 - block].parameters())
                 while ahead and len(weights.held()) < 2 and model.blocks.reads != 2:  # then nothing is expected
                     time.sleep(0.001)
         assert max(weights.blocks_at_each_read) == most
