@@ -6,7 +6,7 @@ import torch
 
 from dbtrain.errors import ConfigError
 from dbtrain.evaluation.text.generate import GENERATORS
-from dbtrain.evaluation.text.generated import _draw, describe_judge, distinct, entropy, generated
+from dbtrain.evaluation.text.generated import _drawn, describe_judge, distinct, entropy, generated
 from dbtrain.evaluation.text.judge import Judge
 from dbtrain.evaluation.text.mauve import mauve, ngram_features
 from dbtrain.models.registry import architecture
@@ -105,9 +105,9 @@ def test_every_language_model_draws_texts_that_differ(configure, data, arch, ran
     config = configure(f"model.arch={arch}", *(["blocks=1"] if arch == "recurrent" else []), *changes)
     model = merged(config, data)
     generate = GENERATORS[architecture(arch).continues]
-    rows = _draw(model, generate, 3, 0)
+    rows = _drawn(model, generate, 3, 3)
     # a text is a function of its number, however many are drawn at a time
-    assert _draw(model, generate, 1, 2) == rows[2:]
+    assert _drawn(model, generate, 2, 3) == rows
     assert [len(row) for row in rows] == [24] * 3 and len({tuple(row) for row in rows}) == 3
     assert max(map(max, rows)) < 27
     assert 0 < generated(model, data.test, config.evaluation)["entropy"] < math.log2(24)
