@@ -27,6 +27,7 @@ from dbtrain.run.run import Run
 from dbtrain.shards.storage.store import Store
 from tests.own_network import fenced, write_files
 from tests.unit import small_runs
+from tests.unit.evaluation.test_evaluation_pipeline import ThreadHosts
 
 NET = "my_net:MyModel"
 BASE = {
@@ -337,4 +338,7 @@ def test_a_class_with_random_constants_that_reads_by_its_weights_is_used_block_a
     merge_and_verify(Run(store))
     monkeypatch.setattr(merged_model, "WAITING", 1)  # a batch at a time
     one, every = ["evaluation.batch_size=90", "evaluation.resident=one"], ["evaluation.batch_size=90"]
-    assert evaluate_run(Run(store), one)[1] == evaluate_run(Run(store), every)[1]
+    here = evaluate_run(Run(store), every)[1]
+    assert evaluate_run(Run(store), one)[1] == here
+    pipeline = [*every, "evaluation.resident=pipeline"]
+    assert evaluate_run(Run(store), pipeline, hosts=lambda config: ThreadHosts(3, mortal=2, last=2))[1] == here

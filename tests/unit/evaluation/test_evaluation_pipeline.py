@@ -48,15 +48,17 @@ class ThreadHosts:
     def __init__(self, room=2, mortal=0, last=1):
         self.free, self.mortal, self.last = room, mortal, last
         self.started, self.hosts, self.closed = [], [], False
+        self.making = threading.Lock()  # random numbers of PyTorch are those of the whole process
 
     def room(self):
         return self.free
 
     def start(self, make, *arguments):
-        self.started.append(arguments[1])
-        last = self.last if len(self.started) <= self.mortal else None
-        self.hosts.append(ThreadHost(make(*arguments), last))
-        return self.hosts[-1]
+        with self.making:
+            self.started.append(arguments[1])
+            last = self.last if len(self.started) <= self.mortal else None
+            self.hosts.append(ThreadHost(make(*arguments), last))
+            return self.hosts[-1]
 
     def close(self):
         self.closed = True
