@@ -80,9 +80,8 @@ class Journey:
         assert code == (1 if faults else 0), command.output()
 
     def end_of(self, block: int, step: int) -> dict[str, Any]:
-        kind = self.dice.choice(["term", "kill"])
-        # a worker makes 200 steps a second: warned shortly before its last one, it is done before it hears of it
-        return {"block": block, "step": step, "kind": kind if step < STEPS - 30 else "kill"}
+        kinds = ["term", "kill"] if step != STEPS - 1 else ["kill"]  # warned in its last step, it ends it and is done
+        return {"block": block, "step": step, "kind": self.dice.choice(kinds)}
 
     def carry(self, place: str, block: int) -> None:
         """Take a block to a place; before that goes right, something goes wrong."""
