@@ -25,10 +25,6 @@ class Blocks(Protocol):
     def shells(self) -> Sequence[BlockModel]:
         """Their modules, for what needs no weights: one that is not in memory has none."""
 
-    @property
-    def reader(self) -> BlockModel:
-        """A block that reads batches."""
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, block: Any) -> Any: ...
@@ -66,11 +62,6 @@ class AllBlocks(Sequence[BlockModel]):
 
     def __getitem__(self, block: Any) -> Any:
         return self.shells[block]
-
-    @property
-    def reader(self) -> BlockModel:
-        """Any of them."""
-        return self.shells[0]
 
     def apply(self, speed: Speed) -> None:
         """Let the blocks predict at this speed from now on."""

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dbtrain.evaluation.blocks import Blocks
 from dbtrain.method.draws import Draws, derive_seed
-from dbtrain.method.interface import Batch, Example
+from dbtrain.method.interface import Batch, BlockModel, Example
 from dbtrain.method.sampler import Denoise, Evaluation, chain
+from dbtrain.models.registry import own_architecture
 from dbtrain.run.plan import RunPlan
 from dbtrain.telemetry.counting import Count, silent
 
@@ -113,7 +114,10 @@ class MergedModel:
 
     def example(self, batch: Batch) -> Example:
         """A batch in the terms of the method, as every block reads it."""
-        return self.blocks.reader.example(batch)
+        # a class that is not ours may need its weights to read a batch
+        own = own_architecture(self.run_plan.config.model.arch) is not None
+        reader: BlockModel = self.blocks[0] if own else self.blocks.shells[0]
+        return reader.example(batch)
 
     def denoiser(self, context: Tensor, rotate: int = 0) -> Denoise:
         """(block, noisy, level) -> (output, denoised) of that block on this context (N, ...).

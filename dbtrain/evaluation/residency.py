@@ -94,7 +94,6 @@ class ResidentBlocks(Sequence[BlockModel]):
         self.computes_on = device
         self._looks_ahead = ahead
         self._transfer = transfer or transfer_to(device)
-        self._ours = own_architecture(run_plan.config.model.arch) is None
         units = [run_plan.scheme.sources(block)[-1] for block in range(run_plan.split.blocks)]
         self._units = units
         """Number of each block's last shard; blocks of the same shards are one model."""
@@ -128,12 +127,6 @@ class ResidentBlocks(Sequence[BlockModel]):
     def shells(self) -> list[BlockModel]:
         """The blocks' modules, for what needs no weights."""
         return [self._shells[unit].model for unit in self._units]
-
-    @property
-    def reader(self) -> BlockModel:
-        """A block that reads batches; a class that is not ours may need its weights for that."""
-        reader: BlockModel = self.shells[0] if self._ours else self[0]
-        return reader
 
     def apply(self, speed: Speed) -> None:
         """Let the blocks predict at this speed from now on."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from dbtrain.coordinator.ray.train_internals import reason
+from dbtrain.coordinator.ray.train_internals import ASK_AGAIN_S, answer, reason
 from dbtrain.errors import HostDiedError, PlacementError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ AT_ONCE = 2
 """Calls that a process works on at once: one computes while the answer of the other is sent."""
 START_S = 180.0
 """Time for a place and for the start of its process."""
-ASK_AGAIN_S = 1.0
 SETTLE_S = 10.0
 """Time until a cluster tells what it has."""
 CLOSED = "the pipeline was closed"
@@ -71,15 +70,12 @@ class RayHost:
 
     @staticmethod
     def _value(ask: Callable[[], Any]) -> Any:
-        while True:
-            try:
-                return ray.get(ask())
-            except RayTaskError as error:  # first, since Ray makes it a subclass of what the method raised
-                raise error.cause if isinstance(error.cause, Exception) else error from None
-            except ActorUnavailableError:
-                time.sleep(ASK_AGAIN_S)
-            except RayActorError as error:
-                raise HostDiedError(reason(error)) from None
+        try:
+            return answer(ask)
+        except RayTaskError as error:  # first, since Ray makes it a subclass of what the method raised
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except RayActorError as error:
+            raise HostDiedError(reason(error)) from None
 
 
 class RayHosts:

@@ -49,7 +49,7 @@ CONTROLLERS = {
 }
 """Environment of the process that has the controllers."""
 ASK_AGAIN_S = 1.0
-"""Pause after which a process of controllers that does not answer is asked again."""
+"""Pause after which a process that does not answer is asked again."""
 MOST_ATTEMPTS = 10_000
 """How many attempts one process controls at once; each has a thread there, made when it is needed."""
 LEAVE_S = 30.0
@@ -120,11 +120,16 @@ def _attached(actor: Any, name: str, wanted: dict[str, Any]) -> Any:
     Ray calls an actor unavailable whose process is frozen, or busy for long. Its workers train on, and it
     controls them again once it runs. If it is dead, Ray says so in the end.
     """
+    return answer(lambda: actor.run.remote(name, wanted))
+
+
+def answer(ask: Callable[[], Any]) -> Any:
+    """An actor's answer; one that does not answer, but is not dead, is asked again."""
     while True:
         try:
-            return ray.get(actor.run.remote(name, wanted))
+            return ray.get(ask())
         except ActorUnavailableError as error:
-            if isinstance(error, RayTaskError):
+            if isinstance(error, RayTaskError):  # of what it was asked, as Ray tells it
                 raise
             time.sleep(ASK_AGAIN_S)
 

@@ -110,11 +110,6 @@ class PlacedBlocks(Sequence[BlockModel]):
     def __getitem__(self, block: Any) -> Any:
         return self.shells[block]
 
-    @property
-    def reader(self) -> BlockModel:
-        """Any of them; one of a class that is not ours is asked where its weights are."""
-        return self.shells[0]
-
     def expect(self, largest: int) -> None:
         """Batches of up to so many samples come: whichever of them a process gets first, a compiled block
         computes all of them as if they were of that size."""
